@@ -1,0 +1,61 @@
+"""kqeq: kernel charge equilibration for computational chemistry.
+
+    model = kqeq.KQEq().fit(frames)
+    prediction = model.predict(atoms, total_charge=+1, external_field=(0, 0, 0.1))
+    atoms.calc = kqeq.KQEqCalculator(model, total_charge=+1)
+
+Names are loaded when they are first used, so that ``import kqeq`` stays fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from kqeq import datasets, errors
+    from kqeq.calculator import KQEqCalculator
+    from kqeq.charges import QEq
+    from kqeq.estimator import KQEq
+    from kqeq.kernels import SOAPKernel
+    from kqeq.potential import Prediction
+    from kqeq.storage import load_model as load
+
+_NAMES: dict[str, tuple[str, str | None]] = {
+    "KQEq": ("kqeq.estimator", "KQEq"),
+    "KQEqCalculator": ("kqeq.calculator", "KQEqCalculator"),
+    "Prediction": ("kqeq.potential", "Prediction"),
+    "QEq": ("kqeq.charges", "QEq"),
+    "SOAPKernel": ("kqeq.kernels", "SOAPKernel"),
+    "datasets": ("kqeq.datasets", None),
+    "errors": ("kqeq.errors", None),
+    "load": ("kqeq.storage", "load_model"),
+}
+
+__all__ = [
+    "KQEq",
+    "KQEqCalculator",
+    "Prediction",
+    "QEq",
+    "SOAPKernel",
+    "datasets",
+    "errors",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'kqeq' has no attribute {name!r}")
+    module, attribute = _NAMES[name]
+    value = import_module(module)
+    if attribute is not None:
+        value = getattr(value, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

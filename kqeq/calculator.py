@@ -1,0 +1,279 @@
+"""The ASE calculator: converts and maps, computes nothing.
+
+    atoms.calc = KQEqCalculator(model, total_charge=+1, external_field=(0, 0, 0.1))
+
+Charge and field come from the calculator or from ``atoms.info`` (``total_charge`` or ``charge``,
+``external_field``); two sources that disagree are an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ase import Atoms
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from kqeq.errors import InputError, UnsupportedError
+from kqeq.estimator import KQEq
+from kqeq.potential import Potential, Prediction, require_energy_model
+from kqeq.structures import check_charge, check_field, conditions, describe, read_structure
+from kqeq.typing import FloatArray
+
+_ENERGY_KINDS = ("energy", "free_energy", "forces", "stress")
+_CHARGE_KINDS = ("charges", "dipole")
+
+
+class PropertyUnavailableError(UnsupportedError, PropertyNotImplementedError):
+    """A property that this model, or this structure, does not have.
+
+    Also ASE's own exception for that case, so that generic ASE code (trajectory writers, for example) leaves the
+    property out instead of failing.
+    """
+
+
+class KQEqCalculator(Calculator):
+    """Energies, forces, stress, charges and dipoles of a fitted model, for ASE.
+
+    Parameters
+    ----------
+    model : KQEq
+        A fitted model.  The calculator keeps the parameters that the model has now; fitting the model again later
+        does not reach it.
+    total_charge : float, optional
+        Total charge in e.  ``None`` reads ``atoms.info["total_charge"]`` or ``atoms.info["charge"]``, or takes 0.
+    external_field : (3,) array-like, optional
+        External field in V/Å.  ``None`` reads ``atoms.info["external_field"]``, or takes none.
+
+    Attributes
+    ----------
+    total_charge, external_field
+        As above; may be changed at any time, also with :meth:`set`.
+    prediction : Prediction or None
+        All that the model said about the last structure, except the polarizability, which is not computed here.
+
+    Raises
+    ------
+    ModelNotFittedError
+        If the model is not fitted.
+    InputError
+        For something that is not a model, a charge or a field.
+
+    Notes
+    -----
+    ``energy`` includes the interaction with the field.  ``dipole`` (e·Å) is about the coordinate origin.  ``stress``
+    (eV/Å³, ASE's sign and Voigt order) exists for periodic structures only.  A property that the model or the
+    structure does not have raises :class:`PropertyUnavailableError`.
+
+    Forces of a charged system in a field sum to total_charge · external_field: hold its centre of mass
+    (:class:`ase.constraints.FixCom`) where it should not drift away.
+    """
+
+    implemented_properties: list[str] = [*_ENERGY_KINDS, *_CHARGE_KINDS]  # noqa: RUF012 (as in ASE)
+    default_parameters: dict[str, Any] = {"total_charge": None, "external_field": None}  # noqa: RUF012
+    ignored_changes: set[str] = {"initial_magmoms"}  # noqa: RUF012
+
+    def __init__(self, model: KQEq, *, total_charge: float | None = None, external_field: Any = None) -> None:
+        if not isinstance(model, KQEq):
+            raise InputError(
+                f"KQEqCalculator needs a fitted kqeq.KQEq model, got {type(model).__name__}; "
+                "load a model file with kqeq.load(path) first"
+            )
+        self._potential: Potential = model._fitted()
+        self._prediction: Prediction | None = None
+        self._conditions: tuple[float, FloatArray] | None = None
+        self._warned: set[float] = set()
+        super().__init__(total_charge=total_charge, external_field=external_field)  # type: ignore[no-untyped-call]
+
+    # ----------------------------------------------------------- conditions
+
+    @property
+    def total_charge(self) -> float | None:
+        """Total charge set on the calculator, e; ``None`` leaves it to ``atoms.info``."""
+        value: float | None = self.parameters["total_charge"]
+        return value
+
+    @total_charge.setter
+    def total_charge(self, value: float | None) -> None:
+        self.set(total_charge=value)
+
+    @property
+    def external_field(self) -> tuple[float, float, float] | None:
+        """Field set on the calculator, V/Å; ``None`` leaves it to ``atoms.info``."""
+        value: tuple[float, float, float] | None = self.parameters["external_field"]
+        return value
+
+    @external_field.setter
+    def external_field(self, value: Any) -> None:
+        self.set(external_field=value)
+
+    def set(self, **kwargs: Any) -> dict[str, Any]:
+        """Change ``total_charge`` or ``external_field``; forgets the results if that changes anything.
+
+        Returns
+        -------
+        dict
+            What changed.
+
+        Raises
+        ------
+        InputError
+            For other names, or values that are no charge or field.
+        """
+        checked: dict[str, Any] = {}
+        for name, value in kwargs.items():
+            if name not in self.default_parameters:
+                raise InputError(
+                    f"KQEqCalculator has no parameter {name!r}; expected {' or '.join(self.default_parameters)}"
+                )
+            if value is None:
+                checked[name] = None
+            elif name == "total_charge":
+                checked[name] = check_charge(value, "the calculator")
+            else:
+                # a tuple, so that the field cannot be changed behind the cache's back
+                checked[name] = tuple(check_field(value, "the calculator").tolist())
+        changed: dict[str, Any] = super().set(**checked)  # type: ignore[no-untyped-call]
+        if changed:
+            # the atoms stay: calc.get_property("energy") goes on with the structure it knows
+            self._forget()
+        return changed
+
+    def reset(self) -> None:
+        """Forget the last structure and its results."""
+        super().reset()  # type: ignore[no-untyped-call]
+        self._forget()
+
+    def _forget(self) -> None:
+        self.results = {}
+        self._prediction = None
+        self._conditions = None
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What changed since the last calculation, charge and field in ``atoms.info`` included.
+
+        Raises
+        ------
+        InputError
+            If two sources of the charge or of the field disagree.
+        """
+        changes: list[str] = super().check_state(atoms, tol=tol)  # type: ignore[no-untyped-call]
+        charge, field = self._read_conditions(atoms)
+        if self._conditions is None:
+            return changes or ["total_charge", "external_field"]
+        if charge != self._conditions[0]:
+            changes.append("total_charge")
+        if (field != self._conditions[1]).any():
+            changes.append("external_field")
+        return changes
+
+    def _read_conditions(self, atoms: Atoms) -> tuple[float, FloatArray]:
+        return conditions(atoms, total_charge=self.total_charge, external_field=self.external_field)
+
+    # ----------------------------------------------------------- calculation
+
+    @property
+    def prediction(self) -> Prediction | None:
+        """All that the model said about the last structure; ``None`` when there are no valid results."""
+        # ASE empties the results itself when the structure changes
+        return self._prediction if self.results else None
+
+    def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
+        """One property, from the cache if nothing changed; see :class:`ase.calculators.calculator.Calculator`.
+
+        Raises
+        ------
+        PropertyUnavailableError
+            For properties that the model does not have.
+        """
+        if atoms is None and self.atoms is None and name not in self.results:
+            raise InputError(
+                f"KQEqCalculator was asked for {name!r} without a structure; pass atoms, or attach the calculator "
+                "(atoms.calc = calculator) and ask the atoms"
+            )
+        return super().get_property(name, atoms, allow_calculation)  # type: ignore[no-untyped-call]
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """Predict what is asked for; energy, charges and dipole always come along.
+
+        Parameters
+        ----------
+        atoms : ase.Atoms, optional
+            The structure of the last calculation if none is given.
+        properties : sequence of str
+            Leaving forces and stress away saves most of the time.
+        system_changes : sequence of str
+            Not used: everything follows from the structure.
+
+        Raises
+        ------
+        InputError, UnsupportedError
+            As :meth:`kqeq.KQEq.predict`, and PropertyUnavailableError.
+        """
+        self._forget()
+        if atoms is not None:
+            self.atoms = atoms.copy()
+        if self.atoms is None:
+            raise InputError("KQEqCalculator.calculate() needs a structure; pass atoms")
+        for name in properties:
+            self._require(name)
+        structure = read_structure(
+            self.atoms, total_charge=self.total_charge, external_field=self.external_field
+        )
+        self._potential.check(structure, describe(self.atoms))
+        if structure.total_charge not in self._warned:  # not at every step of a trajectory
+            self._warned.add(structure.total_charge)
+            self._potential.warn_if_undetermined(structure)
+
+        wanted = ["energy"]
+        if "forces" in properties or "stress" in properties:
+            # both come out of the same derivatives
+            wanted += ["forces", "stress"] if structure.periodic else ["forces"]
+        prediction = self._potential.predict(structure, wanted)
+
+        results: dict[str, Any] = {}
+        if self._potential.has_energy:
+            results["energy"] = results["free_energy"] = prediction.energy
+            results["forces"] = prediction.forces
+            if prediction.stress is not None:
+                results["stress"] = full_3x3_to_voigt_6_stress(prediction.stress)
+        results["charges"] = prediction.charges
+        results["dipole"] = prediction.dipole
+        self.results = {name: value for name, value in results.items() if value is not None}
+        self._prediction = prediction
+        self._conditions = (structure.total_charge, structure.external_field)
+        for name in properties:
+            if name not in self.results:
+                raise PropertyUnavailableError(
+                    f"{describe(self.atoms)} (pbc={self.atoms.pbc.tolist()}) has no {name}: stress needs a cell with "
+                    "a volume and a periodic direction, a dipole a structure whose dipole is defined"
+                )
+
+    def _require(self, name: str) -> None:
+        """Refuse properties that the model cannot have for any structure."""
+        if name not in self.implemented_properties:
+            raise PropertyUnavailableError(
+                f"KQEqCalculator has no property {name!r}; expected one of {', '.join(self.implemented_properties)}"
+            )
+        if name in _ENERGY_KINDS:
+            try:
+                require_energy_model(self._potential)
+            except UnsupportedError as error:
+                raise PropertyUnavailableError(str(error)) from None
+        if name in _CHARGE_KINDS and self._potential.charges is None:
+            raise PropertyUnavailableError(
+                f"the model has no charges, so it has no {name}; fit with charges=kqeq.QEq()"
+            )
+        if name == "stress" and self.atoms is not None and not self.atoms.pbc.any():
+            raise PropertyUnavailableError(
+                f"{describe(self.atoms)} is not periodic and has no stress; set atoms.cell and atoms.pbc"
+            )
+
+
+__all__ = ["KQEqCalculator", "PropertyUnavailableError"]

@@ -1,0 +1,34 @@
+"""Charge models by name, for configuration files and model files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kqeq.charges.base import ChargeModel
+from kqeq.charges.qeq import QEq
+from kqeq.errors import InputError
+
+_MODELS: dict[str, type[Any]] = {"QEq": QEq}
+
+
+def charge_model_from_dict(data: Mapping[str, Any]) -> ChargeModel:
+    """Build a charge model from what its ``to_dict`` returned, or from a configuration table.
+
+    Raises
+    ------
+    InputError
+        For an unknown model or unknown parameters.
+    """
+    options = dict(data)
+    name = options.pop("model", "QEq")
+    if name not in _MODELS:
+        raise InputError(f"unknown charge model {name!r}; expected one of {', '.join(sorted(_MODELS))}")
+    try:
+        model: ChargeModel = _MODELS[name](**options)
+    except TypeError as error:
+        raise InputError(f"charge model {name}: {error}") from None
+    return model
+
+
+__all__ = ["charge_model_from_dict"]

@@ -1,0 +1,379 @@
+"""The command line: ``kqeq fit | evaluate | predict | optimize | demo``.
+
+Exit codes: 0 success, 1 an optimisation that did not converge, 2 unusable input, 130 interrupted.  The heavy modules
+are imported inside the commands, so that ``kqeq --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from kqeq import __version__
+from kqeq.errors import InputError, KQEqError, KQEqWarning
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from kqeq.potential import Potential, Prediction
+
+OK, NOT_CONVERGED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+_FRAMES = "extended XYZ or any other file that ASE reads; FILE@:10 takes the first ten frames"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of every command."""
+    parser = argparse.ArgumentParser(
+        prog="kqeq",
+        description="Kernel charge equilibration: charges, fields, energies and forces from little data.",
+        epilog="Units: eV, Å, e, V/Å, e·Å.",
+    )
+    parser.add_argument("--version", action="version", version=f"kqeq {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    fit = commands.add_parser(
+        "fit", help="fit a model to labelled frames", description="Fit a model to labelled frames."
+    )
+    fit.add_argument("train", nargs="+", metavar="TRAIN.xyz", help=_FRAMES)
+    fit.add_argument("-o", "--output", required=True, metavar="MODEL", help="model file to write (*.kqeq)")
+    fit.add_argument("--config", metavar="FILE.toml", help="settings; defaults and all labels found without")
+    fit.add_argument("--validation", metavar="FRAMES", help="evaluate the fitted model on these frames")
+    fit.set_defaults(run=_fit)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="compare a model with labelled frames",
+        description="Print the errors of a model on labelled frames.",
+    )
+    evaluate.add_argument("model", metavar="MODEL", help="model file")
+    evaluate.add_argument("frames", nargs="+", metavar="FRAMES", help=_FRAMES)
+    evaluate.add_argument("--json", metavar="FILE", help="also write the errors as JSON")
+    evaluate.set_defaults(run=_evaluate)
+
+    predict = commands.add_parser(
+        "predict",
+        help="predict frames and write them with the results",
+        description="Predict frames; charge and field are taken from each frame. Labels that are in the way of "
+        "predictions are kept under REF_ names.",
+    )
+    predict.add_argument("model", metavar="MODEL", help="model file")
+    predict.add_argument("frames", metavar="FRAMES", help=_FRAMES)
+    predict.add_argument("-o", "--output", required=True, metavar="OUT.xyz", help="extended XYZ to write")
+    predict.set_defaults(run=_predict)
+
+    optimize = commands.add_parser(
+        "optimize",
+        help="optimise a geometry, also charged and in a field",
+        description="Optimise a geometry. A charged molecule in a field feels a net force; its centre of mass is held.",
+    )
+    optimize.add_argument("model", metavar="MODEL", help="model file")
+    optimize.add_argument(
+        "structure", metavar="IN.xyz", help="file with one structure; FILE@-1 takes the last"
+    )
+    optimize.add_argument("-o", "--output", required=True, metavar="OUT.xyz", help="extended XYZ to write")
+    optimize.add_argument(
+        "--charge", type=float, metavar="Q", help="total charge, e (default: the file's, or 0)"
+    )
+    optimize.add_argument(
+        "--field",
+        type=float,
+        nargs=3,
+        metavar=("FX", "FY", "FZ"),
+        help="field, V/Å (default: the file's, or none)",
+    )
+    optimize.add_argument(
+        "--fmax", type=float, default=0.01, metavar="F", help="largest force, eV/Å (%(default)s)"
+    )
+    optimize.set_defaults(run=_optimize)
+
+    demo = commands.add_parser(
+        "demo",
+        help="the whole story on packaged data",
+        description="Fit, test, probe and optimise on packaged data; writes kqeq-demo.png and kqeq-demo.kqeq here.",
+    )
+    demo.add_argument("--json", metavar="FILE", help="also write the numbers as JSON")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    arguments = build_parser().parse_args(_plain_numbers(sys.argv[1:] if argv is None else argv))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without Å must not end a fit
+    try:
+        with _plain_warnings():
+            code: int = arguments.run(arguments)
+            sys.stdout.flush()
+    except KQEqError as error:
+        print(f"kqeq: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("kqeq: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # the reader of the output has gone (kqeq ... | head); keep Python from complaining at exit as well
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    return code
+
+
+# ------------------------------------------------------------------- commands
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    from kqeq.atomic_write import check_writable
+    from kqeq.config import load_config
+    from kqeq.estimator import KQEq
+
+    check_writable(arguments.output)
+    model = KQEq() if arguments.config is None else load_config(arguments.config)
+    frames = _read(arguments.train)
+    validation = [] if arguments.validation is None else _read([arguments.validation])
+    model.fit(frames)
+    print(model.fit_report_)
+    model.save(arguments.output)
+    print(f"model written to {arguments.output}")
+    if validation:
+        print(f"\nerrors on {arguments.validation} ({len(validation)} frames)")
+        print(model.evaluate(validation))
+    return OK
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from kqeq.atomic_write import check_writable
+    from kqeq.storage import load_model
+
+    if arguments.json is not None:
+        check_writable(arguments.json)
+    model = load_model(arguments.model)
+    evaluation = model.evaluate(_read(arguments.frames))
+    print(evaluation)
+    if arguments.json is not None:
+        write_json(arguments.json, evaluation.to_dict())
+    return OK
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from kqeq.atomic_write import check_writable
+    from kqeq.storage import load_model
+
+    check_writable(arguments.output)
+    model = load_model(arguments.model)
+    frames = _read([arguments.frames])
+    predictions = model.predict(frames)
+    results = [
+        with_results(atoms, prediction, model.potential_)
+        for atoms, prediction in zip(frames, predictions, strict=True)
+    ]
+    _write(arguments.output, results)
+    print(f"{len(results)} frames written to {arguments.output}")
+    return OK
+
+
+def _optimize(arguments: argparse.Namespace) -> int:
+    from kqeq.atomic_write import check_writable
+    from kqeq.optimise import optimise
+    from kqeq.storage import load_model
+
+    check_writable(arguments.output)
+    model = load_model(arguments.model)
+    frames = _read([arguments.structure])
+    if len(frames) != 1:
+        raise InputError(
+            f"{arguments.structure} holds {len(frames)} structures and one is optimised at a time; "
+            f"choose one, for example {arguments.structure}@-1 for the last"
+        )
+    print(f"{'step':>5} {'energy (eV)':>18} {'largest force (eV/Å)':>22}")
+    result = optimise(
+        frames[0],
+        model,
+        total_charge=arguments.charge,
+        external_field=arguments.field,
+        fmax=arguments.fmax,
+        observer=lambda step, energy, force: print(f"{step:5d} {energy:18.6f} {force:22.6f}", flush=True),
+    )
+    _write(arguments.output, [with_results(result.atoms, result.prediction, model.potential_)])
+    if result.held_centre_of_mass:
+        force = ", ".join(f"{component:g}" for component in result.net_force)
+        print(
+            f"the centre of mass was held: the field pulls on the total charge with the net force ({force}) eV/Å, "
+            "which would move the whole system for ever"
+        )
+    if result.converged:
+        print(f"converged after {result.steps} steps, written to {arguments.output}")
+        return OK
+    print(
+        f"kqeq: NOT CONVERGED after {result.steps} steps: the largest force is {result.max_force:.4g} eV/Å, asked for "
+        f"{arguments.fmax:g}; the last geometry was written to {arguments.output}, go on from there or raise --fmax",
+        file=sys.stderr,
+    )
+    return NOT_CONVERGED
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from kqeq.atomic_write import check_writable
+    from kqeq.demo import run
+
+    if arguments.json is not None:
+        check_writable(arguments.json)
+    numbers = run(Path.cwd())
+    if arguments.json is not None:
+        write_json(arguments.json, numbers)
+    return OK
+
+
+# ---------------------------------------------------------------------- files
+
+
+def _read(paths: Sequence[str]) -> list[Atoms]:
+    """Frames of all files, in order.
+
+    Raises
+    ------
+    InputError
+        Naming the file that is missing, empty or unreadable.
+    """
+    from ase.io import read
+
+    frames: list[Atoms] = []
+    for path in paths:
+        # ASE's own syntax for a choice of frames: FILE@slice
+        name = path if Path(path).exists() else path.rpartition("@")[0] or path
+        if not Path(name).exists():
+            raise InputError(f"there is no file {name}")
+        if Path(name).is_dir():
+            raise InputError(f"{name} is a folder; expected a file with structures")
+        if Path(name).stat().st_size == 0:
+            raise InputError(f"{name} is empty; expected a file with structures")
+        try:
+            found = read(path, index=":")
+        except Exception as error:  # ASE's many readers fail in as many ways
+            reason = str(error).strip() or type(error).__name__
+            raise InputError(f"cannot read structures from {path}: {reason}") from None
+        found = found if isinstance(found, list) else [found]
+        if not found:
+            raise InputError(f"{path} holds no structures")
+        frames += found
+    return frames
+
+
+def with_results(atoms: Atoms, prediction: Prediction, potential: Potential) -> Atoms:
+    """A copy of a frame that carries a prediction under ASE's names.
+
+    Energy, forces, stress, charges and dipole become the results of a single-point calculator; the parts of the
+    energy, polarizability, chemical potential, charge and field go to ``info``, electronegativities to ``arrays``.
+    Labels of those names that the frame had are kept as ``REF_...``.
+    """
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    results: dict[str, Any] = {}
+    info: dict[str, Any] = {
+        "total_charge": prediction.total_charge,
+        "external_field": prediction.external_field,
+    }
+    arrays: dict[str, Any] = {}
+    if potential.has_energy:
+        results.update(energy=prediction.energy, forces=prediction.forces, stress=prediction.stress)
+        info["energy_short_range"] = prediction.energy_short_range
+        info["energy_electrostatic"] = prediction.energy_electrostatic
+    if potential.charges is not None:
+        results.update(charges=prediction.charges, dipole=prediction.dipole)
+        info["polarizability"] = prediction.polarizability
+        info["chemical_potential"] = prediction.chemical_potential
+        arrays["electronegativity"] = prediction.electronegativity
+    results, info, arrays = (
+        {name: value for name, value in part.items() if value is not None} for part in (results, info, arrays)
+    )
+
+    copy: Atoms = atoms.copy()
+    stored = {} if atoms.calc is None else atoms.calc.results
+    for name in (*results, *info, *arrays):
+        if name in ("total_charge", "external_field"):
+            continue
+        for place in (copy.info, copy.arrays):
+            old = place.pop(name, None)
+            if old is None and name in stored and (place is copy.arrays) == (name in ("forces", "charges")):
+                old = stored[name]
+            if old is not None:
+                place.setdefault(f"REF_{name}", old)
+    copy.info.update(info)
+    for name, value in arrays.items():
+        copy.set_array(name, value)
+    copy.calc = SinglePointCalculator(copy, **results)
+    return copy
+
+
+def _write(path: str, frames: Sequence[Atoms]) -> None:
+    from ase.io import write
+
+    from kqeq.atomic_write import atomic_path
+
+    with atomic_path(path) as temporary:
+        write(temporary, list(frames), format="extxyz")
+
+
+def write_json(path: str, data: Any) -> None:
+    """Write plain data as JSON, atomically."""
+    from kqeq.atomic_write import atomic_path
+
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+# ------------------------------------------------------------------- terminal
+
+
+def _plain_numbers(arguments: Sequence[str]) -> list[str]:
+    """Rewrite -1e-3 as -0.001: argparse takes the former for an option."""
+    plain = []
+    for argument in arguments:
+        text = argument
+        if argument[:1] == "-" and "e" in argument.lower():
+            try:
+                text = format(Decimal(argument), "f")
+            except InvalidOperation:
+                text = argument
+        plain.append(text)
+    return plain
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show the package's own warnings as one line without source code."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, KQEqWarning):
+            print(f"kqeq: warning: {message}", file=sys.stderr)
+        else:
+            original(message, category, filename, lineno, file, line)
+
+    original = warnings.showwarning
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+__all__ = ["build_parser", "main", "with_results", "write_json"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""Threads for the compiled kernels, and the announcement of their first compilation.
+
+The kernels are ordinary compiled functions that release the interpreter lock and work on a range of
+centres; the ranges are handed to a pool of threads.  Every centre writes its own rows, so results do
+not depend on the number of threads.  (Numba's own parallel loops were avoided on purpose: they compile
+several times longer, and their OpenMP layer aborts processes that were forked.)
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import numpy as np
+
+from kqeq.errors import InputError
+from kqeq.typing import IntArray
+
+_override: ContextVar[int | None] = ContextVar("kqeq_threads", default=None)
+_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+_lock = threading.Lock()
+_worker = threading.local()
+
+
+def thread_count() -> int:
+    """Threads the kernels may use.
+
+    The innermost :func:`use_threads`, else ``NUMBA_NUM_THREADS`` or ``OMP_NUM_THREADS``, else the number
+    of processors this process may run on.
+    """
+    if getattr(_worker, "busy", False):
+        return 1  # a task of our own pool must not wait for others of the same pool
+    chosen = _override.get()
+    if chosen is not None:
+        return chosen
+    for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
+        value = os.environ.get(name, "")
+        if value.isdigit() and int(value) > 0:
+            return int(value)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def use_threads(count: int) -> Iterator[None]:
+    """Limit the kernels to ``count`` threads inside a ``with`` block (results do not change).
+
+    Raises
+    ------
+    InputError
+        If ``count`` is smaller than one.
+    """
+    if count < 1:
+        raise InputError(f"use_threads got {count!r}; expected at least one thread")
+    token = _override.set(int(count))
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def pool(threads: int) -> ThreadPoolExecutor:
+    """A shared pool of worker threads; a forked child gets its own."""
+    # threads do not survive a fork, so the process id is part of the key
+    key = (os.getpid(), threads)
+    with _lock:
+        if key not in _pools:
+            _pools[key] = ThreadPoolExecutor(
+                threads, thread_name_prefix="kqeq", initializer=setattr, initargs=(_worker, "busy", True)
+            )
+        return _pools[key]
+
+
+def ranges(work: IntArray, threads: int) -> list[tuple[int, int]]:
+    """Split items into consecutive ranges of about equal work, a few for each thread.
+
+    Parameters
+    ----------
+    work : (n + 1,) int array
+        Cumulative work before each item; ``work[0] == 0``.
+    """
+    n = len(work) - 1
+    parts = min(4 * threads, n)
+    targets = work[-1] * np.arange(1, parts) / parts
+    bounds = np.unique(np.concatenate([[0], np.searchsorted(work, targets), [n]]))
+    return [(int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+def run(task: Callable[[int, int], None], work: IntArray, smallest: int) -> None:
+    """Call ``task(first, last)`` over all items, in threads if the work is worth it.
+
+    Parameters
+    ----------
+    task : callable
+        Must release the interpreter lock and write only what belongs to its items.
+    work : (n + 1,) int array
+        Cumulative work before each item.
+    smallest : int
+        Total work below which threads cost more than they gain.
+    """
+    n = len(work) - 1
+    threads = thread_count()
+    if threads == 1 or n < 2 or work[-1] < smallest:
+        task(0, n)
+        return
+    futures = [pool(threads).submit(task, a, b) for a, b in ranges(work, threads)]
+    for future in futures:
+        future.result()
+
+
+@contextmanager
+def announced(what: str) -> Iterator[None]:
+    """Say once on stderr what is going on if the block takes more than a second."""
+    timer = threading.Timer(1.0, _announce, args=(what,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _announce(what: str) -> None:
+    print(f"kqeq: {what}", file=sys.stderr, flush=True)
+
+
+__all__ = ["announced", "ranges", "run", "thread_count", "use_threads"]

@@ -1,0 +1,66 @@
+"""Exceptions and warnings of the package.
+
+Every message names what was given, what was expected and the remedy.  All exceptions derive from
+:class:`KQEqError` and, where one fits, from the built-in exception that generic code would catch.
+"""
+
+import numpy as np
+
+
+class KQEqError(Exception):
+    """Base class of every error that this package raises on purpose."""
+
+
+class InputError(KQEqError, ValueError):
+    """An argument, a frame or a label that cannot be used as given."""
+
+
+class UnsupportedError(KQEqError, NotImplementedError):
+    """A meaningful request that this version, or this charge model, cannot answer."""
+
+
+class NotPositiveDefiniteError(KQEqError, np.linalg.LinAlgError):
+    """A matrix that has to be positive definite is not."""
+
+
+class ModelFileError(KQEqError, OSError):
+    """A model file that is truncated, foreign, damaged or from a newer version."""
+
+
+class ModelNotFittedError(KQEqError, ValueError, AttributeError):
+    """A model was asked to predict before it was fitted."""
+
+
+class KQEqWarning(UserWarning):
+    """Base class of every warning of this package."""
+
+
+class LabelWarning(KQEqWarning):
+    """Labels that can be used but look suspicious."""
+
+
+class UndeterminedWarning(KQEqWarning):
+    """A prediction that the training data do not determine."""
+
+
+class NumericsWarning(KQEqWarning):
+    """A computation that needed help, for example jitter on a kernel matrix."""
+
+
+class RepresentativesWarning(KQEqWarning):
+    """Fewer representative environments could be chosen than were asked for."""
+
+
+__all__ = [
+    "InputError",
+    "KQEqError",
+    "KQEqWarning",
+    "LabelWarning",
+    "ModelFileError",
+    "ModelNotFittedError",
+    "NotPositiveDefiniteError",
+    "NumericsWarning",
+    "RepresentativesWarning",
+    "UndeterminedWarning",
+    "UnsupportedError",
+]

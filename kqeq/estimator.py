@@ -1,0 +1,345 @@
+"""KQEq, the object users work with: settings in, fitted model out.
+
+Follows scikit-learn's conventions for estimators; the work is done by :mod:`kqeq.fitting` (fit) and
+:mod:`kqeq.potential` (predict).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from os import PathLike
+from typing import Any, overload
+
+import numpy as np
+from ase import Atoms
+from ase.data import atomic_numbers
+from sklearn.base import BaseEstimator
+
+from kqeq.baseline import resolve_baseline
+from kqeq.charges import QEq
+from kqeq.charges.base import ChargeModel
+from kqeq.errors import InputError, ModelNotFittedError
+from kqeq.fitting.fit import FitResult, fit_potential
+from kqeq.fitting.metrics import Evaluation, compare
+from kqeq.fitting.report import FitReport
+from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings
+from kqeq.kernels import SOAPKernel
+from kqeq.labels import LABEL_KINDS, LabelKeys, read_frames
+from kqeq.potential import Potential, Prediction, check_properties
+from kqeq.progress import track
+from kqeq.structures import as_frames, describe, read_structure
+
+_DEFAULT: Any = "default"
+"""Marks arguments that take the package's default (``None`` means: leave this part away)."""
+
+
+def default_electronegativity() -> SOAPKernel:
+    """Kernel settings of the electronegativity where none are given."""
+    return SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.4, zeta=2, n_representatives=200)
+
+
+def default_short_range() -> SOAPKernel:
+    """Kernel settings of the short-range energy where none are given."""
+    return SOAPKernel(r_cut=5.0, n_max=8, l_max=6, sigma=0.5, zeta=4, n_representatives=400)
+
+
+class KQEq(BaseEstimator):  # type: ignore[misc]
+    """Kernel charge-equilibration potential.
+
+    Parameters
+    ----------
+    electronegativity : SOAPKernel or None
+        Kernel of the electronegativities; ``None`` (with ``charges=None``) for a short-range potential alone.
+    short_range : SOAPKernel or None
+        Kernel of the short-range energy; ``None`` for charges alone.
+    charges : charge model or None
+        ``kqeq.QEq()`` by default.
+    baseline : None, "zbl" or ase.calculators.calculator.Calculator
+        Subtracted from energies, forces and stresses before the fit and added in prediction.
+    noise : dict, optional
+        Standard deviations that the fit tolerates: ``energy`` (eV/atom; an energy of N atoms gets √N times
+        this), ``forces`` (eV/Å), ``stress`` (eV/Å³), ``dipole`` (e·Å), ``charges`` (e).  Kinds that are not
+        named take the defaults.
+    targets : sequence of str, optional
+        Label kinds to fit.  ``None`` fits all that the frames carry, except partition charges, which are
+        fitted only on request (they do not reproduce dipoles).
+    charges_key : str, optional
+        Name of the array with partition charges, for example ``"hirshfeld"``.
+    label_prefix : str
+        Prefix of label names in ``atoms.info`` and ``atoms.arrays``, for example ``"REF_"``.
+    e0 : dict, optional
+        Energies of the elements by symbol, eV; fitted where ``None``.
+    max_iterations : int
+        Of the Gauss–Newton solver.
+
+    Attributes
+    ----------
+    potential_ : Potential
+        The fitted parameters.
+    fit_report_ : FitReport
+        Labels used and ignored, sizes, convergence; print it.
+    species_ : tuple of str
+        Elements the model knows.
+    """
+
+    def __init__(
+        self,
+        electronegativity: SOAPKernel | None = _DEFAULT,
+        short_range: SOAPKernel | None = _DEFAULT,
+        charges: ChargeModel | None = _DEFAULT,
+        baseline: Any = None,
+        noise: Mapping[str, float] | None = None,
+        targets: Sequence[str] | None = None,
+        charges_key: str | None = None,
+        label_prefix: str = "",
+        e0: Mapping[str, float] | None = None,
+        max_iterations: int = 30,
+    ) -> None:
+        # a default object of its own for every model, so that set_params never reaches another
+        self.electronegativity = (
+            default_electronegativity() if _is_default(electronegativity) else electronegativity
+        )
+        self.short_range = default_short_range() if _is_default(short_range) else short_range
+        self.charges = QEq() if _is_default(charges) else charges
+        self.baseline = baseline
+        self.noise = noise
+        self.targets = targets
+        self.charges_key = charges_key
+        self.label_prefix = label_prefix
+        self.e0 = e0
+        self.max_iterations = max_iterations
+
+    # ------------------------------------------------------------------ fit
+
+    def fit(
+        self,
+        frames: Any,
+        y: None = None,
+        *,
+        sample_weight: Sequence[float] | None = None,
+        targets: Sequence[str] | None = None,
+        charges_key: str | None = None,
+    ) -> KQEq:
+        """Fit to labelled frames.
+
+        Parameters
+        ----------
+        frames : ase.Atoms or sequence of ase.Atoms
+            Labels are taken from ``atoms.info``, ``atoms.arrays`` and the single-point results that ASE
+            attaches on reading; total charge and field from ``atoms.info["total_charge"]`` and
+            ``atoms.info["external_field"]``; an optional weight from ``atoms.info["weight"]``.
+        y : None
+            Ignored; the labels are in the frames.
+        sample_weight : sequence of float, optional
+            One weight per frame, multiplied with those in the frames.
+        targets, charges_key : optional
+            Override the arguments of the same name for this fit.
+
+        Returns
+        -------
+        KQEq
+            Itself.
+
+        Raises
+        ------
+        InputError
+            For settings, frames or labels that cannot be used; before any long work.
+        UnsupportedError
+            For structures that the charge model cannot treat.
+        """
+        targets = self.targets if targets is None else targets
+        charges_key = self.charges_key if charges_key is None else charges_key
+        settings = self._settings(targets)
+        keys = self._keys(charges_key)
+        pairs = list(read_frames(frames, keys, weights=sample_weight))
+        result = fit_potential(pairs, settings)
+        self._set_fitted(result.potential, result.report, charges_key)
+        self.result_: FitResult | None = result
+        return self
+
+    def _settings(self, targets: Sequence[str] | None) -> FitSettings:
+        if isinstance(targets, str):
+            targets = (targets,)
+        unknown = [kind for kind in {**(self.noise or {})} if kind not in DEFAULT_NOISE]
+        if unknown:
+            raise InputError(
+                f"noise names {', '.join(map(repr, unknown))}; expected some of {', '.join(DEFAULT_NOISE)}"
+            )
+        e0 = None
+        if self.e0 is not None:
+            bad = [symbol for symbol in self.e0 if symbol not in atomic_numbers]
+            if bad:
+                raise InputError(f"e0 names {bad}, which are no element symbols")
+            e0 = {atomic_numbers[symbol]: float(value) for symbol, value in self.e0.items()}
+        return FitSettings(
+            electronegativity=self.electronegativity,
+            short_range=self.short_range,
+            charges=self.charges,
+            baseline=resolve_baseline(self.baseline),
+            noise={**DEFAULT_NOISE, **(self.noise or {})},
+            targets=None if targets is None else tuple(targets),
+            e0=e0,
+            max_iterations=self.max_iterations,
+        )
+
+    def _keys(self, charges_key: str | None) -> LabelKeys:
+        return LabelKeys.prefixed(self.label_prefix, charges=charges_key)
+
+    def _set_fitted(self, potential: Potential, report: FitReport, charges_key: str | None) -> None:
+        from ase.data import chemical_symbols
+
+        self.potential_ = potential
+        self.fit_report_ = report
+        self.charges_key_ = charges_key
+        self.species_ = tuple(chemical_symbols[z] for z in potential.species)
+
+    def _fitted(self) -> Potential:
+        potential: Potential | None = getattr(self, "potential_", None)
+        if potential is None:
+            raise ModelNotFittedError(
+                "this KQEq model is not fitted yet; call model.fit(frames), or load one with kqeq.load(path)"
+            )
+        return potential
+
+    # -------------------------------------------------------------- predict
+
+    @overload
+    def predict(
+        self,
+        frames: Atoms,
+        *,
+        total_charge: float | None = ...,
+        external_field: Any = ...,
+        properties: Collection[str] | None = ...,
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self,
+        frames: Sequence[Atoms],
+        *,
+        total_charge: float | None = ...,
+        external_field: Any = ...,
+        properties: Collection[str] | None = ...,
+    ) -> list[Prediction]: ...
+
+    def predict(
+        self,
+        frames: Atoms | Sequence[Atoms],
+        *,
+        total_charge: float | None = None,
+        external_field: Any = None,
+        properties: Collection[str] | None = None,
+    ) -> Prediction | list[Prediction]:
+        """Predict energies, forces, charges, dipoles and responses.
+
+        Parameters
+        ----------
+        frames : ase.Atoms or sequence of ase.Atoms
+        total_charge : float, optional
+            e; any finite number.  Otherwise ``info["total_charge"]`` or ``info["charge"]`` of each frame, or 0.
+        external_field : (3,) array-like, optional
+            V/Å; otherwise ``info["external_field"]`` of each frame, or none.
+        properties : collection of str, optional
+            Some of ``energy, forces, stress, charges, dipole, polarizability``; leaving forces away saves most
+            of the time.  All by default.
+
+        Returns
+        -------
+        Prediction, or a list of them for a list of frames
+
+        Raises
+        ------
+        ModelNotFittedError, InputError, UnsupportedError
+        """
+        potential = self._fitted()
+        chosen = check_properties(properties)
+        single = isinstance(frames, Atoms)
+        atoms_list = as_frames(frames)
+        structures = []
+        for i, atoms in enumerate(atoms_list):
+            index = None if single else i
+            structure = read_structure(
+                atoms, total_charge=total_charge, external_field=external_field, index=index
+            )
+            potential.check(structure, describe(atoms, index))
+            structures.append(structure)
+        predictions = []
+        items = structures if len(structures) < 20 else track(structures, "predict")
+        for structure in items:
+            potential.warn_if_undetermined(structure)
+            predictions.append(potential.predict(structure, chosen))
+        return predictions[0] if single else predictions
+
+    # ------------------------------------------------------------- evaluate
+
+    def evaluate(self, frames: Any) -> Evaluation:
+        """Errors on labelled frames: RMSE and MAE of every quantity that frames and model share.
+
+        Parameters
+        ----------
+        frames : ase.Atoms or sequence of ase.Atoms
+
+        Returns
+        -------
+        Evaluation
+            A mapping from quantity to errors that prints as a table; ``to_dict()`` gives plain data.
+        """
+        potential = self._fitted()
+        pairs = list(read_frames(frames, self._keys(self.charges_key_)))
+        if not any(labels.kinds for _, labels in pairs):
+            raise InputError(
+                f"none of the {len(pairs)} frames carries a label; looked for {', '.join(LABEL_KINDS)} in atoms.info, "
+                f'atoms.arrays and single-point results (label_prefix="{self.label_prefix}")'
+            )
+        skipped = {}
+        if not potential.has_energy:
+            reason = "the model was fitted without energies and forces"
+            skipped = dict.fromkeys(("energy", "forces", "stress"), reason)
+        for i, (structure, _) in enumerate(pairs):
+            potential.check(structure, f"frame {i}")
+        triples = (
+            (structure, labels, potential.predict(structure, labels.kinds))
+            for structure, labels in track(pairs, "evaluate")
+        )
+        return compare(triples, skipped)
+
+    def score(self, frames: Any, y: None = None) -> float:
+        """Mean coefficient of determination over the labelled quantities; 1 is perfect.
+
+        Forces are measured against zero force, energies against the mean of their composition, everything else
+        against its mean.
+        """
+        evaluation = self.evaluate(frames)
+        if len(evaluation) == 0:
+            raise InputError("the frames carry no label that this model predicts")
+        return float(np.mean([errors.r2 for errors in evaluation.values()]))
+
+    # -------------------------------------------------------------- storage
+
+    def save(self, path: str | PathLike[str], *, posterior: bool = False) -> None:
+        """Write the fitted model to one file, atomically.
+
+        Parameters
+        ----------
+        path : path-like
+            By convention ``*.kqeq``.
+        posterior : bool
+            Also store the factor of the posterior covariance (P×P numbers), for uncertainties.
+
+        Raises
+        ------
+        ModelNotFittedError
+        ModelFileError
+            If the path cannot be written.
+        """
+        from kqeq.storage import save_model
+
+        save_model(self, path, posterior=posterior)
+
+
+def _is_default(value: Any) -> bool:
+    return isinstance(value, str) and value == _DEFAULT
+
+
+__all__ = ["KQEq", "default_electronegativity", "default_short_range"]

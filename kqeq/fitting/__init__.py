@@ -1,0 +1,1 @@
+"""From labelled structures to a potential: residual blocks, solver, driver."""

@@ -1,0 +1,170 @@
+"""Everything about a training frame that does not change while parameters do.
+
+Descriptors, kernel features and the factored charge problem are computed once and kept as long as they fit
+a memory budget; beyond it they are computed again in every iteration.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kqeq.charges.base import ChargeSystem
+from kqeq.descriptors.base import DescriptorState
+from kqeq.fitting.parameters import Parameters
+from kqeq.labels import Labels
+from kqeq.structures import Structure
+from kqeq.typing import FloatArray
+
+MEMORY_BUDGET = 4_000_000_000
+"""Bytes that cached features may take."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingFrame:
+    """A structure, the labels to fit (offsets and baseline subtracted) and its number.
+
+    Attributes
+    ----------
+    structure : Structure
+    labels : Labels
+    index : int
+        Number of the frame in what the user gave.
+    """
+
+    structure: Structure
+    labels: Labels
+    index: int
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether a label is a derivative with respect to positions or strain."""
+        return self.labels.forces is not None or self.labels.stress is not None
+
+
+@dataclass(frozen=True, eq=False)
+class FrameFeatures:
+    """Parameter-free quantities of one frame.
+
+    Attributes
+    ----------
+    chi : (N, p_χ + Z) array
+        ∂χ/∂u.
+    chi_state : DescriptorState
+        Descriptors of the electronegativities, for derivatives.
+    system : ChargeSystem
+    energy : (p_sr + Z,) array
+        ∂(E_sr + Σ e0)/∂u.
+    positions : (3N, p_sr + Z) array
+        Its derivative with respect to positions.
+    strain : (9, p_sr + Z) array
+        Its strain derivative.
+    """
+
+    chi: FloatArray | None
+    chi_state: DescriptorState | None
+    system: ChargeSystem | None
+    energy: FloatArray | None
+    positions: FloatArray | None
+    strain: FloatArray | None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that keeping this takes, approximately."""
+        return _nbytes(self.__dict__)
+
+
+def _nbytes(item: Any, depth: int = 0) -> int:
+    """Bytes in the arrays that an object holds, a few levels deep."""
+    if isinstance(item, np.ndarray):
+        return item.nbytes
+    if depth > 3:
+        return 0
+    if isinstance(item, dict):
+        return sum(_nbytes(value, depth + 1) for value in item.values())
+    if isinstance(item, (list, tuple)):
+        return sum(_nbytes(value, depth + 1) for value in item)
+    return _nbytes(vars(item), depth + 1) if hasattr(item, "__dict__") else sys.getsizeof(item)
+
+
+def compute_features(frame: TrainingFrame, parameters: Parameters) -> FrameFeatures:
+    """Evaluate descriptors, kernel features and the charge problem of one frame."""
+    structure = frame.structure
+    numbers = structure.numbers
+    gradients = frame.needs_gradients
+    states: dict[Any, DescriptorState] = {}
+    for part in (parameters.chi, parameters.energy):
+        if part is not None and part.feature_map is not None:
+            descriptor = part.feature_map.descriptor
+            if descriptor not in states:
+                states[descriptor] = descriptor.evaluate(structure, derivatives=gradients)
+
+    chi = chi_state = system = None
+    if parameters.chi is not None and parameters.charges is not None:
+        part = parameters.chi
+        chi = part.one_hot(numbers)
+        if part.feature_map is not None:
+            chi_state = states[part.feature_map.descriptor]
+            chi = np.hstack([part.delta * part.feature_map.features(chi_state, numbers), chi])
+        system = parameters.charges.bind(structure)
+
+    energy = positions = strain = None
+    if parameters.energy is not None:
+        part = parameters.energy
+        energy = part.one_hot(numbers).sum(axis=0)
+        if part.feature_map is not None:
+            state = states[part.feature_map.descriptor]
+            energy = np.concatenate(
+                [part.delta * part.feature_map.features(state, numbers).sum(axis=0), energy]
+            )
+        if gradients:
+            positions = np.zeros((3 * len(structure), part.size))
+            strain = np.zeros((9, part.size))
+            if part.feature_map is not None:
+                weights = np.full(len(structure), part.delta)
+                pulled = part.feature_map.feature_gradients(state, numbers, weights)
+                positions[:, : part.kernel_size] = pulled.positions
+                strain[:, : part.kernel_size] = pulled.strain
+    return FrameFeatures(chi, chi_state if gradients else None, system, energy, positions, strain)
+
+
+class FeatureStore:
+    """Features of all training frames, cached within a budget.
+
+    Parameters
+    ----------
+    frames : sequence of TrainingFrame
+    parameters : Parameters
+    budget : int
+        Bytes.
+    """
+
+    def __init__(
+        self, frames: Sequence[TrainingFrame], parameters: Parameters, budget: int = MEMORY_BUDGET
+    ) -> None:
+        self.frames = frames
+        self.parameters = parameters
+        self.budget = budget
+        self._cache: dict[int, FrameFeatures] = {}
+        self._used = 0
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def get(self, i: int) -> FrameFeatures:
+        """Features of the i-th frame."""
+        if i in self._cache:
+            return self._cache[i]
+        features = compute_features(self.frames[i], self.parameters)
+        size = features.nbytes
+        if self._used + size <= self.budget:
+            self._cache[i] = features
+            self._used += size
+        return features
+
+
+__all__ = ["MEMORY_BUDGET", "FeatureStore", "FrameFeatures", "TrainingFrame", "compute_features"]

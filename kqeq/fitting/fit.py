@@ -1,0 +1,228 @@
+"""Structures and labels to a potential."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from kqeq import elements
+from kqeq.errors import InputError, KQEqWarning
+from kqeq.fitting.blocks import LINEAR_KINDS, frame_rows
+from kqeq.fitting.features import FeatureStore, TrainingFrame
+from kqeq.fitting.parameters import Parameters
+from kqeq.fitting.report import FitReport
+from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings
+from kqeq.fitting.solver import Solution, minimise
+from kqeq.fitting.targets import choose_labels, energy_offsets, subtract_baseline
+from kqeq.kernels import FeatureMap, SOAPKernel
+from kqeq.labels import Labels
+from kqeq.potential import Potential, SiteModel
+from kqeq.progress import track
+from kqeq.representatives import build_feature_map
+from kqeq.structures import Structure
+from kqeq.typing import FloatArray
+
+CHI_DELTA = 2.0
+"""Default prior spread of the kernel part of the electronegativity, eV/e."""
+
+CHI_SPREAD = 5.0
+"""Prior spread of an element's electronegativity around its cited default, eV/e."""
+
+ENERGY_DELTA = 1.0
+"""Default prior spread of the short-range energy of an atom, eV."""
+
+ENERGY_SPREAD = 10.0
+"""Prior spread of an element's energy around its least-squares offset, eV."""
+
+
+@dataclass(frozen=True, eq=False)
+class FitResult:
+    """A potential, the report on how it came about, and the posterior.
+
+    Attributes
+    ----------
+    potential : Potential
+    report : FitReport
+    parameters : Parameters
+    solution : Solution
+    """
+
+    potential: Potential
+    report: FitReport
+    parameters: Parameters
+    solution: Solution
+
+
+class _Problem:
+    """The fit as the solver sees it."""
+
+    def __init__(self, store: FeatureStore, noise: Mapping[str, float], linear: bool) -> None:
+        self.store = store
+        self.noise = noise
+        self.size = store.parameters.size
+        self.linear = linear
+
+    def rows(self, u: FloatArray, *, jacobian: bool) -> Iterator[tuple[FloatArray, FloatArray | None]]:
+        for i in track(range(len(self.store)), "accumulate" if jacobian else "loss"):
+            yield frame_rows(
+                self.store.frames[i],
+                self.store.get(i),
+                self.store.parameters,
+                u,
+                self.noise,
+                jacobian=jacobian,
+            )
+
+
+def fit_potential(pairs: Sequence[tuple[Structure, Labels]], settings: FitSettings) -> FitResult:
+    """Fit a potential to validated frames.
+
+    Parameters
+    ----------
+    pairs : sequence of (Structure, Labels)
+    settings : FitSettings
+
+    Raises
+    ------
+    InputError
+        For settings or labels that cannot be used; raised before any long work.
+    UnsupportedError
+        For structures that the charge model cannot treat.
+    """
+    started = time.perf_counter()
+    check_settings(settings)
+    frames, used, ignored = choose_labels(pairs, settings)
+    if settings.charges is not None:
+        for frame in frames:
+            settings.charges.check(frame.structure)
+    structures = [frame.structure for frame in frames]
+    species = tuple(sorted({z for structure in structures for z in structure.species}))
+    has_energy = bool({"energy", "forces", "stress"} & used.keys())
+    notes: list[str] = []
+    if settings.short_range is not None and not has_energy:
+        notes.append("no energies, forces or stresses are fitted: the short-range part is left out")
+    short_range = settings.short_range if has_energy else None
+    if settings.charges is None and not has_energy:
+        raise InputError("a model without charges needs energies or forces, and no frame has any")
+
+    if settings.baseline is not None and has_energy:
+        frames = subtract_baseline(frames, settings.baseline)
+    parameters = _parameters(frames, structures, species, settings, short_range, has_energy)
+    noise = {**DEFAULT_NOISE, **settings.noise}
+    problem = _Problem(
+        FeatureStore(frames, parameters),
+        noise,
+        linear=used.keys() <= LINEAR_KINDS or settings.charges is None,
+    )
+    solution = minimise(problem, np.zeros(parameters.size), max_iterations=settings.max_iterations)
+    if not solution.converged:
+        warnings.warn(
+            f"the fit stopped after {len(solution.iterations)} iterations without converging (loss {solution.loss:.6g}); "
+            "print model.fit_report_ for the table, raise max_iterations, or raise the noise levels",
+            KQEqWarning,
+            stacklevel=3,
+        )
+    total_charges = tuple(sorted({round(s.total_charge, 6) for s in structures}))
+    potential = _potential(parameters, solution.u, settings, total_charges, has_energy)
+    counts = {
+        name: {chemical_symbols[z]: rows.shape[0] for z, rows in part.feature_map.representatives.items()}
+        for name, part in (("electronegativity", parameters.chi), ("short-range", parameters.energy))
+        if part is not None and part.feature_map is not None
+    }
+    report = FitReport(
+        n_frames=len(frames),
+        n_atoms=sum(len(s) for s in structures),
+        n_parameters=parameters.size,
+        n_residuals=solution.n_residuals,
+        used=used,
+        ignored=ignored,
+        representatives=counts,
+        iterations=solution.iterations,
+        converged=solution.converged,
+        loss=solution.loss,
+        seconds=time.perf_counter() - started,
+        notes=tuple(notes),
+    )
+    return FitResult(potential, report, parameters, solution)
+
+
+def _parameters(
+    frames: Sequence[TrainingFrame],
+    structures: Sequence[Structure],
+    species: tuple[int, ...],
+    settings: FitSettings,
+    short_range: SOAPKernel | None,
+    has_energy: bool,
+) -> Parameters:
+    """Choose representatives and lay the parameters out."""
+
+    def build(kernel: SOAPKernel | None, role: str) -> FeatureMap | None:
+        if kernel is None:
+            return None
+        return build_feature_map(
+            kernel,
+            structures,
+            species,
+            progress=lambda items: track(items, f"{role} environments"),
+            role=role,
+        )
+
+    chi_kernel, numbers = settings.electronegativity, np.array(species)
+    chi_defaults = (
+        elements.electronegativity(numbers) if settings.charges is not None else np.zeros(len(species))
+    )
+    return Parameters.build(
+        species,
+        charges=settings.charges,
+        chi_map=build(chi_kernel, "electronegativity"),
+        chi_delta=CHI_DELTA if chi_kernel is None or chi_kernel.delta is None else float(chi_kernel.delta),
+        chi_mean=dict(zip(species, map(float, chi_defaults), strict=True)),
+        chi_spread=CHI_SPREAD,
+        energy_map=build(short_range, "short-range"),
+        energy_delta=(
+            ENERGY_DELTA if short_range is None or short_range.delta is None else float(short_range.delta)
+        ),
+        energy_mean=energy_offsets(frames, species, settings.e0) if has_energy else None,
+        energy_spread=0.0 if settings.e0 is not None else ENERGY_SPREAD,
+    )
+
+
+def _potential(
+    parameters: Parameters,
+    u: FloatArray,
+    settings: FitSettings,
+    training_charges: tuple[float, ...],
+    has_energy: bool,
+) -> Potential:
+    """Freeze parameters into a potential."""
+    chi, energy = parameters.chi, parameters.energy
+    species = parameters.species
+    electronegativity = short_range = None
+    if chi is not None and chi.feature_map is not None:
+        electronegativity = SiteModel(
+            chi.feature_map, chi.feature_map.coefficients(chi.kernel_weights(u)), chi.offsets(u)
+        )
+    if energy is not None and energy.feature_map is not None:
+        short_range = SiteModel(
+            energy.feature_map,
+            energy.feature_map.coefficients(energy.kernel_weights(u)),
+            dict.fromkeys(species, 0.0),
+        )
+    return Potential(
+        species=species,
+        energy_offsets=energy.offsets(u) if energy is not None else dict.fromkeys(species, 0.0),
+        electronegativity=electronegativity,
+        charges=settings.charges,
+        short_range=short_range,
+        baseline=settings.baseline if has_energy else None,
+        training_charges=training_charges,
+        has_energy=has_energy,
+    )
+
+
+__all__ = ["FitResult", "fit_potential"]

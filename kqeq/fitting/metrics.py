@@ -1,0 +1,163 @@
+"""How far predictions are from labels: errors by quantity, as a table and as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kqeq.labels import Labels
+from kqeq.potential import Prediction
+from kqeq.structures import Structure
+from kqeq.typing import FloatArray
+
+UNITS: Mapping[str, str] = {
+    "energy": "eV/atom",
+    "forces": "eV/Å",
+    "stress": "eV/Å³",
+    "dipole": "e·Å",
+    "charges": "e",
+    "polarizability": "e²·Å²/eV",
+}
+"""Units in which errors are reported."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors of one quantity.
+
+    Attributes
+    ----------
+    rmse, mae : float
+        Over components (energies: per atom).
+    unit : str
+    n : int
+        Number of components compared.
+    r2 : float
+        Coefficient of determination; forces are compared with zero force, everything else with its mean
+        (energies with the mean per atom of each composition).
+    mae_norm : float or None
+        Mean absolute error of the norm of the vector (dipoles only).
+    """
+
+    rmse: float
+    mae: float
+    unit: str
+    n: int
+    r2: float
+    mae_norm: float | None = None
+
+
+class Evaluation(Mapping[str, Errors]):
+    """Errors by quantity; prints as a table.
+
+    Parameters
+    ----------
+    errors : mapping of str to Errors
+    skipped : mapping of str to str
+        Labels that were not compared, with the reason.
+    """
+
+    def __init__(self, errors: Mapping[str, Errors], skipped: Mapping[str, str]) -> None:
+        self._errors = dict(errors)
+        self.skipped = dict(skipped)
+
+    def __getitem__(self, key: str) -> Errors:
+        return self._errors[key]
+
+    def __iter__(self) -> Any:
+        return iter(self._errors)
+
+    def __len__(self) -> int:
+        return len(self._errors)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain data: ``{"energy": {"rmse": …, "mae": …, "unit": "eV/atom", "n": …}, …}``."""
+        result = {}
+        for kind, error in self._errors.items():
+            row = {"rmse": error.rmse, "mae": error.mae, "unit": error.unit, "n": error.n}
+            if error.mae_norm is not None:
+                row["mae_norm"] = error.mae_norm
+            result[kind] = row
+        return result
+
+    def __str__(self) -> str:
+        lines = [f"{'quantity':<16}{'RMSE':>12}{'MAE':>12}  {'unit':<12}{'n':>8}"]
+        for kind, error in self._errors.items():
+            lines.append(f"{kind:<16}{error.rmse:12.5f}{error.mae:12.5f}  {error.unit:<12}{error.n:8d}")
+            if error.mae_norm is not None:
+                lines.append(f"{'  |' + kind + '|':<16}{'':12}{error.mae_norm:12.5f}  {error.unit:<12}")
+        lines += [f"not compared: {kind} ({reason})" for kind, reason in self.skipped.items()]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"Evaluation({', '.join(f'{k}: rmse {e.rmse:.4g} {e.unit}' for k, e in self._errors.items())})"
+
+
+def compare(items: Iterable[tuple[Structure, Labels, Prediction]], skipped: Mapping[str, str]) -> Evaluation:
+    """Compare predictions with labels.
+
+    Parameters
+    ----------
+    items : iterable of (Structure, Labels, Prediction)
+    skipped : mapping of str to str
+        Label kinds that must not be compared, with the reason.
+    """
+    reference: dict[str, list[FloatArray]] = {}
+    predicted: dict[str, list[FloatArray]] = {}
+    compositions: list[tuple[tuple[int, int], ...]] = []
+    left_out = dict(skipped)
+    present: set[str] = set()
+    for structure, labels, prediction in items:
+        for kind in labels.kinds:
+            present.add(kind)
+            if kind in skipped:
+                continue
+            value = getattr(prediction, kind)
+            if value is None:
+                left_out[kind] = "the model does not predict it for these structures"
+                continue
+            scale = 1.0 / len(structure) if kind == "energy" else 1.0
+            if kind == "energy":
+                numbers, counts = np.unique(structure.numbers, return_counts=True)
+                compositions.append(tuple(zip(numbers.tolist(), counts.tolist(), strict=True)))
+            reference.setdefault(kind, []).append(scale * np.ravel(getattr(labels, kind)))
+            predicted.setdefault(kind, []).append(scale * np.ravel(value))
+    errors = {}
+    for kind, unit in UNITS.items():
+        if kind not in reference:
+            continue
+        y, p = np.concatenate(reference[kind]), np.concatenate(predicted[kind])
+        norms = None
+        if kind == "dipole":
+            size = [np.linalg.norm(np.reshape(v, (-1, 3)), axis=1) for v in (y, p)]
+            norms = float(np.mean(np.abs(size[1] - size[0])))
+        errors[kind] = Errors(
+            rmse=float(np.sqrt(np.mean((p - y) ** 2))),
+            mae=float(np.mean(np.abs(p - y))),
+            unit=unit,
+            n=len(y),
+            r2=_r2(y, p, kind, compositions),
+            mae_norm=norms,
+        )
+    return Evaluation(errors, {k: v for k, v in left_out.items() if k in present})
+
+
+def _r2(y: FloatArray, p: FloatArray, kind: str, compositions: list[tuple[tuple[int, int], ...]]) -> float:
+    reference = np.zeros_like(y)
+    if kind == "energy":
+        for composition in set(compositions):
+            same = np.array([c == composition for c in compositions])
+            reference[same] = y[same].mean()
+    elif kind != "forces":
+        reference[:] = y.mean()
+    spread = float(np.sum((y - reference) ** 2))
+    error = float(np.sum((p - y) ** 2))
+    if spread == 0.0:
+        return 1.0 if error == 0.0 else 0.0
+    return 1.0 - error / spread
+
+
+__all__ = ["UNITS", "Errors", "Evaluation", "compare"]

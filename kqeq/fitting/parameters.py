@@ -1,0 +1,131 @@
+"""The vector of fit parameters and what each stretch of it means.
+
+All parameters u are standardised: their prior is N(0, 1).  With the scales below
+
+    χ_i  = χ̄(Z_i) + δ_χ Φ_i u_kernel + s_χ u_{Z_i}
+    E_sr + Σ e0 = Σ_i ( ē0(Z_i) + δ_sr Φ'_i u_kernel + s_e u_{Z_i} )
+
+Dimensions: p_χ, p_sr kernel features; Z elements; P = p_χ + Z + p_sr + Z in all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kqeq.charges.base import ChargeModel
+from kqeq.kernels import FeatureMap
+from kqeq.typing import FloatArray, IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class SitePart:
+    """The parameters of one site quantity (electronegativity or short-range energy).
+
+    Attributes
+    ----------
+    feature_map : FeatureMap or None
+        ``None`` if the quantity has offsets only.
+    delta : float
+        Prior standard deviation of the kernel part.
+    offset_mean : dict of int to float
+        Prior mean of the offset by element.
+    offset_spread : float
+        Prior standard deviation of the offsets; 0 fixes them.
+    columns : slice
+        Its stretch of the parameter vector: kernel features, then one offset per element.
+    """
+
+    feature_map: FeatureMap | None
+    delta: float
+    offset_mean: dict[int, float]
+    offset_spread: float
+    columns: slice
+
+    @property
+    def kernel_size(self) -> int:
+        """Number of kernel features."""
+        return 0 if self.feature_map is None else self.feature_map.size
+
+    @property
+    def size(self) -> int:
+        """Number of parameters of this part."""
+        return self.columns.stop - self.columns.start
+
+    def one_hot(self, numbers: IntArray) -> FloatArray:
+        """Offset columns (N, Z), scaled by the spread."""
+        species = np.array(list(self.offset_mean))
+        return self.offset_spread * (numbers[:, None] == species[None, :]).astype(np.float64)
+
+    def mean(self, numbers: IntArray) -> FloatArray:
+        """Prior mean of every atom, (N,)."""
+        return np.array([self.offset_mean[int(z)] for z in numbers])
+
+    def kernel_weights(self, u: FloatArray) -> FloatArray:
+        """Weights of the unscaled features Φ: δ u."""
+        return self.delta * u[self.columns][: self.kernel_size]
+
+    def offsets(self, u: FloatArray) -> dict[int, float]:
+        """Offsets by element at the parameters u."""
+        tail = u[self.columns][self.kernel_size :]
+        return {
+            z: mean + self.offset_spread * float(x)
+            for (z, mean), x in zip(self.offset_mean.items(), tail, strict=True)
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Parameters:
+    """The whole model before its parameters are known.
+
+    Attributes
+    ----------
+    species : tuple of int
+    chi : SitePart or None
+        Electronegativities.
+    charges : ChargeModel or None
+    energy : SitePart or None
+        Short-range energy and element offsets.
+    size : int
+        P.
+    """
+
+    species: tuple[int, ...]
+    chi: SitePart | None
+    charges: ChargeModel | None
+    energy: SitePart | None
+    size: int
+
+    @classmethod
+    def build(
+        cls,
+        species: tuple[int, ...],
+        *,
+        charges: ChargeModel | None,
+        chi_map: FeatureMap | None,
+        chi_delta: float,
+        chi_mean: dict[int, float],
+        chi_spread: float,
+        energy_map: FeatureMap | None,
+        energy_delta: float,
+        energy_mean: dict[int, float] | None,
+        energy_spread: float,
+    ) -> Parameters:
+        """Lay the parameters out; ``energy_mean=None`` leaves the energy part away."""
+        start = 0
+        chi = energy = None
+        if charges is not None:
+            size = (chi_map.size if chi_map is not None else 0) + len(species)
+            chi = SitePart(chi_map, chi_delta, chi_mean, chi_spread, slice(start, start + size))
+            start += size
+        if energy_mean is not None:
+            size = (energy_map.size if energy_map is not None else 0) + len(species)
+            energy = SitePart(
+                energy_map, energy_delta, energy_mean, energy_spread, slice(start, start + size)
+            )
+            start += size
+        return cls(species, chi, charges, energy, start)
+
+
+__all__ = ["Parameters", "SitePart"]

@@ -1,0 +1,64 @@
+"""What a fit used, ignored and reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kqeq.fitting.solver import Iteration
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What a fit used, ignored and reached.
+
+    Attributes
+    ----------
+    n_frames, n_atoms, n_parameters, n_residuals : int
+    used : dict of str to int
+        Frames with each fitted label kind.
+    ignored : dict of str to str
+        Label kinds that the frames carry and the fit left out, with the reason.
+    representatives : dict of str to dict
+        Number of representatives by kernel and element symbol.
+    iterations : tuple of Iteration
+    converged : bool
+    loss : float
+    seconds : float
+    notes : tuple of str
+    """
+
+    n_frames: int
+    n_atoms: int
+    n_parameters: int
+    n_residuals: int
+    used: dict[str, int]
+    ignored: dict[str, str]
+    representatives: dict[str, dict[str, int]]
+    iterations: tuple[Iteration, ...]
+    converged: bool
+    loss: float
+    seconds: float
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        used = ", ".join(f"{kind} ({n} frames)" for kind, n in self.used.items())
+        lines = [
+            f"{self.n_frames} frames, {self.n_atoms} atoms; {self.n_residuals} labels, {self.n_parameters} parameters",
+            f"labels used: {used}",
+        ]
+        lines += [f"labels ignored: {kind} ({reason})" for kind, reason in self.ignored.items()]
+        for name, counts in self.representatives.items():
+            lines.append(f"{name} representatives: " + ", ".join(f"{z} {n}" for z, n in counts.items()))
+        lines += list(self.notes)
+        lines.append(" iteration          loss   promised drop   damping")
+        lines += [
+            f"{it.number:10d} {it.loss:13.6g} {it.decrement:15.3g} {it.damping:9.1e}{'' if it.accepted else '  no step'}"
+            for it in self.iterations
+        ]
+        lines.append(
+            f"{'converged' if self.converged else 'NOT CONVERGED'}, loss {self.loss:.6g}, {self.seconds:.1f} s"
+        )
+        return "\n".join(lines)
+
+
+__all__ = ["FitReport"]

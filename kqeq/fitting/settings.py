@@ -1,0 +1,92 @@
+"""What a fit is asked to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kqeq.baseline import Baseline
+from kqeq.charges.base import ChargeModel
+from kqeq.errors import InputError
+from kqeq.fitting.blocks import BLOCKS
+from kqeq.kernels import SOAPKernel
+
+DEFAULT_NOISE: Mapping[str, float] = {
+    "energy": 1e-3,
+    "forces": 0.03,
+    "stress": 1e-3,
+    "dipole": 0.005,
+    "charges": 0.02,
+}
+"""Standard deviations of the labels: eV/atom, eV/Å, eV/Å³, e·Å, e."""
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """What a fit is asked to do; validated by :func:`check_settings`.
+
+    Attributes
+    ----------
+    electronegativity : SOAPKernel or None
+    short_range : SOAPKernel or None
+    charges : ChargeModel or None
+    baseline : Baseline or None
+    noise : mapping of str to float
+        Standard deviation by label kind.
+    targets : tuple of str or None
+        Label kinds to fit; ``None`` takes all that are present except partition charges.
+    e0 : mapping of int to float or None
+        Energies of elements, eV; ``None`` fits them.
+    max_iterations : int
+    """
+
+    electronegativity: SOAPKernel | None
+    short_range: SOAPKernel | None
+    charges: ChargeModel | None
+    baseline: Baseline | None = None
+    noise: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_NOISE))
+    targets: tuple[str, ...] | None = None
+    e0: Mapping[int, float] | None = None
+    max_iterations: int = 30
+
+
+def check_settings(settings: FitSettings) -> None:
+    """Validate settings that do not depend on frames.
+
+    Raises
+    ------
+    InputError
+    """
+    for kernel in (settings.electronegativity, settings.short_range):
+        if kernel is not None:
+            kernel.check()
+    if (settings.electronegativity is None) != (settings.charges is None):
+        given, missing = (
+            ("charges", "electronegativity")
+            if settings.electronegativity is None
+            else ("electronegativity", "charges")
+        )
+        raise InputError(
+            f"{given} was given but {missing} is None; a charge model needs both, and a short-range model neither "
+            "(electronegativity=None, charges=None)"
+        )
+    if settings.charges is None and settings.short_range is None:
+        raise InputError("there is nothing to fit: charges and short_range are both None")
+    for kind, value in settings.noise.items():
+        if kind not in BLOCKS:
+            raise InputError(f"noise for unknown label kind {kind!r}; expected some of {', '.join(BLOCKS)}")
+        if not (np.isfinite(value) and value > 0):
+            raise InputError(
+                f'noise["{kind}"] is {value!r}; expected a positive standard deviation '
+                "(it is the size of the errors that the fit should tolerate)"
+            )
+    for kind in settings.targets or ():
+        if kind not in BLOCKS:
+            raise InputError(f"targets holds {kind!r}; expected some of {', '.join(BLOCKS)}")
+    if settings.max_iterations < 1:
+        raise InputError(f"max_iterations is {settings.max_iterations}; expected at least 1")
+
+
+__all__ = ["DEFAULT_NOISE", "FitSettings", "check_settings"]

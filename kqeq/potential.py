@@ -1,0 +1,315 @@
+"""A fitted potential: frozen parameters in, predictions out.
+
+    E = Σ e0(Z_i) + E_sr(r) + E_el(χ(r), Q, field) + E_baseline(r)
+
+This module knows nothing of fitting and of ASE.
+
+Dimensions: N atoms, F descriptor features.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from kqeq.baseline import Baseline
+from kqeq.charges.base import ChargeModel, ChargeState, ChargeSystem
+from kqeq.descriptors.base import Descriptor, DescriptorState
+from kqeq.errors import InputError, UndeterminedWarning, UnsupportedError
+from kqeq.kernels import FeatureMap
+from kqeq.structures import Structure
+from kqeq.typing import FloatArray, IntArray
+
+PROPERTIES: tuple[str, ...] = ("energy", "forces", "stress", "charges", "dipole", "polarizability")
+"""What can be asked of a prediction."""
+
+
+@dataclass(frozen=True, eq=False)
+class SiteModel:
+    """One scalar per atom as a function of its environment: offset of the element plus kernel expansion.
+
+    Attributes
+    ----------
+    feature_map : FeatureMap
+    coefficients : dict of int to (M,) array
+        Kernel coefficients by element, prior scale included.
+    offsets : dict of int to float
+        Value of each element without the kernel part.
+    """
+
+    feature_map: FeatureMap
+    coefficients: Mapping[int, FloatArray]
+    offsets: Mapping[int, float]
+
+    def evaluate(self, state: DescriptorState, numbers: IntArray) -> FloatArray:
+        """Values of all atoms, (N,)."""
+        base = np.array([self.offsets[int(z)] for z in numbers])
+        return base + self.feature_map.expand(state, numbers, self.coefficients)
+
+    def descriptor_gradient(
+        self, state: DescriptorState, numbers: IntArray, weights: FloatArray | None = None
+    ) -> FloatArray:
+        """weights_i ∂f_i/∂p_i, (N, F)."""
+        return self.feature_map.descriptor_gradient(state, numbers, self.coefficients, weights)
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model says about one structure; ``None`` where it was not asked for or is not defined.
+
+    Attributes
+    ----------
+    energy : float
+        Total energy, eV: the sum of the next four.
+    energy_offsets, energy_short_range, energy_electrostatic, energy_baseline : float
+        Parts of the energy, eV: element offsets; short-range kernel; electronegativities, hardness, Coulomb and
+        field; baseline.
+    forces : (N, 3) array
+        eV/Å.
+    stress : (3, 3) array
+        eV/Å³ (ASE sign), symmetric; periodic structures only.
+    charges : (N,) array
+        e.
+    atomic_dipoles : (N, 3) array
+        e·Å; only for charge models that have them.
+    dipole : (3,) array
+        −∂E/∂field in e·Å, about the coordinate origin.
+    polarizability : (3, 3) array
+        e²·Å²/eV; times :data:`kqeq.constants.COULOMB` in Å³.
+    electronegativity : (N,) array
+        eV/e.
+    chemical_potential : float
+        ∂E/∂Q, eV/e.
+    hardness : float
+        ∂²E/∂Q², eV/e².
+    total_charge : float
+        The total charge that the prediction is for, e.
+    external_field : (3,) array
+        The field that it is for, V/Å.
+    """
+
+    energy: float
+    energy_offsets: float
+    energy_short_range: float
+    energy_electrostatic: float
+    energy_baseline: float
+    forces: FloatArray | None
+    stress: FloatArray | None
+    charges: FloatArray | None
+    atomic_dipoles: FloatArray | None
+    dipole: FloatArray | None
+    polarizability: FloatArray | None
+    electronegativity: FloatArray | None
+    chemical_potential: float | None
+    hardness: float | None
+    total_charge: float
+    external_field: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Potential:
+    """All that prediction needs.
+
+    Attributes
+    ----------
+    species : tuple of int
+        Elements the model was fitted on.
+    energy_offsets : dict of int to float
+        e0 by element, eV.
+    electronegativity, charges :
+        Kernel model of χ and the charge model; both or neither.
+    short_range : SiteModel, optional
+        Offsets zero: they are in ``energy_offsets``.
+    baseline : Baseline, optional
+    training_charges : tuple of float
+        Distinct total charges of the training frames.
+    has_energy : bool
+        Whether energies or forces were among the fitted labels.
+    """
+
+    species: tuple[int, ...]
+    energy_offsets: Mapping[int, float]
+    electronegativity: SiteModel | None
+    charges: ChargeModel | None
+    short_range: SiteModel | None
+    baseline: Baseline | None
+    training_charges: tuple[float, ...]
+    has_energy: bool
+
+    def check(self, structure: Structure, where: str = "the structure") -> None:
+        """Refuse what the model cannot predict, before anything is computed.
+
+        Raises
+        ------
+        InputError
+            For elements that the training frames did not have; for a field acting on a model without charges.
+        UnsupportedError
+            For structures that the charge model cannot treat.
+        """
+        unknown = [z for z in structure.species if z not in self.species]
+        if unknown:
+            raise InputError(
+                f"{where} contains {', '.join(chemical_symbols[z] for z in unknown)}; the model was fitted on "
+                f"{', '.join(chemical_symbols[z] for z in self.species)} only. Add frames with the missing elements "
+                "to the training set and fit again"
+            )
+        if self.charges is not None:
+            self.charges.check(structure)
+        elif structure.external_field.any():
+            raise InputError(
+                f"{where} is in an external field, but the model has no charges for the field to act on; "
+                "fit with charges=kqeq.QEq(), or remove the field"
+            )
+
+    def warn_if_undetermined(self, structure: Structure) -> None:
+        """Warn when a charge state is asked for whose chemical potential no label has fixed."""
+        if self.charges is None or len(self.training_charges) != 1:
+            return
+        (only,) = self.training_charges
+        if abs(structure.total_charge - only) > 1e-6:
+            warnings.warn(
+                f"every training frame had total charge {only:g} e: the uniform part of the electronegativities, "
+                f"hence the chemical potential and the energy difference to charge {structure.total_charge:g} e, is "
+                "set by the prior, not by data. Add frames of another charge state to the training set",
+                UndeterminedWarning,
+                stacklevel=3,
+            )
+
+    def predict(
+        self,
+        structure: Structure,
+        properties: Collection[str] = PROPERTIES,
+        *,
+        states: dict[Descriptor, DescriptorState] | None = None,
+    ) -> Prediction:
+        """Predict one validated structure.
+
+        Parameters
+        ----------
+        structure : Structure
+        properties : collection of str
+            Subset of :data:`PROPERTIES`; energies are always computed.
+        states : dict, optional
+            Descriptors that were evaluated already (a batch), with derivatives if forces are asked for.
+        """
+        derivatives = "forces" in properties or ("stress" in properties and structure.periodic)
+        states = {} if states is None else states
+        for part in (self.electronegativity, self.short_range):
+            if part is not None and part.feature_map.descriptor not in states:
+                descriptor = part.feature_map.descriptor
+                states[descriptor] = descriptor.evaluate(structure, derivatives=derivatives)
+        numbers = structure.numbers
+
+        energy_offsets = float(sum(self.energy_offsets[int(z)] for z in numbers))
+        gradients: dict[Descriptor, FloatArray] = {}
+        positions = np.zeros((len(structure), 3))
+        strain = np.zeros((3, 3))
+
+        energy_short_range = 0.0
+        if self.short_range is not None:
+            descriptor = self.short_range.feature_map.descriptor
+            energy_short_range = float(self.short_range.evaluate(states[descriptor], numbers).sum())
+            if derivatives:
+                gradients[descriptor] = self.short_range.descriptor_gradient(states[descriptor], numbers)
+
+        chi: FloatArray | None = None
+        system: ChargeSystem | None = None
+        charge_state: ChargeState | None = None
+        if self.electronegativity is not None and self.charges is not None:
+            descriptor = self.electronegativity.feature_map.descriptor
+            chi = self.electronegativity.evaluate(states[descriptor], numbers)
+            system = self.charges.bind(structure)
+            charge_state = system.solve(chi, structure.external_field, structure.total_charge)
+            if derivatives:
+                pulled = self.electronegativity.descriptor_gradient(
+                    states[descriptor], numbers, charge_state.electronegativity_gradient()
+                )
+                gradients[descriptor] = gradients.get(descriptor, 0.0) + pulled
+                positions += charge_state.gradient()
+                if structure.periodic:
+                    strain += charge_state.strain()
+
+        energy_baseline = 0.0
+        if self.baseline is not None:
+            energy_baseline, base_gradient, base_strain = self.baseline.evaluate(structure)
+            positions += base_gradient
+            strain += base_strain
+
+        for descriptor, gradient in gradients.items():
+            pulled_back = states[descriptor].adjoint(gradient)
+            positions += pulled_back.positions
+            strain += pulled_back.strain
+
+        energy_electrostatic = 0.0 if charge_state is None else charge_state.energy
+        return Prediction(
+            energy=energy_offsets + energy_short_range + energy_electrostatic + energy_baseline,
+            energy_offsets=energy_offsets,
+            energy_short_range=energy_short_range,
+            energy_electrostatic=energy_electrostatic,
+            energy_baseline=energy_baseline,
+            forces=-positions if "forces" in properties else None,
+            stress=_stress(strain, structure) if "stress" in properties else None,
+            charges=None if charge_state is None else charge_state.charges,
+            atomic_dipoles=None if charge_state is None else charge_state.atomic_dipoles,
+            dipole=None if charge_state is None else charge_state.dipole,
+            polarizability=(
+                system.polarizability() if system is not None and "polarizability" in properties else None
+            ),
+            electronegativity=chi,
+            chemical_potential=None if charge_state is None else charge_state.chemical_potential,
+            hardness=None if system is None else system.hardness(),
+            total_charge=structure.total_charge,
+            external_field=structure.external_field,
+        )
+
+
+def _stress(strain: FloatArray, structure: Structure) -> FloatArray | None:
+    """Strain derivative to stress; defined for a cell with three periodic directions or a full cell."""
+    if not structure.periodic or structure.volume == 0.0:
+        return None
+    return 0.5 * (strain + strain.T) / structure.volume
+
+
+def check_properties(properties: Collection[str] | None) -> tuple[str, ...]:
+    """Validate a choice of properties; ``None`` means all.
+
+    Raises
+    ------
+    InputError
+    """
+    if properties is None:
+        return PROPERTIES
+    if isinstance(properties, str):
+        properties = (properties,)
+    unknown = [name for name in properties if name not in PROPERTIES]
+    if unknown:
+        raise InputError(f"unknown properties {unknown}; expected some of {', '.join(PROPERTIES)}")
+    return tuple(properties)
+
+
+def require_energy_model(potential: Potential) -> None:
+    """Refuse energies and forces from a model that was fitted on dipoles or charges only.
+
+    Raises
+    ------
+    UnsupportedError
+    """
+    if not potential.has_energy:
+        raise UnsupportedError(
+            "the model was fitted without energies and forces (dipoles or charges only), so it has no meaningful "
+            "energies and forces; fit again on frames that carry them"
+        )
+
+
+__all__ = [
+    "PROPERTIES",
+    "Potential",
+    "Prediction",
+    "SiteModel",
+    "check_properties",
+    "require_energy_model",
+]

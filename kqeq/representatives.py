@@ -1,0 +1,152 @@
+"""Choice of representative (sparse) environments, per element.
+
+Farthest-point sampling and CUR decomposition come from scikit-matter (Goscinski et al. 2023, *Open Research
+Europe* 3, 81).  This module collects the candidates, keeps their number within a memory budget and removes
+duplicates.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from ase.data import chemical_symbols
+from scipy import sparse
+
+from kqeq.descriptors.base import Descriptor
+from kqeq.errors import RepresentativesWarning
+from kqeq.kernels import FeatureMap, SOAPKernel, gram, layout_columns
+from kqeq.structures import Structure
+from kqeq.typing import FloatArray, IntArray
+
+DENSE_BUDGET = 1_000_000_000
+"""Bytes that the dense candidate matrix of one element may take; beyond it rows are projected randomly."""
+
+PROJECTED_FEATURES = 1024
+"""Dimensions that a random projection keeps (distances are preserved to about 5 %)."""
+
+DUPLICATE = 1e-12
+"""Environments whose normalised dot product is within this of 1 are the same."""
+
+
+def build_feature_map(
+    kernel: SOAPKernel,
+    structures: Iterable[Structure],
+    species: tuple[int, ...],
+    *,
+    progress: Callable[[Iterable[Structure]], Iterable[Structure]] = lambda items: items,
+    role: str = "kernel",
+) -> FeatureMap:
+    """Choose representatives among the environments of ``structures`` and build the feature map.
+
+    Parameters
+    ----------
+    kernel : SOAPKernel
+    structures : iterable of Structure
+    species : tuple of int
+        All elements that occur, ascending.
+    progress : callable
+        Wraps the iteration over structures.
+    role : str
+        Names the kernel in warnings.
+
+    Warns
+    -----
+    RepresentativesWarning
+        If there are fewer distinct environments of an element than were asked for.
+    """
+    descriptor = kernel.descriptor()
+    pool = _candidates(descriptor, progress(structures), species)
+    chosen: dict[int, sparse.csr_array] = {}
+    short: list[str] = []
+    for z, rows in pool.items():
+        index = select(rows, kernel.n_representatives, kernel.selection)
+        chosen[z] = rows[index]
+        if len(index) < kernel.n_representatives:
+            short.append(f"{chemical_symbols[z]} {len(index)}")
+    if short:
+        warnings.warn(
+            f"{kernel.n_representatives} representatives per element were asked for the {role} kernel, but the "
+            f"training frames have fewer distinct environments of some elements ({', '.join(short)}); all were "
+            "taken. Lower n_representatives to silence this.",
+            RepresentativesWarning,
+            stacklevel=2,
+        )
+    return FeatureMap(descriptor, float(kernel.zeta), chosen, species)
+
+
+def _candidates(
+    descriptor: Descriptor, structures: Iterable[Structure], species: tuple[int, ...]
+) -> dict[int, sparse.csr_array]:
+    """All environments by element as sparse rows in the common layout."""
+    size = max(block.stop for block in descriptor.block_slices(species).values())
+    columns: dict[tuple[int, ...], IntArray] = {}
+    rows: dict[int, list[Any]] = {z: [] for z in species}
+    for structure in structures:
+        state = descriptor.evaluate(structure, derivatives=False)
+        if state.species not in columns:
+            columns[state.species] = layout_columns(descriptor, state.species, species)
+        own = columns[state.species]
+        for z in structure.species:
+            values = state.values[structure.numbers == z]
+            n, f = values.shape
+            pointers = np.arange(0, n * f + 1, f)
+            order = np.argsort(own, kind="stable")
+            rows[z].append(
+                sparse.csr_array(
+                    (np.ascontiguousarray(values[:, order]).ravel(), np.tile(own[order], n), pointers),
+                    shape=(n, size),
+                )
+            )
+    return {z: sparse.csr_array(sparse.vstack(blocks, format="csr")) for z, blocks in rows.items() if blocks}
+
+
+def select(rows: sparse.csr_array, n: int, method: str) -> IntArray:
+    """Indices of at most ``n`` distinct representative rows, in the order of choice.
+
+    Parameters
+    ----------
+    rows : sparse (n_candidates, F) matrix
+        Normalised environments.
+    n : int
+    method : {"fps", "cur"}
+    """
+    candidates = rows.shape[0]
+    if candidates <= n:
+        order = np.arange(candidates)
+    elif method == "fps":
+        from skmatter.sample_selection import FPS
+
+        selector = FPS(n_to_select=n, initialize=0)
+        selector.fit(_dense(rows, DENSE_BUDGET))
+        order = np.asarray(selector.selected_idx_, dtype=np.int64)
+    else:
+        from skmatter.sample_selection import CUR
+
+        # scores are renewed twenty times on the way; each renewal is a truncated SVD of all candidates
+        selector = CUR(n_to_select=n, k=1, recompute_every=max(1, n // 20))
+        selector.fit(_dense(rows, 8 * PROJECTED_FEATURES * candidates))
+        order = np.asarray(selector.selected_idx_, dtype=np.int64)
+    return _distinct(rows, order)
+
+
+def _dense(rows: sparse.csr_array, budget: int) -> FloatArray:
+    """Dense rows; only the columns in use, or a random projection where even those exceed the budget."""
+    used = np.unique(rows.indices)
+    if 8 * rows.shape[0] * len(used) <= budget:
+        return np.asarray(rows[:, used].toarray())
+    rng = np.random.default_rng(0)
+    dimensions = min(PROJECTED_FEATURES, len(used))
+    projection = rng.normal(scale=dimensions**-0.5, size=(len(used), dimensions))
+    return np.asarray(rows[:, used] @ projection)
+
+
+def _distinct(rows: sparse.csr_array, order: IntArray) -> IntArray:
+    """Drop rows that equal an earlier one."""
+    dots = np.tril(gram(rows[order]), -1)
+    return np.asarray(order[~(dots > 1.0 - DUPLICATE).any(axis=1)])
+
+
+__all__ = ["build_feature_map", "select"]
