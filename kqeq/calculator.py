@@ -83,6 +83,7 @@ class KQEqCalculator(Calculator):
         self._potential: Potential = model._fitted()
         self._prediction: Prediction | None = None
         self._conditions: tuple[float, FloatArray] | None = None
+        self._checked: tuple[bytes, ...] | None = None
         self._warned: set[float] = set()
         super().__init__(total_charge=total_charge, external_field=external_field)  # type: ignore[no-untyped-call]
 
@@ -226,8 +227,11 @@ class KQEqCalculator(Calculator):
         structure = read_structure(
             self.atoms, total_charge=self.total_charge, external_field=self.external_field
         )
-        self._potential.check(structure, describe(self.atoms))
-        if structure.total_charge not in self._warned:  # not at every step of a trajectory
+        checked = tuple(a.tobytes() for a in (structure.numbers, structure.pbc, structure.external_field))
+        if checked != self._checked:  # not at every step of a trajectory
+            self._potential.check(structure, describe(self.atoms))
+            self._checked = checked
+        if structure.total_charge not in self._warned:
             self._warned.add(structure.total_charge)
             self._potential.warn_if_undetermined(structure)
 
@@ -247,7 +251,8 @@ class KQEqCalculator(Calculator):
         results["dipole"] = prediction.dipole
         self.results = {name: value for name, value in results.items() if value is not None}
         self._prediction = prediction
-        self._conditions = (structure.total_charge, structure.external_field)
+        # a copy: the field may be the very array in atoms.info, which can be changed in place
+        self._conditions = (structure.total_charge, structure.external_field.copy())
         for name in properties:
             if name not in self.results:
                 raise PropertyUnavailableError(

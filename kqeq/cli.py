@@ -192,7 +192,7 @@ def _optimize(arguments: argparse.Namespace) -> int:
     if len(frames) != 1:
         raise InputError(
             f"{arguments.structure} holds {len(frames)} structures and one is optimised at a time; "
-            f"choose one, for example {arguments.structure}@-1 for the last"
+            "choose one, for example IN.xyz@-1 for the last"
         )
     print(f"{'step':>5} {'energy (eV)':>18} {'largest force (eV/Å)':>22}")
     result = optimise(
@@ -249,7 +249,8 @@ def _read(paths: Sequence[str]) -> list[Atoms]:
     frames: list[Atoms] = []
     for path in paths:
         # ASE's own syntax for a choice of frames: FILE@slice
-        name = path if Path(path).exists() else path.rpartition("@")[0] or path
+        name, choice = (path, "") if Path(path).exists() else path.rpartition("@")[::2]
+        name = name or path
         if not Path(name).exists():
             raise InputError(f"there is no file {name}")
         if Path(name).is_dir():
@@ -257,9 +258,9 @@ def _read(paths: Sequence[str]) -> list[Atoms]:
         if Path(name).stat().st_size == 0:
             raise InputError(f"{name} is empty; expected a file with structures")
         try:
-            found = read(path, index=":")
+            found = read(name, index=choice or ":", do_not_split_by_at_sign=True)
         except Exception as error:  # ASE's many readers fail in as many ways
-            reason = str(error).strip() or type(error).__name__
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(f"cannot read structures from {path}: {reason}") from None
         found = found if isinstance(found, list) else [found]
         if not found:

@@ -142,9 +142,7 @@ def probe_charges(ag3: Comparison, say: Printer) -> list[dict[str, Any]]:
     """One geometry at total charges −1, 0 and +1."""
     atoms = next(a for a in ag3.test if a.info["total_charge"] == 1)
     bare = Atoms(atoms.numbers, atoms.positions)
-    say(
-        "\nOne Ag3 geometry (from the Ag3(+) test frames) at three total charges; 0 was never in the training set"
-    )
+    say("\nOne geometry, an Ag3(+) of the test set, at three total charges")
     say(f"  {'Q (e)':>5}{'E - E(+1) (eV)':>17}{'dE/dQ (eV/e)':>15}   charges (e)")
     states = {charge: ag3.with_charges.predict(bare, total_charge=charge) for charge in (-1.0, 0.0, 1.0)}
     rows = []
@@ -161,7 +159,10 @@ def probe_charges(ag3: Comparison, say: Printer) -> list[dict[str, Any]]:
             }
         )
     blind = {ag3.without_charges.predict(bare, total_charge=charge).energy for charge in states}
-    say(f"  The model without charges has {len(blind)} energy for all three.")
+    say(
+        "  Training data near this geometry all have charge +1: the other rows show a response, not an accuracy."
+    )
+    say(f"  Without charges there is {len(blind)} energy for the three.")
     return rows
 
 
@@ -183,7 +184,7 @@ def probe_field(water: Comparison, say: Printer) -> dict[str, Any]:
     eigenvalues = COULOMB * np.linalg.eigvalsh(_known(free.polarizability))
     say(
         "  Its polarizability has the eigenvalues "
-        + ", ".join(f"{value:.2f}" for value in eigenvalues)
+        + ", ".join(f"{abs(value):.2f}" for value in eigenvalues)
         + " Å³: charges alone cannot polarise out of the plane."
     )
     frames = datasets.load("water_field")

@@ -35,7 +35,7 @@ _DEFAULT: Any = "default"
 
 def default_electronegativity() -> SOAPKernel:
     """Kernel settings of the electronegativity where none are given."""
-    return SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.4, zeta=2, n_representatives=200)
+    return SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2, n_representatives=300)
 
 
 def default_short_range() -> SOAPKernel:

@@ -16,9 +16,11 @@ Dimensions: N atoms, F features of one layout, M representatives of one element,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -56,7 +58,7 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
     delta : float, optional
         Prior standard deviation of the modelled quantity (eV/e for electronegativities, eV per atom for
         the short-range energy).  ``None`` takes the default of the role.
-    smooth : {"none", "padding", "switch"}
+    smooth : {"none", "switch"}
         Treatment of the outer cutoff; see :class:`kqeq.descriptors.soap.SOAPDescriptor`.
     """
 
@@ -85,11 +87,11 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
     def descriptor(self) -> SOAPDescriptor:
         """The descriptor that these settings stand for; validates its part of them."""
         return SOAPDescriptor(
-            r_cut=float(self.r_cut),
-            n_max=int(self.n_max),
-            l_max=int(self.l_max),
-            sigma=float(self.sigma),
-            smooth=self.smooth,
+            r_cut=self.r_cut,
+            n_max=self.n_max,
+            l_max=self.l_max,
+            sigma=self.sigma,
+            smooth=self.smooth,  # type: ignore[arg-type]  # the descriptor validates it
         )
 
     def check(self) -> None:
@@ -101,9 +103,9 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
             Naming the setting, its value and what was expected.
         """
         self.descriptor()
-        if not np.isfinite(self.zeta) or self.zeta < 1:
+        if not _is_number(self.zeta) or self.zeta < 1:
             raise InputError(f"SOAPKernel(zeta={self.zeta!r}): expected a number of at least 1")
-        if int(self.n_representatives) != self.n_representatives or self.n_representatives < 1:
+        if not isinstance(self.n_representatives, Integral) or self.n_representatives < 1:
             raise InputError(
                 f"SOAPKernel(n_representatives={self.n_representatives!r}): expected a whole number of at least 1"
             )
@@ -111,12 +113,36 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
             raise InputError(
                 f"SOAPKernel(selection={self.selection!r}): expected one of {', '.join(SELECTIONS)}"
             )
-        if self.delta is not None and not (np.isfinite(self.delta) and self.delta > 0):
+        if self.delta is not None and not (_is_number(self.delta) and self.delta > 0):
             raise InputError(f"SOAPKernel(delta={self.delta!r}): expected a positive number, or None")
 
     def to_dict(self) -> dict[str, Any]:
         """Parameters as plain data."""
         return dict(self.get_params(deep=False))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Similarity:
+    """Dot products between the atoms of one element and its representatives.
+
+    Attributes
+    ----------
+    element : int
+    centres : (n,) array
+        The atoms.
+    directions : (M, F) array
+        The representatives in the layout of the structure.
+    dots : (n, M) array
+    """
+
+    element: int
+    centres: IntArray
+    directions: FloatArray
+    dots: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +166,11 @@ class FeatureMap:
     _projected: dict[tuple[int, ...], dict[int, FloatArray]] = field(
         default_factory=dict, repr=False, compare=False
     )
+    _prepared: dict[tuple[tuple[int, ...], int], Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave caches behind when the model is pickled to a worker."""
+        return {**self.__dict__, "_projected": {}, "_prepared": {}}
 
     @cached_property
     def lower(self) -> dict[int, FloatArray]:
@@ -187,21 +218,30 @@ class FeatureMap:
             }
         return self._projected[species]
 
-    def similarities(
-        self, state: DescriptorState, numbers: IntArray
-    ) -> Iterator[tuple[int, IntArray, FloatArray, FloatArray]]:
-        """For each element: its number, its atoms (n,), directions (M, F) and dot products (n, M)."""
+    def _directions(self, species: tuple[int, ...], z: int) -> Any:
+        """Projected representatives of one element as the descriptor wants them for feature gradients."""
+        key = (species, z)
+        if key not in self._prepared:
+            if len(self._prepared) >= 64:
+                self._prepared.pop(next(iter(self._prepared)))
+            self._prepared[key] = self.descriptor.prepare_directions(species, self.project(species)[z])
+        return self._prepared[key]
+
+    def similarities(self, state: DescriptorState, numbers: IntArray) -> list[Similarity]:
+        """Dot products of all atoms with the representatives of their elements; shared by what follows."""
+        result = []
         for z, directions in self.project(state.species).items():
             centres = np.flatnonzero(numbers == z)
-            rows = state.values[centres]
-            yield z, centres, directions, rows @ directions.T
+            result.append(Similarity(z, centres, directions, state.values[centres] @ directions.T))
+        return result
 
     def features(self, state: DescriptorState, numbers: IntArray) -> FloatArray:
         """Φ, shape (N, p)."""
         phi = np.zeros((len(numbers), self.size))
         columns = self.columns
-        for z, centres, _, dots in self.similarities(state, numbers):
-            phi[centres, columns[z]] = solve_lower(self.lower[z], _power(dots, self.zeta).T).T
+        for near in self.similarities(state, numbers):
+            z = near.element
+            phi[near.centres, columns[z]] = solve_lower(self.lower[z], _power(near.dots, self.zeta).T).T
         return phi
 
     def feature_gradients(
@@ -211,9 +251,10 @@ class FeatureMap:
         positions = np.zeros((3 * len(numbers), self.size))
         strain = np.zeros((9, self.size))
         columns = self.columns
-        for z, centres, directions, dots in self.similarities(state, numbers):
-            slopes = weights[centres, None] * _slope(dots, self.zeta)
-            raw = state.feature_gradients(centres, directions, slopes)
+        for near in self.similarities(state, numbers):
+            z = near.element
+            slopes = weights[near.centres, None] * _slope(near.dots, self.zeta)
+            raw = state.feature_gradients(near.centres, self._directions(state.species, z), slopes)
             positions[:, columns[z]] = solve_lower(self.lower[z], raw.positions.T).T
             strain[:, columns[z]] = solve_lower(self.lower[z], raw.strain.T).T
         return FeatureGradients(positions, strain)
@@ -226,34 +267,34 @@ class FeatureMap:
         }
 
     def expand(
-        self, state: DescriptorState, numbers: IntArray, coefficients: Mapping[int, FloatArray]
+        self, similarities: Sequence[Similarity], size: int, coefficients: Mapping[int, FloatArray]
     ) -> FloatArray:
-        """f_i = Σ_m k(p_i, p_m) c_m, shape (N,)."""
-        values = np.zeros(len(numbers))
-        for z, centres, _, dots in self.similarities(state, numbers):
-            values[centres] = _power(dots, self.zeta) @ coefficients[z]
+        """f_i = Σ_m k(p_i, p_m) c_m for ``size`` atoms, shape (N,)."""
+        values = np.zeros(size)
+        for near in similarities:
+            values[near.centres] = _power(near.dots, self.zeta) @ coefficients[near.element]
         return values
 
     def descriptor_gradient(
         self,
-        state: DescriptorState,
-        numbers: IntArray,
+        similarities: Sequence[Similarity],
+        shape: tuple[int, ...],
         coefficients: Mapping[int, FloatArray],
         weights: FloatArray | None = None,
     ) -> FloatArray:
-        """weights_i ∂f_i/∂p_i, shape (N, F); all weights 1 if none are given."""
-        gradient = np.zeros_like(state.values)
-        for z, centres, directions, dots in self.similarities(state, numbers):
-            slopes = _slope(dots, self.zeta) * coefficients[z]
+        """weights_i ∂f_i/∂p_i, of the given shape (N, F); all weights 1 if none are given."""
+        gradient = np.zeros(shape)
+        for near in similarities:
+            slopes = _slope(near.dots, self.zeta) * coefficients[near.element]
             if weights is not None:
-                slopes *= weights[centres, None]
-            gradient[centres] = slopes @ directions
+                slopes *= weights[near.centres, None]
+            gradient[near.centres] = slopes @ near.directions
         return gradient
 
 
 def gram(rows: sparse.csr_array) -> FloatArray:
     """Dot products between all rows of a sparse matrix, dense (M, M)."""
-    used = np.asarray(rows[:, np.unique(rows.indices)].toarray())
+    used: FloatArray = rows[:, np.unique(rows.indices)].toarray()
     return used @ used.T
 
 
@@ -284,4 +325,4 @@ def _slope(dots: FloatArray, zeta: float) -> FloatArray:
     return np.full_like(dots, 1.0) if zeta == 1 else zeta * _power(dots, zeta - 1)
 
 
-__all__ = ["SELECTIONS", "FeatureMap", "SOAPKernel", "gram", "layout_columns"]
+__all__ = ["SELECTIONS", "FeatureMap", "SOAPKernel", "Similarity", "gram", "layout_columns"]

@@ -140,10 +140,8 @@ def read_frame(
     _check_label_charge(structure, where)
     found = {kind: _find(atoms, kind, getattr(keys, kind), where) for kind in LABEL_KINDS}
     labels = {kind: _shape(value, kind, structure, where) for kind, value in found.items()}
-    total = 1.0 if weight is None else float(weight)
-    total *= float(atoms.info.get(keys.weight, 1.0))
-    if not np.isfinite(total) or total < 0:
-        raise InputError(f"the weight of {where} is {total}; expected a finite number that is not negative")
+    total = _weight(1.0 if weight is None else weight, where)
+    total *= _weight(atoms.info.get(keys.weight, 1.0), where)
     return structure, Labels(**labels, weight=total)
 
 
@@ -156,6 +154,16 @@ def read_frames(
         raise InputError(f"{len(weights)} weights were given for {len(frames)} frames; give one per frame")
     for i, atoms in enumerate(frames):
         yield read_frame(atoms, keys, weight=None if weights is None else weights[i], index=i)
+
+
+def _weight(value: Any, where: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = np.nan
+    if not np.isfinite(number) or number < 0:
+        raise InputError(f"the weight of {where} is {value!r}; expected a finite number that is not negative")
+    return number
 
 
 def _check_label_charge(structure: Structure, where: str) -> None:
@@ -183,12 +191,22 @@ def _find(atoms: Atoms, kind: str, key: str | None, where: str) -> Any:
     stored = _single_point(atoms, key, where)
     if value is None:
         return stored
-    if stored is not None and np.shape(value) == np.shape(stored) and not np.allclose(value, stored):
+    if stored is not None and not _same(value, stored):
         raise InputError(
             f'{where} has two different labels "{key}": one in atoms.{"arrays" if store is atoms.arrays else "info"} '
             "and one in the results of its single-point calculator; remove one (atoms.calc = None)"
         )
     return value
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Whether two labels agree to the digits that files keep; True also where that cannot be said."""
+    try:
+        a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    except (TypeError, ValueError):
+        return True  # not numeric: its shape and type are refused next
+    # total energies are large: the relative tolerance must not hide differences between methods
+    return a.shape != b.shape or bool(np.allclose(a, b, rtol=1e-9, atol=1e-6, equal_nan=True))
 
 
 def _single_point(atoms: Atoms, key: str, where: str) -> Any:

@@ -70,18 +70,19 @@ def factorise_with_jitter(
         If more than the first jitter was needed.
     """
     scale = float(np.mean(np.diagonal(matrix)))
-    jitter = relative * scale
-    while jitter <= limit * scale:
+    share = relative
+    while scale > 0.0 and share <= 1.001 * limit:  # the powers of ten are not exact
+        jitter = share * scale
         shifted = matrix.copy()
         shifted[np.diag_indices_from(shifted)] += jitter
         try:
             lower = np.asarray(cholesky(shifted, lower=True, overwrite_a=True, check_finite=False))
         except np.linalg.LinAlgError:
-            jitter *= 10.0
+            share *= 10.0
             continue
-        if jitter > 1.5 * relative * scale:
+        if share > 1.5 * relative:
             warnings.warn(
-                f"{what} is nearly singular; {jitter / scale:.0e} of its mean diagonal was added "
+                f"{what} is nearly singular; {share:.0e} of its mean diagonal was added "
                 f"(more than the usual {relative:.0e}). Fewer representatives would do.",
                 NumericsWarning,
                 stacklevel=2,

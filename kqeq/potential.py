@@ -10,7 +10,7 @@ Dimensions: N atoms, F descriptor features.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from kqeq.baseline import Baseline
 from kqeq.charges.base import ChargeModel, ChargeState, ChargeSystem
 from kqeq.descriptors.base import Descriptor, DescriptorState
 from kqeq.errors import InputError, UndeterminedWarning, UnsupportedError
-from kqeq.kernels import FeatureMap
+from kqeq.kernels import FeatureMap, Similarity
 from kqeq.structures import Structure
 from kqeq.typing import FloatArray, IntArray
 
@@ -45,16 +45,21 @@ class SiteModel:
     coefficients: Mapping[int, FloatArray]
     offsets: Mapping[int, float]
 
-    def evaluate(self, state: DescriptorState, numbers: IntArray) -> FloatArray:
+    def evaluate(self, similarities: Sequence[Similarity], numbers: IntArray) -> FloatArray:
         """Values of all atoms, (N,)."""
         base = np.array([self.offsets[int(z)] for z in numbers])
-        return base + self.feature_map.expand(state, numbers, self.coefficients)
+        return base + self.feature_map.expand(similarities, len(numbers), self.coefficients)
 
     def descriptor_gradient(
-        self, state: DescriptorState, numbers: IntArray, weights: FloatArray | None = None
+        self,
+        similarities: Sequence[Similarity],
+        state: DescriptorState,
+        weights: FloatArray | None = None,
     ) -> FloatArray:
         """weights_i ∂f_i/∂p_i, (N, F)."""
-        return self.feature_map.descriptor_gradient(state, numbers, self.coefficients, weights)
+        return self.feature_map.descriptor_gradient(
+            similarities, state.values.shape, self.coefficients, weights
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,21 +217,23 @@ class Potential:
         energy_short_range = 0.0
         if self.short_range is not None:
             descriptor = self.short_range.feature_map.descriptor
-            energy_short_range = float(self.short_range.evaluate(states[descriptor], numbers).sum())
+            near = self.short_range.feature_map.similarities(states[descriptor], numbers)
+            energy_short_range = float(self.short_range.evaluate(near, numbers).sum())
             if derivatives:
-                gradients[descriptor] = self.short_range.descriptor_gradient(states[descriptor], numbers)
+                gradients[descriptor] = self.short_range.descriptor_gradient(near, states[descriptor])
 
         chi: FloatArray | None = None
         system: ChargeSystem | None = None
         charge_state: ChargeState | None = None
         if self.electronegativity is not None and self.charges is not None:
             descriptor = self.electronegativity.feature_map.descriptor
-            chi = self.electronegativity.evaluate(states[descriptor], numbers)
+            near = self.electronegativity.feature_map.similarities(states[descriptor], numbers)
+            chi = self.electronegativity.evaluate(near, numbers)
             system = self.charges.bind(structure)
             charge_state = system.solve(chi, structure.external_field, structure.total_charge)
             if derivatives:
                 pulled = self.electronegativity.descriptor_gradient(
-                    states[descriptor], numbers, charge_state.electronegativity_gradient()
+                    near, states[descriptor], charge_state.electronegativity_gradient()
                 )
                 gradients[descriptor] = gradients.get(descriptor, 0.0) + pulled
                 positions += charge_state.gradient()

@@ -67,12 +67,13 @@ def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = Fals
             arrays[f"{prefix}/shape"] = np.array(rows.shape)
             arrays[f"{prefix}/coefficients"] = part.coefficients[z]
     if posterior:
-        if getattr(model, "result_", None) is None:
+        result = getattr(model, "result_", None)
+        if result is None:
             raise InputError(
                 "posterior=True, but this model was loaded from a file and holds no posterior; fit it again to store one"
             )
-        arrays["posterior/lower"] = model.result_.solution.lower
-        arrays["posterior/u"] = model.result_.solution.u
+        arrays["posterior/lower"] = result.solution.lower
+        arrays["posterior/u"] = result.solution.u
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -244,7 +245,7 @@ def _site_model(
         z = atomic_numbers[symbol]
         representatives[z] = sparse.csr_array(
             (arrays[f"{prefix}/data"], arrays[f"{prefix}/indices"], arrays[f"{prefix}/indptr"]),
-            shape=tuple(int(n) for n in arrays[f"{prefix}/shape"]),
+            shape=(int(arrays[f"{prefix}/shape"][0]), int(arrays[f"{prefix}/shape"][1])),
         )
         coefficients[z] = arrays[f"{prefix}/coefficients"]
     species = tuple(int(z) for z in stored["species"])

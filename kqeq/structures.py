@@ -103,7 +103,8 @@ def as_frames(frames: Any) -> list[Atoms]:
 def check_field(value: Any, where: str) -> FloatArray:
     """Validate an external field: three finite numbers in V/Å."""
     try:
-        vector = np.asarray(value, dtype=np.float64)
+        # a copy: the array may be the user's own, and change later
+        vector = np.array(value, dtype=np.float64)
     except (TypeError, ValueError):
         vector = np.full(0, np.nan)
     if vector.shape != (3,) or not np.isfinite(vector).all():
@@ -262,17 +263,17 @@ def _check_overlap(positions: FloatArray, cell: FloatArray, pbc: BoolArray, wher
             images.append(shifted)
             owners.append(own[near])
         points, owner = np.concatenate(images) @ full, np.concatenate(owners)
-    if n <= 64:
-        delta = points[:n, None, :] - points[None, :, :]
-        distance2 = np.einsum("ijk,ijk->ij", delta, delta)
-        close = np.argwhere(distance2 < MIN_DISTANCE**2)
-        pairs = [(int(i), int(owner[j])) for i, j in close if i != j]
+    # all points with each other: two atoms at opposite corners of the cell meet in a pair of images
+    if len(points) <= 128:
+        delta = points[:, None, :] - points[None, :, :]
+        close = np.triu(np.einsum("ijk,ijk->ij", delta, delta) < MIN_DISTANCE**2, 1)
+        pairs = [(int(i), int(j)) for i, j in np.argwhere(close)]
     else:
         from scipy.spatial import cKDTree
 
-        pairs = [(int(owner[i]), int(owner[j])) for i, j in cKDTree(points).query_pairs(MIN_DISTANCE)]
+        pairs = list(cKDTree(points).query_pairs(MIN_DISTANCE))
     if pairs:
-        i, j = pairs[0]
+        i, j = min(sorted((int(owner[i]), int(owner[j]))) for i, j in pairs)
         raise InputError(
             f"{where} has atoms on top of each other: atoms {i} and {j} are closer than {MIN_DISTANCE} Å"
             f"{' (through the periodic boundary)' if pbc.any() else ''}; remove duplicates"

@@ -17,7 +17,7 @@ Dimensions: N atoms, F descriptor features, M directions.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from scipy import sparse
 
@@ -34,7 +34,7 @@ class PositionGradient:
     positions : (N, 3) array
         ∂E/∂r_k, in units of E per Å.
     strain : (3, 3) array
-        ∂E/∂ε with r → (1 + ε) r for atoms and cell; equals Σ_pairs r_ij ⊗ ∂E/∂r_ij.
+        ∂E/∂ε with r → r(1 + ε), r a row vector, for atoms and cell; equals Σ_pairs r_ij ⊗ ∂E/∂r_ij.
         Row: component of r_ij, column: component of the gradient.
     """
 
@@ -92,7 +92,7 @@ class DescriptorState(Protocol):
         """Pull every row G_i = ∂f_i/∂p_i of an (N, F) array back separately."""
 
     def feature_gradients(
-        self, centres: IntArray, directions: FloatArray, coefficients: FloatArray
+        self, centres: IntArray, directions: Any, coefficients: FloatArray
     ) -> FeatureGradients:
         """Derivatives of f_m = Σ_i f_im with ∂f_im/∂p_i = C_im d_m.
 
@@ -100,7 +100,7 @@ class DescriptorState(Protocol):
         ----------
         centres : (n,) array
             The atoms i that the sum runs over.
-        directions : (M, F) array
+        directions : (M, F) array, or what ``Descriptor.prepare_directions`` made of one
             d_m.
         coefficients : (n, M) array
             C_im, one row for each of ``centres``.
@@ -122,6 +122,9 @@ class Descriptor(Protocol):
 
         With ``derivatives=False`` only ``values`` will be asked for.
         """
+
+    def prepare_directions(self, species: tuple[int, ...], rows: FloatArray) -> Any:
+        """Lay directions (M, F) out once for ``feature_gradients`` of many structures."""
 
 
 __all__ = [

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import pairwise
 
 import numpy as np
 
@@ -89,7 +90,7 @@ def ranges(work: IntArray, threads: int) -> list[tuple[int, int]]:
     parts = min(4 * threads, n)
     targets = work[-1] * np.arange(1, parts) / parts
     bounds = np.unique(np.concatenate([[0], np.searchsorted(work, targets), [n]]))
-    return [(int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [(int(a), int(b)) for a, b in pairwise(bounds)]
 
 
 def run(task: Callable[[int, int], None], work: IntArray, smallest: int) -> None:

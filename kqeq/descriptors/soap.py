@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from numbers import Integral, Real
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from kqeq.descriptors import parallel, soap_adjoint, soap_basis
 from kqeq.descriptors.soap_adjoint import SOAPState
@@ -19,7 +19,10 @@ from kqeq.descriptors.soap_features import Directions, prepare_directions
 from kqeq.errors import InputError
 from kqeq.neighbours import Pairs, find_pairs
 from kqeq.structures import Structure
-from kqeq.typing import FloatArray
+from kqeq.typing import Array, FloatArray
+
+if TYPE_CHECKING:
+    from kqeq.descriptors.soap_arrays import ArraySOAPState
 
 Smoothing = Literal["none", "switch"]
 
@@ -129,18 +132,19 @@ class SOAPDescriptor:
         InputError
             If ``pairs`` reaches less far than :attr:`cutoff`, or the cell is singular.
         """
-        tables = self.tables
-        if pairs is None:
-            pairs = find_pairs(structure, tables.cutoff)
-        elif pairs.cutoff < tables.cutoff:
-            raise InputError(
-                f"the neighbour list reaches {pairs.cutoff:g} Å, this descriptor needs {tables.cutoff:g} Å"
-            )
-        return soap_adjoint.evaluate(structure, pairs, tables)
+        return soap_adjoint.evaluate(structure, self._pairs(structure, pairs), self.tables)
 
-    def evaluate_many(
-        self, structures: Sequence[Structure], *, derivatives: bool = True
-    ) -> list[SOAPState]:
+    def _pairs(self, structure: Structure, pairs: Pairs | None) -> Pairs:
+        cutoff = self.cutoff
+        if pairs is None:
+            return find_pairs(structure, cutoff)
+        if pairs.cutoff < cutoff:
+            raise InputError(
+                f"the neighbour list reaches {pairs.cutoff:g} Å, this descriptor needs {cutoff:g} Å"
+            )
+        return pairs
+
+    def evaluate_many(self, structures: Sequence[Structure], *, derivatives: bool = True) -> list[SOAPState]:
         """Descriptors of many structures, one by one in parallel; see :meth:`evaluate`."""
         threads = parallel.thread_count()
         frames = list(structures)
@@ -148,6 +152,31 @@ class SOAPDescriptor:
             return [self.evaluate(s, derivatives=derivatives) for s in frames]
         soap_adjoint.kernels()  # compile once, not in every thread
         return list(parallel.pool(threads).map(partial(self.evaluate, derivatives=derivatives), frames))
+
+    def evaluate_arrays(
+        self,
+        structure: Structure,
+        like: Array,
+        *,
+        pairs: Pairs | None = None,
+        memory: int | None = None,
+    ) -> ArraySOAPState:
+        """Descriptors as arrays of the library, and on the device, of ``like`` (NumPy, CuPy, ...).
+
+        Parameters
+        ----------
+        structure : Structure
+        like : array
+        pairs : Pairs, optional
+            As in :meth:`evaluate`.
+        memory : int, optional
+            Bytes for temporary arrays, 256 MiB by default.
+        """
+        from kqeq.descriptors import soap_arrays
+
+        tables = self.tables
+        budget = soap_arrays.MEMORY if memory is None else memory
+        return soap_arrays.evaluate(structure, self._pairs(structure, pairs), tables, like, budget)
 
     def prepare_directions(self, species: tuple[int, ...], rows: FloatArray) -> Directions:
         """Lay directions (M, F) out once for ``feature_gradients`` of many structures."""

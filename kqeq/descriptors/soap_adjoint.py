@@ -6,7 +6,7 @@ Dimensions: N atoms, P pairs, S species, n radial functions, L = (l_max + 1)² h
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -29,16 +29,16 @@ SMALLEST_THREADED = 2000
 CENTRE_WORK = 20
 """Work of the power spectrum of a centre, in units of a pair, for balancing threads."""
 
-_loaded: list[ModuleType] = []
 
+@cache
+def kernels() -> tuple[ModuleType, ModuleType]:
+    """The compiled kernels of centres and of pairs.
 
-def kernels() -> ModuleType:
-    """The compiled kernels; their first compilation takes seconds, is cached on disk and announced."""
-    if not _loaded:
-        with parallel.announced("compiling the descriptor kernels (once; they are cached on disk) ..."):
-            from kqeq.descriptors import soap_kernels
-        _loaded.append(soap_kernels)
-    return _loaded[0]
+    Their first compilation takes seconds, is cached on disk and announced.
+    """
+    with parallel.announced("compiling the descriptor kernels (once; they are cached on disk) ..."):
+        from kqeq.descriptors import soap_kernels, soap_pair_kernels
+    return soap_kernels, soap_pair_kernels
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +64,12 @@ class Tables:
     @property
     def n_radial(self) -> int:
         """Number of radial functions n."""
-        return self.radial.exponents.shape[1]
+        return int(self.radial.exponents.shape[1])
 
     @property
     def degrees(self) -> int:
         """l_max + 1."""
-        return self.radial.exponents.shape[0]
+        return int(self.radial.exponents.shape[0])
 
 
 def make_tables(radial: RadialBasis, inner: float, cutoff: float) -> Tables:
@@ -148,7 +148,7 @@ class SOAPState:
         out = np.empty((3, pairs.indices.shape[1]))
 
         def task(first: int, last: int) -> None:
-            kernels().pair_gradients(
+            kernels()[0].pair_gradients(
                 first,
                 last,
                 pairs.start,
@@ -172,8 +172,8 @@ class SOAPState:
         return out
 
     @cached_property
-    def _along(self) -> FloatArray:
-        """Pair gradients of p̂_i · p_raw, that is of the norm, shape (3, P)."""
+    def norm_gradients(self) -> FloatArray:
+        """∂|p_i|/∂r_ij of every pair (norms before normalisation), shape (3, P)."""
         return self.pair_gradients(self.values, normalised=False)
 
     def adjoint(self, gradient: FloatArray) -> PositionGradient:
@@ -185,12 +185,9 @@ class SOAPState:
             If ``gradient`` does not have the shape of ``values``.
         """
         pair = self.pair_gradients(gradient)
-        n = len(self)
-        i, j = self.pairs.indices
-        positions = np.empty((n, 3))
-        for a in range(3):
-            positions[:, a] = np.bincount(j, pair[a], n) - np.bincount(i, pair[a], n)
-        return PositionGradient(positions, self.pairs.vectors @ pair.T)
+        positions, strain = np.zeros((len(self), 3)), np.zeros((3, 3))
+        kernels()[1].collect(self.pairs.indices, self.pairs.vectors, pair, positions, strain)
+        return PositionGradient(positions, strain)
 
     def site_jacobian(self, gradient: FloatArray) -> SiteJacobian:
         """Pull every row G_i = ∂f_i/∂p_i of an (N, F) array back separately.
@@ -254,26 +251,51 @@ def work_of(start: IntArray, n_atoms: int) -> IntArray:
     return np.asarray(start[::n_species] + CENTRE_WORK * np.arange(n_atoms + 1))
 
 
+def sort_pairs(pairs: Pairs, slots: IntArray, n_species: int, tables: Tables) -> SortedPairs:
+    """Keep the pairs within the cutoff of ``tables``, ordered by centre and element of the neighbour.
+
+    Parameters
+    ----------
+    pairs : Pairs
+    slots : (N,) int array
+        Species index of each atom.
+    """
+    number = len(pairs)
+    start = np.empty(len(slots) * n_species + 1, dtype=np.int64)
+    indices = np.empty((2, number), dtype=np.int64)
+    vectors = np.empty((3, number))
+    switch = np.empty((2, number))
+    kernels()[1].sort_pairs(
+        pairs.indices,
+        pairs.vectors,
+        slots,
+        n_species,
+        tables.inner,
+        tables.cutoff,
+        start,
+        indices,
+        vectors,
+        switch,
+    )
+    kept = int(start[-1])
+    return SortedPairs(
+        start,
+        np.ascontiguousarray(indices[:, :kept]),
+        np.ascontiguousarray(vectors[:, :kept]),
+        np.ascontiguousarray(switch[:, :kept]),
+    )
+
+
 def evaluate(structure: Structure, pairs: Pairs, tables: Tables) -> SOAPState:
     """Descriptors of one structure from a list of pairs that reaches at least ``tables.cutoff``."""
-    compiled = kernels()
+    compiled, _ = kernels()
     species_array, slots = np.unique(structure.numbers, return_inverse=True)
     slots = slots.astype(np.int64)
     species = tuple(int(z) for z in species_array)
     n_atoms, n_species = len(slots), len(species)
     n_radial, degrees = tables.n_radial, tables.degrees
 
-    start = np.empty(n_atoms * n_species + 1, dtype=np.int64)
-    indices = np.empty((2, len(pairs)), dtype=np.int64)
-    vectors = np.empty((3, len(pairs)))
-    switch = np.empty((2, len(pairs)))
-    compiled.sort_pairs(
-        pairs.indices, pairs.vectors, slots, n_species, tables.inner, tables.cutoff, start, indices, vectors, switch
-    )
-    kept = int(start[-1])
-    if kept < len(pairs):
-        indices, vectors, switch = (np.ascontiguousarray(x[:, :kept]) for x in (indices, vectors, switch))
-
+    listed = sort_pairs(pairs, slots, n_species, tables)
     coefficients = np.empty((n_atoms, degrees * degrees, n_species * n_radial))
     values = np.empty((n_atoms, feature_count(n_species, n_radial, degrees - 1)))
     norms = np.empty(n_atoms)
@@ -282,9 +304,9 @@ def evaluate(structure: Structure, pairs: Pairs, tables: Tables) -> SOAPState:
         compiled.expand(
             first,
             last,
-            start,
-            vectors,
-            switch,
+            listed.start,
+            listed.vectors,
+            listed.switch,
             slots,
             tables.exponents,
             tables.radial.weights,
@@ -295,10 +317,8 @@ def evaluate(structure: Structure, pairs: Pairs, tables: Tables) -> SOAPState:
             norms,
         )
 
-    parallel.run(task, work_of(start, n_atoms), SMALLEST_THREADED)
-    return SOAPState(
-        values, species, norms, coefficients, SortedPairs(start, indices, vectors, switch), tables
-    )
+    parallel.run(task, work_of(listed.start, n_atoms), SMALLEST_THREADED)
+    return SOAPState(values, species, norms, coefficients, listed, tables)
 
 
 __all__ = ["SOAPState", "SortedPairs", "Tables", "evaluate", "make_tables"]

@@ -4,7 +4,7 @@ They call nothing from other modules on purpose: numba's disk cache notices chan
 file only.
 
 Dimensions: p pairs of a chunk, M directions, S species, n radial functions, L harmonics,
-K = (l_max + 1) n S n inner index (l, n, b), b = (species, radial function) of the centre's expansion.
+K = (l_max + 1) S n n inner index (l, b, n), b = (species, radial function) of the centre's expansion.
 """
 
 from __future__ import annotations
@@ -15,6 +15,38 @@ import numpy as np
 from numba import njit
 
 FAST: Any = {"contract", "reassoc", "nsz"}
+
+
+@njit(
+    "void(int64, int64, float64, float64, float64[:, ::1], float64[:, :, ::1], float64[:, :, ::1],"
+    " float64[::1], float64[::1])",
+    cache=True,
+    nogil=True,
+    fastmath=FAST,
+    error_model="numpy",
+)
+def _radial_factors(
+    degree: int,
+    q: int,
+    f: float,
+    f_slope: float,
+    exponents: Any,
+    weights: Any,
+    radial: Any,
+    u: Any,
+    v: Any,
+) -> None:
+    """∂c_nlm/∂r_α = u[n] ∂_α R_lm + v[n] r_α R_lm for pair q, with its switch f and f'/r."""
+    n_radial = len(u)
+    for n in range(n_radial):
+        value = 0.0
+        slope = 0.0
+        for k in range(n_radial):
+            term = weights[degree, n, k] * radial[degree, k, q]
+            value += term
+            slope += 2.0 * exponents[degree, k] * term
+        u[n] = f * value
+        v[n] = f * slope + f_slope * value
 
 
 @njit(
@@ -42,11 +74,11 @@ def pair_products(
     coefficients: Any,
     out: Any,
 ) -> None:
-    """H[3p + α, (l, n, b)] = Σ_m (∂c_nlm/∂r_α of the pair) c_blm of its centre.
+    """H[3p + α, (l, b, n)] = Σ_m (∂c_nlm/∂r_α of the pair) c_blm of its centre.
 
     Contracting H with the symmetric matrices Q_l[n, b] of a direction d (rows of the neighbour's element)
-    gives the derivative of d · p_raw with respect to the pair vector.  With u = W e and v = W a e the
-    pair's ∂c_nlm/∂r_α = u ∂_α R_lm + 2 r_α v R_lm, so the sums over m do not depend on n.
+    gives the derivative of d · p_raw with respect to the pair vector.  The pair's slopes factorise into
+    radial and angular parts, so the sums over m do not depend on n.
 
     Parameters
     ----------
@@ -61,9 +93,10 @@ def pair_products(
     degrees, n_radial = weights.shape[0], weights.shape[1]
     width = coefficients.shape[2]
     sums = np.empty((4, width))
+    u = np.empty(n_radial)
+    v = np.empty(n_radial)
     for q in range(first, last):
         p = pairs[q]
-        f, f_slope = switch[0, p], switch[1, p]
         c = coefficients[centres[q]]
         for degree in range(degrees):
             sums[:] = 0.0
@@ -78,21 +111,65 @@ def pair_products(
                     sums[1, b] += dy * row[b]
                     sums[2, b] += dz * row[b]
                     sums[3, b] += r * row[b]
-            for n in range(n_radial):
-                u = 0.0
-                v = 0.0
-                for k in range(n_radial):
-                    value = weights[degree, n, k] * radial[degree, k, q]
-                    u += value
-                    v += 2.0 * exponents[degree, k] * value
-                v = f * v + f_slope * u
-                u *= f
-                offset = (degree * n_radial + n) * width
-                for alpha in range(3):
-                    target = out[3 * q + alpha, offset : offset + width]
-                    radially = v * vectors[alpha, p]
-                    for b in range(width):
-                        target[b] = u * sums[alpha, b] + radially * sums[3, b]
+            _radial_factors(degree, q, switch[0, p], switch[1, p], exponents, weights, radial, u, v)
+            for alpha in range(3):
+                target = out[3 * q + alpha]
+                r = vectors[alpha, p]
+                offset = degree * width * n_radial
+                for b in range(width):
+                    x = sums[alpha, b]
+                    y = r * sums[3, b]
+                    for n in range(n_radial):
+                        target[offset + n] = u[n] * x + v[n] * y
+                    offset += n_radial
+
+
+@njit(
+    "void(int64, int64, float64[:, ::1], float64[:, ::1], float64[:, :, ::1], float64[:, ::1],"
+    " float64[:, ::1], float64[:, :, ::1], int64[:, ::1], float64[:, ::1], float64[:, ::1])",
+    cache=True,
+    nogil=True,
+    fastmath=FAST,
+    error_model="numpy",
+)
+def pair_slopes(
+    first: int,
+    last: int,
+    vectors: Any,
+    switch: Any,
+    radial: Any,
+    angular: Any,
+    exponents: Any,
+    weights: Any,
+    rows: Any,
+    factors: Any,
+    out: Any,
+) -> None:
+    """out[3q + α, (lm, n)] = ∂c_nlm/∂r_α of the pairs ``first`` to ``last``; q counts from ``first``.
+
+    Parameters
+    ----------
+    radial, angular : (l_max + 1, n4, p), (L, p) arrays
+        exp(a r²) and R_lm of these pairs.
+    """
+    degrees, n_radial = weights.shape[0], weights.shape[1]
+    u = np.empty(n_radial)
+    v = np.empty(n_radial)
+    for q in range(last - first):
+        p = first + q
+        for degree in range(degrees):
+            _radial_factors(degree, q, switch[0, p], switch[1, p], exponents, weights, radial, u, v)
+            for lm in range(degree * degree, (degree + 1) * (degree + 1)):
+                dx = factors[lm, 0] * angular[rows[lm, 0], q] + factors[lm, 1] * angular[rows[lm, 1], q]
+                dy = factors[lm, 2] * angular[rows[lm, 2], q] + factors[lm, 3] * angular[rows[lm, 3], q]
+                dz = factors[lm, 4] * angular[rows[lm, 4], q]
+                x = vectors[0, p] * angular[lm, q]
+                y = vectors[1, p] * angular[lm, q]
+                z = vectors[2, p] * angular[lm, q]
+                for n in range(n_radial):
+                    out[3 * q, lm * n_radial + n] = u[n] * dx + v[n] * x
+                    out[3 * q + 1, lm * n_radial + n] = u[n] * dy + v[n] * y
+                    out[3 * q + 2, lm * n_radial + n] = u[n] * dz + v[n] * z
 
 
 @njit(
@@ -112,7 +189,7 @@ def expand_directions(
     degrees: int,
     out: Any,
 ) -> None:
-    """Directions ``first`` to ``last`` as matrices: out[s, (l, n, b), m − offset] = Q_l[s n, b].
+    """Directions ``first`` to ``last`` as matrices: out[s, (l, b, n), m − offset] = Q_l[s n, b].
 
     Q carries the prefactor, and the doubled diagonal.
     """
@@ -128,8 +205,8 @@ def expand_directions(
                         factor = prefactors[degree]
                         if s == t and a == c:
                             factor *= 2.0
-                        one = out[s, (degree * n_radial + a) * width + t * n_radial + c]
-                        two = out[t, (degree * n_radial + c) * width + s * n_radial + a]
+                        one = out[s, (degree * width + t * n_radial + c) * n_radial + a]
+                        two = out[t, (degree * width + s * n_radial + a) * n_radial + c]
                         for m in range(first, last):
                             value = factor * directions[m, f]
                             one[m - offset] = value
@@ -139,7 +216,7 @@ def expand_directions(
 
 
 @njit(
-    "void(int64, int64, int64[::1], int64[:, ::1], int64[::1], float64[:, ::1], float64[:, ::1],"
+    "void(int64[::1], int64[:, ::1], int64[::1], float64[:, ::1], float64[:, ::1],"
     " float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, ::1])",
     cache=True,
     nogil=True,
@@ -147,8 +224,6 @@ def expand_directions(
     error_model="numpy",
 )
 def scatter_features(
-    first: int,
-    last: int,
     pairs: Any,
     indices: Any,
     which: Any,
@@ -160,7 +235,7 @@ def scatter_features(
     positions: Any,
     strain: Any,
 ) -> None:
-    """Add the pair gradients of the directions ``first`` to ``last`` to atoms and strain, in order.
+    """Add the pair gradients of all directions to atoms and strain, in order.
 
     The gradient of direction m is scaled_im (products − projections_im along): the last term is the
     derivative of the norm.
@@ -177,6 +252,7 @@ def scatter_features(
         C_im / |p_i| and p̂_i · d_m.
     positions, strain : (3N, M), (9, M) arrays, updated
     """
+    n_directions = products.shape[1]
     for q in range(len(pairs)):
         p = pairs[q]
         i, j, row = indices[0, p], indices[1, p], which[q]
@@ -189,14 +265,14 @@ def scatter_features(
             minus = positions[3 * i + alpha]
             s0, s1, s2 = strain[alpha], strain[3 + alpha], strain[6 + alpha]
             x, y, z = vectors[0, p], vectors[1, p], vectors[2, p]
-            for m in range(first, last):
+            for m in range(n_directions):
                 value = c[m] * (g[m] - d[m] * h)
                 g[m] = value
                 s0[m] += x * value
                 s1[m] += y * value
                 s2[m] += z * value
             if i != j:
-                for m in range(first, last):
+                for m in range(n_directions):
                     plus[m] += g[m]
-                for m in range(first, last):
+                for m in range(n_directions):
                     minus[m] -= g[m]

@@ -3,6 +3,9 @@
 All kernels release the interpreter lock, work on a range of centres (or pairs) and write only what
 belongs to it.  Signatures are explicit, so each is compiled once and then read from numba's disk cache.
 
+They are in one file on purpose: numba's disk cache notices changes of a function's own file only, not of
+the compiled functions that it calls.
+
 Within a kernel neighbours are handled in blocks of ``BLOCK`` and every inner loop runs over the
 neighbours of a block: unit stride, no dependence on n_max or l_max, which compilers vectorise well.
 
@@ -28,8 +31,7 @@ EXP_MINIMUM = -708.0
 FAST: Any = {"contract", "reassoc", "nsz"}
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _bits_to_float(typingctx: Any, bits: Any) -> Any:
+def _bits_to_float_codegen(typingctx: Any, bits: Any) -> Any:
     """Reinterpret an int64 as a float64 (a cast of registers, so that loops still vectorise)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -38,8 +40,7 @@ def _bits_to_float(typingctx: Any, bits: Any) -> Any:
     return types.float64(types.int64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _float_to_bits(typingctx: Any, value: Any) -> Any:
+def _float_to_bits_codegen(typingctx: Any, value: Any) -> Any:
     """Reinterpret a float64 as an int64."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -48,8 +49,12 @@ def _float_to_bits(typingctx: Any, value: Any) -> Any:
     return types.int64(types.float64), codegen
 
 
+_bits_to_float: Any = intrinsic(_bits_to_float_codegen)
+_float_to_bits: Any = intrinsic(_float_to_bits_codegen)
+
+
 @njit("float64(float64)", cache=True, fastmath={"contract"})
-def _exp(x: float) -> float:
+def _exp(x: Any) -> Any:
     """exp(x) for x <= 0 to 2e-16, as 2^k exp(f) with a Taylor polynomial for |f| <= ln(2)/2.
 
     Needed because calls into the C library keep a loop from being vectorised.  Compiled without
@@ -75,72 +80,6 @@ def _exp(x: float) -> float:
     # the low bits of ``shifted`` hold k; move it to the exponent field
     scale = _bits_to_float((_float_to_bits(shifted) << 52) + 4607182418800017408)
     return p * scale
-
-
-@njit(
-    "void(int64[:, ::1], float64[:, ::1], int64[::1], int64, float64, float64,"
-    " int64[::1], int64[:, ::1], float64[:, ::1], float64[:, ::1])",
-    cache=True,
-    nogil=True,
-    error_model="numpy",
-)
-def sort_pairs(
-    indices: Any,
-    vectors: Any,
-    slots: Any,
-    n_species: int,
-    inner: float,
-    cutoff: float,
-    start: Any,
-    sorted_indices: Any,
-    sorted_vectors: Any,
-    switch: Any,
-) -> None:
-    """Keep the pairs within the cutoff, sorted by centre and element of the neighbour (by counting).
-
-    Parameters
-    ----------
-    indices, vectors : (P0, 2), (P0, 3) arrays
-    slots : (N,) array
-        Species index of each atom.
-    inner, cutoff : float
-        The switching function falls from 1 to 0 between them; none if they are equal.
-    start : (N S + 1,) output
-        First pair of each (centre, element).
-    sorted_indices, sorted_vectors : (2, P0), (3, P0) outputs
-    switch : (2, P0) output
-        f and f'/r.
-    """
-    limit = cutoff * cutoff
-    start[:] = 0
-    for p in range(len(indices)):
-        x, y, z = vectors[p, 0], vectors[p, 1], vectors[p, 2]
-        if x * x + y * y + z * z <= limit:
-            start[indices[p, 0] * n_species + slots[indices[p, 1]] + 1] += 1
-    for g in range(len(start) - 1):
-        start[g + 1] += start[g]
-    fill = start.copy()
-    width = cutoff - inner
-    for p in range(len(indices)):
-        x, y, z = vectors[p, 0], vectors[p, 1], vectors[p, 2]
-        r2 = x * x + y * y + z * z
-        if r2 <= limit:
-            group = indices[p, 0] * n_species + slots[indices[p, 1]]
-            q = fill[group]
-            fill[group] = q + 1
-            sorted_indices[0, q] = indices[p, 0]
-            sorted_indices[1, q] = indices[p, 1]
-            sorted_vectors[0, q] = x
-            sorted_vectors[1, q] = y
-            sorted_vectors[2, q] = z
-            switch[0, q] = 1.0
-            switch[1, q] = 0.0
-            if r2 > inner * inner and width > 0.0:
-                # quintic with vanishing first and second derivatives at both ends
-                r = np.sqrt(r2)
-                t = (r - inner) / width
-                switch[0, q] = 1.0 - t * t * t * (10.0 - 15.0 * t + 6.0 * t * t)
-                switch[1, q] = -30.0 * t * t * (1.0 - t) * (1.0 - t) / (width * r)
 
 
 @njit(
@@ -202,7 +141,7 @@ def fill_block(
 
 
 @njit(
-    "float64(float64[:, ::1], float64, int64, int64, int64, int64, float64[::1])",
+    "void(float64[:, ::1], float64, int64, int64, int64, int64, float64[::1])",
     cache=True,
     nogil=True,
     fastmath=FAST,
@@ -210,22 +149,21 @@ def fill_block(
 )
 def _pack(
     square: Any, factor: float, degree: int, degrees: int, n_species: int, n_radial: int, row: Any
-) -> float:
-    """Write factor × the upper triangle of one degree where the row keeps it; return its squared norm."""
-    total = 0.0
+) -> None:
+    """Write factor × the upper triangle of one degree where the row keeps it."""
     offset = 0
     for s in range(n_species):
         for t in range(s, n_species):
             inner = n_radial * (n_radial + 1) // 2 if s == t else n_radial * n_radial
             f = offset + degree * inner
             for a in range(n_radial):
-                for c in range(a if s == t else 0, n_radial):
-                    value = factor * square[s * n_radial + a, t * n_radial + c]
-                    row[f] = value
-                    total += value * value
-                    f += 1
+                begin = a if s == t else 0
+                source = square[s * n_radial + a, t * n_radial + begin : (t + 1) * n_radial]
+                target = row[f : f + n_radial - begin]
+                for c in range(n_radial - begin):
+                    target[c] = factor * source[c]
+                f += n_radial - begin
             offset += inner * degrees
-    return total
 
 
 @njit(
@@ -245,15 +183,89 @@ def _unpack(
             inner = n_radial * (n_radial + 1) // 2 if s == t else n_radial * n_radial
             f = offset + degree * inner
             for a in range(n_radial):
-                for c in range(a if s == t else 0, n_radial):
-                    value = factor * row[f]
-                    f += 1
-                    i, j = s * n_radial + a, t * n_radial + c
-                    square[i, j] = value
-                    square[j, i] = value
-                    if i == j:
-                        square[i, i] = 2.0 * value
+                begin = a if s == t else 0
+                target = square[s * n_radial + a, t * n_radial + begin : (t + 1) * n_radial]
+                source = row[f : f + n_radial - begin]
+                for c in range(n_radial - begin):
+                    target[c] = factor * source[c]
+                f += n_radial - begin
             offset += inner * degrees
+    for i in range(n_species * n_radial):
+        target = square[i]
+        target[i] *= 2.0
+        for j in range(i):
+            target[j] = square[j, i]
+
+
+@njit(
+    "void(float64[:, ::1], int64, float64[:, ::1])",
+    cache=True,
+    nogil=True,
+    fastmath=FAST,
+    error_model="numpy",
+)
+def _gram(coefficients: Any, degree: int, square: Any) -> None:
+    """square = Σ_m c cᵀ of one degree; four m at a time, which saves most loads and stores."""
+    width = square.shape[0]
+    lm = degree * degree
+    last = lm + 2 * degree + 1
+    c0 = coefficients[lm]
+    if degree % 2 == 0:
+        for a in range(width):
+            v0 = c0[a]
+            target = square[a]
+            for b in range(width):
+                target[b] = v0 * c0[b]
+        lm += 1
+    else:
+        c1 = coefficients[lm + 1]
+        c2 = coefficients[lm + 2]
+        for a in range(width):
+            v0, v1, v2 = c0[a], c1[a], c2[a]
+            target = square[a]
+            for b in range(width):
+                target[b] = v0 * c0[b] + v1 * c1[b] + v2 * c2[b]
+        lm += 3
+    while lm < last:
+        c0 = coefficients[lm]
+        c1 = coefficients[lm + 1]
+        c2 = coefficients[lm + 2]
+        c3 = coefficients[lm + 3]
+        for a in range(width):
+            v0, v1, v2, v3 = c0[a], c1[a], c2[a], c3[a]
+            target = square[a]
+            for b in range(width):
+                target[b] += v0 * c0[b] + v1 * c1[b] + v2 * c2[b] + v3 * c3[b]
+        lm += 4
+
+
+@njit(
+    "void(float64[::1], float64[:, ::1], float64[::1])",
+    cache=True,
+    nogil=True,
+    fastmath=FAST,
+    error_model="numpy",
+)
+def _multiply(vector: Any, matrix: Any, out: Any) -> None:
+    """out = vector @ matrix, four rows at a time."""
+    rows, width = matrix.shape
+    out[:] = 0.0
+    c = 0
+    while c + 4 <= rows:
+        v0, v1, v2, v3 = vector[c], vector[c + 1], vector[c + 2], vector[c + 3]
+        q0 = matrix[c]
+        q1 = matrix[c + 1]
+        q2 = matrix[c + 2]
+        q3 = matrix[c + 3]
+        for a in range(width):
+            out[a] += v0 * q0[a] + v1 * q1[a] + v2 * q2[a] + v3 * q3[a]
+        c += 4
+    while c < rows:
+        v0 = vector[c]
+        q0 = matrix[c]
+        for a in range(width):
+            out[a] += v0 * q0[a]
+        c += 1
 
 
 @njit(
@@ -284,7 +296,7 @@ def expand(
     Parameters
     ----------
     start, vectors, switch
-        From :func:`sort_pairs`.
+        From ``soap_pair_kernels.sort_pairs``.
     exponents : (l_max + 1, n4) array
         a[l, k], padded to a multiple of four radial functions (with anything).
     weights, prefactors, recursion
@@ -346,17 +358,12 @@ def expand(
                         for k in range(n_radial):
                             total += weights[degree, n, k] * sums[s, lm, k]
                         out[lm, s * n_radial + n] = total
-        norm2 = 0.0
         for degree in range(degrees):
-            square[:] = 0.0
-            for lm in range(degree * degree, (degree + 1) * (degree + 1)):
-                source = out[lm]
-                for a in range(width):
-                    ca = source[a]
-                    target = square[a]
-                    for c in range(width):
-                        target[c] += ca * source[c]
-            norm2 += _pack(square, prefactors[degree], degree, degrees, n_species, n_radial, values[i])
+            _gram(out, degree, square)
+            _pack(square, prefactors[degree], degree, degrees, n_species, n_radial, values[i])
+        norm2 = 0.0
+        for f in range(values.shape[1]):
+            norm2 += values[i, f] * values[i, f]
         norms[i] = np.sqrt(norm2)
         scale = 1.0 / norms[i] if norms[i] > 0.0 else 0.0
         for f in range(values.shape[1]):
@@ -443,13 +450,7 @@ def pair_gradients(
         for degree in range(degrees):
             _unpack(raw, prefactors[degree], degree, degrees, n_species, n_radial, square)
             for lm in range(degree * degree, (degree + 1) * (degree + 1)):
-                c_row = coefficients[i, lm]
-                inner[:] = 0.0
-                for c in range(width):
-                    value = c_row[c]
-                    q_row = square[c]
-                    for a in range(width):
-                        inner[a] += value * q_row[a]
+                _multiply(coefficients[i, lm], square, inner)
                 for s in range(n_species):
                     for k in range(n_radial):
                         total = 0.0
@@ -460,21 +461,22 @@ def pair_gradients(
         for block in range(begin, end, BLOCK):
             count = min(BLOCK, end - block)
             fill_block(vectors, block, count, exponents, recursion, radial, angular)
-            for s in range(n_species):
-                low = max(start[i * n_species + s], block) - block
-                high = min(start[i * n_species + s + 1], block + count) - block
-                if low >= high:
-                    continue
-                number = high - low
-                gx[:number] = 0.0
-                gy[:number] = 0.0
-                gz[:number] = 0.0
-                along[:number] = 0.0
-                plain[:number] = 0.0
-                for degree in range(degrees):
-                    for lm in range(degree * degree, (degree + 1) * (degree + 1)):
+            gx[:count] = 0.0
+            gy[:count] = 0.0
+            gz[:count] = 0.0
+            along[:count] = 0.0
+            plain[:count] = 0.0
+            for degree in range(degrees):
+                for lm in range(degree * degree, (degree + 1) * (degree + 1)):
+                    s_row[:count] = 0.0
+                    for s in range(n_species):
+                        low = max(start[i * n_species + s], block) - block
+                        high = min(start[i * n_species + s + 1], block + count) - block
+                        if low >= high:
+                            continue
                         row = angular[lm, low:high]
-                        s_row[:number] = 0.0
+                        target = s_row[low:high]
+                        target_a = along[low:high]
                         for k in range(0, padded, 4):
                             e0 = radial[degree, k, low:high]
                             e1 = radial[degree, k + 1, low:high]
@@ -488,29 +490,28 @@ def pair_gradients(
                             a1 = slope_a[s, lm, k + 1]
                             a2 = slope_a[s, lm, k + 2]
                             a3 = slope_a[s, lm, k + 3]
-                            for b in range(number):
-                                s_row[b] += d0 * e0[b] + d1 * e1[b] + d2 * e2[b] + d3 * e3[b]
-                                along[b] += (a0 * e0[b] + a1 * e1[b] + a2 * e2[b] + a3 * e3[b]) * row[b]
-                        for b in range(number):
-                            plain[b] += s_row[b] * row[b]
-                        x1, x2 = angular[rows[lm, 0], low:high], angular[rows[lm, 1], low:high]
-                        y1, y2 = angular[rows[lm, 2], low:high], angular[rows[lm, 3], low:high]
-                        z1 = angular[rows[lm, 4], low:high]
-                        fx1, fx2, fy1, fy2, fz = (
-                            factors[lm, 0],
-                            factors[lm, 1],
-                            factors[lm, 2],
-                            factors[lm, 3],
-                            factors[lm, 4],
-                        )
-                        for b in range(number):
-                            gx[b] += s_row[b] * (fx1 * x1[b] + fx2 * x2[b])
-                            gy[b] += s_row[b] * (fy1 * y1[b] + fy2 * y2[b])
-                            gz[b] += s_row[b] * fz * z1[b]
-                for b in range(number):
-                    p = block + low + b
-                    f = switch[0, p]
-                    radially = f * along[b] + switch[1, p] * plain[b]
-                    out[0, p] = f * gx[b] + radially * vectors[0, p]
-                    out[1, p] = f * gy[b] + radially * vectors[1, p]
-                    out[2, p] = f * gz[b] + radially * vectors[2, p]
+                            for b in range(high - low):
+                                target[b] += d0 * e0[b] + d1 * e1[b] + d2 * e2[b] + d3 * e3[b]
+                                target_a[b] += (a0 * e0[b] + a1 * e1[b] + a2 * e2[b] + a3 * e3[b]) * row[b]
+                    row = angular[lm]
+                    for b in range(count):
+                        plain[b] += s_row[b] * row[b]
+                    if degree == 0:
+                        continue
+                    x1, x2 = angular[rows[lm, 0]], angular[rows[lm, 1]]
+                    y1, y2 = angular[rows[lm, 2]], angular[rows[lm, 3]]
+                    z1 = angular[rows[lm, 4]]
+                    fx1, fx2 = factors[lm, 0], factors[lm, 1]
+                    fy1, fy2 = factors[lm, 2], factors[lm, 3]
+                    fz = factors[lm, 4]
+                    for b in range(count):
+                        gx[b] += s_row[b] * (fx1 * x1[b] + fx2 * x2[b])
+                        gy[b] += s_row[b] * (fy1 * y1[b] + fy2 * y2[b])
+                        gz[b] += s_row[b] * fz * z1[b]
+            for b in range(count):
+                p = block + b
+                f = switch[0, p]
+                radially = f * along[b] + switch[1, p] * plain[b]
+                out[0, p] = f * gx[b] + radially * vectors[0, p]
+                out[1, p] = f * gy[b] + radially * vectors[1, p]
+                out[2, p] = f * gz[b] + radially * vectors[2, p]

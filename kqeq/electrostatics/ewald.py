@@ -43,15 +43,20 @@ class LatticeSum:
     Parameters
     ----------
     unknowns : Unknowns
-    real, smooth, background
-        The three parts.
+    real : RealSpace
+    smooth : Reciprocal or Mesh
+    background : Background, or None for open boundaries
     """
 
-    def __init__(self, unknowns: Unknowns, real: RealSpace, smooth: _Part, background: Background) -> None:
+    def __init__(
+        self, unknowns: Unknowns, real: RealSpace, smooth: _Part, background: Background | None
+    ) -> None:
         self._unknowns = unknowns
         self._real = real
         self._background = background
-        self._parts: tuple[_Part, ...] = (real, smooth, background)
+        self._parts: tuple[_Part, ...] = (real, smooth)
+        if background is not None:
+            self._parts = (real, smooth, background)
 
     @property
     def size(self) -> int:
@@ -86,6 +91,8 @@ class LatticeSum:
         """(Σ_i dσ_i ∂A/∂σ_i) @ vector, shape (n,)."""
         self._unknowns.check(vector, vector=True)
         near = self._real.width_derivative(vector, dsigma)
+        if self._background is None:
+            return near
         return near + self._background.width_derivative(vector, dsigma)
 
 
@@ -158,15 +165,14 @@ class EwaldCoulomb(LatticeSum):
         smooth = Reciprocal(positions, self.cell, kappa=used, k_cut=parameters.k_cut, dipoles=dipoles)
         background = Background(positions, sigma, self.cell, kappa=used, dipoles=dipoles, open_axis=open_axis)
         super().__init__(unknowns, real, smooth, background)
-        self._smooth = smooth
         self._like = positions
+        self._halves = (real, smooth, background)
 
     def matrix(self) -> Array:
         """The interaction matrix A, symmetric, shape (n, n), in eV/e²."""
         out = self._xp.zeros((self.size, self.size), dtype=self._like.dtype)
-        out = self._real.add_half(out)
-        out = self._smooth.add_half(out)
-        out = self._background.add_half(out)
+        for part in self._halves:
+            out = part.add_half(out)
         return _add_transpose(out)
 
 

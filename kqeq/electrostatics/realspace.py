@@ -35,25 +35,32 @@ _FEW_COLUMNS = 4
 _Chunk = tuple[Array, Array, list[Array], list[Array]]
 
 
-def half_pairs(positions: FloatArray, cell: FloatArray, cutoff: float) -> tuple[Any, Any, FloatArray]:
-    """Each pair of a periodic structure once: i, j and r_j − r_i + n·cell."""
+def half_pairs(positions: FloatArray, cell: FloatArray | None, cutoff: float) -> tuple[Any, Any, FloatArray]:
+    """Each pair of a periodic (or, without a cell, open) structure once: i, j and r_j − r_i + n·cell."""
     import vesin
 
     # One thread: the order of the pairs, hence the last bits of the sums, is then reproducible.
     engine = vesin.NeighborList(cutoff=float(cutoff), full_list=False, n_threads=1)
-    indices, vectors = engine.compute(points=positions, box=cell, periodic=True, quantities="PD", copy=False)
+    indices, vectors = engine.compute(
+        points=positions,
+        box=np.zeros((3, 3)) if cell is None else cell,
+        periodic=cell is not None,
+        quantities="PD",
+        copy=False,
+    )
     # Views into the engine: copies outlive it, and half the index bytes are enough.
     return indices[:, 0].astype(np.int32), indices[:, 1].astype(np.int32), vectors.copy()
 
 
 class RealSpace:
-    """Short-ranged part of the interaction of Gaussian charges and dipoles in a periodic cell.
+    """Short-ranged part of the interaction of Gaussian charges and dipoles.
 
     Parameters
     ----------
     positions : (N, 3) array
     sigma : (N,) array
-    cell : (3, 3) NumPy array
+    cell : (3, 3) NumPy array, or None
+        None: open boundaries.
     kappa, r_cut : float
     dipoles : bool
     """
@@ -62,7 +69,7 @@ class RealSpace:
         self,
         positions: Array,
         sigma: Array,
-        cell: FloatArray,
+        cell: FloatArray | None,
         *,
         kappa: float,
         r_cut: float,

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -61,9 +62,9 @@ class Linearisation:
         part, state = self.parameters.chi, self.features.chi_state
         if part is None or part.feature_map is None or state is None:
             return None
-        numbers = self.frame.structure.numbers
+        near = part.feature_map.similarities(state, self.frame.structure.numbers)
         return state.site_jacobian(
-            part.feature_map.descriptor_gradient(state, numbers, self._chi_coefficients)
+            part.feature_map.descriptor_gradient(near, state.values.shape, self._chi_coefficients)
         )
 
     @cached_property
@@ -138,8 +139,13 @@ _VOIGT_TRANSPOSED = np.array([0, 4, 8, 7, 6, 3])
 def _stress(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray | None]:
     value, rows = _position_derivative(line, jacobian, strain=True)
     volume = line.frame.structure.volume
-    value = 0.5 * (value[_VOIGT] + value[_VOIGT_TRANSPOSED]) / volume
-    return value, None if rows is None else 0.5 * (rows[_VOIGT] + rows[_VOIGT_TRANSPOSED]) / volume
+    return _to_stress(value, volume), None if rows is None else _to_stress(rows, volume)
+
+
+def _to_stress(strain: FloatArray, volume: float) -> FloatArray:
+    """Strain derivatives (9, ...) to stress in Voigt order (6, ...)."""
+    stress: FloatArray = 0.5 * (strain[_VOIGT] + strain[_VOIGT_TRANSPOSED]) / volume
+    return stress
 
 
 def _dipole(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray | None]:
@@ -160,6 +166,8 @@ def _spread(line: Linearisation, block: FloatArray) -> FloatArray:
     return rows
 
 
+JacobianKind = Literal["none", "linear", "full"]
+
 Block = Callable[[Linearisation, bool], tuple[FloatArray, FloatArray | None]]
 
 BLOCKS: Mapping[str, Block] = {
@@ -179,14 +187,25 @@ def target_vector(frame: TrainingFrame, kind: str) -> FloatArray:
     """The labels of one kind as a vector, in the order of the block's rows."""
     value = np.asarray(getattr(frame.labels, kind), dtype=np.float64)
     if kind == "stress":
-        return value.ravel()[_VOIGT]
-    return value.reshape(-1)
+        return np.asarray(value.ravel()[_VOIGT])
+    return np.asarray(value.reshape(-1))
 
 
 def deviation(frame: TrainingFrame, kind: str, noise: Mapping[str, float]) -> float:
     """Standard deviation of one label: energies get σ_E √N, and weights divide the variance."""
     scale = np.sqrt(len(frame.structure)) if kind == "energy" else 1.0
     return float(noise[kind] * scale)
+
+
+def _linear_rows(frame: TrainingFrame, features: FrameFeatures, kind: str, size: int) -> FloatArray:
+    """Jacobian of one label with respect to the energy parameters (n, p); it does not depend on u."""
+    if kind == "energy" and features.energy is not None:
+        return features.energy[None, :]
+    if kind == "forces" and features.positions is not None:
+        return -features.positions
+    if kind == "stress" and features.strain is not None:
+        return _to_stress(features.strain, frame.structure.volume)
+    return np.zeros((target_vector(frame, kind).size, size))
 
 
 def frame_rows(
@@ -196,23 +215,43 @@ def frame_rows(
     u: FloatArray,
     noise: Mapping[str, float],
     *,
-    jacobian: bool,
+    jacobian: JacobianKind,
 ) -> tuple[FloatArray, FloatArray | None]:
     """Weighted residuals (y − ŷ)/σ of a frame, and the Jacobian of ŷ/σ.
 
+    Parameters
+    ----------
+    frame, features, parameters, u :
+        The frame and the parameters to evaluate it at.
+    noise : mapping of str to float
+        Standard deviation by label kind.
+    jacobian : {"none", "linear", "full"}
+        No Jacobian, that of the energy parameters (the linear ones), or that of all.
+
     Returns
     -------
-    (n,) array, (n, P) array or None
+    (n,) array, (n, P) array or (n, p) array or None
     """
     line = Linearisation(frame, features, parameters, u)
+    linear_size = 0 if parameters.energy is None else parameters.energy.size
     residuals, jacobians = [], []
     for kind in frame.labels.kinds:
-        value, rows = BLOCKS[kind](line, jacobian)
+        value, rows = BLOCKS[kind](line, jacobian == "full")
+        if jacobian == "linear":
+            rows = _linear_rows(frame, features, kind, linear_size)
         scale = np.sqrt(frame.labels.weight) / deviation(frame, kind, noise)
         residuals.append(scale * (target_vector(frame, kind) - value))
         if rows is not None:
             jacobians.append(scale * rows)
-    return np.concatenate(residuals), np.concatenate(jacobians) if jacobian else None
+    return np.concatenate(residuals), np.concatenate(jacobians) if jacobians else None
 
 
-__all__ = ["BLOCKS", "LINEAR_KINDS", "Linearisation", "deviation", "frame_rows", "target_vector"]
+__all__ = [
+    "BLOCKS",
+    "LINEAR_KINDS",
+    "JacobianKind",
+    "Linearisation",
+    "deviation",
+    "frame_rows",
+    "target_vector",
+]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
 
 from kqeq import elements
 from kqeq.errors import InputError, KQEqWarning
-from kqeq.fitting.blocks import LINEAR_KINDS, frame_rows
+from kqeq.fitting.blocks import LINEAR_KINDS, JacobianKind, frame_rows
 from kqeq.fitting.features import FeatureStore, TrainingFrame
 from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.report import FitReport
@@ -66,9 +67,14 @@ class _Problem:
         self.noise = noise
         self.size = store.parameters.size
         self.linear = linear
+        energy = store.parameters.energy
+        self.linear_columns = None if energy is None else energy.columns
 
-    def rows(self, u: FloatArray, *, jacobian: bool) -> Iterator[tuple[FloatArray, FloatArray | None]]:
-        for i in track(range(len(self.store)), "accumulate" if jacobian else "loss"):
+    def rows(
+        self, u: FloatArray, *, jacobian: JacobianKind
+    ) -> Iterator[tuple[FloatArray, FloatArray | None]]:
+        what = "iteration" if jacobian == "full" else "step"
+        for i in track(range(len(self.store)), what):
             yield frame_rows(
                 self.store.frames[i],
                 self.store.get(i),
@@ -77,6 +83,24 @@ class _Problem:
                 self.noise,
                 jacobian=jacobian,
             )
+
+
+def _start(problem: _Problem) -> FloatArray:
+    """Electronegativities fitted to dipoles and charges alone, in closed form: where the iteration starts.
+
+    Energies are quadratic in electronegativities; from here the quadratic model is good, from zero it is not.
+    """
+    store = problem.store
+    frames = []
+    for frame in store.frames:
+        drop: dict[str, Any] = {kind: None for kind in frame.labels.kinds if kind not in LINEAR_KINDS}
+        labels = replace(frame.labels, **drop)
+        if labels.kinds:
+            frames.append(replace(frame, labels=labels))
+    if not frames:
+        return np.zeros(problem.size)
+    part = _Problem(FeatureStore(frames, store.parameters), problem.noise, linear=True)
+    return minimise(part, np.zeros(problem.size)).u
 
 
 def fit_potential(pairs: Sequence[tuple[Structure, Labels]], settings: FitSettings) -> FitResult:
@@ -119,7 +143,8 @@ def fit_potential(pairs: Sequence[tuple[Structure, Labels]], settings: FitSettin
         noise,
         linear=used.keys() <= LINEAR_KINDS or settings.charges is None,
     )
-    solution = minimise(problem, np.zeros(parameters.size), max_iterations=settings.max_iterations)
+    start = np.zeros(parameters.size) if problem.linear else _start(problem)
+    solution = minimise(problem, start, max_iterations=settings.max_iterations)
     if not solution.converged:
         warnings.warn(
             f"the fit stopped after {len(solution.iterations)} iterations without converging (loss {solution.loss:.6g}); "

@@ -51,12 +51,13 @@ class SitePart:
     @property
     def size(self) -> int:
         """Number of parameters of this part."""
-        return self.columns.stop - self.columns.start
+        return int(self.columns.stop - self.columns.start)
 
     def one_hot(self, numbers: IntArray) -> FloatArray:
         """Offset columns (N, Z), scaled by the spread."""
         species = np.array(list(self.offset_mean))
-        return self.offset_spread * (numbers[:, None] == species[None, :]).astype(np.float64)
+        hot: FloatArray = (numbers[:, None] == species[None, :]).astype(np.float64)
+        return self.offset_spread * hot
 
     def mean(self, numbers: IntArray) -> FloatArray:
         """Prior mean of every atom, (N,)."""

@@ -17,7 +17,7 @@ DEFAULT_NOISE: Mapping[str, float] = {
     "energy": 1e-3,
     "forces": 0.03,
     "stress": 1e-3,
-    "dipole": 0.005,
+    "dipole": 0.01,
     "charges": 0.02,
 }
 """Standard deviations of the labels: eV/atom, eV/Å, eV/Å³, e·Å, e."""

@@ -1,0 +1,102 @@
+"""Compiled loops over pairs of atoms: sorting them, and collecting their gradients on atoms.
+
+Dimensions: N atoms, P pairs, S species.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+
+@njit(
+    "void(int64[:, ::1], float64[:, ::1], int64[::1], int64, float64, float64,"
+    " int64[::1], int64[:, ::1], float64[:, ::1], float64[:, ::1])",
+    cache=True,
+    nogil=True,
+    error_model="numpy",
+)
+def sort_pairs(
+    indices: Any,
+    vectors: Any,
+    slots: Any,
+    n_species: int,
+    inner: float,
+    cutoff: float,
+    start: Any,
+    sorted_indices: Any,
+    sorted_vectors: Any,
+    switch: Any,
+) -> None:
+    """Keep the pairs within the cutoff, sorted by centre and element of the neighbour (by counting).
+
+    Parameters
+    ----------
+    indices, vectors : (P0, 2), (P0, 3) arrays
+    slots : (N,) array
+        Species index of each atom.
+    inner, cutoff : float
+        The switching function falls from 1 to 0 between them; none if they are equal.
+    start : (N S + 1,) output
+        First pair of each (centre, element).
+    sorted_indices, sorted_vectors : (2, P0), (3, P0) outputs
+    switch : (2, P0) output
+        f and f'/r.
+    """
+    limit = cutoff * cutoff
+    start[:] = 0
+    for p in range(len(indices)):
+        x, y, z = vectors[p, 0], vectors[p, 1], vectors[p, 2]
+        if x * x + y * y + z * z <= limit:
+            start[indices[p, 0] * n_species + slots[indices[p, 1]] + 1] += 1
+    for g in range(len(start) - 1):
+        start[g + 1] += start[g]
+    fill = start.copy()
+    width = cutoff - inner
+    for p in range(len(indices)):
+        x, y, z = vectors[p, 0], vectors[p, 1], vectors[p, 2]
+        r2 = x * x + y * y + z * z
+        if r2 <= limit:
+            group = indices[p, 0] * n_species + slots[indices[p, 1]]
+            q = fill[group]
+            fill[group] = q + 1
+            sorted_indices[0, q] = indices[p, 0]
+            sorted_indices[1, q] = indices[p, 1]
+            sorted_vectors[0, q] = x
+            sorted_vectors[1, q] = y
+            sorted_vectors[2, q] = z
+            switch[0, q] = 1.0
+            switch[1, q] = 0.0
+            if r2 > inner * inner and width > 0.0:
+                # quintic with vanishing first and second derivatives at both ends
+                r = np.sqrt(r2)
+                t = (r - inner) / width
+                switch[0, q] = 1.0 - t * t * t * (10.0 - 15.0 * t + 6.0 * t * t)
+                switch[1, q] = -30.0 * t * t * (1.0 - t) * (1.0 - t) / (width * r)
+
+
+@njit(
+    "void(int64[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, ::1])",
+    cache=True,
+    nogil=True,
+    error_model="numpy",
+)
+def collect(indices: Any, vectors: Any, gradients: Any, positions: Any, strain: Any) -> None:
+    """Add pair gradients to the neighbours, subtract them from the centres, in the order of the pairs.
+
+    Parameters
+    ----------
+    indices, vectors, gradients : (2, P), (3, P), (3, P) arrays
+    positions, strain : (N, 3), (3, 3) arrays, zero on entry
+    """
+    for p in range(indices.shape[1]):
+        i, j = indices[0, p], indices[1, p]
+        for a in range(3):
+            g = gradients[a, p]
+            positions[j, a] += g
+            positions[i, a] -= g
+            strain[0, a] += vectors[0, p] * g
+            strain[1, a] += vectors[1, p] * g
+            strain[2, a] += vectors[2, p] * g

@@ -1,0 +1,242 @@
+"""The data sets: complete, finite, consistent with their documentation and with their generator."""
+
+import hashlib
+import importlib.util
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from kqeq import datasets
+from kqeq.constants import COULOMB, DEBYE
+from kqeq.errors import InputError
+
+NAMES = datasets.names()
+LABELLED = [name for name in NAMES if name != "polarizability"]
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return {name: datasets.load(name) for name in NAMES}
+
+
+def load_script(name):
+    """Import one of the scripts that lie beside the data."""
+    folder = str(datasets.path())
+    spec = importlib.util.spec_from_file_location(name, f"{folder}/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, folder)  # the scripts import each other
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(folder)
+    return module
+
+
+def test_names():
+    assert {"ag3", "alkanes", "carbon_chain", "nacl", "water", "water_field", "zno"} <= set(NAMES)
+    assert tuple(sorted(NAMES)) == NAMES
+
+
+def test_unknown_names_are_told_the_known_ones():
+    with pytest.raises(InputError, match=r"unknown data set 'ag4'; expected one of ag3, .*zno"):
+        datasets.load("ag4")
+    with pytest.raises(InputError, match="unknown data set"):
+        datasets.split("../ag3")
+
+
+def test_readme_table_counts_the_frames(frames):
+    text = (datasets.path() / "README.md").read_text(encoding="utf-8")
+    listed = {}
+    for row in re.findall(r"^\| (\w+)\.xyz \|(.*)\|$", text, flags=re.MULTILINE):
+        name, cells = row[0], [cell.strip() for cell in row[1].split("|")]
+        for seed, count in re.findall(r"(\d+): (\d+)", cells[5]):
+            key = (name, cells[0], int(seed))
+            listed[key] = listed.get(key, 0) + int(count)
+    counted = {}
+    for name, atoms_list in frames.items():
+        for atoms in atoms_list:
+            key = (name, atoms.info["system"], atoms.info["seed"])
+            counted[key] = counted.get(key, 0) + 1
+    assert listed == counted
+    assert f"| {sum(counted.values())} |" in text
+
+
+def test_checksums():
+    lines = (datasets.path() / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    listed = dict(reversed(line.split("  ")) for line in lines)
+    assert listed == {
+        f"{name}.xyz": hashlib.sha256((datasets.path() / f"{name}.xyz").read_bytes()).hexdigest()
+        for name in NAMES
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_labels_are_complete_and_finite(frames, name):
+    assert frames[name]
+    for atoms in frames[name]:
+        assert np.isfinite(atoms.get_potential_energy())
+        assert atoms.get_potential_energy() < -1000.0  # total, not atomisation, energies
+        assert np.isfinite(atoms.get_forces()).all()
+        assert atoms.get_forces().shape == (len(atoms), 3)
+        assert atoms.get_dipole_moment().shape == (3,)
+        assert np.isfinite(atoms.get_dipole_moment()).all()
+        assert atoms.info["external_field"].shape == (3,)
+        assert {"total_charge", "system", "seed", "method", "multiplicity"} <= set(atoms.info)
+        assert not atoms.pbc.any()
+        np.testing.assert_allclose(atoms.get_center_of_mass(), 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hirshfeld_charges_sum_to_the_total_charge(frames, name):
+    for atoms in frames[name]:
+        charges = atoms.arrays["hirshfeld"]
+        assert charges.sum() == pytest.approx(atoms.info["total_charge"], abs=1e-3)
+        if len(set(atoms.symbols)) > 1:
+            assert np.ptp(charges) > 0.05
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_forces_balance_the_force_of_the_field(frames, name):
+    # translation: Σ F = Q·field; a wrong unit or sign of force, charge or field would show for ions in fields
+    for atoms in frames[name]:
+        expected = atoms.info["total_charge"] * atoms.info["external_field"]
+        np.testing.assert_allclose(atoms.get_forces().sum(axis=0), expected, atol=1e-6)
+        assert np.abs(atoms.get_forces()).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_torques_balance_the_torque_of_the_field(frames, name):
+    # rotation: Σ r × F = μ × field, to the accuracy of the integration grid, which is not invariant
+    largest = 0.0
+    for atoms in frames[name]:
+        torque = np.cross(atoms.positions, atoms.get_forces()).sum(axis=0)
+        expected = np.cross(atoms.get_dipole_moment(), atoms.info["external_field"])
+        largest = max(largest, np.abs(expected).max())
+        np.testing.assert_allclose(torque, expected, atol=0.1 if name == "nacl" else 0.03)
+    assert name != "water_field" or largest > 0.05
+
+
+def test_water_dipole_is_in_e_angstrom(frames):
+    # experiment 1.855 D; PBE0/def2-SVP about 2.0 D at distorted geometries
+    dipoles = [
+        np.linalg.norm(atoms.get_dipole_moment()) / DEBYE
+        for atoms in frames["water"]
+        if atoms.info["system"] == "water1"
+    ]
+    assert 1.8 < np.mean(dipoles) < 2.2
+
+
+def test_fields_are_those_documented(frames):
+    by_seed = {10: (0.1, 0.0, 0.0), 11: (0.0, -0.05, 0.1)}
+    for atoms in frames["water_field"]:
+        np.testing.assert_allclose(atoms.info["external_field"], by_seed[atoms.info["seed"]])
+    for name in set(NAMES) - {"water_field"}:
+        assert not any(atoms.info["external_field"].any() for atoms in frames[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_frame_occurs_twice(frames, name):
+    seen = set()
+    for atoms in frames[name]:
+        key = (atoms.info["system"], atoms.positions.round(3).tobytes())
+        assert key not in seen
+        seen.add(key)
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_split_separates_trajectories(name):
+    train, test = datasets.split(name)
+    assert len(train) + len(test) == len(datasets.load(name))
+    train_seeds, test_seeds = ({a.info["seed"] for a in part} for part in (train, test))
+    assert not train_seeds & test_seeds
+    assert test_seeds == ({11} if name == "water_field" else {1})
+
+
+def test_split_without_test_trajectory_is_refused(monkeypatch):
+    monkeypatch.setitem(datasets.TEST_SEEDS, "ag3", frozenset({99}))
+    with pytest.raises(InputError, match=r"no frames set aside for testing \(seed 99\)"):
+        datasets.split("ag3")
+
+
+def test_missing_data_are_reported(monkeypatch, tmp_path):
+    (tmp_path / "kqeq").mkdir()
+    (tmp_path / "datasets").mkdir()  # somebody else's
+    monkeypatch.setattr(datasets, "files", lambda _name: tmp_path / "kqeq")
+    with pytest.raises(InputError, match="reinstall the package"):
+        datasets.names()
+    (tmp_path / "kqeq" / "_datasets").mkdir()
+    (tmp_path / "kqeq" / "_datasets" / "SHA256SUMS").touch()
+    assert datasets.path() == tmp_path / "kqeq" / "_datasets"
+    assert datasets.names() == ()
+
+
+def test_merge_finds_everything_in_order():
+    assert load_script("merge").problems() == []
+
+
+def test_merge_sorts_skips_repetitions_and_unfinished_frames(tmp_path, monkeypatch, capsys):
+    merge = load_script("merge")
+    for name in ("README.md", "SHA256SUMS", "water.xyz"):
+        (tmp_path / name).write_bytes((datasets.path() / name).read_bytes())
+    monkeypatch.setattr(merge, "HERE", tmp_path)
+    original = (tmp_path / "water.xyz").read_text()
+    texts = [frame.text for frame in merge.read_frames(tmp_path / "water.xyz")]
+    # keep every second frame here, and offer the others, repetitions and a torn frame elsewhere
+    (tmp_path / "water.xyz").write_text("".join(texts[::2]))
+    source = tmp_path / "new" / "water.xyz"
+    source.parent.mkdir()
+    source.write_text("".join(texts[::-1]) + texts[0][: len(texts[0]) - 20])
+    before = [frame.system for frame in merge.read_frames(tmp_path / "water.xyz")]
+    merge.merge([source])
+    after = merge.read_frames(tmp_path / "water.xyz")
+    assert sorted(frame.text for frame in after) == sorted(texts)
+    assert [f.system for f in after] == [f.system for f in merge.canonical(after)]
+    assert len(before) < len(after)
+    assert merge.problems() == []
+    assert "incomplete" in capsys.readouterr().err
+    # a second merge changes nothing
+    content = (tmp_path / "water.xyz").read_text()
+    merge.merge([source])
+    assert (tmp_path / "water.xyz").read_text() == content
+    assert len(content) == len(original)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_labels_are_what_the_generator_computes(frames):
+    pytest.importorskip("pyscf")
+    generate = load_script("generate")
+    stored = next(a for a in frames["water"] if a.info["system"] == "water1" and a.info["seed"] == 1)
+    in_field = frames["water_field"][0]
+    for atoms in (stored, in_field):
+        field = atoms.info["external_field"]
+        again = generate.label(atoms, "water1", field, threads=1)
+        # positions in the file have eight decimals and the SCF stops at 1e-9 Hartree
+        assert again.info["energy"] == pytest.approx(atoms.get_potential_energy(), abs=1e-6)
+        np.testing.assert_allclose(again.arrays["forces"], atoms.get_forces(), atol=1e-4)
+        np.testing.assert_allclose(again.info["dipole"], atoms.get_dipole_moment(), atol=1e-5)
+        np.testing.assert_allclose(again.arrays["hirshfeld"], atoms.arrays["hirshfeld"], atol=1e-5)
+        for key in ("method", "total_charge", "multiplicity"):
+            assert again.info[key] == atoms.info[key]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_finite_field_polarizability_of_water():
+    pytest.importorskip("pyscf")
+    generate = load_script("generate")
+    script = load_script("generate_polarizability")
+    atoms = generate.SYSTEMS["water1"].build(np.random.default_rng(0))
+    labelled = script.label_polarizability(atoms, "water1", step=0.02, threads=1)
+    alpha = labelled.info["polarizability"].reshape(3, 3) * COULOMB
+    # experiment 1.45 Å3 (isotropic); def2-SVP has no diffuse functions and stays well below
+    assert 0.6 < np.trace(alpha) / 3 < 1.2
+    np.testing.assert_allclose(alpha, alpha.T)
+    assert labelled.info["polarizability_asymmetry"] < 1e-3 * np.abs(labelled.info["polarizability"]).max()
+    # the dipole of a field is the same thing, with opposite sign: μ(field) − μ(0) = α field
+    field = np.array([0.0, 0.0, 0.02])
+    shifted = generate.label(atoms, "water1", field, threads=1).info["dipole"] - labelled.info["dipole"]
+    np.testing.assert_allclose(shifted, alpha / COULOMB @ field, atol=3e-6)

@@ -1,0 +1,129 @@
+"""Neighbour lists against ASE's."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.neighborlist import neighbor_list
+
+from kqeq.errors import InputError
+from kqeq.neighbours import NeighbourFinder, find_pairs
+from kqeq.structures import Structure, read_structure
+
+
+def as_set(i, j, vectors):
+    return sorted(zip(i.tolist(), j.tolist(), *np.round(vectors + 0.0, 6).T.tolist(), strict=True))
+
+
+def random_cell(pbc, seed=0, n=7, scale=1.0):
+    rng = np.random.default_rng(seed)
+    cell = scale * (4 * np.eye(3) + rng.uniform(-1, 1, (3, 3)))
+    return Atoms(f"C{n}", positions=rng.uniform(-8, 12, (n, 3)), cell=cell, pbc=pbc)
+
+
+@pytest.mark.parametrize(
+    "pbc", [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 1, 1), (1, 1, 0), (1, 0, 1), (1, 1, 1)], ids=str
+)
+@pytest.mark.parametrize("cutoff", [2.5, 7.0])
+def test_pairs_equal_ase(pbc, cutoff):
+    # atoms lie outside the cell, which is smaller than the larger cutoff
+    atoms = random_cell(np.array(pbc, dtype=bool))
+    pairs = find_pairs(read_structure(atoms), cutoff, shifts=True)
+    i, j, vectors = neighbor_list("ijD", atoms, cutoff)
+    assert len(pairs) == len(i)
+    assert as_set(*pairs.indices.T, pairs.vectors) == as_set(i, j, vectors)
+    positions = atoms.positions
+    rebuilt = (
+        positions[pairs.indices[:, 1]] - positions[pairs.indices[:, 0]] + pairs.shifts @ atoms.cell.array
+    )
+    np.testing.assert_allclose(rebuilt, pairs.vectors, atol=1e-12)
+    assert not pairs.shifts[:, ~np.array(pbc, dtype=bool)].any()
+
+
+def test_own_images_and_both_directions():
+    pairs = find_pairs(read_structure(bulk("Cu")), 4.0)
+    assert len(pairs) == 12 + 6  # first two shells of fcc, a = 3.61 Å
+    np.testing.assert_allclose(pairs.vectors.sum(axis=0), 0, atol=1e-12)
+    assert not pairs.indices.any()
+
+
+@pytest.mark.parametrize("rest", [0.0, 1.0], ids=["zero row", "unused row"])
+def test_open_direction_ignores_its_cell_row(rest):
+    cell = np.array([[3.0, 0, 0], [0.5, 3.2, 0], [rest, 0.0, 0.0]])  # dependent with rest = 1
+    structure = Structure(
+        np.array([1, 1]), np.array([[0.0, 0, 0], [1.0, 1.0, 2.0]]), cell, np.array([True, True, False])
+    )
+    tall = Structure(structure.numbers, structure.positions, np.diag([0, 0, 40.0]) + cell, np.ones(3, bool))
+    tall.cell[2] = [0, 0, 40.0]
+    found, reference = find_pairs(structure, 5.0), find_pairs(tall, 5.0)
+    assert len(found) > 20
+    assert as_set(*found.indices.T, found.vectors) == as_set(*reference.indices.T, reference.vectors)
+
+
+def test_open_systems_need_no_cell():
+    atoms = molecule("C2H6")
+    pairs = find_pairs(read_structure(atoms), 2.0)
+    assert len(pairs) == len(neighbor_list("i", atoms, 2.0))
+    assert len(find_pairs(read_structure(Atoms("He")), 5.0)) == 0
+
+
+def test_many_atoms_far_apart():
+    rng = np.random.default_rng(2)
+    atoms = Atoms("C300", positions=rng.uniform(0, 300, (300, 3)))
+    pairs = find_pairs(read_structure(atoms), 30.0)
+    assert as_set(*pairs.indices.T, pairs.vectors) == as_set(*neighbor_list("ijD", atoms, 30.0))
+
+
+def test_singular_cells_are_refused():
+    positions = np.zeros((1, 3))
+    for cell in (np.zeros((3, 3)), np.ones((3, 3)), np.array([[3.0, 0, 0], [6, 0, 0], [0, 0, 3]])):
+        with pytest.raises(InputError, match="linearly dependent"):
+            find_pairs(Structure(np.array([1]), positions, cell, np.ones(3, bool)), 4.0)
+
+
+@pytest.mark.parametrize("cutoff", [0.0, -1.0, np.nan, np.inf])
+def test_bad_cutoff_is_refused(cutoff):
+    with pytest.raises(InputError, match="cutoff"):
+        find_pairs(read_structure(Atoms("He")), cutoff)
+
+
+def test_pairs_outlive_the_engine():
+    # the arrays are views of memory that belongs to the engine
+    atoms = random_cell(True)
+    pairs = find_pairs(read_structure(atoms), 7.0)
+    reference = as_set(*pairs.indices.T, pairs.vectors)
+    for seed in range(5):
+        find_pairs(read_structure(random_cell(True, seed)), 8.0)
+    assert as_set(*pairs.indices.T, pairs.vectors) == reference
+    assert pairs.shifts is None
+
+
+@pytest.mark.parametrize("skin", [0.0, 0.5])
+def test_finder_along_a_trajectory(skin):
+    # small steps, a jump, a changed cell, another pbc, another number of atoms: always the exact list
+    rng = np.random.default_rng(1)
+    finder = NeighbourFinder(4.0, skin)
+    atoms = random_cell(True, n=9, scale=1.5)
+    frames = []
+    for step in range(12):
+        atoms = atoms.copy()
+        atoms.positions += rng.normal(scale=0.03, size=atoms.positions.shape)
+        if step == 5:
+            atoms.positions[2] += 4.0
+        if step == 7:
+            atoms.set_cell(atoms.cell.array * 1.03)
+        if step == 8:
+            atoms.pbc = (True, False, True)
+        if step == 10:
+            atoms = atoms[:-2]
+        frames.append(read_structure(atoms))
+    results = [finder.find(frame) for frame in frames]
+    for frame, found in zip(frames, results, strict=True):
+        exact = find_pairs(frame, 4.0)
+        assert as_set(*found.indices.T, found.vectors) == as_set(*exact.indices.T, exact.vectors)
+
+
+@pytest.mark.parametrize("skin", [-0.1, np.nan])
+def test_bad_skin_is_refused(skin):
+    with pytest.raises(InputError, match="skin"):
+        NeighbourFinder(4.0, skin)
