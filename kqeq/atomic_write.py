@@ -48,10 +48,8 @@ def atomic_path(path: str | PathLike[str]) -> Iterator[Path]:
         If the path cannot be written.
     """
     check_writable(path)
-    target = Path(path)
-    descriptor, name = tempfile.mkstemp(
-        dir=target.resolve().parent, prefix=f".{target.name}.", suffix=target.suffix
-    )
+    target = Path(path).resolve()  # a link stays a link; what it points to is replaced
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
     os.close(descriptor)
     temporary = Path(name)
     try:

@@ -7,6 +7,7 @@ Follows scikit-learn's conventions for estimators; the work is done by :mod:`kqe
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from numbers import Real
 from os import PathLike
 from typing import Any, overload
 
@@ -160,6 +161,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     def _settings(self, targets: Sequence[str] | None) -> FitSettings:
         if isinstance(targets, str):
             targets = (targets,)
+        if not isinstance(self.noise or {}, Mapping):
+            raise InputError(f"noise is {self.noise!r}; expected a dict of standard deviations by label kind")
         unknown = [kind for kind in {**(self.noise or {})} if kind not in DEFAULT_NOISE]
         if unknown:
             raise InputError(
@@ -167,10 +170,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             )
         e0 = None
         if self.e0 is not None:
-            bad = [symbol for symbol in self.e0 if symbol not in atomic_numbers]
-            if bad:
-                raise InputError(f"e0 names {bad}, which are no element symbols")
-            e0 = {atomic_numbers[symbol]: float(value) for symbol, value in self.e0.items()}
+            e0 = _element_energies(self.e0)
         return FitSettings(
             electronegativity=self.electronegativity,
             short_range=self.short_range,
@@ -330,12 +330,25 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         ModelNotFittedError
-        ModelFileError
-            If the path cannot be written.
+        InputError
+            If the path cannot be written, or ``posterior`` is asked of a model that was loaded.
         """
         from kqeq.storage import save_model
 
         save_model(self, path, posterior=posterior)
+
+
+def _element_energies(e0: Any) -> dict[int, float]:
+    """Validate energies by element symbol and key them by atomic number."""
+    if not isinstance(e0, Mapping):
+        raise InputError(f"e0 is {e0!r}; expected a dict of energies (eV) by element symbol, or None")
+    bad = [symbol for symbol in e0 if symbol not in atomic_numbers]
+    if bad:
+        raise InputError(f"e0 names {bad}, which are no element symbols")
+    for symbol, value in e0.items():
+        if not isinstance(value, Real) or not np.isfinite(float(value)):
+            raise InputError(f'e0["{symbol}"] is {value!r}; expected one finite energy in eV')
+    return {atomic_numbers[symbol]: float(value) for symbol, value in e0.items()}
 
 
 def _is_default(value: Any) -> bool:

@@ -72,7 +72,7 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         n_representatives: int = 200,
         selection: str = "fps",
         delta: float | None = None,
-        smooth: str = "none",
+        smooth: str = "switch",
     ) -> None:
         self.r_cut = r_cut
         self.n_max = n_max

@@ -29,13 +29,19 @@ def factorise(matrix: FloatArray, what: str, remedy: str) -> FloatArray:
     NotPositiveDefiniteError
         If the matrix is indefinite, singular to working precision, or not finite.
     """
-    try:
-        lower = cholesky(matrix, lower=True, check_finite=False)
-    except np.linalg.LinAlgError:
-        lower = None
-    if lower is None or not np.isfinite(np.diagonal(lower)).all():
+    lower = _cholesky(matrix)
+    if lower is None:
         raise NotPositiveDefiniteError(f"{what} is not positive definite; {remedy}")
-    return np.asarray(lower)
+    return lower
+
+
+def _cholesky(matrix: FloatArray) -> FloatArray | None:
+    """Lower factor, or None where there is none; LAPACK lets NaN pass."""
+    try:
+        lower = np.asarray(cholesky(matrix, lower=True, check_finite=False))
+    except np.linalg.LinAlgError:
+        return None
+    return lower if np.isfinite(np.diagonal(lower)).all() else None
 
 
 def factorise_with_jitter(
@@ -75,9 +81,8 @@ def factorise_with_jitter(
         jitter = share * scale
         shifted = matrix.copy()
         shifted[np.diag_indices_from(shifted)] += jitter
-        try:
-            lower = np.asarray(cholesky(shifted, lower=True, overwrite_a=True, check_finite=False))
-        except np.linalg.LinAlgError:
+        lower = _cholesky(shifted)
+        if lower is None:
             share *= 10.0
             continue
         if share > 1.5 * relative:
@@ -153,11 +158,20 @@ class ConstrainedMinimum:
             If there is no minimum.
         """
         beta = 0.0
-        matrix = hessian
+        lower = None
         if shift:
-            beta = 2.0 * float(np.abs(hessian).max())
-            matrix = hessian + beta * (constraints @ constraints.T)
-        lower = factorise(matrix, what, remedy)
+            # how large is large enough depends on how H couples the constraints to the rest
+            across = constraints @ constraints.T
+            scale = float(np.abs(hessian).max()) / float(np.abs(across).max())
+            for factor in (2.0, 2e2, 2e4):
+                beta = factor * scale
+                lower = _cholesky(hessian + beta * across)
+                if lower is not None:
+                    break
+            else:
+                raise NotPositiveDefiniteError(f"{what} is not positive definite; {remedy}")
+        else:
+            lower = factorise(hessian, what, remedy)
         a = np.asarray(cho_solve((lower, True), constraints, check_finite=False))
         stiffness = np.linalg.inv(constraints.T @ a)
         return cls(lower, constraints, a @ stiffness, stiffness - beta * np.eye(constraints.shape[1]))

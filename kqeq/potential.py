@@ -18,9 +18,11 @@ from ase.data import chemical_symbols
 
 from kqeq.baseline import Baseline
 from kqeq.charges.base import ChargeModel, ChargeState, ChargeSystem
+from kqeq.descriptors import evaluate_states, longest_cutoff
 from kqeq.descriptors.base import Descriptor, DescriptorState
 from kqeq.errors import InputError, UndeterminedWarning, UnsupportedError
 from kqeq.kernels import FeatureMap, Similarity
+from kqeq.neighbours import Pairs
 from kqeq.structures import Structure
 from kqeq.typing import FloatArray, IntArray
 
@@ -145,6 +147,17 @@ class Potential:
     training_charges: tuple[float, ...]
     has_energy: bool
 
+    @property
+    def descriptors(self) -> list[Descriptor]:
+        """The descriptors of all kernel models."""
+        parts = (self.electronegativity, self.short_range)
+        return [part.feature_map.descriptor for part in parts if part is not None]
+
+    @property
+    def cutoff(self) -> float:
+        """How far a neighbour list for :meth:`predict` has to reach, Å."""
+        return longest_cutoff(self.descriptors)
+
     def check(self, structure: Structure, where: str = "the structure") -> None:
         """Refuse what the model cannot predict, before anything is computed.
 
@@ -189,7 +202,7 @@ class Potential:
         structure: Structure,
         properties: Collection[str] = PROPERTIES,
         *,
-        states: dict[Descriptor, DescriptorState] | None = None,
+        pairs: Pairs | None = None,
     ) -> Prediction:
         """Predict one validated structure.
 
@@ -198,15 +211,11 @@ class Potential:
         structure : Structure
         properties : collection of str
             Subset of :data:`PROPERTIES`; energies are always computed.
-        states : dict, optional
-            Descriptors that were evaluated already (a batch), with derivatives if forces are asked for.
+        pairs : Pairs, optional
+            A neighbour list that reaches ``cutoff``, for example one that is reused along a trajectory.
         """
         derivatives = "forces" in properties or ("stress" in properties and structure.periodic)
-        states = {} if states is None else states
-        for part in (self.electronegativity, self.short_range):
-            if part is not None and part.feature_map.descriptor not in states:
-                descriptor = part.feature_map.descriptor
-                states[descriptor] = descriptor.evaluate(structure, derivatives=derivatives)
+        states = evaluate_states(self.descriptors, structure, derivatives=derivatives, pairs=pairs)
         numbers = structure.numbers
 
         energy_offsets = float(sum(self.energy_offsets[int(z)] for z in numbers))

@@ -115,21 +115,31 @@ def select(rows: sparse.csr_array, n: int, method: str) -> IntArray:
     """
     candidates = rows.shape[0]
     if candidates <= n:
-        order = np.arange(candidates)
-    elif method == "fps":
-        from skmatter.sample_selection import FPS
+        return _distinct(rows, np.arange(candidates))
+    if method == "fps":
+        return _distinct(rows, _farthest(rows, n, [0]))
+    from skmatter.sample_selection import CUR
 
-        selector = FPS(n_to_select=n, initialize=0)
-        selector.fit(_dense(rows, DENSE_BUDGET))
-        order = np.asarray(selector.selected_idx_, dtype=np.int64)
-    else:
-        from skmatter.sample_selection import CUR
-
-        # scores are renewed twenty times on the way; each renewal is a truncated SVD of all candidates
-        selector = CUR(n_to_select=n, k=1, recompute_every=max(1, n // 20))
+    # scores are renewed twenty times on the way; each renewal is a truncated SVD of all candidates
+    selector = CUR(n_to_select=n, k=1, recompute_every=max(1, n // 20))
+    with warnings.catch_warnings():
+        # once every direction is covered nothing is left to orthogonalise
+        warnings.filterwarnings("ignore", "Column vector contains only zeros", UserWarning)
         selector.fit(_dense(rows, 8 * PROJECTED_FEATURES * candidates))
-        order = np.asarray(selector.selected_idx_, dtype=np.int64)
-    return _distinct(rows, order)
+    order = _distinct(rows, np.asarray(selector.selected_idx_, dtype=np.int64))
+    if len(order) < n:
+        # CUR tells rows apart only up to their rank; a power of the dot product distinguishes more
+        order = _distinct(rows, _farthest(rows, n, order.tolist()))
+    return order
+
+
+def _farthest(rows: sparse.csr_array, n: int, start: list[int]) -> IntArray:
+    """Continue a selection with the rows that are farthest from it, up to ``n`` rows."""
+    from skmatter.sample_selection import FPS
+
+    selector = FPS(n_to_select=n, initialize=start)
+    selector.fit(_dense(rows, DENSE_BUDGET))
+    return np.asarray(selector.selected_idx_, dtype=np.int64)
 
 
 def _dense(rows: sparse.csr_array, budget: int) -> FloatArray:

@@ -88,8 +88,9 @@ def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = Fals
         "parts": parts,
         "report": asdict(model.fit_report_),
     }
+    text = json.dumps(header, indent=1, ensure_ascii=False, default=_plain)
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(_member("header.json"), json.dumps(header, indent=1, ensure_ascii=False))
+        archive.writestr(_member("header.json"), text)
         for name, array in arrays.items():
             buffer = io.BytesIO()
             np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
@@ -139,10 +140,20 @@ def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
             f"{source} is no kqeq model file, or is truncated or damaged ({error}); copy it again, or save the "
             "model again with model.save(path)"
         ) from None
+    except ModelFileError:
+        raise
+    except OSError as error:
+        raise ModelFileError(f"cannot read the model file {source}: {error.strerror or error}") from None
+    except (RuntimeError, NotImplementedError) as error:  # encrypted, or a compression that Python lacks
+        raise ModelFileError(f"{source} is no kqeq model file ({error})") from None
+    spec, resolved = _baseline(header.get("baseline"), baseline)
     try:
-        return _build(header, arrays, baseline)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ModelFileError(f"{source} lacks a part of the model ({error!r}); it is damaged") from None
+        return _build(header, arrays, spec, resolved)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise ModelFileError(
+            f"{source} lacks a part of the model or holds a wrong one ({error!r}); it is damaged: copy it again, or "
+            "save the model again with model.save(path)"
+        ) from None
 
 
 def _member(name: str) -> zipfile.ZipInfo:
@@ -179,24 +190,31 @@ def _by_number(values: Mapping[str, float]) -> dict[int, float]:
     return {atomic_numbers[symbol]: float(value) for symbol, value in values.items()}
 
 
+def _plain(value: Any) -> Any:
+    """What JSON does not know: numbers of NumPy (from a grid search, for example) and read-only mappings."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{value!r} cannot be stored in a model file")
+
+
 def _settings(model: KQEq) -> dict[str, Any]:
     """Constructor arguments as plain data."""
     settings = model.get_params(deep=False)
     settings.pop("baseline")
     for name in ("electronegativity", "short_range", "charges"):
         settings[name] = None if settings[name] is None else settings[name].to_dict()
-    for name in ("noise", "e0"):
-        settings[name] = None if settings[name] is None else dict(settings[name])
-    settings["targets"] = None if settings["targets"] is None else list(settings["targets"])
+    if settings["targets"] is not None and not isinstance(settings["targets"], str):
+        settings["targets"] = list(settings["targets"])
     return dict(settings)
 
 
-def _build(header: dict[str, Any], arrays: dict[str, Any], baseline: Any) -> KQEq:
+def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: Baseline | None) -> KQEq:
     settings = dict(header["settings"])
     for name in ("electronegativity", "short_range"):
         settings[name] = None if settings[name] is None else SOAPKernel(**settings[name])
     settings["charges"] = None if settings["charges"] is None else charge_model_from_dict(settings["charges"])
-    spec, resolved = _baseline(header["baseline"], baseline)
     model = KQEq(**settings, baseline=spec)
     potential = Potential(
         species=tuple(atomic_numbers[symbol] for symbol in header["species"]),
@@ -220,7 +238,7 @@ def _baseline(name: str | None, given: Any) -> tuple[Any, Baseline | None]:
         if given is not None:
             raise InputError("a baseline was given, but the model was fitted without one")
         return None, None
-    spec = given if given is not None else (name if name == "zbl" else None)
+    spec = given if given is not None else (name if name.partition(":")[0] == "zbl" else None)
     if spec is None:
         raise InputError(
             f"the model was fitted on top of the calculator {name}, which the file does not hold; "

@@ -243,10 +243,7 @@ def _check_cell(cell: FloatArray, pbc: BoolArray, where: str) -> None:
 
 def _check_overlap(positions: FloatArray, cell: FloatArray, pbc: BoolArray, where: str) -> None:
     """Refuse pairs of atoms closer than :data:`MIN_DISTANCE`, periodic images included."""
-    n = len(positions)
-    if n < 2:
-        return
-    points, owner = positions, np.arange(n)
+    points, owner = positions, np.arange(len(positions))
     if pbc.any():
         # wrap along the periodic directions, then add the images that lie just across a face
         full = _complete_cell(cell, pbc)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from ase.data import chemical_symbols
 from sklearn.base import BaseEstimator
 
 from kqeq import elements
@@ -25,8 +26,8 @@ from kqeq.linalg import ConstrainedMinimum
 from kqeq.structures import Structure
 from kqeq.typing import FloatArray, IntArray
 
-ElementValues = Mapping[str, float] | str | None
-"""Parameters by element symbol; ``None`` for the cited defaults."""
+ElementValues = Mapping[Any, float] | str | None
+"""Parameters by element symbol or atomic number; ``None`` for the cited defaults."""
 
 
 class QEq(BaseEstimator):  # type: ignore[misc]
@@ -35,7 +36,7 @@ class QEq(BaseEstimator):  # type: ignore[misc]
     Parameters
     ----------
     hardness : dict, optional
-        η by element symbol in eV/e², for example ``{"O": 12.0}``; elements that are not named, and
+        η by element symbol (or atomic number) in eV/e², for example ``{"O": 12.0}``; elements that are not named, and
         ``None``, take the cited defaults of :mod:`kqeq.elements`.
     width : dict, optional
         Gaussian width σ by element symbol in Å, likewise.
@@ -78,15 +79,11 @@ class QEq(BaseEstimator):  # type: ignore[misc]
         InputError
             For unknown elements, or values that are not finite or not positive (width).
         """
-        for name in ("hardness", "width"):
-            if isinstance(getattr(self, name), str):
-                raise UnsupportedError(
-                    f"QEq({name}={getattr(self, name)!r}): learning element parameters is still to come; "
-                    "give a dict of values by element, or None for the defaults"
-                )
         return SiteParameters(
-            hardness=elements.resolve(self.hardness, numbers, elements.hardness, "hardness"),
-            width=elements.resolve(self.width, numbers, elements.width, "width"),
+            hardness=elements.resolve(
+                _not_learned(self.hardness, "hardness"), numbers, elements.hardness, "hardness"
+            ),
+            width=elements.resolve(_not_learned(self.width, "width"), numbers, elements.width, "width"),
         )
 
     def bind(self, structure: Structure, sites: SiteParameters | None = None) -> QEqSystem:
@@ -99,7 +96,25 @@ class QEq(BaseEstimator):  # type: ignore[misc]
 
     def to_dict(self) -> dict[str, Any]:
         """Parameters as plain data."""
-        return {"model": "QEq", "hardness": self.hardness, "width": self.width}
+        return {"model": "QEq", "hardness": _by_symbol(self.hardness), "width": _by_symbol(self.width)}
+
+
+def _not_learned(values: ElementValues, name: str) -> Mapping[Any, float] | None:
+    if isinstance(values, str):
+        raise UnsupportedError(
+            f"QEq({name}={values!r}): learning element parameters is still to come; "
+            "give a dict of values by element, or None for the defaults"
+        )
+    return values
+
+
+def _by_symbol(values: ElementValues) -> dict[str, float] | str | None:
+    """Element values keyed by symbol: files have no integer keys."""
+    if values is None or isinstance(values, str):
+        return values
+    return {
+        key if isinstance(key, str) else chemical_symbols[key]: float(value) for key, value in values.items()
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,12 +217,12 @@ class QEqState:
     def gradient_response(self, response: Response) -> FloatArray:
         """qᵀ(∂A/∂r)∂q − ∂q field, (N, 3, c)."""
         pairs = self.system.provider.bilinear_gradient(self.charges, response.unknowns)
-        return pairs - np.einsum("ic,a->iac", response.unknowns, self.external_field)
+        return np.asarray(pairs - np.einsum("ic,a->iac", response.unknowns, self.external_field))
 
     def strain_response(self, response: Response) -> FloatArray:
         """qᵀ(∂A/∂ε)∂q − (Σ ∂q r) ⊗ field, (3, 3, c)."""
         pairs = self.system.provider.bilinear_strain(self.charges, response.unknowns)
-        return pairs - np.einsum("ac,b->abc", response.dipole, self.external_field)
+        return np.asarray(pairs - np.einsum("ac,b->abc", response.dipole, self.external_field))
 
 
 __all__ = ["QEq", "QEqState", "QEqSystem"]

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from scipy import sparse
 
+from kqeq.neighbours import Pairs
 from kqeq.structures import Structure
 from kqeq.typing import FloatArray, IntArray
 
@@ -117,10 +118,17 @@ class Descriptor(Protocol):
         of different layouts are compared block by block: absent elements cost nothing.
         """
 
-    def evaluate(self, structure: Structure, *, derivatives: bool = True) -> DescriptorState:
+    @property
+    def cutoff(self) -> float:
+        """Distance beyond which neighbours have no influence, Å."""
+
+    def evaluate(
+        self, structure: Structure, *, derivatives: bool = True, pairs: Pairs | None = None
+    ) -> DescriptorState:
         """Descriptors of one structure in the layout of its own elements.
 
-        With ``derivatives=False`` only ``values`` will be asked for.
+        With ``derivatives=False`` only ``values`` will be asked for.  ``pairs`` is a neighbour list that
+        reaches at least ``cutoff``, for example shared between descriptors.
         """
 
     def prepare_directions(self, species: tuple[int, ...], rows: FloatArray) -> Any:

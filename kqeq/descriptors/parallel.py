@@ -1,4 +1,4 @@
-"""Threads for the compiled kernels, and the announcement of their first compilation.
+"""Threads for the compiled kernels, and loading them (with an announcement if they must be compiled).
 
 The kernels are ordinary compiled functions that release the interpreter lock and work on a range of
 centres; the ranges are handed to a pool of threads.  Every centre writes its own rows, so results do
@@ -8,14 +8,19 @@ several times longer, and their OpenMP layer aborts processes that were forked.)
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib import import_module
 from itertools import pairwise
+from types import ModuleType
 
 import numpy as np
 
@@ -116,9 +121,9 @@ def run(task: Callable[[int, int], None], work: IntArray, smallest: int) -> None
 
 
 @contextmanager
-def announced(what: str) -> Iterator[None]:
-    """Say once on stderr what is going on if the block takes more than a second."""
-    timer = threading.Timer(1.0, _announce, args=(what,))
+def announced(what: str, after: float = 1.0) -> Iterator[None]:
+    """Say once on stderr what is going on if the block takes longer than ``after`` seconds."""
+    timer = threading.Timer(after, _announce, args=(what,))
     timer.daemon = True
     timer.start()
     try:
@@ -127,8 +132,29 @@ def announced(what: str) -> Iterator[None]:
         timer.cancel()
 
 
+def load(module: str) -> ModuleType:
+    """Import a module of kernels, which compiles them or reads them from numba's disk cache.
+
+    Where numba finds no directory to write to (package and home read-only), a temporary one serves
+    this process.
+    """
+    with announced("compiling the descriptor kernels (once; they are cached on disk) ..."):
+        try:
+            return import_module(module)
+        except RuntimeError as error:
+            if "no locator available" not in str(error):
+                raise
+            from numba import config
+
+            # private and short-lived: a predictable name would let others plant compiled code
+            folder = tempfile.mkdtemp(prefix="kqeq-numba-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            setattr(config, "CACHE_DIR", folder)  # noqa: B010 (numba defines it at run time)
+            return import_module(module)
+
+
 def _announce(what: str) -> None:
     print(f"kqeq: {what}", file=sys.stderr, flush=True)
 
 
-__all__ = ["announced", "ranges", "run", "thread_count", "use_threads"]
+__all__ = ["announced", "load", "pool", "ranges", "run", "thread_count", "use_threads"]

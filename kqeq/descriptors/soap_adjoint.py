@@ -36,9 +36,7 @@ def kernels() -> tuple[ModuleType, ModuleType]:
 
     Their first compilation takes seconds, is cached on disk and announced.
     """
-    with parallel.announced("compiling the descriptor kernels (once; they are cached on disk) ..."):
-        from kqeq.descriptors import soap_kernels, soap_pair_kernels
-    return soap_kernels, soap_pair_kernels
+    return parallel.load("kqeq.descriptors.soap_kernels"), parallel.load("kqeq.descriptors.soap_pair_kernels")
 
 
 @dataclass(frozen=True, eq=False)

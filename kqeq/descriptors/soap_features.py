@@ -46,9 +46,7 @@ DIRECTIONS_BYTES = 128 * 2**20
 
 @cache
 def _kernels() -> ModuleType:
-    with parallel.announced("compiling the feature kernels (once; they are cached on disk) ..."):
-        from kqeq.descriptors import soap_feature_kernels
-    return soap_feature_kernels
+    return parallel.load("kqeq.descriptors.soap_feature_kernels")
 
 
 @dataclass(frozen=True, eq=False)

@@ -205,7 +205,7 @@ def _unpack(
     error_model="numpy",
 )
 def _gram(coefficients: Any, degree: int, square: Any) -> None:
-    """square = Σ_m c cᵀ of one degree; four m at a time, which saves most loads and stores."""
+    """Write Σ_m c cᵀ of one degree to ``square``; four m at a time, which saves most loads and stores."""
     width = square.shape[0]
     lm = degree * degree
     last = lm + 2 * degree + 1
@@ -247,7 +247,7 @@ def _gram(coefficients: Any, degree: int, square: Any) -> None:
     error_model="numpy",
 )
 def _multiply(vector: Any, matrix: Any, out: Any) -> None:
-    """out = vector @ matrix, four rows at a time."""
+    """Write vector @ matrix to ``out``, four rows at a time."""
     rows, width = matrix.shape
     out[:] = 0.0
     c = 0

@@ -127,11 +127,15 @@ def _tail(accuracy: float) -> float:
 
 
 def _smallest(error: Callable[[float], float], target: float) -> float:
-    """Smallest argument s (in steps of 0.01) beyond which a decaying error stays below its target."""
-    s = 8.0
-    while s > 0.5 and error(s - 0.01) < target:
-        s -= 0.01
-    return s
+    """Argument s at which an error, large for small s and then decaying, reaches its target."""
+    low, high = 0.5, 8.0
+    while high - low > 1e-3:
+        middle = 0.5 * (low + high)
+        if error(middle) < target:
+            high = middle
+        else:
+            low = middle
+    return high
 
 
 def reciprocal_vectors(cell: FloatArray, k_cut: float) -> tuple[IntArray, FloatArray]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from kqeq.charges.base import ChargeSystem
+from kqeq.descriptors import evaluate_states
 from kqeq.descriptors.base import DescriptorState
 from kqeq.fitting.parameters import Parameters
 from kqeq.labels import Labels
@@ -96,12 +97,8 @@ def compute_features(frame: TrainingFrame, parameters: Parameters) -> FrameFeatu
     structure = frame.structure
     numbers = structure.numbers
     gradients = frame.needs_gradients
-    states: dict[Any, DescriptorState] = {}
-    for part in (parameters.chi, parameters.energy):
-        if part is not None and part.feature_map is not None:
-            descriptor = part.feature_map.descriptor
-            if descriptor not in states:
-                states[descriptor] = descriptor.evaluate(structure, derivatives=gradients)
+    maps = [part.feature_map for part in (parameters.chi, parameters.energy) if part is not None]
+    states = evaluate_states((m.descriptor for m in maps if m is not None), structure, derivatives=gradients)
 
     chi = chi_state = system = None
     if parameters.chi is not None and parameters.charges is not None:

@@ -121,9 +121,14 @@ def fit_potential(pairs: Sequence[tuple[Structure, Labels]], settings: FitSettin
     started = time.perf_counter()
     check_settings(settings)
     frames, used, ignored = choose_labels(pairs, settings)
-    if settings.charges is not None:
-        for frame in frames:
+    for frame in frames:
+        if settings.charges is not None:
             settings.charges.check(frame.structure)
+        elif frame.structure.external_field.any():
+            raise InputError(
+                f"frame {frame.index} is in an external field, but a model without charges has nothing for the field "
+                "to act on; fit with charges=kqeq.QEq(), or leave such frames out"
+            )
     structures = [frame.structure for frame in frames]
     species = tuple(sorted({z for structure in structures for z in structure.species}))
     has_energy = bool({"energy", "forces", "stress"} & used.keys())
@@ -197,6 +202,7 @@ def _parameters(
             role=role,
         )
 
+    energy_mean = energy_offsets(frames, species, settings.e0) if has_energy else None
     chi_kernel, numbers = settings.electronegativity, np.array(species)
     chi_defaults = (
         elements.electronegativity(numbers) if settings.charges is not None else np.zeros(len(species))
@@ -212,7 +218,7 @@ def _parameters(
         energy_delta=(
             ENERGY_DELTA if short_range is None or short_range.delta is None else float(short_range.delta)
         ),
-        energy_mean=energy_offsets(frames, species, settings.e0) if has_energy else None,
+        energy_mean=energy_mean,
         energy_spread=0.0 if settings.e0 is not None else ENERGY_SPREAD,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -77,7 +78,7 @@ def check_settings(settings: FitSettings) -> None:
     for kind, value in settings.noise.items():
         if kind not in BLOCKS:
             raise InputError(f"noise for unknown label kind {kind!r}; expected some of {', '.join(BLOCKS)}")
-        if not (np.isfinite(value) and value > 0):
+        if not (isinstance(value, Real) and np.isfinite(float(value)) and value > 0):
             raise InputError(
                 f'noise["{kind}"] is {value!r}; expected a positive standard deviation '
                 "(it is the size of the errors that the fit should tolerate)"
@@ -85,8 +86,10 @@ def check_settings(settings: FitSettings) -> None:
     for kind in settings.targets or ():
         if kind not in BLOCKS:
             raise InputError(f"targets holds {kind!r}; expected some of {', '.join(BLOCKS)}")
-    if settings.max_iterations < 1:
-        raise InputError(f"max_iterations is {settings.max_iterations}; expected at least 1")
+    if not isinstance(settings.max_iterations, Integral) or settings.max_iterations < 1:
+        raise InputError(
+            f"max_iterations is {settings.max_iterations!r}; expected a whole number of at least 1"
+        )
 
 
 __all__ = ["DEFAULT_NOISE", "FitSettings", "check_settings"]

@@ -1,0 +1,82 @@
+"""Fixtures that several test modules share: a few labelled frames and small models fitted to them.
+
+The models are tiny and their noise levels generous: they are there to be differentiated, saved and provoked, not
+to be accurate.
+"""
+
+import os
+
+# before NumPy is loaded: matrices here are small, and threads would only fight over the cores
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+settings.register_profile(
+    "kqeq",
+    deadline=None,
+    derandomize=True,
+    max_examples=20,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("kqeq")
+
+NOISE = {"energy": 0.05, "forces": 0.5, "dipole": 0.05}
+
+
+def small_kernel(r_cut=3.5, **options):
+    """A kernel that is fast to evaluate."""
+    from kqeq import SOAPKernel
+
+    return SOAPKernel(**{"r_cut": r_cut, "n_max": 4, "l_max": 3, "n_representatives": 6, **options})
+
+
+@pytest.fixture(scope="session")
+def kernel():
+    """Builds small kernels: ``kernel(r_cut, zeta=...)``."""
+    return small_kernel
+
+
+@pytest.fixture(scope="session")
+def water_systems():
+    """Frames of the packaged water set by system: water1, water2 ... hydronium, hydroxide."""
+    import kqeq
+
+    systems = {}
+    for atoms in kqeq.datasets.load("water"):
+        systems.setdefault(atoms.info["system"], []).append(atoms)
+    return systems
+
+
+@pytest.fixture(scope="session")
+def water_training(water_systems):
+    """Twelve frames of charge −1, 0 and +1."""
+    names = ("water1", "water2", "hydronium", "hydroxide")
+    return [water_systems[name][i] for name in names for i in (0, 3, 6)]
+
+
+@pytest.fixture(scope="session")
+def water_model(water_training):
+    """Charges and short-range energy, fitted to energies, forces and dipoles."""
+    from kqeq import KQEq
+
+    return KQEq(small_kernel(3.5), small_kernel(4.0, zeta=4), noise=NOISE).fit(water_training)
+
+
+@pytest.fixture(scope="session")
+def dipole_model(water_training):
+    """Charges alone, fitted to dipoles."""
+    from kqeq import KQEq
+
+    return KQEq(small_kernel(3.5), short_range=None, targets=["dipole"]).fit(water_training)
+
+
+@pytest.fixture(scope="session")
+def short_range_model(water_training):
+    """A short-range potential without charges."""
+    from kqeq import KQEq
+
+    return KQEq(
+        electronegativity=None, charges=None, short_range=small_kernel(4.0, zeta=4), noise=NOISE
+    ).fit(water_training)

@@ -1,0 +1,125 @@
+"""Threads for compiled kernels: how work is split, how many threads, what is announced."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from kqeq.descriptors import parallel
+from kqeq.errors import InputError
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 100])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_ranges_cover_all_items_once(n, threads):
+    work = np.concatenate([[0], np.cumsum(np.random.default_rng(n).integers(0, 50, n))])
+    parts = parallel.ranges(work, threads)
+    items = [i for a, b in parts for i in range(a, b)]
+    assert items == list(range(n))
+    assert all(a < b for a, b in parts)
+
+
+def test_ranges_balance_the_work():
+    work = np.concatenate([[0], np.cumsum(np.r_[np.full(50, 100), np.full(50, 1)])])
+    loads = [work[b] - work[a] for a, b in parallel.ranges(work, 2)]
+    assert max(loads) < 2 * work[-1] / len(loads)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_run_does_everything_in_threads(count):
+    n = 40
+    done = np.zeros(n, dtype=int)
+    names = set()
+
+    def task(first, last):
+        names.add(threading.current_thread().name)
+        done[first:last] += 1
+        # tasks must not start more threads: they would wait for each other
+        if count > 1:
+            assert parallel.thread_count() == 1
+
+    with parallel.use_threads(count):
+        parallel.run(task, np.arange(n + 1), smallest=0)
+    assert (done == 1).all()
+    assert (threading.current_thread().name in names) == (count == 1)
+
+
+def test_errors_in_threads_are_raised():
+    def task(first, last):
+        raise ZeroDivisionError
+
+    with parallel.use_threads(2), pytest.raises(ZeroDivisionError):
+        parallel.run(task, np.arange(11), smallest=0)
+
+
+def test_thread_count(monkeypatch):
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "3")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert parallel.thread_count() == 3
+    with parallel.use_threads(7):
+        assert parallel.thread_count() == 7
+        with parallel.use_threads(1):
+            assert parallel.thread_count() == 1
+        assert parallel.thread_count() == 7
+    monkeypatch.delenv("NUMBA_NUM_THREADS")
+    assert parallel.thread_count() == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    assert parallel.thread_count() >= 1
+    with pytest.raises(InputError, match="at least one"), parallel.use_threads(0):
+        pass
+
+
+def test_announcement(capsys):
+    with parallel.announced("working", after=0.01):
+        time.sleep(0.2)
+    assert capsys.readouterr().err == "kqeq: working\n"
+    with parallel.announced("working", after=5.0):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forked_processes_can_use_threads():
+    code = (
+        "import multiprocessing, numpy as np\n"
+        "from kqeq.descriptors import parallel\n"
+        "def total(_):\n"
+        "    done = np.zeros(9)\n"
+        "    with parallel.use_threads(2):\n"
+        "        parallel.run(lambda a, b: done.__setitem__(slice(a, b), 1), np.arange(10), 0)\n"
+        "    return done.sum()\n"
+        "total(0)\n"
+        "with multiprocessing.get_context('fork').Pool(2) as pool:\n"
+        "    assert pool.map(total, range(4)) == [9] * 4\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
+
+
+def test_kernels_load_where_nothing_can_be_written(monkeypatch):
+    # numba refuses to cache when it finds no directory; a temporary one serves then
+    from numba import config
+
+    monkeypatch.setattr(config, "CACHE_DIR", "")
+    seen = []
+
+    def import_module(name):
+        seen.append(config.CACHE_DIR)
+        if not config.CACHE_DIR:
+            raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
+        return sys
+
+    monkeypatch.setattr(parallel, "import_module", import_module)
+    assert parallel.load("kernels") is sys
+    assert seen[0] == ""
+    assert "kqeq" in seen[1]
+
+    def broken(name):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(parallel, "import_module", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        parallel.load("kernels")
