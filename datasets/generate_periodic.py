@@ -69,8 +69,8 @@ STAGES: dict[int, tuple[Stage, ...]] = {
 }
 MELTING = 450.0  # K
 CLASSICAL_STEPS = 2000  # of twice the time step, once at the temperature of melting and once at the frame's
-MODEL_STEPS = 2000  # 1 ps
-REFERENCE_STEPS = 60  # 30 fs, some periods of the bonds
+MODEL_STEPS = 1000  # 0.5 ps
+REFERENCE_STEPS = 40  # 20 fs, two periods of the bonds
 
 
 # ------------------------------------------------------------------------------------------- starting boxes

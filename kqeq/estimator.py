@@ -264,11 +264,10 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             )
             potential.check(structure, describe(atoms, index))
             structures.append(structure)
-        predictions = []
-        items = structures if len(structures) < 20 else track(structures, "predict")
-        for structure in items:
+        for structure in structures:
             potential.warn_if_undetermined(structure)
-            predictions.append(potential.predict(structure, chosen))
+        results = potential.predict_many(structures, chosen)
+        predictions = list(track(results, "predict", total=len(structures)))
         return predictions[0] if single else predictions
 
     # ------------------------------------------------------------- evaluate
@@ -298,9 +297,13 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             skipped = dict.fromkeys(("energy", "forces", "stress"), reason)
         for i, (structure, _) in enumerate(pairs):
             potential.check(structure, f"frame {i}")
+        wanted = {kind for _, labels in pairs for kind in labels.kinds}
+        predictions = potential.predict_many([structure for structure, _ in pairs], wanted)
         triples = (
-            (structure, labels, potential.predict(structure, labels.kinds))
-            for structure, labels in track(pairs, "evaluate")
+            (structure, labels, prediction)
+            for (structure, labels), prediction in zip(
+                pairs, track(predictions, "evaluate", total=len(pairs)), strict=True
+            )
         )
         return compare(triples, skipped)
 

@@ -229,11 +229,26 @@ class FeatureMap:
 
     def similarities(self, state: DescriptorState, numbers: IntArray) -> list[Similarity]:
         """Dot products of all atoms with the representatives of their elements; shared by what follows."""
-        result = []
-        for z, directions in self.project(state.species).items():
-            centres = np.flatnonzero(numbers == z)
-            result.append(Similarity(z, centres, directions, state.values[centres] @ directions.T))
-        return result
+        return self.similarities_many([state], [numbers])[0]
+
+    def similarities_many(
+        self, states: Sequence[DescriptorState], numbers: Sequence[IntArray]
+    ) -> list[list[Similarity]]:
+        """Dot products for several structures of the same elements, in one matrix product per element.
+
+        The representatives, not the atoms, fill the memory that such a product reads: for small molecules one
+        pass over them serves the whole batch.
+        """
+        results: list[list[Similarity]] = [[] for _ in states]
+        for z, directions in self.project(states[0].species).items():
+            centres = [np.flatnonzero(n == z) for n in numbers]
+            rows = [state.values[own] for state, own in zip(states, centres, strict=True)]
+            dots = (np.concatenate(rows) if len(rows) > 1 else rows[0]) @ directions.T
+            start = 0
+            for result, own in zip(results, centres, strict=True):
+                result.append(Similarity(z, own, directions, dots[start : start + len(own)]))
+                start += len(own)
+        return results
 
     def features(self, state: DescriptorState, numbers: IntArray) -> FloatArray:
         """Φ, shape (N, p)."""

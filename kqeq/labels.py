@@ -156,7 +156,7 @@ def read_frames(
         yield read_frame(atoms, keys, weight=None if weights is None else weights[i], index=i)
 
 
-def _weight(value: Any, where: str) -> float:
+def _weight(value: Any, where: object) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -166,7 +166,7 @@ def _weight(value: Any, where: str) -> float:
     return number
 
 
-def _check_label_charge(structure: Structure, where: str) -> None:
+def _check_label_charge(structure: Structure, where: object) -> None:
     charge = structure.total_charge
     limit = min(MAX_ABS_CHARGE_PER_ATOM * len(structure), float(structure.numbers.sum()))
     if abs(charge) > limit:
@@ -182,7 +182,7 @@ def _check_label_charge(structure: Structure, where: str) -> None:
         )
 
 
-def _find(atoms: Atoms, kind: str, key: str | None, where: str) -> Any:
+def _find(atoms: Atoms, kind: str, key: str | None, where: object) -> Any:
     """Look a label up in info, arrays and the single-point results; refuse contradictions."""
     if key is None:
         return None
@@ -209,7 +209,7 @@ def _same(first: Any, second: Any) -> bool:
     return a.shape != b.shape or bool(np.allclose(a, b, rtol=1e-9, atol=1e-6, equal_nan=True))
 
 
-def _single_point(atoms: Atoms, key: str, where: str) -> Any:
+def _single_point(atoms: Atoms, key: str, where: object) -> Any:
     from ase.calculators.singlepoint import SinglePointCalculator
 
     calculator = atoms.calc
@@ -225,7 +225,7 @@ def _single_point(atoms: Atoms, key: str, where: str) -> Any:
     return calculator.results[key]
 
 
-def _shape(value: Any, kind: str, structure: Structure, where: str) -> Any:
+def _shape(value: Any, kind: str, structure: Structure, where: object) -> Any:
     """Bring a label into its standard shape."""
     if value is None:
         return None

@@ -1,8 +1,8 @@
 """Neighbour lists: the only place that builds them for descriptors (with `vesin`_).
 
-A pair points from a centre i to a neighbour j at r_ij = r_j − r_i + n·cell.  Every pair appears in both
-directions, an atom is a neighbour of its own periodic images, and the vectors refer to the positions as
-they were given: atoms outside the cell need no wrapping.
+A pair points from a centre i to a neighbour j at r_ij = r_j − r_i + n·cell.  A full list holds every pair in
+both directions, a half list in one of them.  An atom is a neighbour of its own periodic images, and the
+vectors refer to the positions as they were given: atoms outside the cell need no wrapping.
 
 Dimensions: N atoms, P pairs.
 
@@ -23,12 +23,14 @@ from kqeq.typing import BoolArray, FloatArray, IntArray
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """All directed pairs of a structure within a cutoff.
+    """Pairs of a structure within a cutoff.
 
     Attributes
     ----------
     cutoff : float
         Å.
+    full : bool
+        Whether each pair is listed in both directions.
     indices : (P, 2) int array
         Centre i and neighbour j.
     vectors : (P, 3) array
@@ -40,6 +42,7 @@ class Pairs:
     cutoff: float
     indices: IntArray
     vectors: FloatArray
+    full: bool = True
     shifts: IntArray | None = None
     _owner: Any = field(default=None, repr=False)  # keeps the memory of the arrays alive
 
@@ -47,7 +50,7 @@ class Pairs:
         return len(self.indices)
 
 
-def find_pairs(structure: Structure, cutoff: float, *, shifts: bool = False) -> Pairs:
+def find_pairs(structure: Structure, cutoff: float, *, full: bool = True, shifts: bool = False) -> Pairs:
     """All pairs within a cutoff, in any mixture of open and periodic directions.
 
     The cell may be triclinic and smaller than the cutoff; its rows along open directions are ignored.
@@ -57,6 +60,8 @@ def find_pairs(structure: Structure, cutoff: float, *, shifts: bool = False) -> 
     structure : Structure
     cutoff : float
         Å.
+    full : bool
+        Whether to list each pair in both directions; a half list takes half the time and memory.
     shifts : bool
         Whether to return the cell shifts as well.
 
@@ -70,9 +75,9 @@ def find_pairs(structure: Structure, cutoff: float, *, shifts: bool = False) -> 
         If the cutoff is not positive and finite, or the cell vectors of the periodic directions are
         linearly dependent.
     """
-    engine = _engine(cutoff, 0.0)
+    engine = _engine(cutoff, 0.0, full)
     result = _compute(engine, structure, "PDS" if shifts else "PD")
-    return _pairs(float(cutoff), result, owner=engine)
+    return _pairs(engine, result, owner=engine)
 
 
 class NeighbourFinder:
@@ -92,6 +97,8 @@ class NeighbourFinder:
         Å.
     skin : float
         Å; 0 collects anew in every call.
+    full : bool
+        Whether to list each pair in both directions; descriptors take both kinds of list.
 
     Raises
     ------
@@ -99,33 +106,34 @@ class NeighbourFinder:
         If the cutoff is not positive or the skin is negative.
     """
 
-    def __init__(self, cutoff: float, skin: float = 0.5) -> None:
+    def __init__(self, cutoff: float, skin: float = 0.5, *, full: bool = False) -> None:
         if not np.isfinite(skin) or skin < 0:
             raise InputError(f"the neighbour skin is {skin!r}; expected a distance in Å, or 0")
         self.cutoff = float(cutoff)
         self.skin = float(skin)
-        self._engine = _engine(cutoff, self.skin)
+        self.full = full
+        self._engine = _engine(cutoff, self.skin, full)
         self._last: tuple[Any, ...] | None = None
 
     def find(self, structure: Structure) -> Pairs:
         """All pairs within the cutoff; see :func:`find_pairs`."""
         key = (len(structure), structure.cell.tobytes(), structure.pbc.tobytes())
         if key != self._last:
-            self._engine = _engine(self.cutoff, self.skin)
+            self._engine = _engine(self.cutoff, self.skin, self.full)
             self._last = key
         result = _compute(self._engine, structure, "PD")
         # the engine overwrites its memory in the next call
-        return _pairs(self.cutoff, [array.copy() for array in result], owner=None)
+        return _pairs(self._engine, [array.copy() for array in result], owner=None)
 
 
-def _engine(cutoff: float, skin: float) -> Any:
+def _engine(cutoff: float, skin: float, full: bool) -> Any:
     import vesin
 
     if not np.isfinite(cutoff) or cutoff <= 0:
         raise InputError(f"the neighbour cutoff is {cutoff!r}; expected a positive distance in Å")
     # One thread and no sorting: the order of the pairs, and with it the last bits of every sum over
     # them, then never depends on the machine; our users sort by counting, which is much cheaper.
-    return vesin.NeighborList(cutoff=float(cutoff), full_list=True, sorted=False, n_threads=1, skin=skin)
+    return vesin.NeighborList(cutoff=float(cutoff), full_list=full, sorted=False, n_threads=1, skin=skin)
 
 
 def _compute(engine: Any, structure: Structure, quantities: str) -> Any:
@@ -138,9 +146,9 @@ def _compute(engine: Any, structure: Structure, quantities: str) -> Any:
     )
 
 
-def _pairs(cutoff: float, result: Any, owner: Any) -> Pairs:
-    indices, vectors = result[0].view(np.int64), result[1]
-    return Pairs(cutoff, indices, vectors, result[2].astype(np.int64) if len(result) > 2 else None, owner)
+def _pairs(engine: Any, result: Any, owner: Any) -> Pairs:
+    shifts = result[2].astype(np.int64) if len(result) > 2 else None
+    return Pairs(engine.cutoff, result[0].view(np.int64), result[1], engine.full_list, shifts, owner)
 
 
 def effective_cell(cell: FloatArray, pbc: BoolArray) -> FloatArray:

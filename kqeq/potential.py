@@ -10,7 +10,7 @@ Dimensions: N atoms, F descriptor features.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,9 @@ from kqeq.kernels import FeatureMap, Similarity
 from kqeq.neighbours import Pairs
 from kqeq.structures import Structure
 from kqeq.typing import FloatArray, IntArray
+
+BATCH_ATOMS = 512
+"""Atoms whose descriptors are kept at once when many structures are predicted."""
 
 PROPERTIES: tuple[str, ...] = ("energy", "forces", "stress", "charges", "dipole", "polarizability")
 """What can be asked of a prediction."""
@@ -49,8 +52,9 @@ class SiteModel:
 
     def evaluate(self, similarities: Sequence[Similarity], numbers: IntArray) -> FloatArray:
         """Values of all atoms, (N,)."""
-        base = np.array([self.offsets[int(z)] for z in numbers])
-        return base + self.feature_map.expand(similarities, len(numbers), self.coefficients)
+        table = np.zeros(max(self.offsets) + 1)
+        table[list(self.offsets)] = list(self.offsets.values())
+        return table[numbers] + self.feature_map.expand(similarities, len(numbers), self.coefficients)
 
     def descriptor_gradient(
         self,
@@ -148,17 +152,22 @@ class Potential:
     has_energy: bool
 
     @property
+    def feature_maps(self) -> list[FeatureMap]:
+        """The feature maps of all kernel models."""
+        parts = (self.electronegativity, self.short_range)
+        return [part.feature_map for part in parts if part is not None]
+
+    @property
     def descriptors(self) -> list[Descriptor]:
         """The descriptors of all kernel models."""
-        parts = (self.electronegativity, self.short_range)
-        return [part.feature_map.descriptor for part in parts if part is not None]
+        return [feature_map.descriptor for feature_map in self.feature_maps]
 
     @property
     def cutoff(self) -> float:
         """How far a neighbour list for :meth:`predict` has to reach, Å."""
         return longest_cutoff(self.descriptors)
 
-    def check(self, structure: Structure, where: str = "the structure") -> None:
+    def check(self, structure: Structure, where: object = "the structure") -> None:
         """Refuse what the model cannot predict, before anything is computed.
 
         Raises
@@ -214,11 +223,49 @@ class Potential:
         pairs : Pairs, optional
             A neighbour list that reaches ``cutoff``, for example one that is reused along a trajectory.
         """
-        derivatives = "forces" in properties or ("stress" in properties and structure.periodic)
+        derivatives = _needs_derivatives(structure, properties)
         states = evaluate_states(self.descriptors, structure, derivatives=derivatives, pairs=pairs)
+        near = {
+            feature_map: feature_map.similarities(states[feature_map.descriptor], structure.numbers)
+            for feature_map in self.feature_maps
+        }
+        return self._finish(structure, properties, states, near)
+
+    def predict_many(
+        self, structures: Sequence[Structure], properties: Collection[str] = PROPERTIES
+    ) -> Iterator[Prediction]:
+        """Predict structures one after another; neighbours in the list that share their elements are batched."""
+        for batch in _batches(structures):
+            states = [
+                evaluate_states(self.descriptors, s, derivatives=_needs_derivatives(s, properties))
+                for s in batch
+            ]
+            numbers = [s.numbers for s in batch]
+            near = {
+                feature_map: feature_map.similarities_many(
+                    [own[feature_map.descriptor] for own in states], numbers
+                )
+                for feature_map in self.feature_maps
+            }
+            for i, structure in enumerate(batch):
+                own = {feature_map: lists[i] for feature_map, lists in near.items()}
+                yield self._finish(structure, properties, states[i], own)
+
+    def _finish(
+        self,
+        structure: Structure,
+        properties: Collection[str],
+        states: Mapping[Descriptor, DescriptorState],
+        similarities: Mapping[FeatureMap, Sequence[Similarity]],
+    ) -> Prediction:
+        """From descriptors and their dot products with the representatives to everything else."""
+        derivatives = _needs_derivatives(structure, properties)
         numbers = structure.numbers
 
-        energy_offsets = float(sum(self.energy_offsets[int(z)] for z in numbers))
+        present, counts = np.unique(numbers, return_counts=True)
+        energy_offsets = float(
+            sum(n * self.energy_offsets[int(z)] for z, n in zip(present, counts, strict=True))
+        )
         gradients: dict[Descriptor, FloatArray] = {}
         positions = np.zeros((len(structure), 3))
         strain = np.zeros((3, 3))
@@ -226,7 +273,7 @@ class Potential:
         energy_short_range = 0.0
         if self.short_range is not None:
             descriptor = self.short_range.feature_map.descriptor
-            near = self.short_range.feature_map.similarities(states[descriptor], numbers)
+            near = similarities[self.short_range.feature_map]
             energy_short_range = float(self.short_range.evaluate(near, numbers).sum())
             if derivatives:
                 gradients[descriptor] = self.short_range.descriptor_gradient(near, states[descriptor])
@@ -236,7 +283,7 @@ class Potential:
         charge_state: ChargeState | None = None
         if self.electronegativity is not None and self.charges is not None:
             descriptor = self.electronegativity.feature_map.descriptor
-            near = self.electronegativity.feature_map.similarities(states[descriptor], numbers)
+            near = similarities[self.electronegativity.feature_map]
             chi = self.electronegativity.evaluate(near, numbers)
             system = self.charges.bind(structure)
             charge_state = system.solve(chi, structure.external_field, structure.total_charge)
@@ -281,6 +328,24 @@ class Potential:
             total_charge=structure.total_charge,
             external_field=structure.external_field,
         )
+
+
+def _needs_derivatives(structure: Structure, properties: Collection[str]) -> bool:
+    return "forces" in properties or ("stress" in properties and structure.periodic)
+
+
+def _batches(structures: Sequence[Structure]) -> Iterator[list[Structure]]:
+    """Runs of structures with the same elements, at most :data:`BATCH_ATOMS` atoms together."""
+    batch: list[Structure] = []
+    atoms = 0
+    for structure in structures:
+        if batch and (structure.species != batch[0].species or atoms + len(structure) > BATCH_ATOMS):
+            yield batch
+            batch, atoms = [], 0
+        batch.append(structure)
+        atoms += len(structure)
+    if batch:
+        yield batch
 
 
 def _stress(strain: FloatArray, structure: Structure) -> FloatArray | None:

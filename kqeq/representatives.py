@@ -118,15 +118,19 @@ def select(rows: sparse.csr_array, n: int, method: str) -> IntArray:
         return _distinct(rows, np.arange(candidates))
     if method == "fps":
         return _distinct(rows, _farthest(rows, n, [0]))
+    from scipy.sparse.linalg import ArpackError
     from skmatter.sample_selection import CUR
 
     # scores are renewed twenty times on the way; each renewal is a truncated SVD of all candidates
     selector = CUR(n_to_select=n, k=1, recompute_every=max(1, n // 20))
-    with warnings.catch_warnings():
-        # once every direction is covered nothing is left to orthogonalise
-        warnings.filterwarnings("ignore", "Column vector contains only zeros", UserWarning)
-        selector.fit(_dense(rows, 8 * PROJECTED_FEATURES * candidates))
-    order = _distinct(rows, np.asarray(selector.selected_idx_, dtype=np.int64))
+    try:
+        with warnings.catch_warnings():
+            # once every direction is covered nothing is left to orthogonalise
+            warnings.filterwarnings("ignore", "Column vector contains only zeros", UserWarning)
+            selector.fit(_dense(rows, 8 * PROJECTED_FEATURES * candidates))
+        order = _distinct(rows, np.asarray(selector.selected_idx_, dtype=np.int64))
+    except ArpackError:  # nothing is left at all
+        order = np.zeros(1, dtype=np.int64)
     if len(order) < n:
         # CUR tells rows apart only up to their rank; a power of the dot product distinguishes more
         order = _distinct(rows, _farthest(rows, n, order.tolist()))

@@ -13,6 +13,7 @@ import numpy as np
 from ase import Atoms
 
 from kqeq.errors import InputError
+from kqeq.site_data import charge_sums, read_site_data
 from kqeq.typing import BoolArray, FloatArray, IntArray
 
 MIN_DISTANCE = 0.05
@@ -36,6 +37,14 @@ class Structure:
         e.
     external_field : (3,) array
         V/Å.
+    fragments : (N,) int array, optional
+        Number of the fragment that each atom belongs to, 0 to k − 1.
+    fragment_charges : (k,) array, optional
+        Charge of each fragment, e; sums to ``total_charge``.
+    reference_charges : (N,) array, optional
+        Charges that split-charge models start from, e; sums to ``total_charge``.
+    external_potential : (N,) array, optional
+        Electrostatic potential that acts on the charges from outside, V.
     """
 
     numbers: IntArray
@@ -44,6 +53,10 @@ class Structure:
     pbc: BoolArray = field(default_factory=lambda: np.zeros(3, dtype=bool))
     total_charge: float = 0.0
     external_field: FloatArray = field(default_factory=lambda: np.zeros(3))
+    fragments: IntArray | None = None
+    fragment_charges: FloatArray | None = None
+    reference_charges: FloatArray | None = None
+    external_potential: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -64,14 +77,39 @@ class Structure:
         return float(abs(np.linalg.det(self.cell)))
 
     def under(self, total_charge: float, external_field: FloatArray) -> Structure:
-        """The same geometry under another total charge and field."""
+        """The same geometry under another total charge and field.
+
+        Raises
+        ------
+        InputError
+            If the structure has fragment or reference charges and the total charge changes: nothing says
+            which of them the difference belongs to.
+        """
+        fixed = self.fragment_charges is not None or self.reference_charges is not None
+        if fixed and abs(total_charge - self.total_charge) > 1e-8:
+            raise InputError(
+                f"the total charge was changed from {self.total_charge:g} to {total_charge:g} e, but the structure "
+                "has fragment charges or reference charges that sum to the former; give new ones that sum to "
+                f'{total_charge:g} e (atoms.info["fragment_charges"], atoms.arrays["reference_charges"])'
+            )
         return replace(self, total_charge=total_charge, external_field=external_field)
 
 
-def describe(atoms: Atoms, index: int | None = None) -> str:
-    """Name a frame in messages, for example ``frame 12 (C2H6O)``."""
-    formula = atoms.get_chemical_formula() or "no atoms"
-    return f"the structure ({formula})" if index is None else f"frame {index} ({formula})"
+@dataclass(frozen=True, eq=False)
+class FrameName:
+    """Names a frame in messages, for example ``frame 12 (C2H6O)``; costs nothing until it is printed."""
+
+    atoms: Atoms
+    index: int | None = None
+
+    def __str__(self) -> str:
+        formula = self.atoms.get_chemical_formula() or "no atoms"
+        return f"the structure ({formula})" if self.index is None else f"frame {self.index} ({formula})"
+
+
+def describe(atoms: Atoms, index: int | None = None) -> FrameName:
+    """Name a frame in messages."""
+    return FrameName(atoms, index)
 
 
 def as_frames(frames: Any) -> list[Atoms]:
@@ -100,7 +138,7 @@ def as_frames(frames: Any) -> list[Atoms]:
     return result
 
 
-def check_field(value: Any, where: str) -> FloatArray:
+def check_field(value: Any, where: object) -> FloatArray:
     """Validate an external field: three finite numbers in V/Å."""
     try:
         # a copy: the array may be the user's own, and change later
@@ -114,7 +152,7 @@ def check_field(value: Any, where: str) -> FloatArray:
     return vector
 
 
-def check_charge(value: Any, where: str) -> float:
+def check_charge(value: Any, where: object) -> float:
     """Validate a total charge: one finite number in e."""
     try:
         array = np.asarray(value, dtype=np.float64)
@@ -126,12 +164,13 @@ def check_charge(value: Any, where: str) -> float:
 
 
 def conditions(
-    atoms: Atoms, *, total_charge: Any = None, external_field: Any = None, where: str = "the structure"
+    atoms: Atoms, *, total_charge: Any = None, external_field: Any = None, where: object = "the structure"
 ) -> tuple[float, FloatArray]:
     """Total charge and field of a frame, from the arguments and ``atoms.info``.
 
-    Sources of the charge are the argument and ``info["total_charge"]`` and ``info["charge"]``; of the
-    field, the argument and ``info["external_field"]``.  Without any source the structure is neutral and
+    Sources of the charge are the argument, ``info["total_charge"]`` and ``info["charge"]``, and the sums of
+    ``info["fragment_charges"]`` and ``arrays["reference_charges"]``; of the field, the argument and
+    ``info["external_field"]``.  Without any source the structure is neutral and
     free of field.  Initial charges (``atoms.get_initial_charges()``) are no source, but they must not
     contradict the result.
 
@@ -147,9 +186,11 @@ def conditions(
     """
     charges = [("the argument total_charge", total_charge)]
     charges += [(f'atoms.info["{key}"]', atoms.info.get(key)) for key in ("total_charge", "charge")]
-    found = [(name, check_charge(value, f"{where}, {name}")) for name, value in charges if value is not None]
+    found = [(name, check_charge(value, where)) for name, value in charges if value is not None]
+    found += charge_sums(atoms, where)
     for name, value in found[1:]:
-        if abs(value - found[0][1]) > 1e-8:
+        # sums of arrays carry the rounding of a file
+        if abs(value - found[0][1]) > (1e-4 if "sum" in name else 1e-8):
             raise InputError(
                 f"{where} has two total charges: {found[0][0]} says {found[0][1]:g} e, {name} says {value:g} e; "
                 "remove one of them or make them agree"
@@ -167,7 +208,7 @@ def conditions(
         ("the argument external_field", external_field),
         ('atoms.info["external_field"]', atoms.info.get("external_field")),
     ]
-    vectors = [(name, check_field(v, f"{where}, {name}")) for name, v in fields if v is not None]
+    vectors = [(name, check_field(v, where)) for name, v in fields if v is not None]
     for name, vector in vectors[1:]:
         if np.abs(vector - vectors[0][1]).max() > 1e-10:
             raise InputError(
@@ -201,7 +242,13 @@ def read_structure(
     InputError
         For a structure without atoms, unknown (0) atomic numbers, positions or cells that are not
         finite, atoms on top of each other, periodic directions without a cell vector, or conditions
-        that contradict each other.
+        that contradict each other.  Also for fragments that miss atoms, fragment or reference charges that do not
+        sum to the total charge, and potentials that are not finite.
+
+    Notes
+    -----
+    Read if present: ``arrays["fragments"]``, ``info["fragment_charges"]``, ``arrays["reference_charges"]``,
+    ``arrays["external_potential"]`` (see :mod:`kqeq.site_data`).
     """
     where = describe(atoms, index)
     numbers = np.array(atoms.numbers, dtype=np.int64)
@@ -222,10 +269,11 @@ def read_structure(
         atoms, total_charge=total_charge, external_field=external_field, where=where
     )
     _check_overlap(positions, cell, pbc, where)
-    return Structure(numbers, positions, cell, pbc, charge, external)
+    extra = read_site_data(atoms, charge, where)
+    return Structure(numbers, positions, cell, pbc, charge, external, **extra)
 
 
-def _check_cell(cell: FloatArray, pbc: BoolArray, where: str) -> None:
+def _check_cell(cell: FloatArray, pbc: BoolArray, where: object) -> None:
     if not np.isfinite(cell).all():
         raise InputError(f"{where} has a cell with NaN or infinite entries")
     vectors = cell[pbc]
@@ -241,7 +289,7 @@ def _check_cell(cell: FloatArray, pbc: BoolArray, where: str) -> None:
         raise InputError(f"{where} has linearly dependent cell vectors (zero volume); check atoms.cell")
 
 
-def _check_overlap(positions: FloatArray, cell: FloatArray, pbc: BoolArray, where: str) -> None:
+def _check_overlap(positions: FloatArray, cell: FloatArray, pbc: BoolArray, where: object) -> None:
     """Refuse pairs of atoms closer than :data:`MIN_DISTANCE`, periodic images included."""
     points, owner = positions, np.arange(len(positions))
     if pbc.any():

@@ -25,6 +25,21 @@ def random_cell(pbc, seed=0, n=7, scale=1.0):
     "pbc", [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 1, 1), (1, 1, 0), (1, 0, 1), (1, 1, 1)], ids=str
 )
 @pytest.mark.parametrize("cutoff", [2.5, 7.0])
+def test_half_list_mirrored_is_the_full_list(pbc, cutoff):
+    structure = read_structure(random_cell(np.array(pbc, dtype=bool)))
+    full, half = find_pairs(structure, cutoff), find_pairs(structure, cutoff, full=False)
+    assert full.full
+    assert not half.full
+    assert 2 * len(half) == len(full)
+    i, j = half.indices.T
+    both = as_set(np.r_[i, j], np.r_[j, i], np.vstack([half.vectors, -half.vectors]))
+    assert both == as_set(*full.indices.T, full.vectors)
+
+
+@pytest.mark.parametrize(
+    "pbc", [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 1, 1), (1, 1, 0), (1, 0, 1), (1, 1, 1)], ids=str
+)
+@pytest.mark.parametrize("cutoff", [2.5, 7.0])
 def test_pairs_equal_ase(pbc, cutoff):
     # atoms lie outside the cell, which is smaller than the larger cutoff
     atoms = random_cell(np.array(pbc, dtype=bool))
@@ -98,11 +113,12 @@ def test_pairs_outlive_the_engine():
     assert pairs.shifts is None
 
 
+@pytest.mark.parametrize("full", [True, False])
 @pytest.mark.parametrize("skin", [0.0, 0.5])
-def test_finder_along_a_trajectory(skin):
+def test_finder_along_a_trajectory(skin, full):
     # small steps, a jump, a changed cell, another pbc, another number of atoms: always the exact list
     rng = np.random.default_rng(1)
-    finder = NeighbourFinder(4.0, skin)
+    finder = NeighbourFinder(4.0, skin, full=full)
     atoms = random_cell(True, n=9, scale=1.5)
     frames = []
     for step in range(12):
@@ -120,7 +136,12 @@ def test_finder_along_a_trajectory(skin):
     results = [finder.find(frame) for frame in frames]
     for frame, found in zip(frames, results, strict=True):
         exact = find_pairs(frame, 4.0)
-        assert as_set(*found.indices.T, found.vectors) == as_set(*exact.indices.T, exact.vectors)
+        i, j = found.indices.T
+        if full:
+            assert as_set(i, j, found.vectors) == as_set(*exact.indices.T, exact.vectors)
+        else:
+            both = as_set(np.r_[i, j], np.r_[j, i], np.vstack([found.vectors, -found.vectors]))
+            assert both == as_set(*exact.indices.T, exact.vectors)
 
 
 @pytest.mark.parametrize("skin", [-0.1, np.nan])

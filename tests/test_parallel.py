@@ -73,11 +73,13 @@ def test_thread_count(monkeypatch):
         pass
 
 
-def test_announcement(capsys):
-    with parallel.announced("working", after=0.01):
-        time.sleep(0.2)
+def test_announcement(capsys, monkeypatch):
+    monkeypatch.setattr(parallel, "_said", set())
+    for _ in range(2):
+        with parallel.announced("working", after=0.01):
+            time.sleep(0.2)
     assert capsys.readouterr().err == "kqeq: working\n"
-    with parallel.announced("working", after=5.0):
+    with parallel.announced("resting", after=5.0):
         pass
     assert capsys.readouterr().err == ""
 

@@ -178,10 +178,11 @@ def test_evaluate_many_is_evaluate(derivatives):
 def test_shared_neighbour_list():
     structure = read_structure(triclinic())
     near, far = SOAPDescriptor(3.0, 4, 3), SOAPDescriptor(5.0, 4, 3)
-    pairs = find_pairs(structure, far.cutoff)
-    np.testing.assert_allclose(
-        near.evaluate(structure, pairs=pairs).values, near.evaluate(structure).values, atol=1e-13
-    )
+    for full in (True, False):
+        pairs = find_pairs(structure, far.cutoff, full=full)
+        for descriptor in (near, far):
+            values = descriptor.evaluate(structure, pairs=pairs).values
+            np.testing.assert_allclose(values, descriptor.evaluate(structure).values, atol=1e-13)
     with pytest.raises(InputError, match="reaches"):
         far.evaluate(structure, pairs=find_pairs(structure, near.cutoff))
 

@@ -18,21 +18,27 @@ the electronegativities χ and the external field.  Three objects follow the lif
 Nothing outside this subpackage may rely on identities that hold for plain QEq only, such as
 μ = Σ q r, α = rᵀRr or a single total charge: ask the objects.
 
+A structure's external potential at the atoms (V) is added to χ by the models themselves.
+
 Dimensions: N atoms, c columns of a block of perturbations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kqeq.structures import Structure
 from kqeq.typing import FloatArray, IntArray
 
+SITE_KINDS: tuple[str, ...] = ("hardness", "width", "polarizability", "softness")
+"""Every kind of parameter per atom that is not an electronegativity."""
+
 
 @dataclass(frozen=True, eq=False)
 class SiteParameters:
-    """Parameters per atom that are not electronegativities.
+    """Parameters per atom that are not electronegativities (or derivatives with respect to them).
 
     Attributes
     ----------
@@ -40,10 +46,41 @@ class SiteParameters:
         η, eV/e².
     width : (N,) array
         Gaussian width σ, Å.
+    polarizability : (N,) array, optional
+        α of the atom's own dipole, e²·Å²/eV; models with atomic dipoles.
+    softness : (N,) array, optional
+        Bond softness κ of the atom, e²/eV; split-charge models.
     """
 
     hardness: FloatArray
     width: FloatArray
+    polarizability: FloatArray | None = None
+    softness: FloatArray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SiteChange:
+    """c directions in the space of site parameters; ``None`` where a kind does not change.
+
+    Attributes
+    ----------
+    hardness, width, polarizability, softness : (N, c) array, optional
+        In the units of :class:`SiteParameters`.
+    """
+
+    hardness: FloatArray | None = None
+    width: FloatArray | None = None
+    polarizability: FloatArray | None = None
+    softness: FloatArray | None = None
+
+    @property
+    def columns(self) -> int:
+        """c."""
+        for kind in SITE_KINDS:
+            block = getattr(self, kind)
+            if block is not None:
+                return int(block.shape[1])
+        return 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,16 +90,22 @@ class Response:
     Attributes
     ----------
     unknowns : (n, c) array
-        ∂y, in the model's own layout; hand it back to the state's ``gradient_response``.
+        ∂y, in the model's own layout; hand the response back to the state's ``gradient_response``.
     charges : (N, c) array
         ∂q.
-    dipole : (3, c) array
-        ∂μ.
+    dipole : (3, c) array or None
+        ∂μ; ``None`` where the dipole is not defined.
+    field : (3, c) array, optional
+        Change of the external field itself, where that is the perturbation.
+    sites : SiteChange, optional
+        Change of the site parameters themselves, where that is the perturbation.
     """
 
     unknowns: FloatArray
     charges: FloatArray
-    dipole: FloatArray
+    dipole: FloatArray | None
+    field: FloatArray | None = None
+    sites: SiteChange | None = None
 
 
 class ChargeState(Protocol):
@@ -82,17 +125,27 @@ class ChargeState(Protocol):
 
     @property
     def dipole(self) -> FloatArray | None:
-        """−∂E/∂field, (3,) array in e·Å about the origin; ``None`` where it is not defined."""
+        """−∂E/∂field for the fields that the model admits, (3,) array in e·Å about the origin.
+
+        For a slab and a model without a polarization of its own, the component along the normal (the
+        others are zero); ``None`` where no component is defined.
+        """
 
     @property
     def chemical_potential(self) -> float:
-        """∂E/∂Q in eV/e (for several constraints: under the model's own sharing of Q)."""
+        """∂E/∂Q in eV/e; added charge is shared among constraints and reference charges evenly by atoms."""
+
+    def reference_gradient(self) -> FloatArray:
+        """∂E/∂(charge that belongs to atom i), (N,) array in eV/e.
+
+        With constraints, the chemical potential of the atom's fragment.
+        """
 
     def electronegativity_gradient(self) -> FloatArray:
         """∂E/∂χ_i, (N,) array in e."""
 
-    def hardness_gradient(self) -> FloatArray:
-        """∂E/∂η_i, (N,) array in e²."""
+    def site_gradient(self) -> SiteParameters:
+        """∂E/∂(site parameter)_i for every kind that the model has, each (N,)."""
 
     def gradient(self) -> FloatArray:
         """∂E/∂r at fixed y, χ and field, (N, 3) array in eV/Å."""
@@ -100,11 +153,14 @@ class ChargeState(Protocol):
     def strain(self) -> FloatArray:
         """∂E/∂ε at fixed y, χ and field, (3, 3) array in eV."""
 
+    def respond_sites(self, change: SiteChange) -> Response:
+        """Response to c changes of the site parameters."""
+
     def gradient_response(self, response: Response) -> FloatArray:
-        """Change of :meth:`gradient` with ∂y, (N, 3, c) array."""
+        """Change of :meth:`gradient` with ∂y and with what else the response changes, (N, 3, c) array."""
 
     def strain_response(self, response: Response) -> FloatArray:
-        """Change of :meth:`strain` with ∂y, (3, 3, c) array."""
+        """Change of :meth:`strain`, likewise, (3, 3, c) array."""
 
 
 class ChargeSystem(Protocol):
@@ -123,13 +179,16 @@ class ChargeSystem(Protocol):
         """Response to c perturbations of the electronegativities, (N, c) array in eV/e."""
 
     def respond_field(self) -> Response:
-        """Response to the three components of the external field (c = 3)."""
+        """Response to the three components of the external field (c = 3); inadmissible ones give zero."""
 
     def respond_total_charge(self) -> Response:
         """Response to the total charge (c = 1); its charges are the Fukui function."""
 
     def polarizability(self) -> FloatArray | None:
-        """∂μ/∂field, (3, 3) array in e²·Å²/eV; ``None`` where it is not defined."""
+        """∂μ/∂field, (3, 3) array in e²·Å²/eV; ``None`` where it is not defined (see ``dipole``)."""
+
+    def polarizability_response(self, change: SiteChange) -> FloatArray:
+        """Change of the polarizability with c changes of the site parameters, (3, 3, c) array."""
 
     def hardness(self) -> float:
         """∂²E/∂Q² at fixed geometry, eV/e²."""
@@ -137,6 +196,13 @@ class ChargeSystem(Protocol):
 
 class ChargeModel(Protocol):
     """The recipe; follows scikit-learn's parameter conventions so that it can be cloned and searched."""
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The kinds of site parameters that are to be learned (``"learn"``), a subset of SITE_KINDS."""
+
+    def with_parameters(self, values: Mapping[str, Mapping[str, float]]) -> ChargeModel:
+        """A copy with values by kind and element symbol in place of what it had, for those kinds."""
 
     def check(self, structure: Structure) -> None:
         """Refuse structures and conditions that the model cannot treat, before any long work.
@@ -147,7 +213,7 @@ class ChargeModel(Protocol):
         """
 
     def site_parameters(self, numbers: IntArray) -> SiteParameters:
-        """Element parameters spread over atoms."""
+        """Element parameters spread over atoms; those to be learned start at their defaults."""
 
     def bind(self, structure: Structure, sites: SiteParameters | None = None) -> ChargeSystem:
         """Build and factor the problem for one geometry.
@@ -162,4 +228,12 @@ class ChargeModel(Protocol):
         """Everything needed to build the model again (plain numbers, strings, dicts)."""
 
 
-__all__ = ["ChargeModel", "ChargeState", "ChargeSystem", "Response", "SiteParameters"]
+__all__ = [
+    "SITE_KINDS",
+    "ChargeModel",
+    "ChargeState",
+    "ChargeSystem",
+    "Response",
+    "SiteChange",
+    "SiteParameters",
+]

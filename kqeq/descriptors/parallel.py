@@ -31,6 +31,7 @@ _override: ContextVar[int | None] = ContextVar("kqeq_threads", default=None)
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 _lock = threading.Lock()
 _worker = threading.local()
+_said: set[str] = set()
 
 
 def thread_count() -> int:
@@ -122,7 +123,7 @@ def run(task: Callable[[int, int], None], work: IntArray, smallest: int) -> None
 
 @contextmanager
 def announced(what: str, after: float = 1.0) -> Iterator[None]:
-    """Say once on stderr what is going on if the block takes longer than ``after`` seconds."""
+    """Say on stderr, once in a process, what is going on if the block takes longer than ``after`` seconds."""
     timer = threading.Timer(after, _announce, args=(what,))
     timer.daemon = True
     timer.start()
@@ -154,7 +155,9 @@ def load(module: str) -> ModuleType:
 
 
 def _announce(what: str) -> None:
-    print(f"kqeq: {what}", file=sys.stderr, flush=True)
+    if what not in _said:
+        _said.add(what)
+        print(f"kqeq: {what}", file=sys.stderr, flush=True)
 
 
 __all__ = ["announced", "load", "pool", "ranges", "run", "thread_count", "use_threads"]

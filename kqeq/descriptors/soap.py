@@ -125,7 +125,8 @@ class SOAPDescriptor:
         derivatives : bool
             Accepted for the protocol; derivatives need nothing extra here.
         pairs : Pairs, optional
-            Neighbours reaching at least :attr:`cutoff`, for example shared between descriptors.
+            Neighbours (a full or a half list) reaching at least :attr:`cutoff`, for example shared between
+            descriptors or from a :class:`kqeq.neighbours.NeighbourFinder`.
 
         Raises
         ------
@@ -137,7 +138,7 @@ class SOAPDescriptor:
     def _pairs(self, structure: Structure, pairs: Pairs | None) -> Pairs:
         cutoff = self.cutoff
         if pairs is None:
-            return find_pairs(structure, cutoff)
+            return find_pairs(structure, cutoff, full=False)
         if pairs.cutoff < cutoff:
             raise InputError(
                 f"the neighbour list reaches {pairs.cutoff:g} Å, this descriptor needs {cutoff:g} Å"

@@ -258,7 +258,7 @@ def sort_pairs(pairs: Pairs, slots: IntArray, n_species: int, tables: Tables) ->
     slots : (N,) int array
         Species index of each atom.
     """
-    number = len(pairs)
+    number = len(pairs) if pairs.full else 2 * len(pairs)
     start = np.empty(len(slots) * n_species + 1, dtype=np.int64)
     indices = np.empty((2, number), dtype=np.int64)
     vectors = np.empty((3, number))
@@ -266,6 +266,7 @@ def sort_pairs(pairs: Pairs, slots: IntArray, n_species: int, tables: Tables) ->
     kernels()[1].sort_pairs(
         pairs.indices,
         pairs.vectors,
+        pairs.full,
         slots,
         n_species,
         tables.inner,

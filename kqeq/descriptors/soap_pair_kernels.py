@@ -12,7 +12,7 @@ from numba import njit
 
 
 @njit(
-    "void(int64[:, ::1], float64[:, ::1], int64[::1], int64, float64, float64,"
+    "void(int64[:, ::1], float64[:, ::1], boolean, int64[::1], int64, float64, float64,"
     " int64[::1], int64[:, ::1], float64[:, ::1], float64[:, ::1])",
     cache=True,
     nogil=True,
@@ -21,6 +21,7 @@ from numba import njit
 def sort_pairs(
     indices: Any,
     vectors: Any,
+    full: bool,
     slots: Any,
     n_species: int,
     inner: float,
@@ -35,22 +36,26 @@ def sort_pairs(
     Parameters
     ----------
     indices, vectors : (P0, 2), (P0, 3) arrays
+    full : bool
+        Whether they hold both directions of each pair; otherwise the other one is added.
     slots : (N,) array
         Species index of each atom.
     inner, cutoff : float
         The switching function falls from 1 to 0 between them; none if they are equal.
     start : (N S + 1,) output
         First pair of each (centre, element).
-    sorted_indices, sorted_vectors : (2, P0), (3, P0) outputs
-    switch : (2, P0) output
+    sorted_indices, sorted_vectors : (2, P), (3, P) outputs, large enough for all
+    switch : (2, P) output
         f and f'/r.
     """
     limit = cutoff * cutoff
+    sides = 1 if full else 2
     start[:] = 0
     for p in range(len(indices)):
         x, y, z = vectors[p, 0], vectors[p, 1], vectors[p, 2]
         if x * x + y * y + z * z <= limit:
-            start[indices[p, 0] * n_species + slots[indices[p, 1]] + 1] += 1
+            for side in range(sides):
+                start[indices[p, side] * n_species + slots[indices[p, 1 - side]] + 1] += 1
     for g in range(len(start) - 1):
         start[g + 1] += start[g]
     fill = start.copy()
@@ -59,22 +64,27 @@ def sort_pairs(
         x, y, z = vectors[p, 0], vectors[p, 1], vectors[p, 2]
         r2 = x * x + y * y + z * z
         if r2 <= limit:
-            group = indices[p, 0] * n_species + slots[indices[p, 1]]
-            q = fill[group]
-            fill[group] = q + 1
-            sorted_indices[0, q] = indices[p, 0]
-            sorted_indices[1, q] = indices[p, 1]
-            sorted_vectors[0, q] = x
-            sorted_vectors[1, q] = y
-            sorted_vectors[2, q] = z
-            switch[0, q] = 1.0
-            switch[1, q] = 0.0
+            f = 1.0
+            f_slope = 0.0
             if r2 > inner * inner and width > 0.0:
                 # quintic with vanishing first and second derivatives at both ends
                 r = np.sqrt(r2)
                 t = (r - inner) / width
-                switch[0, q] = 1.0 - t * t * t * (10.0 - 15.0 * t + 6.0 * t * t)
-                switch[1, q] = -30.0 * t * t * (1.0 - t) * (1.0 - t) / (width * r)
+                f = 1.0 - t * t * t * (10.0 - 15.0 * t + 6.0 * t * t)
+                f_slope = -30.0 * t * t * (1.0 - t) * (1.0 - t) / (width * r)
+            for side in range(sides):
+                i, j = indices[p, side], indices[p, 1 - side]
+                sign = 1.0 - 2.0 * side
+                group = i * n_species + slots[j]
+                q = fill[group]
+                fill[group] = q + 1
+                sorted_indices[0, q] = i
+                sorted_indices[1, q] = j
+                sorted_vectors[0, q] = sign * x
+                sorted_vectors[1, q] = sign * y
+                sorted_vectors[2, q] = sign * z
+                switch[0, q] = f
+                switch[1, q] = f_slope
 
 
 @njit(

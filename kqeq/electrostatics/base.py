@@ -13,6 +13,7 @@ The electrostatic energy is ½ yᵀ A y.  A contains the self interaction of eac
 Dimensions: N atoms, n unknowns, c columns of a block.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from kqeq.typing import FloatArray
@@ -55,6 +56,19 @@ class Electrostatics(Protocol):
         vector : (n,) array
         dsigma : (N,) array
             Direction in the space of widths, in Å.
+        """
+
+    def preconditioner(self, added: FloatArray) -> Callable[[FloatArray], FloatArray]:
+        """Approximate inverse of A + diag(added) for conjugate gradients, symmetric positive definite.
+
+        Parameters
+        ----------
+        added : (n,) array
+            What the charge model adds to the diagonal (hardness, 1/polarizability).
+
+        Returns
+        -------
+        function of a vector (n,) that returns a vector (n,)
         """
 
 

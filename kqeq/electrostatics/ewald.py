@@ -12,6 +12,7 @@ particle-mesh method replaces one of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +22,13 @@ from kqeq.electrostatics.background import Background
 from kqeq.electrostatics.lattice import Splitting, choose_splitting, slab_cell
 from kqeq.electrostatics.realspace import RealSpace
 from kqeq.electrostatics.reciprocal import Reciprocal
-from kqeq.electrostatics.unknowns import Unknowns, checked_cell, checked_positions, checked_sigma
+from kqeq.electrostatics.unknowns import (
+    Unknowns,
+    checked_cell,
+    checked_positions,
+    checked_sigma,
+    full_diagonal,
+)
 from kqeq.errors import InputError
 from kqeq.typing import Array, BoolArray, FloatArray
 
@@ -43,15 +50,17 @@ class LatticeSum:
     Parameters
     ----------
     unknowns : Unknowns
+    sigma : (N,) array
     real : RealSpace
     smooth : Reciprocal or Mesh
     background : Background, or None for open boundaries
     """
 
     def __init__(
-        self, unknowns: Unknowns, real: RealSpace, smooth: _Part, background: Background | None
+        self, unknowns: Unknowns, sigma: Array, real: RealSpace, smooth: _Part, background: Background | None
     ) -> None:
         self._unknowns = unknowns
+        self._sigma = sigma
         self._real = real
         self._background = background
         self._parts: tuple[_Part, ...] = (real, smooth)
@@ -94,6 +103,11 @@ class LatticeSum:
         if self._background is None:
             return near
         return near + self._background.width_derivative(vector, dsigma)
+
+    def preconditioner(self, added: Array) -> Callable[[Array], Array]:
+        """Division by the diagonal of A + diag(added) (images left out), as a function of a vector (n,)."""
+        diagonal = full_diagonal(self._unknowns, self._sigma, added)
+        return lambda vector: vector / diagonal
 
 
 class EwaldCoulomb(LatticeSum):
@@ -164,7 +178,7 @@ class EwaldCoulomb(LatticeSum):
         real = RealSpace(positions, sigma, self.cell, kappa=used, r_cut=parameters.r_cut, dipoles=dipoles)
         smooth = Reciprocal(positions, self.cell, kappa=used, k_cut=parameters.k_cut, dipoles=dipoles)
         background = Background(positions, sigma, self.cell, kappa=used, dipoles=dipoles, open_axis=open_axis)
-        super().__init__(unknowns, real, smooth, background)
+        super().__init__(unknowns, sigma, real, smooth, background)
         self._like = positions
         self._halves = (real, smooth, background)
 

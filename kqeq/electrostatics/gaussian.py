@@ -22,7 +22,7 @@ from kqeq.electrostatics.tensors import (
     gradient_rows,
     potential_derivatives,
 )
-from kqeq.electrostatics.unknowns import Unknowns, checked_positions, checked_sigma
+from kqeq.electrostatics.unknowns import Unknowns, checked_positions, checked_sigma, full_diagonal
 from kqeq.typing import Array
 
 _BLOCK_ELEMENTS = 1 << 18
@@ -134,6 +134,11 @@ class OpenCoulomb:
         atoms, _, columns = gradient.shape
         product = self._positions.T @ xp.reshape(gradient, (atoms, 3 * columns))
         return xp.reshape(product, (3, 3, columns))
+
+    def preconditioner(self, added: Array) -> Callable[[Array], Array]:
+        """Division by the diagonal of A + diag(added), as a function of a vector (n,)."""
+        diagonal = full_diagonal(self._unknowns, self._sigma, added)
+        return lambda vector: vector / diagonal
 
     # The pieces -------------------------------------------------------------------------------
 

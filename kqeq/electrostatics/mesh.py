@@ -15,6 +15,7 @@ Dimensions: N atoms, n unknowns, c columns, mesh (M1, M2, M3).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from kqeq.electrostatics.mesh_plan import DEFAULT_ACCURACY, MeshParameters, plan
 from kqeq.electrostatics.realspace import RealSpace
 from kqeq.electrostatics.splines import MeshPoints, second_derivative_column, squared_moduli
 from kqeq.electrostatics.tensors import AXES
-from kqeq.electrostatics.unknowns import Unknowns, checked_positions, checked_sigma
+from kqeq.electrostatics.unknowns import Unknowns, checked_positions, checked_sigma, full_diagonal
 from kqeq.errors import UnsupportedError
 from kqeq.typing import Array, BoolArray, FloatArray
 
@@ -57,6 +58,7 @@ class Mesh:
         self._unknowns = Unknowns(positions.shape[0], dipoles)
         self._shape = shape = parameters.shape
         self._kappa = parameters.kappa
+        self._order = parameters.order
         self._like = positions
         inverse = np.linalg.inv(cell)
         self._reciprocal = 2.0 * np.pi * inverse.T
@@ -67,19 +69,15 @@ class Mesh:
         )
         squares = self._squared_vectors()
         squares[0, 0, 0] = 1.0
-        volume = abs(float(np.linalg.det(cell)))
-        factor = 4.0 * np.pi * COULOMB * math.prod(shape) / volume
+        self._volume = abs(float(np.linalg.det(cell)))
+        factor = 4.0 * np.pi * COULOMB * math.prod(shape) / self._volume
         influence = xp.exp(squares * (-0.25 / parameters.kappa**2)) * (factor / squares)
         if reach is None:
             influence[0, 0, 0] = 0.0
         else:
             influence *= 1.0 - xp.cos(xp.sqrt(squares) * reach)
             influence[0, 0, 0] = 0.5 * factor * reach**2
-        moduli = [squared_moduli(size, parameters.order) for size in shape]
-        moduli[2] = moduli[2][: shape[2] // 2 + 1]
-        for axis, values in enumerate(moduli):
-            along = tuple(-1 if axis == other else 1 for other in AXES)
-            influence *= xp.reshape(asarray_like(values, positions), along)
+        influence *= self._moduli()
         self._influence = influence
 
     def matvec(self, block: Array) -> Array:
@@ -135,6 +133,34 @@ class Mesh:
                     result[a, :, k] -= own @ right_field + other @ left_field
         return result
 
+    def preconditioner(self, diagonal: Array, occupied: float) -> Callable[[Array], Array]:
+        """Approximate inverse of diag(D) + S Θ Sᵀ, symmetric positive definite by construction.
+
+        Where atoms fill the volume ``occupied`` evenly, waves are nearly eigenvectors of D^−½ S Θ Sᵀ D^−½ with
+        eigenvalues ρ(G) Θ(G), ρ = Σ 1/D per mesh point (a dipole adds G²/D).  The inverse square root
+        1 − [1 − (1 + ρΘ)^−½] of that operator, applied on both sides, turns them into ones; in atoms of
+        varying density it does so approximately and remains symmetric.
+        """
+        xp, layout = self._xp, self._unknowns
+        scale = self._volume / (occupied * math.prod(self._shape))
+        density: Array = float(xp.sum(1.0 / layout.charges(diagonal))) * scale
+        if layout.dipoles:
+            bent = float(xp.sum(1.0 / diagonal[layout.atoms :])) / 3.0 * scale
+            density = density + bent * self._squared_vectors()
+        moduli = self._moduli()
+        # at Nyquist frequencies both the moduli and the influence are zero
+        screened = density * self._influence / xp.where(moduli > 0.0, moduli, xp.ones_like(moduli))
+        filtered = (1.0 - 1.0 / xp.sqrt(1.0 + screened)) / density * moduli
+        root = 1.0 / xp.sqrt(diagonal)
+
+        def apply(vector: Array) -> Array:
+            scaled = root * vector
+            for _ in range(2):
+                scaled = scaled - root * self._product(root * scaled, filtered)
+            return root * scaled
+
+        return apply
+
     # The pieces -------------------------------------------------------------------------------
 
     def _component(self, axis: int) -> Array:
@@ -146,6 +172,11 @@ class Mesh:
         ]
         parts = [asarray_like(m[a] * self._reciprocal[a, axis], self._like) for a in AXES]
         return parts[0] + parts[1] + parts[2]
+
+    def _moduli(self) -> Array:
+        """|b|² of the three axes, multiplied."""
+        first, second, third = (asarray_like(squared_moduli(m, self._order), self._like) for m in self._shape)
+        return first[:, None, None] * second[None, :, None] * third[None, None, : self._shape[2] // 2 + 1]
 
     def _squared_vectors(self) -> Array:
         """G² on the mesh."""
@@ -165,13 +196,15 @@ class Mesh:
             values = self._xp.concat([values, dipoles @ self._jacobian], axis=1)
         return rfftn(self._points.spread(values))
 
-    def _potential(self, waves: Array, columns: int) -> Array:
+    def _potential(self, waves: Array, columns: int, influence: Array | None = None) -> Array:
         """Potential and derivatives along the mesh axes at the atoms, (N, columns)."""
-        return self._points.gather(irfftn(waves * self._influence, self._shape), columns)
+        factor = self._influence if influence is None else influence
+        return self._points.gather(irfftn(waves * factor, self._shape), columns)
 
-    def _product(self, y: Array) -> Array:
+    def _product(self, y: Array, influence: Array | None = None) -> Array:
+        """S Θ Sᵀ y, S the interpolation and Θ the influence function on the mesh."""
         layout = self._unknowns
-        values = self._potential(self._waves(y), 4 if layout.dipoles else 1)
+        values = self._potential(self._waves(y), 4 if layout.dipoles else 1, influence)
         if not layout.dipoles:
             return values[:, 0]
         field = values[:, 1:4] @ self._jacobian.T
@@ -281,7 +314,9 @@ class MeshCoulomb(LatticeSum):
                 positions, sigma, self.cell, kappa=kappa, dipoles=dipoles, open_axis=plan.open_axis
             )
         )
-        super().__init__(unknowns, real, smooth, background)
+        super().__init__(unknowns, sigma, real, smooth, background)
+        self._smooth = smooth
+        self._occupied = plan.occupied
 
     def matrix(self) -> Array:
         """Not available: the purpose of this class is never to form the matrix.
@@ -295,6 +330,15 @@ class MeshCoulomb(LatticeSum):
             f"the particle-mesh method never forms the {self.size}×{self.size} matrix; use matvec, or "
             "kqeq.electrostatics.coulomb(structure, sigma) for a provider with a matrix"
         )
+
+    def preconditioner(self, added: Array) -> Callable[[Array], Array]:
+        """Approximate inverse of A + diag(added) that also knows the long waves.
+
+        With the diagonal alone, conjugate gradients need iterations in proportion to the length of the
+        cell; with this one their number does not grow (8 or 9 for 3,000 and 12,000 atoms of water, instead
+        of 30 and 43), at two further transforms each.
+        """
+        return self._smooth.preconditioner(full_diagonal(self._unknowns, self._sigma, added), self._occupied)
 
     def bilinear_strain(self, left: Array, right: Array) -> Array:
         """∂(leftᵀ A right_c)/∂ε at fixed left and right, shape (3, 3, c), for r and cell → · (1 + ε).

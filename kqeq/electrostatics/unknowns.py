@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from kqeq.backend import namespace, to_numpy
+from kqeq.constants import COULOMB
 from kqeq.errors import InputError
 from kqeq.typing import Array
 
@@ -61,6 +63,31 @@ class Unknowns:
         if not self.dipoles:
             return None
         return [y[self.dipole_rows(axis), ...] for axis in range(3)]
+
+
+def full_diagonal(layout: Unknowns, sigma: Array, added: Array) -> Array:
+    """Self interaction of isolated Gaussians plus ``added``, shape (n,).
+
+    Raises
+    ------
+    InputError
+        When an element is not positive (a hardness so negative that A + diag(added) is indefinite).
+    """
+    xp = namespace(sigma, added)
+    layout.check(added, vector=True)
+    own = xp.empty((layout.size,), dtype=sigma.dtype)
+    own[: layout.atoms] = COULOMB / math.sqrt(math.pi) / sigma
+    if layout.dipoles:
+        for axis in range(3):
+            own[layout.dipole_rows(axis)] = COULOMB / (6.0 * math.sqrt(math.pi)) / sigma**3
+    total = own + added
+    if not bool(xp.all(total > 0.0)):
+        row = int(np.flatnonzero(~(to_numpy(total) > 0.0))[0])
+        raise InputError(
+            f"diagonal element {row} of the Coulomb matrix plus hardness is {float(total[row]):.4g}, and has to be "
+            "positive; raise the hardness (or 1/polarizability) of that atom or make its Gaussian narrower"
+        )
+    return total
 
 
 def checked_positions(positions: Array) -> Array:
@@ -131,4 +158,4 @@ def checked_cell(cell: Array) -> Array:
     return cell
 
 
-__all__ = ["Unknowns", "checked_cell", "checked_positions", "checked_sigma"]
+__all__ = ["Unknowns", "checked_cell", "checked_positions", "checked_sigma", "full_diagonal"]

@@ -1,0 +1,307 @@
+"""The charge problem of one geometry, for every model: charges, perhaps dipoles, perhaps bond softness.
+
+    E = (χ + V)ᵀq + ½ zᵀHz + ½ Σ_pairs p²/k − field · μ,      z = q, or (q, d) with atomic dipoles
+
+H holds the Coulomb interaction, the hardness and 1/α of the atoms; the flows p exist in split-charge models.
+Stationarity leaves q = X q0 − R b (:mod:`kqeq.charges.cores`), with dipoles eliminated.  The field enters
+
+* without flows by φ_i = −field · r_i, and the dipole of the charges is Σ q r;
+* with flows by the drop −field · r_ij of the potential along each pair, and the dipole of the charges is
+  Σ q0 r − Σ_pairs p_ij r_ij (p_ij flows to i), the same for every choice of periodic images if q0 = 0.
+
+(theory sections 5 and 6).  The potentials of the atoms are u = −∂E/∂q, with p_ij = k_ij (u_i − u_j − field · r_ij).
+
+Dimensions: N atoms, n = N or 4N unknowns z, c columns, P pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kqeq.charges.base import Response, SiteChange, SiteParameters
+from kqeq.charges.boundaries import open_projector, periodic_part, refuse_periodic_field
+from kqeq.charges.cores import Core, DipoleElimination
+from kqeq.charges.softness import Links
+from kqeq.charges.state import EquilibriumState
+from kqeq.constants import COULOMB
+from kqeq.electrostatics.base import Electrostatics
+from kqeq.structures import Structure
+from kqeq.typing import FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Equilibrium:
+    """A charge model bound to one geometry; see :class:`kqeq.charges.base.ChargeSystem`.
+
+    Attributes
+    ----------
+    structure : Structure
+    sites : SiteParameters
+    provider : Electrostatics
+    hessian : (n, n) array
+        H.
+    core : Core
+        Reference charges and potentials to charges.
+    dipoles : DipoleElimination, optional
+    links : Links, optional
+        The pairs between which charge flows.
+    reference : (N,) array
+        q0 at the total charge of the structure, e.
+    damped : bool
+        Whether dipoles have the self interaction of their Gaussian.
+    """
+
+    structure: Structure
+    sites: SiteParameters
+    provider: Electrostatics
+    hessian: FloatArray
+    core: Core
+    dipoles: DipoleElimination | None
+    links: Links | None
+    reference: FloatArray
+    damped: bool
+    open_directions: FloatArray
+    open_positions: FloatArray
+    coupling: FloatArray | None
+
+    @classmethod
+    def build(
+        cls,
+        structure: Structure,
+        sites: SiteParameters,
+        provider: Electrostatics,
+        hessian: FloatArray,
+        core: Core,
+        dipoles: DipoleElimination | None,
+        links: Links | None,
+        reference: FloatArray,
+        damped: bool,
+    ) -> Equilibrium:
+        """Add what follows from the geometry."""
+        projector = open_projector(structure)
+        return cls(
+            structure,
+            sites,
+            provider,
+            hessian,
+            core,
+            dipoles,
+            links,
+            reference,
+            damped,
+            projector,
+            structure.positions @ projector,
+            None if links is None else links.coupling(),
+        )
+
+    # ------------------------------------------------------------------ solution
+
+    def solve(self, chi: FloatArray, external_field: FloatArray, total_charge: float) -> EquilibriumState:
+        """Charges for given electronegativities, field and total charge.
+
+        A total charge other than the structure's changes all reference charges by the same amount.
+
+        Raises
+        ------
+        UnsupportedError
+            For a field that the boundary conditions do not define.
+        """
+        atoms = len(self.structure)
+        reference = self.reference + (total_charge - self.reference.sum()) / atoms
+        self._check_field(external_field, reference)
+        if self.links is None:
+            external_field = self.open_directions @ external_field
+        potential = self.structure.external_potential
+        chi = chi if potential is None else chi + potential
+        linear = np.zeros(self.hessian.shape[0])
+        linear[:atoms] = chi
+        field = external_field[:, None]
+        unknowns, potentials = self._stationary(linear[:, None], reference[:, None], field)
+        return EquilibriumState(self, external_field, chi, reference, unknowns[:, 0], potentials[:, 0])
+
+    def _check_field(self, field: FloatArray, reference: FloatArray) -> None:
+        along = periodic_part(self.structure, field)
+        if along is None:
+            return
+        if self.links is None:
+            refuse_periodic_field(
+                self.structure,
+                field,
+                along,
+                "the dipole Σ q r of charges depends there on which periodic image of each atom is meant",
+                "use a split-charge model, kqeq.ACKS2(), whose polarization is defined for periodic cells",
+            )
+        if np.abs(reference).max() > 1e-8:
+            refuse_periodic_field(
+                self.structure,
+                field,
+                along,
+                "the reference charges are not zero, and their dipole depends on which periodic image of each atom "
+                "is meant",
+                "start from zero reference charges (a neutral cell without fragment charges)",
+            )
+
+    def _stationary(
+        self, linear: FloatArray, source: FloatArray | None, field: FloatArray | None
+    ) -> tuple[FloatArray, FloatArray]:
+        """Unknowns (n, c) and potentials (N, c) for b (n, c), reference charges (N, c) and fields (3, c).
+
+        The potentials include φ where the field enters by it.
+        """
+        atoms = len(self.structure)
+        if field is not None:
+            linear = linear.copy()
+            if self.coupling is None:
+                linear[:atoms] -= self.open_positions @ field
+            else:
+                flow = -self.coupling @ field
+                source = flow if source is None else source + flow
+            if self.dipoles is not None:
+                linear[atoms:] -= np.tile(field, (atoms, 1))
+        reduced = linear if self.dipoles is None else self.dipoles.reduce(linear)
+        charges = -self.core.respond(reduced)
+        if source is not None:
+            charges += self.core.place(source)
+        unknowns = charges if self.dipoles is None else self.dipoles.expand(charges, linear)
+        return unknowns, -(linear[:atoms] + self.hessian[:atoms] @ unknowns)
+
+    # ------------------------------------------------------------------ responses
+
+    def answer(
+        self,
+        linear: FloatArray,
+        *,
+        source: FloatArray | None = None,
+        reference: FloatArray | None = None,
+        field: FloatArray | None = None,
+        sites: SiteChange | None = None,
+    ) -> Response:
+        """Response to changes of b (n, c), of flows (N, c), of reference charges (N, c) and of the field (3, c)."""
+        if field is not None and self.links is None:
+            field = self.open_directions @ field
+        if reference is not None:
+            source = reference if source is None else source + reference
+        unknowns, potentials = self._stationary(linear, source, field)
+        charges = unknowns[: len(self.structure)]
+        dipole = self.charge_moment(charges, potentials, reference, field)
+        if self.dipoles is not None:
+            dipole = dipole + self.dipole_sum(unknowns)
+        if self.links is not None:
+            unknowns = np.concatenate([unknowns, potentials])
+        return Response(unknowns, charges, dipole if self.has_dipole else None, field, sites)
+
+    def respond(self, dchi: FloatArray) -> Response:
+        """∂q = −R ∂χ and what follows."""
+        linear = np.zeros((self.hessian.shape[0], dchi.shape[1]))
+        linear[: len(self.structure)] = dchi
+        return self.answer(linear)
+
+    def respond_field(self) -> Response:
+        """Response to the three components of the field."""
+        return self.answer(np.zeros((self.hessian.shape[0], 3)), field=np.eye(3))
+
+    def respond_total_charge(self) -> Response:
+        """Response to the total charge, added evenly to the reference charges."""
+        atoms = len(self.structure)
+        return self.answer(np.zeros((self.hessian.shape[0], 1)), reference=np.full((atoms, 1), 1.0 / atoms))
+
+    def polarizability(self) -> FloatArray | None:
+        """∂μ/∂field; ``None`` where no component of the dipole is defined."""
+        alpha = self.respond_field().dipole
+        return None if alpha is None else 0.5 * (alpha + alpha.T)
+
+    def polarizability_response(self, change: SiteChange) -> FloatArray:
+        """−(∂z/∂field)ᵀ ∂H (∂z/∂field) + Σ_pairs ∂k (∂Δ/∂field)(∂Δ/∂field)ᵀ, with the drops Δ of potential."""
+        response = self.respond_field()
+        size = self.hessian.shape[0]
+        slopes = response.unknowns[:size]
+        result = -np.einsum("na,nbc->abc", slopes, self.hessian_change(change, slopes), optimize=True)
+        if self.links is not None and change.softness is not None:
+            drops = self.links.drops(response.unknowns[size:], response.field)
+            weights = 0.5 * self.softness_change(change.softness)
+            result += np.einsum("pa,pb,pc->abc", drops, drops, weights, optimize=True)
+        return np.asarray(result)
+
+    def hardness(self) -> float:
+        """∂²E/∂Q²."""
+        response = self.respond_total_charge()
+        atoms = len(self.structure)
+        return float(np.mean(self.hessian[:atoms] @ response.unknowns[: self.hessian.shape[0], 0]))
+
+    # ------------------------------------------------------------------ pieces
+
+    @property
+    def has_dipole(self) -> bool:
+        """Whether any component of the dipole's response is defined."""
+        return self.links is not None or not self.structure.pbc.all()
+
+    def dipole_sum(self, unknowns: FloatArray) -> FloatArray:
+        """Sum of the atomic dipoles in (n, c) unknowns along the directions that are defined, (3, c)."""
+        atoms = len(self.structure)
+        total = unknowns[atoms : self.hessian.shape[0]].reshape(atoms, 3, -1).sum(axis=0)
+        return total if self.links is not None else self.open_directions @ total
+
+    def charge_moment(
+        self,
+        charges: FloatArray,
+        potentials: FloatArray,
+        reference: FloatArray | None,
+        field: FloatArray | None,
+    ) -> FloatArray:
+        """Dipole of the charges, (3, c); of flows, from potentials, reference charges and field."""
+        if self.links is None or self.coupling is None:
+            return np.asarray(self.open_positions.T @ charges)
+        result = -self.coupling.T @ potentials
+        if reference is not None:
+            result += self.open_positions.T @ reference
+        if field is not None:
+            result += self.links.stiffness() @ field
+        return result
+
+    def hessian_change(self, change: SiteChange, vectors: FloatArray) -> FloatArray:
+        """(∂H) @ vectors for each of c changes of the site parameters: (n, m) to (n, m, c)."""
+        atoms = len(self.structure)
+        result = np.zeros((*vectors.shape, change.columns))
+        if change.hardness is not None:
+            result[:atoms] += vectors[:atoms, :, None] * change.hardness[:, None, :]
+        if change.polarizability is not None and self.sites.polarizability is not None:
+            scale = -change.polarizability / self.sites.polarizability[:, None] ** 2
+            result[atoms:] += vectors[atoms:, :, None] * np.repeat(scale, 3, axis=0)[:, None, :]
+        if change.width is not None:
+            for c in np.flatnonzero(change.width.any(axis=0)):
+                for m in range(vectors.shape[1]):
+                    result[:, m, c] += self.provider.width_derivative(
+                        np.ascontiguousarray(vectors[:, m]), np.ascontiguousarray(change.width[:, c])
+                    )
+            if self.dipoles is not None and not self.damped:
+                scale = change.width * self_interaction_slope(self.sites.width)[:, None]
+                result[atoms:] -= vectors[atoms:, :, None] * np.repeat(scale, 3, axis=0)[:, None, :]
+        return result
+
+    def softness_change(self, change: FloatArray) -> FloatArray:
+        """∂k of every pair for changes (N, c) of the atoms' softness, (P, c)."""
+        assert self.links is not None and self.sites.softness is not None
+        relative = self.relative_softness(change)
+        return self.links.softness[:, None] * relative
+
+    def relative_softness(self, change: FloatArray) -> FloatArray:
+        """∂ ln k of every pair, (P, c): half the sum of both atoms' ∂ ln κ."""
+        assert self.links is not None and self.sites.softness is not None
+        kappa = self.sites.softness[:, None]
+        logarithmic = np.divide(change, kappa, out=np.zeros_like(change), where=kappa > 0.0)
+        return 0.5 * (logarithmic[self.links.i] + logarithmic[self.links.j])
+
+
+def self_interaction(width: FloatArray) -> FloatArray:
+    """k_e/(6√π σ³), the self interaction of each dipole component, eV/(e²·Å²)."""
+    return np.asarray(COULOMB / (6.0 * np.sqrt(np.pi) * width**3))
+
+
+def self_interaction_slope(width: FloatArray) -> FloatArray:
+    """Its derivative with respect to σ."""
+    return -3.0 * self_interaction(width) / width
+
+
+__all__ = ["Equilibrium", "self_interaction", "self_interaction_slope"]

@@ -1,0 +1,240 @@
+"""The solution of a charge problem: energy, charges, dipoles and derivatives at fixed unknowns.
+
+Dimensions: N atoms, n = N or 4N unknowns z, c columns, P pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kqeq.charges.base import Response, SiteChange, SiteParameters
+from kqeq.charges.widths import width_gradients
+from kqeq.typing import FloatArray
+
+if TYPE_CHECKING:
+    from kqeq.charges.equilibrium import Equilibrium
+
+
+@dataclass(frozen=True, eq=False)
+class EquilibriumState:
+    """Charges at given electronegativities, field and total charge; see :class:`kqeq.charges.base.ChargeState`.
+
+    Attributes
+    ----------
+    system : Equilibrium
+    external_field : (3,) array
+        V/Å.
+    chi : (N,) array
+        Electronegativities with the external potential, eV/e.
+    reference : (N,) array
+        Charges that the atoms start from, e.
+    unknowns : (n,) array
+        z.
+    potentials : (N,) array
+        u, eV/e.
+    """
+
+    system: Equilibrium
+    external_field: FloatArray
+    chi: FloatArray
+    reference: FloatArray
+    unknowns: FloatArray
+    potentials: FloatArray
+
+    # ------------------------------------------------------------------ values
+
+    @property
+    def charges(self) -> FloatArray:
+        """Charges, (N,)."""
+        return self.unknowns[: len(self.system.structure)]
+
+    @property
+    def atomic_dipoles(self) -> FloatArray | None:
+        """Dipoles, (N, 3), of models that have them."""
+        if self.system.dipoles is None:
+            return None
+        return self.unknowns[len(self.system.structure) :].reshape(-1, 3)
+
+    @property
+    def energy(self) -> float:
+        """(χ + V)ᵀq + ½ zᵀHz + ½ Σ p²/k − field · μ, eV."""
+        z = self.unknowns
+        energy = self.charges @ self.chi + 0.5 * (z @ (self.system.hessian @ z))
+        energy -= self.external_field @ self._moment()
+        if self.system.links is not None:
+            energy += 0.25 * (self.system.links.softness @ self._drops() ** 2)
+        return float(energy)
+
+    @property
+    def dipole(self) -> FloatArray | None:
+        """−∂E/∂field; see :class:`~kqeq.charges.base.ChargeState`."""
+        system = self.system
+        if not system.structure.periodic:
+            return self._moment()
+        if system.links is not None and np.abs(self.reference).max() <= 1e-8:
+            return self._moment()
+        if system.structure.pbc.all():
+            return None
+        return np.asarray(system.open_directions @ self._moment())
+
+    @property
+    def chemical_potential(self) -> float:
+        """∂E/∂Q, added charge shared evenly."""
+        return float(np.mean(self.reference_gradient()))
+
+    def reference_gradient(self) -> FloatArray:
+        """∂E/∂q0_i = −u_i, with the field's potential."""
+        if self.system.links is None:
+            return -self.potentials
+        return -self.potentials - self.system.open_positions @ self.external_field
+
+    def electronegativity_gradient(self) -> FloatArray:
+        """∂E/∂χ = q."""
+        return self.charges
+
+    def site_gradient(self) -> SiteParameters:
+        """½ q², ½ zᵀ(∂A/∂σ)z, −½ d²/α² and −½ Σ Δ² ∂k/∂κ."""
+        system, atoms = self.system, len(self.system.structure)
+        sigma = system.sites.width
+        # with dσ = 1/(2σ) the product is Gz with ∂A_ij = (σ_i dσ_i + σ_j dσ_j) G_ij
+        product = self.unknowns * system.provider.width_derivative(self.unknowns, 0.5 / sigma)
+        width = product[:atoms]
+        polarizability = softness = None
+        dipoles = self.atomic_dipoles
+        if dipoles is not None and system.sites.polarizability is not None:
+            width = width + product[atoms:].reshape(atoms, 3).sum(axis=1)
+            square = (dipoles**2).sum(axis=1)
+            polarizability = -0.5 * square / system.sites.polarizability**2
+        width = width * sigma
+        if dipoles is not None and not system.damped:
+            from kqeq.charges.equilibrium import self_interaction_slope
+
+            width = width - 0.5 * (dipoles**2).sum(axis=1) * self_interaction_slope(sigma)
+        if system.links is not None and system.sites.softness is not None:
+            kappa = system.sites.softness
+            pairs = system.links.collect((system.links.softness * self._drops() ** 2)[:, None])[:, 0]
+            softness = np.divide(-0.25 * pairs, kappa, out=np.zeros(atoms), where=kappa > 0.0)
+        return SiteParameters(0.5 * self.charges**2, width, polarizability, softness)
+
+    # ------------------------------------------------------------------ derivatives at fixed unknowns
+
+    def gradient(self) -> FloatArray:
+        """½ zᵀ(∂A/∂r)z − q field − ½ Σ Δ² ∂k/∂r, (N, 3)."""
+        system, z = self.system, self.unknowns
+        result = 0.5 * system.provider.bilinear_gradient(z, z[:, None])[..., 0]
+        result -= np.outer(self.charges, self.external_field)
+        if system.links is not None:
+            result += system.links.pull(self._flow_weights()[:, None])[..., 0]
+        return result
+
+    def strain(self) -> FloatArray:
+        """½ zᵀ(∂A/∂ε)z − μ_q ⊗ field − ½ Σ Δ² ∂k/∂ε, (3, 3)."""
+        system, z = self.system, self.unknowns
+        result = 0.5 * system.provider.bilinear_strain(z, z[:, None])[..., 0]
+        result -= np.outer(self._charge_moment(), self.external_field)
+        if system.links is not None:
+            result += system.links.stretch(self._flow_weights()[:, None])[..., 0]
+        return result
+
+    def respond_sites(self, change: SiteChange) -> Response:
+        """∂y = −R_y (∂H) y, and what changes of softness add."""
+        system = self.system
+        linear = system.hessian_change(change, self.unknowns[:, None])[:, 0, :]
+        source = None
+        if system.links is not None and change.softness is not None:
+            source = system.links.collect(system.softness_change(change.softness) * self._drops()[:, None])
+        response = system.answer(linear, source=source, sites=change)
+        if source is None or response.dipole is None or system.links is None:
+            return response
+        # the flows that come with the softness itself, at fixed potentials
+        flows = system.softness_change(change.softness) * self._drops()[:, None]  # type: ignore[arg-type]
+        return Response(
+            response.unknowns,
+            response.charges,
+            response.dipole - 0.5 * system.links.vectors.T @ flows,
+            None,
+            change,
+        )
+
+    def gradient_response(self, response: Response) -> FloatArray:
+        """Change of :meth:`gradient`, (N, 3, c)."""
+        system = self.system
+        dz = response.unknowns[: len(self.unknowns)]
+        result = system.provider.bilinear_gradient(self.unknowns, dz)
+        result -= np.einsum("ic,a->iac", response.charges, self.external_field)
+        if response.field is not None:
+            result -= np.einsum("i,ac->iac", self.charges, response.field)
+        weights = self._flow_weight_response(response)
+        if weights is not None and system.links is not None:
+            result += system.links.pull(weights)
+        if response.sites is not None and response.sites.width is not None:
+            result += self._width_gradients(response.sites.width)[0]
+        return result
+
+    def strain_response(self, response: Response) -> FloatArray:
+        """Change of :meth:`strain`, (3, 3, c)."""
+        system = self.system
+        dz = response.unknowns[: len(self.unknowns)]
+        result = system.provider.bilinear_strain(self.unknowns, dz)
+        if response.dipole is not None:
+            moment = response.dipole
+            if system.dipoles is not None:
+                moment = moment - system.dipole_sum(response.unknowns)
+            result -= np.einsum("ac,b->abc", moment, self.external_field)
+        if response.field is not None:
+            result -= np.einsum("a,bc->abc", self._charge_moment(), response.field)
+        weights = self._flow_weight_response(response)
+        if weights is not None and system.links is not None:
+            result += system.links.stretch(weights)
+        if response.sites is not None and response.sites.width is not None:
+            result += self._width_gradients(response.sites.width)[1]
+        return result
+
+    # ------------------------------------------------------------------ pieces
+
+    def _drops(self) -> FloatArray:
+        """Drop of potential along each pair, (P,)."""
+        assert self.system.links is not None
+        return self.system.links.drops(self.potentials[:, None], self.external_field[:, None])[:, 0]
+
+    def _charge_moment(self) -> FloatArray:
+        """Dipole of the charges without regard to whether it is defined, (3,)."""
+        return self.system.charge_moment(
+            self.charges[:, None],
+            self.potentials[:, None],
+            self.reference[:, None],
+            self.external_field[:, None],
+        )[:, 0]
+
+    def _moment(self) -> FloatArray:
+        """Dipole of charges and atomic dipoles, (3,)."""
+        moment = self._charge_moment()
+        if self.system.dipoles is None:
+            return moment
+        return np.asarray(moment + self.system.dipole_sum(self.unknowns[:, None])[:, 0])
+
+    def _flow_weights(self) -> FloatArray:
+        """−½ Δ² ∂k/∂r, (P,)."""
+        assert self.system.links is not None
+        return np.asarray(-0.5 * self.system.links.slope * self._drops() ** 2)
+
+    def _flow_weight_response(self, response: Response) -> FloatArray | None:
+        """Its change, (P, c)."""
+        links = self.system.links
+        if links is None:
+            return None
+        drops = self._drops()
+        change = links.drops(response.unknowns[len(self.unknowns) :], response.field)
+        result = -(links.slope * drops)[:, None] * change
+        if response.sites is not None and response.sites.softness is not None:
+            result += self._flow_weights()[:, None] * self.system.relative_softness(response.sites.softness)
+        return np.asarray(result)
+
+    def _width_gradients(self, change: FloatArray) -> tuple[FloatArray, FloatArray]:
+        return width_gradients(self.system.structure, self.system.sites.width, self.unknowns, change)
+
+
+__all__ = ["EquilibriumState"]

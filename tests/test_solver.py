@@ -1,0 +1,276 @@
+"""The solver on problems whose answers are known, linear and not."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kqeq.errors import NotPositiveDefiniteError
+from kqeq.fitting import solver
+from kqeq.fitting.solver import accumulate, minimise, project_linear
+
+
+class Problem:
+    """Residuals r(u) in several blocks, as the frames of a fit; Jacobians are those of the prediction, −∂r/∂u."""
+
+    def __init__(self, residual, size, *, linear=False, linear_columns=None, blocks=3, jacobian=None):
+        self.residual = residual
+        self.size = size
+        self.linear = linear
+        self.linear_columns = linear_columns
+        self.blocks = blocks
+        self._jacobian = jacobian
+        self.calls = []
+
+    def jacobian(self, u):
+        if self._jacobian is not None:
+            return self._jacobian(u)
+        h = 1e-6
+        steps = h * np.eye(self.size)
+        return -np.array([(self.residual(u + s) - self.residual(u - s)) / (2 * h) for s in steps]).T
+
+    def rows(self, u, *, jacobian):
+        self.calls.append(jacobian)
+        r = self.residual(u)
+        full = self.jacobian(u) if jacobian != "none" else None
+        for part in np.array_split(np.arange(len(r)), self.blocks):
+            if jacobian == "none":
+                yield r[part], None
+            elif jacobian == "linear":
+                yield r[part], full[part][:, self.linear_columns]
+            else:
+                yield r[part], full[part]
+
+    def loss(self, u):
+        return 0.5 * u @ u + 0.5 * np.sum(self.residual(u) ** 2)
+
+
+def linear_problem(n=30, p=6, seed=0, **options):
+    rng = np.random.default_rng(seed)
+    matrix, target = rng.normal(size=(n, p)), 5.0 * rng.normal(size=n)
+    return Problem(lambda u: target - matrix @ u, p, jacobian=lambda u: matrix, **options), matrix, target
+
+
+def valley(strength=30.0):
+    """Rosenbrock's valley; loss with the prior: no closed form, a long curved way from (−1.2, 1)."""
+    return Problem(
+        lambda u: np.array([strength * (u[1] - u[0] ** 2), 5.0 * (1.0 - u[0])]),
+        2,
+        blocks=2,
+        jacobian=lambda u: -np.array([[-2.0 * strength * u[0], strength], [-5.0, 0.0]]),
+    )
+
+
+def partly_linear(seed=0, n=40):
+    """ŷ = B v + (a·w)² + c·w: like a short-range energy beside a quadratic electrostatic one."""
+    rng = np.random.default_rng(seed)
+    b, a, c = rng.normal(size=(n, 3)), rng.normal(size=(n, 2)), rng.normal(size=(n, 2))
+    truth = np.array([1.0, -1.5, 0.3, -1.0, 2.0])
+
+    def predict(u):
+        return 20.0 * (c @ u[:2] + (a @ u[:2]) ** 2 + b @ u[2:])
+
+    def jacobian(u):
+        return 20.0 * np.hstack([c + 2.0 * (a @ u[:2])[:, None] * a, b])
+
+    target = predict(truth) + rng.normal(size=n)
+    return Problem(
+        lambda u: target - predict(u), 5, linear_columns=slice(2, 5), jacobian=jacobian
+    ), truth
+
+
+def losses(solution):
+    return [it.loss for it in solution.iterations]
+
+
+# ------------------------------------------------------------------- linear
+
+
+@given(n=st.integers(1, 40), p=st.integers(1, 8), seed=st.integers(0, 1000))
+def test_a_linear_problem_takes_one_step_to_the_ridge_solution(n, p, seed):
+    problem, matrix, target = linear_problem(n, p, seed, linear=True)
+    start = np.random.default_rng(seed + 1).normal(size=p)
+    solution = minimise(problem, start)
+    hessian = matrix.T @ matrix + np.eye(p)
+    # stacked with the prior and solved without normal equations
+    expected = np.linalg.lstsq(
+        np.vstack([matrix, np.eye(p)]), np.concatenate([target, np.zeros(p)]), rcond=None
+    )[0]
+    np.testing.assert_allclose(solution.u, expected, atol=1e-10)
+    assert solution.loss == pytest.approx(problem.loss(expected), rel=1e-10)
+    assert solution.converged
+    assert len(solution.iterations) == 1
+    assert solution.n_residuals == n
+    assert problem.calls == ["full"]
+    np.testing.assert_allclose(solution.lower @ solution.lower.T, hessian, atol=1e-11)
+    assert not np.triu(solution.lower, 1).any()
+
+
+def test_what_a_linear_step_promises_is_what_it_gains():
+    problem, _, _ = linear_problem(linear=True)
+    start = np.ones(6)
+    solution = minimise(problem, start)
+    (only,) = solution.iterations
+    assert only.loss == pytest.approx(problem.loss(start))
+    assert only.decrement == pytest.approx(problem.loss(start) - problem.loss(solution.u))
+    assert only.decrement > 1.0
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 10**6])
+def test_accumulation_does_not_depend_on_how_rows_are_collected(chunk, monkeypatch):
+    problem, matrix, target = linear_problem(blocks=11)
+    monkeypatch.setattr(solver, "CHUNK_ROWS", chunk)
+    u = np.linspace(-1, 1, 6)
+    equations = accumulate(problem, u)
+    residual = target - matrix @ u
+    np.testing.assert_allclose(equations.hessian, matrix.T @ matrix + np.eye(6), atol=1e-12)
+    np.testing.assert_allclose(equations.rhs, matrix.T @ residual - u, atol=1e-12)
+    assert equations.loss == pytest.approx(problem.loss(u))
+    assert equations.n_residuals == 30
+
+
+# ---------------------------------------------------------------- nonlinear
+
+
+def test_the_loss_never_rises_on_the_way_through_a_valley():
+    problem = valley()
+    start = np.array([-1.2, 1.0])
+    solution = minimise(problem, start, max_iterations=200, tolerance=1e-10, negligible=1e-12)
+    assert solution.converged
+    path = losses(solution)
+    assert len(path) > 3
+    assert all(b <= a * (1 + 1e-12) for a, b in zip(path, path[1:], strict=False))
+    assert any(it.damping > 0 for it in solution.iterations)
+    assert solution.loss == pytest.approx(problem.loss(solution.u))
+    assert solution.loss < 0.05 * path[0]
+    # the gradient of the loss vanishes
+    equations = accumulate(problem, solution.u)
+    assert np.abs(equations.rhs).max() < 1e-3
+
+
+def test_plain_gauss_newton_would_have_diverged():
+    """What the damping is there for: the full first step raises the loss."""
+    problem = valley()
+    u = np.array([-1.2, 1.0])
+    equations = accumulate(problem, u)
+    assert problem.loss(u + np.linalg.solve(equations.hessian, equations.rhs)) > 2 * problem.loss(u)
+
+
+def test_the_factor_belongs_to_the_solution():
+    problem = valley()
+    solution = minimise(problem, np.array([-1.2, 1.0]), max_iterations=200)
+    jacobian = problem.jacobian(solution.u)
+    np.testing.assert_allclose(
+        solution.lower @ solution.lower.T, jacobian.T @ jacobian + np.eye(2), rtol=1e-12
+    )
+
+
+def test_a_start_at_the_minimum_stays_there():
+    problem, matrix, target = linear_problem()
+    best = np.linalg.solve(matrix.T @ matrix + np.eye(6), matrix.T @ target)
+    solution = minimise(problem, best)
+    assert solution.converged
+    np.testing.assert_array_equal(solution.u, best)
+    assert len(solution.iterations) == 1
+
+
+def test_no_residuals_leave_the_prior():
+    problem = Problem(lambda u: np.zeros(0), 3, linear=True, blocks=1, jacobian=lambda u: np.zeros((0, 3)))
+    solution = minimise(problem, np.ones(3))
+    np.testing.assert_allclose(solution.u, 0.0)
+    assert solution.n_residuals == 0
+
+
+def test_running_out_of_iterations_is_said():
+    solution = minimise(valley(), np.array([-1.2, 1.0]), max_iterations=2, tolerance=1e-12, negligible=0.0)
+    assert not solution.converged
+    assert len(solution.iterations) == 2
+    assert solution.loss <= solution.iterations[-1].loss
+
+
+def test_every_iteration_is_reported():
+    seen = []
+    solution = minimise(valley(), np.array([-1.2, 1.0]), max_iterations=50, report=seen.append)
+    assert tuple(seen) == solution.iterations
+    assert [it.number for it in seen] == list(range(len(seen)))
+
+
+def test_steps_into_nothing_are_not_taken():
+    """A residual that is NaN beyond a wall: the step is shortened, never accepted there."""
+
+    def residual(u):
+        with np.errstate(invalid="ignore"):
+            return np.array([10.0 * (3.0 - np.sqrt(u[0])), 0.1])
+
+    def jacobian(u):
+        return np.array([[10.0 * 0.5 / np.sqrt(u[0])], [0.0]])
+
+    problem = Problem(residual, 1, blocks=1, jacobian=jacobian)
+    solution = minimise(problem, np.array([0.01]), max_iterations=100, tolerance=1e-9, negligible=1e-9)
+    assert np.isfinite(solution.u).all()
+    assert solution.converged
+    path = losses(solution)
+    assert all(b <= a for a, b in zip(path, path[1:], strict=False))
+
+
+def test_a_wrong_jacobian_is_noticed_not_followed():
+    """If no step along the promised direction helps, say so instead of wandering."""
+    problem, matrix, target = linear_problem()
+    problem._jacobian = lambda u: -matrix
+    solution = minimise(problem, np.zeros(6))
+    assert not solution.converged
+    assert not solution.iterations[-1].accepted
+    np.testing.assert_array_equal(solution.u, np.zeros(6))
+
+
+def test_hopeless_scales_are_an_error():
+    problem = Problem(
+        lambda u: np.array([1.0]), 2, linear=True, blocks=1, jacobian=lambda u: np.array([[1e200, 1.0]])
+    )
+    with np.errstate(over="ignore"), pytest.raises(NotPositiveDefiniteError, match="raise the smallest noise"):
+        minimise(problem, np.zeros(2))
+
+
+# -------------------------------------------------- partly linear problems
+
+
+def test_linear_parameters_are_solved_for_exactly():
+    problem, _ = partly_linear()
+    u = np.array([0.7, -0.4, 3.0, 3.0, 3.0])
+    columns = problem.linear_columns
+    hessian = accumulate(problem, u).hessian[columns, columns]
+    result, loss = project_linear(problem, u, np.linalg.cholesky(hessian))
+    np.testing.assert_array_equal(result[:2], u[:2])
+    assert loss == pytest.approx(problem.loss(result), rel=1e-10)
+    for direction in np.eye(5)[2:]:
+        assert problem.loss(result + 1e-3 * direction) > loss
+        assert problem.loss(result - 1e-3 * direction) > loss
+    assert loss < 0.9 * problem.loss(u)
+    same, plain = project_linear(problem, u, None)
+    np.testing.assert_array_equal(same, u)
+    assert plain == pytest.approx(problem.loss(u))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_partly_linear_problem_is_solved(seed):
+    problem, truth = partly_linear(seed)
+    start = truth + np.array([0.6, 0.5, -3.0, 2.0, 4.0])
+    solution = minimise(problem, start, max_iterations=100, tolerance=1e-9, negligible=1e-9)
+    assert solution.converged
+    path = losses(solution)
+    assert all(b <= a * (1 + 1e-10) for a, b in zip(path, path[1:], strict=False))
+    np.testing.assert_allclose(solution.u, truth, atol=0.1)
+    assert np.abs(accumulate(problem, solution.u).rhs).max() < 1e-2 * np.abs(accumulate(problem, start).rhs).max()
+
+
+def test_the_minimum_does_not_depend_on_how_linear_parameters_are_treated():
+    projected, truth = partly_linear()
+    plain, _ = partly_linear()
+    plain.linear_columns = None
+    options = {"max_iterations": 200, "tolerance": 1e-12, "negligible": 1e-12}
+    start = truth + 0.3
+    first, second = minimise(projected, start, **options), minimise(plain, start, **options)
+    assert first.loss == pytest.approx(second.loss, rel=1e-8)
+    np.testing.assert_allclose(first.u, second.u, atol=1e-5)
+    assert "linear" in projected.calls
+    assert "linear" not in plain.calls
