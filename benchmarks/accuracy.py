@@ -36,7 +36,9 @@ def ag3(quick: bool) -> Iterator[Row]:
     yield row("ag3 energy RMSE, short-range only", 1e3 * alone["energy"].rmse, "meV/atom")
     yield row("ag3 forces RMSE, short-range only", 1e3 * alone["forces"].rmse, "meV/Å")
     for kind in ("energy", "forces"):
-        yield row(f"ag3 {kind}: short-range only / with charges", alone[kind].rmse / both[kind].rmse, "", ">= 5")
+        yield row(
+            f"ag3 {kind}: short-range only / with charges", alone[kind].rmse / both[kind].rmse, "", ">= 5"
+        )
     yield row("ag3 energy RMSE, dipoles fitted too", 1e3 * dipoles["energy"].rmse, "meV/atom")
     yield row("ag3 forces RMSE, dipoles fitted too", 1e3 * dipoles["forces"].rmse, "meV/Å")
     yield row("ag3 dipole RMSE, dipoles fitted too", dipoles["dipole"].rmse, "e·Å")

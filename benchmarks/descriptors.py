@@ -9,8 +9,6 @@ process, so that a busy machine disturbs both sides alike.  Sections are the fun
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import subprocess
 import sys
@@ -22,43 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import prediction
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.io import read
+from common import PUBLIC_DATA, Row, main, row
+from prediction import water_box
 
 from kqeq.descriptors import parallel, soap_adjoint, soap_basis
 from kqeq.descriptors.soap import SOAPDescriptor
 from kqeq.neighbours import NeighbourFinder, Pairs, find_pairs
 from kqeq.structures import Structure
 
-Row = dict[str, Any]
-NMA = Path(os.environ.get("KQEQ_BENCHMARK_DATA", "/work/shared/benchmarks")) / "nma_field.xyz"
-
-
-def row(name: str, value: float | None, unit: str, target: str = "") -> Row:
-    return {"name": name, "value": value, "unit": unit, "target": target}
+NMA = PUBLIC_DATA / "nma_field.xyz"
 
 
 # ----------------------------------------------------------------------------------------------- systems
-
-
-def water_box(side: int, *, periodic: bool = True, seed: int = 1) -> Atoms:
-    """side³ water molecules at the density of the liquid, randomly turned."""
-    rng = np.random.default_rng(seed)
-    spacing = 3.105
-    single = molecule("H2O")
-    parts = []
-    for place in np.ndindex(side, side, side):
-        one = single.copy()
-        one.rotate(rng.uniform(0, 360), rng.normal(size=3))
-        one.positions += (np.array(place) + 0.5) * spacing + rng.normal(scale=0.1, size=3)
-        parts.append(one)
-    return Atoms(
-        np.concatenate([p.numbers for p in parts]),
-        positions=np.concatenate([p.positions for p in parts]),
-        cell=[side * spacing] * 3,
-        pbc=periodic,
-    )
 
 
 def as_structure(atoms: Atoms) -> Structure:
@@ -266,7 +243,7 @@ def threads(quick: bool) -> Iterator[Row]:
         yield row(f"one thread / two threads, {len(atoms)} atoms (8, 6)", one / two, "ratio", ">= 1.6")
         serial = _serial_seconds(SOAPDescriptor(4.5, 8, 6), as_structure(atoms))
         yield row("  best possible, from the serial part", one / (serial + (one - serial) / 2), "ratio")
-    yield row("  load average", os.getloadavg()[0], "processes", "< 1 for the rows above")
+    yield row("  load average", os.getloadavg()[0], "processes", "")
 
 
 def _serial_seconds(descriptor: SOAPDescriptor, structure: Structure) -> float:
@@ -359,7 +336,7 @@ def small_molecules(quick: bool) -> Iterator[Row]:
     step()
     seconds = alternate(step, rounds=30 if quick else 200)[0]
     label = f"20 atoms, {len(structure.species)} elements, (6, 4) and (8, 6), value + adjoint"
-    yield row(label, 1e3 * seconds, "ms", "<= 3 for a whole step")
+    yield row(label, 1e3 * seconds, "ms", "<= 3")
 
 
 def feature_forces(quick: bool) -> Iterator[Row]:
@@ -489,43 +466,22 @@ def startup(quick: bool) -> Iterator[Row]:
             yield row("first call ever, compilation included", run(first, folder), "s")
 
 
-SECTIONS: list[Callable[[bool], Iterator[Row]]] = [
-    values,
-    derivatives,
-    speed,
-    threads,
-    against_derivatives,
-    growth,
-    memory,
-    small_molecules,
-    feature_forces,
-    smoothness,
-    neighbour_lists,
-    startup,
-]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="smaller systems, fewer repeats (about a minute)"
-    )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the rows to FILE")
-    names = [section.__name__ for section in SECTIONS]
-    parser.add_argument("--only", nargs="+", choices=names, metavar="SECTION", help=", ".join(names))
-    arguments = parser.parse_args()
-    rows = []
-    for section in SECTIONS:
-        if arguments.only and section.__name__ not in arguments.only:
-            continue
-        print(f"\n{section.__name__}: {(section.__doc__ or '').splitlines()[0]}")
-        for item in section(arguments.quick):
-            rows.append(item)
-            value = "-" if item["value"] is None else f"{item['value']:.4g}"
-            print(f"  {item['name']:<72s} {value:>10s} {item['unit']:<12s} {item['target']}", flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
-
+SECTIONS = {
+    "values": values,
+    "derivatives": derivatives,
+    "speed": speed,
+    "threads": threads,
+    "against_derivatives": against_derivatives,
+    "growth": growth,
+    "memory": memory,
+    "small_molecules": small_molecules,
+    "feature_forces": feature_forces,
+    "smoothness": smoothness,
+    "neighbour_lists": neighbour_lists,
+    "startup": startup,
+    "molecule_step": prediction.molecule_step,
+    "periodic_water": prediction.periodic_water,
+}
 
 if __name__ == "__main__":
-    main()
+    main(__doc__ or "", SECTIONS)

@@ -119,7 +119,9 @@ def large_matrix(side: int) -> None:
 
 
 def equilibrate(
-    product: Callable[[np.ndarray], np.ndarray], chi: np.ndarray, precondition: Callable[[np.ndarray], np.ndarray]
+    product: Callable[[np.ndarray], np.ndarray],
+    chi: np.ndarray,
+    precondition: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[np.ndarray, int]:
     """Neutral charges that minimise χᵀq + ½ qᵀAq: projected, preconditioned conjugate gradients."""
     q = np.zeros_like(chi)

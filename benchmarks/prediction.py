@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,9 @@ def water_box(side: int, *, periodic: bool = True, seed: int = 1) -> Atoms:
 def _site_model(kernel: SOAPKernel, structures: list[Structure], rng: np.random.Generator) -> SiteModel:
     species = tuple(sorted({z for s in structures for z in s.species}))
     feature_map: FeatureMap = build_feature_map(kernel, structures, species)
-    coefficients = {z: rng.normal(size=rows.shape[0]) * 1e-2 for z, rows in feature_map.representatives.items()}
+    coefficients = {
+        z: rng.normal(size=rows.shape[0]) * 1e-2 for z, rows in feature_map.representatives.items()
+    }
     return SiteModel(feature_map, coefficients, dict.fromkeys(species, 5.0))
 
 
@@ -114,7 +117,7 @@ def periodic_water(quick: bool) -> Iterator[Row]:
         yield row(f"energy + forces + stress, {len(atoms)} atoms", 1e3 * seconds / len(atoms), "ms/atom")
         if side == 5:
             plain = atoms.copy()
-            create = min(fastest(lambda: soap.create(plain), 1) for _ in range(7))
+            create = fastest(partial(soap.create, plain), 7)
             seconds = min(seconds, fastest(task, rounds))
             yield row(f"the same / one dscribe create, {len(atoms)} atoms", seconds / create, "", "<= 8")
     exponent = float(np.polyfit(np.log(sizes), np.log(times), 1)[0])

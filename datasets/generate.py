@@ -2,10 +2,11 @@
 """Label sampled molecular and cluster structures with density-functional theory.
 
     pip install "kqeq[datasets]"      # pyscf, tblite
-    python generate.py OUT.xyz SYSTEM [--frames N] [--seed S] [--field FX FY FZ] [--threads T]
+    python generate.py OUT.xyz SYSTEM [--frames N] [--seed S] [--field FX FY FZ] [--basis B] [--threads T]
 
 Structures are drawn from GFN2-xTB molecular dynamics at the system's own total charge and then
-labelled with PBE0/def2-SVP (density fitting; def2-SVPD on anions) in PySCF.  Every frame of OUT.xyz
+labelled with PBE0/def2-SVP (density fitting; def2-SVPD on anions, or what --basis says: energies of
+different basis sets must not be compared) in PySCF.  Every frame of OUT.xyz
 (extended XYZ, appended to, so that an interrupted run goes on where it stopped) carries
 
     info   energy [eV], the total electronic and nuclear energy; total_charge [e]; dipole [e*Angstrom]
@@ -214,9 +215,9 @@ def hirshfeld(mf: Any) -> np.ndarray:
     return mol.atom_charges() - population
 
 
-def basis_of(charge: int) -> str:
+def basis_of(system: str) -> str:
     """Diffuse functions on anions only."""
-    return "def2-svpd" if charge < 0 else "def2-svp"
+    return "def2-svpd" if SYSTEMS[system].charge < 0 else "def2-svp"
 
 
 def solve(
@@ -225,6 +226,7 @@ def solve(
     field: Any = NO_FIELD,
     *,
     threads: int = 1,
+    basis: str | None = None,
     tolerance: float = 1e-9,
     guess: Any = None,
 ) -> Any:
@@ -241,7 +243,7 @@ def solve(
         atom=list(zip(symbols, atoms.positions, strict=True)),
         charge=charge,
         spin=multiplicity - 1,
-        basis=basis_of(charge),
+        basis=basis or basis_of(system),
         ecp={"Ag": "def2-svp"} if "Ag" in symbols else {},
         verbose=0,
     )
@@ -280,16 +282,19 @@ def forces(mf: Any, field: Any = NO_FIELD) -> np.ndarray:
     return -g * units.Hartree / units.Bohr
 
 
-def label(atoms: Atoms, system: str, field: Any, threads: int, mf: Any = None) -> Atoms | None:
+def label(
+    atoms: Atoms, system: str, field: Any, threads: int, mf: Any = None, basis: str | None = None
+) -> Atoms | None:
     """A labelled copy of atoms from one DFT single point, or None if the SCF did not converge.
 
-    ``mf`` is a mean field that was solved for exactly these atoms in this field.
+    ``mf`` is a mean field that was solved for exactly these atoms in this field and basis.
     """
+    basis = basis or basis_of(system)
     out = atoms.copy()
     out.calc = None
     out.positions -= out.get_center_of_mass()
     field = np.asarray(field, float)
-    mf = solve(out, system, field, threads=threads) if mf is None else mf
+    mf = solve(out, system, field, threads=threads, basis=basis) if mf is None else mf
     if mf is None:
         return None
     nuclear_dipole = mf.mol.atom_charges() @ mf.mol.atom_coords()
@@ -303,7 +308,7 @@ def label(atoms: Atoms, system: str, field: Any, threads: int, mf: Any = None) -
         "system": system,
         "dipole": dipole(mf),
         "external_field": field,
-        "method": f"PBE0/{basis_of(charge)}",
+        "method": f"PBE0/{basis}",
     }
     out.arrays["forces"] = forces(mf, field)
     out.arrays["hirshfeld"] = hirshfeld(mf)
@@ -318,18 +323,24 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--field", type=float, nargs=3, default=NO_FIELD, help="V/Angstrom")
+    parser.add_argument("--basis", help="default: def2-svp, for anions def2-svpd")
     parser.add_argument("--threads", type=int, default=1)
     a = parser.parse_args()
     done: list[np.ndarray] = []
     if a.out.exists():
-        frames = read(a.out, ":")
-        done = [f.positions for f in frames if f.info["system"] == a.system and f.info["seed"] == a.seed]
+        method = f"PBE0/{a.basis or basis_of(a.system)}"
+        done = [
+            f.positions
+            for f in read(a.out, ":")
+            if (f.info["system"], f.info["seed"], f.info["method"]) == (a.system, a.seed, method)
+            and np.allclose(f.info["external_field"], a.field)
+        ]
     for i, frame in enumerate(sample(a.system, a.frames, a.seed)):
         # by geometry, not by number: frames that did not converge leave no trace in the file
         centred = frame.positions - frame.get_center_of_mass()
         if any(np.abs(centred - positions).max() < SAME_GEOMETRY for positions in done):
             continue
-        labelled = label(frame, a.system, a.field, a.threads)
+        labelled = label(frame, a.system, a.field, a.threads, basis=a.basis)
         if labelled is None:
             print(f"{a.system} seed {a.seed} frame {i}: not converged, left out", file=sys.stderr)
             continue

@@ -260,7 +260,9 @@ class Sampler:
         """The model of the first ``size`` training frames."""
         if self._model is None or self._model[0] != size:
             if len(self.training) < size:
-                raise SystemExit(f"{len(self.training)} frames of seed 0 in the file, {size} are needed first")
+                raise SystemExit(
+                    f"{len(self.training)} frames of seed 0 in the file, {size} are needed first"
+                )
             self._model = size, fitted(self.training[:size])
         return self._model[1]
 
@@ -348,7 +350,9 @@ def text(atoms: Atoms) -> str:
         'pbc="T T T"',
     ]
     lines = [str(len(atoms)), " ".join(head)]
-    columns = zip(atoms.symbols, atoms.positions, atoms.arrays["forces"], atoms.arrays["charges"], strict=True)
+    columns = zip(
+        atoms.symbols, atoms.positions, atoms.arrays["forces"], atoms.arrays["charges"], strict=True
+    )
     lines += [f"{s} {join(p, 6)} {join(f, 6)} {q:.5f}" for s, p, f, q in columns]
     return "\n".join(lines) + "\n"
 

@@ -2,12 +2,13 @@
 """Merge new frames into the data sets and keep README.md and SHA256SUMS true.
 
     python merge.py [SOURCE.xyz ...]     merge frames into the data set of the same file name
+    python merge.py --new SOURCE.xyz     the same, and begin a data set where there is none of that name
     python merge.py --check              only say whether everything is in order (exit status 1 if not)
 
 Frames are moved as text, so no digit of a label changes.  The order is canonical: systems as listed in
-``generate.py``, then seed, then the order of the frames in their files (what is here already comes
-first).  A frame whose system, seed, field and geometry are here already is skipped, and so is an
-incomplete frame at the end of a file that is still being written.
+``generate.py`` (others after them, by name), then seed, then the order of the frames in their files (what
+is here already comes first).  A frame whose system, seed, method, field and geometry are here already is
+skipped, and so is an incomplete frame at the end of a file that is still being written.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Frame:
     @property
     def _conditions(self) -> tuple:
         keys = ("total_charge", "multiplicity", "method", "geometry")
-        field = tuple(float(x) for x in self.info["external_field"])
+        field = tuple(float(x) for x in self.info.get("external_field", (0.0, 0.0, 0.0)))
         return (self.system, self.seed, field, *(self.info.get(key) for key in keys))
 
 
@@ -87,7 +88,7 @@ def canonical(frames: list[Frame]) -> list[Frame]:
         if not any(frame.repeats(other) for other in group):
             group.append(frame)
     rank = {system: i for i, system in enumerate(SYSTEMS)}
-    keys = sorted(groups, key=lambda key: (rank[key[0]], key[1]))
+    keys = sorted(groups, key=lambda key: (rank.get(key[0], len(rank)), *key))
     return [frame for key in keys for frame in groups[key]]
 
 
@@ -110,7 +111,7 @@ def counts_table() -> str:
                 frame.system,
                 len(frame.symbols),
                 f"{frame.info['total_charge']:+d}" if frame.info["total_charge"] else "0",
-                " ".join(f"{x:g}" for x in frame.info["external_field"]),
+                " ".join(f"{x:g}" for x in frame.info.get("external_field", (0.0, 0.0, 0.0))),
                 frame.info["method"],
             )
             groups.setdefault(key, Counter())[frame.seed] += 1
@@ -160,20 +161,26 @@ def problems() -> list[str]:
     return found
 
 
-def merge(sources: list[Path]) -> None:
+def merge(sources: list[Path], new: bool = False) -> None:
     """Merge sources, put every data set in canonical order, and renew README.md and SHA256SUMS."""
     by_name: dict[str, list[Path]] = {path.name: [] for path in data_files()}
     for source in sources:
+        if source.name not in by_name and not new:
+            print(f"{source}: no data set of that name, left out; --new begins one", file=sys.stderr)
+            continue
         by_name.setdefault(source.name, []).append(source)
+    # everything is read and sorted before anything is written, so that a faulty source changes nothing
+    changes = []
     for name, paths in by_name.items():
         target = HERE / name
         before = read_frames(target) if target.exists() else []
         after = canonical([*before, *(frame for path in paths for frame in read_frames(path))])
         text = "".join(frame.text for frame in after)
-        if not after or (target.exists() and text == target.read_text(encoding="utf-8")):
-            continue
+        if after and not (target.exists() and text == target.read_text(encoding="utf-8")):
+            changes.append((target, text, f"{name}: {len(before)} -> {len(after)} frames"))
+    for target, text, message in changes:
         replace(target, text)
-        print(f"{name}: {len(before)} -> {len(after)} frames")
+        print(message)
     replace(HERE / "README.md", readme_text())
     replace(HERE / CHECKSUMS, checksums_text())
 
@@ -182,10 +189,11 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sources", nargs="*", type=Path)
+    parser.add_argument("--new", action="store_true")
     parser.add_argument("--check", action="store_true")
     a = parser.parse_args()
     if not a.check:
-        merge(a.sources)
+        merge(a.sources, a.new)
     found = problems()
     for problem in found:
         print(f"{problem}: run merge.py", file=sys.stderr)

@@ -21,25 +21,26 @@ C −0.7, O −0.2, Na −0.3 eV/e²), and A can then be indefinite, because the
 matrix of overlapping Gaussians positive.  Larger widths that leave η positive (σ > k_e/(√π (IE − EA)), 0.63 Å for
 H) screen neighbours so strongly that molecules become metal-like.  The default therefore keeps η = IE − EA, which
 is positive for every element, so that A is positive definite for every geometry; atoms in molecules are then harder
-than free ones.
+than free ones, as a whole about as hard as they should be.
 
-Measured with plain QEq (root-mean-square error of the polarizability tensor of N-methylacetamide in Å³, where the
-best learned element parameters reach 1.7; error of |μ| in debye on QM9 after a SOAP kernel fit of χ):
+Measured with plain QEq: α, root-mean-square error of the polarizability tensor of N-methylacetamide in Å³ (the best
+learned element parameters reach 1.7); η_mol, the hardness ∂²E/∂Q² of a Zn3O3 ring in eV/e² (vertical IE − EA with
+PBE0/def2-SVP: 7.4); μ, mean error of |μ| in debye on QM9 after a fit of χ with a SOAP kernel.
 
-==============================================  =====  ====
-rule                                              α     μ
-==============================================  =====  ====
-η = IE − EA, σ = r_cov (the default)             2.15  0.29
-η = IE − EA, σ = 0.5 r_cov                       2.72  0.28
-η = IE − EA, σ = 1.5 r_cov                       2.40  0.29
-η = (IE − EA)/2, σ = r_cov                       2.04  0.30
-η = max(IE − EA − k_e/(√π σ), 1), σ = r_cov      2.22  0.31
-the same, σ = 1.5 r_cov                          3.86  0.31
-A_ii = IE − EA with σ = 1.1 k_e/(√π (IE − EA))   5.33  0.30
-==============================================  =====  ====
+==============================================  =====  =====  =====
+rule                                              α    η_mol    μ
+==============================================  =====  =====  =====
+η = IE − EA, σ = r_cov (the default)             2.15   7.5    0.29
+η = IE − EA, σ = 0.5 r_cov                       2.72   9.5    0.29
+η = IE − EA, σ = 1.5 r_cov                       2.40   6.2    0.29
+η = (IE − EA)/2, σ = r_cov                       2.04   6.5    0.30
+η = max(IE − EA − k_e/(√π σ), 1), σ = r_cov      2.22   6.1    0.31
+the same, σ = 1.5 r_cov                          3.86   5.3    0.33
+A_ii = IE − EA with σ = 1.1 k_e/(√π (IE − EA))   5.33   6.3    0.31
+==============================================  =====  =====  =====
 
-Electronegativities learned with a kernel make up for most of the differences in dipoles; polarizabilities depend on
-hardness and width alone.
+Electronegativities learned with a kernel make up for most of the differences in dipoles, and in energies and forces of
+one charge state; polarizabilities and differences between charge states depend on hardness and width directly.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ _ROUNDING = 1e-4
 """Sums of charges may differ from the total by this much (e): files are rounded.  The difference is spread."""
 
 
-def charge_sums(atoms: Atoms, where: str) -> list[tuple[str, float]]:
+def charge_sums(atoms: Atoms, where: object) -> list[tuple[str, float]]:
     """Sums of the fragment and reference charges of a frame, with names for messages.
 
     Raises
@@ -47,7 +47,7 @@ def charge_sums(atoms: Atoms, where: str) -> list[tuple[str, float]]:
     return found
 
 
-def read_site_data(atoms: Atoms, total_charge: float, where: str) -> dict[str, Any]:
+def read_site_data(atoms: Atoms, total_charge: float, where: object) -> dict[str, Any]:
     """The optional fields of :class:`kqeq.structures.Structure` that a frame carries.
 
     Parameters
@@ -55,8 +55,8 @@ def read_site_data(atoms: Atoms, total_charge: float, where: str) -> dict[str, A
     atoms : ase.Atoms
     total_charge : float
         e; the sums have been compared with it already.
-    where : str
-        Names the frame in messages.
+    where : object
+        Prints as the name of the frame in messages.
 
     Returns
     -------
@@ -148,7 +148,7 @@ def assign_fragments(atoms: Atoms, groups: Sequence[Sequence[int]], charges: Seq
             f"the fragments miss {len(missing)} of {n} atoms (atoms {missing[:8].tolist()}); every atom belongs to "
             "exactly one fragment"
         )
-    copy = atoms.copy()
+    copy: Atoms = atoms.copy()
     copy.set_array("fragments", labels)
     copy.info["fragment_charges"] = np.asarray(charges, dtype=np.float64)
     sums = charge_sums(copy, "the structure")
@@ -163,7 +163,7 @@ def assign_fragments(atoms: Atoms, groups: Sequence[Sequence[int]], charges: Seq
     return copy
 
 
-def _fragments(value: Any, n: int, where: str) -> IntArray:
+def _fragments(value: Any, n: int, where: object) -> IntArray:
     """Labels of fragments, renumbered from 0 in ascending order."""
     array = np.asarray(value)
     if array.shape != (n,) or array.dtype.kind not in "iuf" or not np.equal(np.mod(array, 1), 0).all():
@@ -181,7 +181,7 @@ def _fragments(value: Any, n: int, where: str) -> IntArray:
     return np.asarray(np.unique(labels, return_inverse=True)[1].reshape(n), dtype=np.int64)
 
 
-def _numbers(value: Any, length: int | None, name: str, where: str) -> FloatArray:
+def _numbers(value: Any, length: int | None, name: str, where: object) -> FloatArray:
     """A vector of finite numbers."""
     try:
         array = np.atleast_1d(np.asarray(value, dtype=np.float64))

@@ -66,9 +66,9 @@ def test_under_changes_conditions_only():
 
 
 def test_describe_names_number_and_formula():
-    assert describe(WATER) == "the structure (H2O)"
-    assert describe(WATER, 12) == "frame 12 (H2O)"
-    assert "no atoms" in describe(Atoms())
+    assert str(describe(WATER)) == "the structure (H2O)"
+    assert str(describe(WATER, 12)) == "frame 12 (H2O)"
+    assert "no atoms" in str(describe(Atoms()))
 
 
 # ------------------------------------------------------------------- frames

@@ -75,7 +75,7 @@ class SiteChange:
 
     @property
     def columns(self) -> int:
-        """c."""
+        """The number c of directions."""
         for kind in SITE_KINDS:
             block = getattr(self, kind)
             if block is not None:

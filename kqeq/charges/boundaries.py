@@ -73,10 +73,7 @@ def refuse_periodic_field(
         if abs(along @ row) > _TOLERANCE * np.linalg.norm(along) * np.linalg.norm(row)
     ]
     allowed = (
-        "along the surface normal, "
-        f"{_text(_normal(rows))}, a field is allowed; or "
-        if len(rows) == 2
-        else ""
+        f"along the surface normal, {_text(_normal(rows))}, a field is allowed; or " if len(rows) == 2 else ""
     )
     raise UnsupportedError(
         f"the external field {_text(field)} V/Å has the component {_text(along)} V/Å along the periodic direction"

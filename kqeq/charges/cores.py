@@ -20,6 +20,7 @@ import numpy as np
 from scipy import sparse
 from scipy.linalg import cho_solve
 
+from kqeq.constants import COULOMB
 from kqeq.linalg import ConstrainedMinimum, factorise, solve_lower
 from kqeq.typing import FloatArray
 
@@ -168,4 +169,21 @@ class DipoleElimination:
         return np.concatenate([charges, -free - self.follow @ charges])
 
 
-__all__ = ["ConstrainedCore", "Core", "DipoleElimination", "SplitChargeCore"]
+def self_interaction(width: FloatArray) -> FloatArray:
+    """k_e/(6√π σ³), the self interaction of each dipole component, eV/(e²·Å²)."""
+    return np.asarray(COULOMB / (6.0 * np.sqrt(np.pi) * width**3))
+
+
+def self_interaction_slope(width: FloatArray) -> FloatArray:
+    """Its derivative with respect to σ."""
+    return -3.0 * self_interaction(width) / width
+
+
+__all__ = [
+    "ConstrainedCore",
+    "Core",
+    "DipoleElimination",
+    "SplitChargeCore",
+    "self_interaction",
+    "self_interaction_slope",
+]

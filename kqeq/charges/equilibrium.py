@@ -22,10 +22,9 @@ import numpy as np
 
 from kqeq.charges.base import Response, SiteChange, SiteParameters
 from kqeq.charges.boundaries import open_projector, periodic_part, refuse_periodic_field
-from kqeq.charges.cores import Core, DipoleElimination
+from kqeq.charges.cores import Core, DipoleElimination, self_interaction_slope
 from kqeq.charges.softness import Links
 from kqeq.charges.state import EquilibriumState
-from kqeq.constants import COULOMB
 from kqeq.electrostatics.base import Electrostatics
 from kqeq.structures import Structure
 from kqeq.typing import FloatArray
@@ -282,9 +281,8 @@ class Equilibrium:
 
     def softness_change(self, change: FloatArray) -> FloatArray:
         """∂k of every pair for changes (N, c) of the atoms' softness, (P, c)."""
-        assert self.links is not None and self.sites.softness is not None
-        relative = self.relative_softness(change)
-        return self.links.softness[:, None] * relative
+        assert self.links is not None
+        return np.asarray(self.links.softness[:, None] * self.relative_softness(change), dtype=np.float64)
 
     def relative_softness(self, change: FloatArray) -> FloatArray:
         """∂ ln k of every pair, (P, c): half the sum of both atoms' ∂ ln κ."""
@@ -294,14 +292,4 @@ class Equilibrium:
         return 0.5 * (logarithmic[self.links.i] + logarithmic[self.links.j])
 
 
-def self_interaction(width: FloatArray) -> FloatArray:
-    """k_e/(6√π σ³), the self interaction of each dipole component, eV/(e²·Å²)."""
-    return np.asarray(COULOMB / (6.0 * np.sqrt(np.pi) * width**3))
-
-
-def self_interaction_slope(width: FloatArray) -> FloatArray:
-    """Its derivative with respect to σ."""
-    return -3.0 * self_interaction(width) / width
-
-
-__all__ = ["Equilibrium", "self_interaction", "self_interaction_slope"]
+__all__ = ["Equilibrium"]

@@ -147,7 +147,7 @@ class Links:
     def stretch(self, weights: FloatArray) -> FloatArray:
         """Σ_pairs w ∂r/∂ε for symmetric weights (P, c), (3, 3, c)."""
         unit = self.vectors / self.distances[:, None]
-        return 0.5 * np.einsum("pa,pb,pc->abc", self.vectors, unit, weights, optimize=True)
+        return np.asarray(0.5 * np.einsum("pa,pb,pc->abc", self.vectors, unit, weights, optimize=True))
 
 
 __all__ = ["DEFAULT_CUTOFF", "DEFAULT_DECAY", "Links", "default_softness", "switched_decay"]

@@ -5,12 +5,13 @@ Dimensions: N atoms, n = N or 4N unknowns z, c columns, P pairs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kqeq.charges.base import Response, SiteChange, SiteParameters
+from kqeq.charges.cores import self_interaction_slope
 from kqeq.charges.widths import width_gradients
 from kqeq.typing import FloatArray
 
@@ -110,8 +111,6 @@ class EquilibriumState:
             polarizability = -0.5 * square / system.sites.polarizability**2
         width = width * sigma
         if dipoles is not None and not system.damped:
-            from kqeq.charges.equilibrium import self_interaction_slope
-
             width = width - 0.5 * (dipoles**2).sum(axis=1) * self_interaction_slope(sigma)
         if system.links is not None and system.sites.softness is not None:
             kappa = system.sites.softness
@@ -143,21 +142,13 @@ class EquilibriumState:
         """∂y = −R_y (∂H) y, and what changes of softness add."""
         system = self.system
         linear = system.hessian_change(change, self.unknowns[:, None])[:, 0, :]
-        source = None
-        if system.links is not None and change.softness is not None:
-            source = system.links.collect(system.softness_change(change.softness) * self._drops()[:, None])
-        response = system.answer(linear, source=source, sites=change)
-        if source is None or response.dipole is None or system.links is None:
-            return response
-        # the flows that come with the softness itself, at fixed potentials
-        flows = system.softness_change(change.softness) * self._drops()[:, None]  # type: ignore[arg-type]
-        return Response(
-            response.unknowns,
-            response.charges,
-            response.dipole - 0.5 * system.links.vectors.T @ flows,
-            None,
-            change,
-        )
+        if system.links is None or change.softness is None:
+            return system.answer(linear, sites=change)
+        # flows that come with the softness itself, at fixed potentials
+        flows = system.softness_change(change.softness) * self._drops()[:, None]
+        response = system.answer(linear, source=system.links.collect(flows), sites=change)
+        assert response.dipole is not None
+        return replace(response, dipole=response.dipole - 0.5 * system.links.vectors.T @ flows)
 
     def gradient_response(self, response: Response) -> FloatArray:
         """Change of :meth:`gradient`, (N, 3, c)."""

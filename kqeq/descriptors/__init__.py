@@ -1,1 +1,41 @@
-"""Descriptors of atomic environments: one protocol (``base``), SOAP as dscribe defines it (``soap``)."""
+"""Descriptors of atomic environments behind one protocol (see :mod:`kqeq.descriptors.base`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kqeq.descriptors.base import Descriptor, DescriptorState
+from kqeq.neighbours import Pairs, find_pairs
+from kqeq.structures import Structure
+
+
+def evaluate_states(
+    descriptors: Iterable[Descriptor],
+    structure: Structure,
+    *,
+    derivatives: bool = True,
+    pairs: Pairs | None = None,
+) -> dict[Descriptor, DescriptorState]:
+    """Evaluate several descriptors of one structure with one neighbour list.
+
+    Parameters
+    ----------
+    descriptors : iterable of Descriptor
+        Equal ones are evaluated once.
+    structure : Structure
+    derivatives : bool
+    pairs : Pairs, optional
+        Reaching as far as :func:`longest_cutoff`; found if not given.
+    """
+    distinct = dict.fromkeys(descriptors)
+    if pairs is None and distinct:
+        pairs = find_pairs(structure, longest_cutoff(distinct))
+    return {d: d.evaluate(structure, derivatives=derivatives, pairs=pairs) for d in distinct}
+
+
+def longest_cutoff(descriptors: Iterable[Descriptor]) -> float:
+    """How far the neighbour list has to reach, Å."""
+    return max(d.cutoff for d in descriptors)
+
+
+__all__ = ["Descriptor", "DescriptorState", "evaluate_states", "longest_cutoff"]

@@ -133,20 +133,23 @@ class Mesh:
                     result[a, :, k] -= own @ right_field + other @ left_field
         return result
 
-    def preconditioner(self, diagonal: Array, occupied: float) -> Callable[[Array], Array]:
+    def preconditioner(self, diagonal: Array) -> Callable[[Array], Array]:
         """Approximate inverse of diag(D) + S Θ Sᵀ, symmetric positive definite by construction.
 
-        Where atoms fill the volume ``occupied`` evenly, waves are nearly eigenvectors of D^−½ S Θ Sᵀ D^−½ with
-        eigenvalues ρ(G) Θ(G), ρ = Σ 1/D per mesh point (a dipole adds G²/D).  The inverse square root
-        1 − [1 − (1 + ρΘ)^−½] of that operator, applied on both sides, turns them into ones; in atoms of
-        varying density it does so approximately and remains symmetric.
+        Where atoms fill space evenly, waves are nearly eigenvectors of D^−½ S Θ Sᵀ D^−½ with eigenvalues
+        ρ(G) Θ(G), ρ = Σ 1/D per mesh point (a dipole adds G²/D).  The inverse square root of one plus that
+        operator, 1 − [1 − (1 + ρΘ)^−½], applied on both sides, turns all eigenvalues into ones.  In matter
+        of varying density ρ is its mean where the atoms are; the result is approximate but still symmetric.
         """
         xp, layout = self._xp, self._unknowns
-        scale = self._volume / (occupied * math.prod(self._shape))
-        density: Array = float(xp.sum(1.0 / layout.charges(diagonal))) * scale
+        squares = self._squared_vectors()
+        softness = 1.0 / layout.charges(diagonal)
+        waves = rfftn(self._points.spread(softness[:, None])) * xp.exp(squares * (-1.0 / self._kappa**2))
+        spread = irfftn(waves, self._shape)
+        density: Array = float(xp.sum(spread * spread)) / float(xp.sum(spread))
         if layout.dipoles:
-            bent = float(xp.sum(1.0 / diagonal[layout.atoms :])) / 3.0 * scale
-            density = density + bent * self._squared_vectors()
+            bent = float(xp.sum(1.0 / diagonal[layout.atoms :])) / (3.0 * float(xp.sum(softness)))
+            density = density * (1.0 + bent * squares)
         moduli = self._moduli()
         # at Nyquist frequencies both the moduli and the influence are zero
         screened = density * self._influence / xp.where(moduli > 0.0, moduli, xp.ones_like(moduli))
@@ -316,7 +319,6 @@ class MeshCoulomb(LatticeSum):
         )
         super().__init__(unknowns, sigma, real, smooth, background)
         self._smooth = smooth
-        self._occupied = plan.occupied
 
     def matrix(self) -> Array:
         """Not available: the purpose of this class is never to form the matrix.
@@ -338,7 +340,7 @@ class MeshCoulomb(LatticeSum):
         cell; with this one their number does not grow (8 or 9 for 3,000 and 12,000 atoms of water, instead
         of 30 and 43), at two further transforms each.
         """
-        return self._smooth.preconditioner(full_diagonal(self._unknowns, self._sigma, added), self._occupied)
+        return self._smooth.preconditioner(full_diagonal(self._unknowns, self._sigma, added))
 
     def bilinear_strain(self, left: Array, right: Array) -> Array:
         """∂(leftᵀ A right_c)/∂ε at fixed left and right, shape (3, 3, c), for r and cell → · (1 + ε).

@@ -185,15 +185,12 @@ class MeshPlan:
         The open axis of a slab.
     reach : float or None
         Open boundaries: distance at which the Coulomb interaction is truncated, Å.
-    occupied : float
-        Volume that the atoms fill, Å³.
     parameters : MeshParameters
     """
 
     cell: FloatArray
     open_axis: int | None
     reach: float | None
-    occupied: float
     parameters: MeshParameters
 
 
@@ -249,9 +246,9 @@ def plan_mesh(
             "sparse systems are better served by OpenCoulomb (open) or EwaldCoulomb (periodic)"
         )
     if pbc.any():
-        return MeshPlan(full, open_axis, None, occupied, parameters)
+        return MeshPlan(full, open_axis, None, parameters)
     reach = diagonal + parameters.r_cut
-    return MeshPlan(np.diag(lengths + padding * parameters.r_cut), None, reach, occupied, parameters)
+    return MeshPlan(np.diag(lengths + padding * parameters.r_cut), None, reach, parameters)
 
 
 __all__ = [

@@ -55,6 +55,12 @@ def choose_labels(
             unlabelled.append(index)
         used.update(kept.kinds)
         frames.append(TrainingFrame(structure, kept, index))
+    missing = [kind for kind in settings.targets or () if used[kind] == 0]
+    if missing:
+        why = "".join(f"; their {kind} was ignored: {ignored[kind]}" for kind in missing if kind in ignored)
+        if "charges" in missing:
+            why += '; name the array of partition charges with charges_key, for example charges_key="hirshfeld"'
+        raise InputError(f"targets asks for {', '.join(missing)}, but no frame carries it{why}")
     if unlabelled:
         names = ", ".join(str(i) for i in unlabelled[:5]) + (" ..." if len(unlabelled) > 5 else "")
         looked = ", ".join(settings.targets or [k for k in BLOCKS if reason(k) is None])
@@ -63,16 +69,6 @@ def choose_labels(
             f"{len(unlabelled)} of {len(pairs)} frames have no usable label (frames {names}); looked for {looked} "
             f"in atoms.info, atoms.arrays and single-point results. Remove the frames, or name the labels with "
             f'label_prefix="REF_"{why}'
-        )
-    missing = [kind for kind in settings.targets or () if used[kind] == 0]
-    if missing:
-        raise InputError(
-            f"targets asks for {', '.join(missing)}, but no frame carries it"
-            + (
-                '; name the array of partition charges with charges_key, for example charges_key="hirshfeld"'
-                if "charges" in missing
-                else ""
-            )
         )
     return frames, {kind: used[kind] for kind in LABEL_KINDS if used[kind]}, ignored
 

@@ -1,0 +1,125 @@
+"""ACKS2: charge flows between atoms that touch (Verstraelen et al. 2013, *J. Chem. Phys.* 138, 074108).
+
+    E = χᵀq + ½ qᵀAq + ½ Σ_pairs p²/k(r),   q = q0 + C p
+
+With the Laplacian L = C K Cᵀ of the bond softness k, q = (1 + LA)⁻¹ q0 − R(χ + φ), R = (1 + LA)⁻¹L
+(theory section 6).  This is also the split-charge model (Nistor et al. 2006, *J. Chem. Phys.* 125, 094108).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from kqeq.charges.base import SiteParameters
+from kqeq.charges.boundaries import refuse_periodic_field
+from kqeq.charges.cores import SplitChargeCore
+from kqeq.charges.equilibrium import Equilibrium
+from kqeq.charges.fragments import reference_charges
+from kqeq.charges.recipe import HARDNESS_REMEDY, ElementValues, Recipe, build_hessian, element_values
+from kqeq.charges.softness import DEFAULT_CUTOFF, DEFAULT_DECAY, Links, default_softness
+from kqeq.errors import InputError
+from kqeq.structures import Structure
+from kqeq.typing import FloatArray, IntArray
+
+
+class ACKS2(Recipe):
+    """Split-charge equilibration: charge flows along bonds of finite softness.
+
+    Parameters
+    ----------
+    softness : dict, optional
+        Bond softness κ by element symbol in e²/eV, not negative; a pair at the sum of its covalent radii has
+        √(κ_i κ_j).  Elements that are not named, and ``None``, take α/R² of the free atom
+        (:mod:`kqeq.charges.softness`); ``"learn"`` starts from there.  Large values recover QEq, zero forbids flow.
+    hardness, width : dict, optional
+        As for :class:`kqeq.QEq`.
+    decay : float
+        Exponent β of the decay of the softness with distance, per length of a bond.
+    cutoff : float
+        Distance beyond which no charge flows, in sums of covalent radii; above 1.
+    reference_charges : {None, "uniform", "fragments", "given"}
+        Charges that the atoms start from.  ``"uniform"`` spreads the total charge evenly, which puts fractional
+        charges on separated fragments; ``"fragments"`` spreads each fragment's charge
+        (``atoms.info["fragment_charges"]``) over its atoms; ``"given"`` takes ``atoms.arrays["reference_charges"]``.
+        ``None`` takes the first of given, fragments, uniform that the structure carries.
+
+    Notes
+    -----
+    Repairs QEq's growth of polarizabilities with size and its charge transfer between separated fragments.
+    The charges of ions depend on the reference charges.  Fields along periodic directions are allowed where the
+    reference charges are zero; in cells with three periodic directions such a field is the total macroscopic field.
+    """
+
+    def __init__(
+        self,
+        softness: ElementValues = None,
+        hardness: ElementValues = None,
+        width: ElementValues = None,
+        decay: float = DEFAULT_DECAY,
+        cutoff: float = DEFAULT_CUTOFF,
+        reference_charges: str | None = None,
+    ) -> None:
+        self.softness = softness
+        self.hardness = hardness
+        self.width = width
+        self.decay = decay
+        self.cutoff = cutoff
+        self.reference_charges = reference_charges
+
+    def site_parameters(self, numbers: IntArray) -> SiteParameters:
+        """Parameters of every atom.
+
+        Raises
+        ------
+        InputError
+            For unknown elements, values that are not finite, widths that are not positive, or negative softness.
+        """
+        kappa = element_values(self.softness, numbers, default_softness, "softness")
+        if (kappa < 0.0).any():
+            raise InputError(
+                f"softness of {kappa.min():g} e²/eV; expected values that are not negative (0: no charge flows)"
+            )
+        if not (np.isfinite(self.cutoff) and self.cutoff > 1.0) or not np.isfinite(self.decay):
+            raise InputError(
+                f"ACKS2 has decay={self.decay!r} and cutoff={self.cutoff!r}; expected a finite decay and a cutoff above "
+                "1 (in sums of covalent radii)"
+            )
+        return replace(super().site_parameters(numbers), softness=kappa)
+
+    def _check_charges(self, structure: Structure) -> None:
+        reference_charges(structure, self.reference_charges)
+
+    def _check_periodic_field(self, structure: Structure, along: FloatArray) -> None:
+        if np.abs(reference_charges(structure, self.reference_charges)).max() > 1e-8:
+            refuse_periodic_field(
+                structure,
+                structure.external_field,
+                along,
+                "the reference charges are not zero, and their dipole depends on which periodic image of each atom "
+                "is meant",
+                "start from zero reference charges (a neutral cell without fragment charges)",
+            )
+
+    def assemble(
+        self, structure: Structure, sites: SiteParameters, *, dipoles: bool = False, damped: bool = True
+    ) -> Equilibrium:
+        """Put the problem together, on request with atomic dipoles."""
+        assert sites.softness is not None
+        provider, hessian, elimination = build_hessian(structure, sites, dipoles=dipoles, damped=damped)
+        links = Links.build(structure, sites.softness, self.decay, self.cutoff)
+        core = SplitChargeCore.build(
+            hessian if elimination is None else elimination.hessian,
+            links.laplacian(),
+            shift=bool(structure.pbc.sum() == 2),
+            what=f"the ACKS2 matrix of {len(structure)} atoms",
+            remedy=HARDNESS_REMEDY,
+        )
+        reference = reference_charges(structure, self.reference_charges)
+        return Equilibrium.build(
+            structure, sites, provider, hessian, core, elimination, links, reference, damped
+        )
+
+
+__all__ = ["ACKS2"]

@@ -1,0 +1,178 @@
+"""What the recipes of QEq and ACKS2 share: element parameters, checks, and putting a problem together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, clone
+
+from kqeq import elements
+from kqeq.charges.base import SITE_KINDS, SiteParameters
+from kqeq.charges.boundaries import check_periodicity, periodic_part, refuse_periodic_field
+from kqeq.charges.cores import DipoleElimination, self_interaction
+from kqeq.charges.equilibrium import Equilibrium
+from kqeq.electrostatics import coulomb
+from kqeq.electrostatics.base import Electrostatics
+from kqeq.errors import InputError, UnsupportedError
+from kqeq.structures import Structure
+from kqeq.typing import FloatArray, IntArray
+
+ElementValues = Mapping[str, float] | str | None
+"""Parameters by element symbol; ``None`` for the cited defaults; ``"learn"`` to learn them from there."""
+
+HARDNESS_REMEDY = (
+    "an element's hardness is too negative for its width: raise the hardness "
+    "(hardness + k_e/(sqrt(pi)*width) must be positive, and atoms may not screen each other into instability)"
+)
+
+
+def element_values(values: ElementValues, numbers: IntArray, default: Any, kind: str) -> FloatArray:
+    """Spread parameters over atoms; ``"learn"`` starts from the defaults.
+
+    Raises
+    ------
+    InputError
+        For strings other than ``"learn"`` and whatever :func:`kqeq.elements.resolve` refuses.
+    """
+    if isinstance(values, str):
+        if values != "learn":
+            raise InputError(
+                f'{kind} is {values!r}; expected a dict of values by element, "learn", or None for the defaults'
+            )
+        values = None
+    return elements.resolve(values, numbers, default, kind)
+
+
+class Recipe(BaseEstimator):  # type: ignore[misc]
+    """A charge model made of element parameters; see :class:`kqeq.charges.base.ChargeModel`."""
+
+    def _kinds(self) -> tuple[str, ...]:
+        """Kinds of site parameters of the model, attributes of the same names."""
+        return tuple(kind for kind in SITE_KINDS if hasattr(self, kind))
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """Kinds of site parameters that are to be learned."""
+        return tuple(kind for kind in self._kinds() if isinstance(getattr(self, kind), str))
+
+    def with_parameters(self, values: Mapping[str, Mapping[str, float]]) -> Self:
+        """A copy with parameters by kind and element symbol; elements that are not named keep their values."""
+        model = clone(self)
+        for kind, given in values.items():
+            old = getattr(self, kind)
+            model.set_params(**{kind: {**(old if isinstance(old, Mapping) else {}), **given}})
+        return model  # type: ignore[no-any-return]
+
+    def site_parameters(self, numbers: IntArray) -> SiteParameters:
+        """Parameters of every atom.
+
+        Raises
+        ------
+        InputError
+            For unknown elements, or values that are not finite or not positive (width).
+        """
+        return SiteParameters(
+            hardness=element_values(self.hardness, numbers, elements.hardness, "hardness"),
+            width=element_values(self.width, numbers, elements.width, "width"),
+        )
+
+    def check(self, structure: Structure) -> None:
+        """Refuse what this model cannot treat.
+
+        Raises
+        ------
+        UnsupportedError
+            For one periodic direction, fields that are not defined, and parameters that were not learned yet.
+        InputError
+            For elements without parameters, or fragments that the structure lacks.
+        """
+        if self.learned:
+            raise UnsupportedError(
+                f'{", ".join(self.learned)}="learn": the parameters were not learned yet; call '
+                "kqeq.fitting.learning.learn_from_polarizabilities(model, structures, polarizabilities) first, or give "
+                "a dict of values by element, or None for the defaults"
+            )
+        self.check_structure(structure)
+
+    def check_structure(self, structure: Structure) -> None:
+        """As :meth:`check`, for models with parameters that are still to be learned as well."""
+        check_periodicity(structure, type(self).__name__)
+        self.site_parameters(structure.numbers)
+        self._check_charges(structure)
+        along = periodic_part(structure, structure.external_field)
+        if along is not None:
+            self._check_periodic_field(structure, along)
+
+    def _check_charges(self, structure: Structure) -> None:
+        """Refuse structures that lack the fragments or reference charges that the model needs."""
+
+    def _check_periodic_field(self, structure: Structure, along: FloatArray) -> None:
+        refuse_periodic_field(
+            structure,
+            structure.external_field,
+            along,
+            "the dipole Σ q r of charges depends there on which periodic image of each atom is meant",
+            "use a split-charge model, kqeq.ACKS2(), whose polarization is defined for periodic cells",
+        )
+
+    def bind(self, structure: Structure, sites: SiteParameters | None = None) -> Equilibrium:
+        """Build and factor the charge problem of one geometry; see :class:`~kqeq.charges.base.ChargeModel`."""
+        sites = self.site_parameters(structure.numbers) if sites is None else sites
+        return self.assemble(structure, sites)
+
+    def assemble(
+        self, structure: Structure, sites: SiteParameters, *, dipoles: bool = False, damped: bool = True
+    ) -> Equilibrium:
+        """Put the problem together, on request with atomic dipoles."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Parameters as plain data."""
+        data: dict[str, Any] = {"model": type(self).__name__}
+        for name, value in self.get_params(deep=False).items():
+            data[name] = dict(value) if isinstance(value, Mapping) else value
+        return data
+
+
+def build_hessian(
+    structure: Structure, sites: SiteParameters, *, dipoles: bool, damped: bool
+) -> tuple[Electrostatics, FloatArray, DipoleElimination | None]:
+    """Coulomb interaction, hardness and 1/α; dipoles eliminated if there are any.
+
+    Returns
+    -------
+    Electrostatics, (n, n) array, DipoleElimination or None
+
+    Raises
+    ------
+    NotPositiveDefiniteError
+        If dipoles polarise each other without limit.
+    """
+    atoms = len(structure)
+    provider = coulomb(structure, sites.width, dipoles=dipoles)
+    hessian = provider.matrix()
+    diagonal = hessian.reshape(-1)[:: len(hessian) + 1]
+    diagonal[:atoms] += sites.hardness
+    if not dipoles or sites.polarizability is None:
+        return provider, hessian, None
+    own = 1.0 / sites.polarizability
+    if not damped:
+        own = own - self_interaction(sites.width)
+    diagonal[atoms:] += np.repeat(own, 3)
+    what = f"the interaction of the atomic dipoles of {atoms} atoms"
+    return provider, hessian, DipoleElimination.build(hessian, atoms, what, _catastrophe(damped))
+
+
+def _catastrophe(damped: bool) -> str:
+    if damped:
+        return "positions or polarizabilities are not finite, or atoms lie on top of each other"
+    return (
+        "polarization catastrophe: undamped dipoles polarise each other without limit (possible once "
+        "k_e*polarizability > 6*sqrt(pi)*width**3, and sure for close atoms). Use damping=True, which adds the self "
+        "interaction of the Gaussian dipoles and is stable for any parameters, or smaller polarizabilities"
+    )
+
+
+__all__ = ["HARDNESS_REMEDY", "ElementValues", "Recipe", "build_hessian", "element_values"]
