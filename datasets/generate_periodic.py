@@ -8,9 +8,9 @@ Every frame is a cubic cell of 32 flexible water molecules at 0.997 g/cm3, and t
 trajectory of its own from a random packing of its own, so that no two frames are correlated.  How it is
 reached depends on the seed and on the number of the frame (``STAGES``):
 
-    seed 0, training   60 frames from dynamics with a simple classical water, then twice 70 frames from
-                       dynamics with a short-range kqeq model fitted to all frames before them: the model
-                       leads where it believes that water goes, and the labels correct it
+    seed 0, training   60 frames from dynamics with a simple classical water, then 140 frames from dynamics
+                       with a short-range kqeq model, which is fitted five times to all frames so far: it goes
+                       where it believes that water goes, and the labels correct it
     seed 1, testing    30 frames from dynamics with the model of all frames of seed 0, followed by a stretch
                        of dynamics with GFN1-xTB itself, so that test geometries are those of the reference
 
@@ -46,8 +46,9 @@ MOLECULES = 32  # four on each face-centred cubic cell of a 2 x 2 x 2 block
 DENSITY = 0.997  # g/cm3
 TIME_STEP = 0.5 * units.fs
 FRICTION = 0.02 / units.fs  # of the Langevin thermostat
-BOND_RANGE = (0.75, 1.35)  # Angstrom; O-H bonds outside mean that the dynamics has gone wrong
-CHECK_EVERY = 20  # steps between looks at the bonds
+BOND_RANGE = (0.75, 1.25)  # Angstrom; O-H bonds outside mean that the dynamics has gone wrong
+CONTACT = 1.25  # Angstrom; so do atoms of different molecules that come closer
+CHECK_EVERY = 10  # steps between looks
 ATTEMPTS = 5  # at one frame, with other random numbers
 
 
@@ -57,19 +58,24 @@ class Stage(NamedTuple):
     frames: int
     sampling: str  # "classical", "model" or "model + reference"
     temperatures: tuple[float, ...]  # K, taken in turn
+    steps: int = 0  # of dynamics with the model
 
 
+HOT = (300.0, 350.0, 400.0)
 STAGES: dict[int, tuple[Stage, ...]] = {
     0: (
-        Stage(60, "classical", (300.0, 350.0, 400.0)),
-        Stage(70, "model", (300.0, 350.0, 400.0)),
-        Stage(70, "model", (300.0, 300.0, 350.0, 400.0)),
+        Stage(60, "classical", HOT),
+        # every model leads further than the one before it
+        Stage(15, "model", HOT, 100),
+        Stage(15, "model", HOT, 250),
+        Stage(30, "model", HOT, 500),
+        Stage(40, "model", HOT, 1000),
+        Stage(40, "model", (300.0, *HOT), 2000),
     ),
-    1: (Stage(30, "model + reference", (300.0,)),),
+    1: (Stage(30, "model + reference", (300.0,), 1000),),
 }
 MELTING = 450.0  # K
 CLASSICAL_STEPS = 2000  # of twice the time step, once at the temperature of melting and once at the frame's
-MODEL_STEPS = 1000  # 0.5 ps
 REFERENCE_STEPS = 40  # 20 fs, two periods of the bonds
 
 
@@ -165,10 +171,17 @@ class ClassicalWater(Calculator):
 
 
 def intact(atoms: Atoms) -> bool:
-    """Whether every molecule still is one."""
+    """Whether every molecule still is one, and apart from the others."""
     bonds = np.concatenate([atoms.positions[k::3] - atoms.positions[::3] for k in (1, 2)])
     r = np.linalg.norm(bonds, axis=1)
-    return bool(np.isfinite(r).all() and r.min() > BOND_RANGE[0] and r.max() < BOND_RANGE[1])
+    if not (np.isfinite(r).all() and r.min() > BOND_RANGE[0] and r.max() < BOND_RANGE[1]):
+        return False
+    i, j = np.triu_indices(len(atoms), 1)
+    other = i // 3 != j // 3
+    vectors = (atoms.positions[j] - atoms.positions[i])[other]
+    side = atoms.cell[0, 0]
+    vectors -= side * np.round(vectors / side)
+    return bool(np.einsum("px,px->p", vectors, vectors).min() > CONTACT**2)
 
 
 def run(
@@ -194,7 +207,7 @@ def run(
         velocities += push
         if (i + 1) % CHECK_EVERY == 0 or i + 1 == steps:
             if not intact(moving):
-                print("  a molecule broke; taking the geometry before", flush=True)
+                print(f"  went wrong after {i + 1} steps; taking the geometry before", flush=True)
                 break
             sound = moving.positions.copy()
     end = atoms.copy()
@@ -215,8 +228,11 @@ def fitted(frames: list[Atoms]) -> Calculator:
     import kqeq
 
     print(f"  fitting a model to {len(frames)} frames", flush=True)
-    kernel = kqeq.SOAPKernel(r_cut=4.0, n_max=5, l_max=4, zeta=2, n_representatives=250, smooth="switch")
-    model = kqeq.KQEq(electronegativity=None, charges=None, short_range=kernel)
+    kernel = kqeq.SOAPKernel(
+        r_cut=3.5, n_max=6, l_max=5, sigma=0.3, zeta=2, n_representatives=300, smooth="switch"
+    )
+    noise = {"energy": 1e-3, "forces": 0.05, "stress": 1e-3}
+    model = kqeq.KQEq(electronegativity=None, charges=None, short_range=kernel, noise=noise)
     return kqeq.KQEqCalculator(model.fit(frames))
 
 
@@ -274,19 +290,14 @@ class Sampler:
         if stage.sampling == "classical":
             atoms = classical(temperature, rng)
         elif stage.sampling == "model":
-            # goes on from a frame of the stage before, each from another
-            start = bare(self.frames[number - stage_before(self.seed, first)])
-            atoms = run(start, self.model(first), temperature, MODEL_STEPS, rng)
+            # from a frame of its own among the classical ones, or from one that a model has led on already
+            start = bare(self.frames[number - STAGES[self.seed][0].frames])
+            atoms = run(start, self.model(first), temperature, stage.steps, rng)
         else:
             everything = sum(part.frames for part in STAGES[0])
-            atoms = run(classical(temperature, rng), self.model(everything), temperature, MODEL_STEPS, rng)
+            atoms = run(classical(temperature, rng), self.model(everything), temperature, stage.steps, rng)
             atoms = run(atoms, reference(), temperature, REFERENCE_STEPS, rng)
         return atoms, stage.sampling, temperature
-
-
-def stage_before(seed: int, first: int) -> int:
-    """Number of frames of the stage that ends before frame ``first``."""
-    return stage_of(seed, first - 1)[0].frames
 
 
 def bare(atoms: Atoms) -> Atoms:

@@ -231,6 +231,7 @@ def test_array_api_strict_gives_the_same_numbers(pbc, dipoles):
         (mesh.matvec(block), other.matvec(blocks)),
         (mesh.bilinear_gradient(y, block), other.bilinear_gradient(ys, blocks)),
         (mesh.bilinear_strain(y, block), other.bilinear_strain(ys, blocks)),
+        (mesh.preconditioner(y**2)(y), other.preconditioner(ys**2)(ys)),
     ):
         assert namespace(got) is xp
         assert_allclose(to_numpy(got), expected, rtol=0, atol=1e-10)
@@ -260,6 +261,42 @@ def test_charges_from_products_equal_charges_from_the_matrix():
         direction = residual + norm / old * direction
     assert np.abs(dense).max() > 0.1
     assert_allclose(q, dense, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("pbc", [(1, 1, 1), (1, 1, 0), (0, 0, 0)], ids=["bulk", "slab", "open"])
+@DIPOLES
+def test_preconditioner_is_positive_definite_and_works(pbc, dipoles):
+    # a layer in a long cell: for bulk that is matter next to vacuum, where the density is far from even
+    rng = np.random.default_rng(8)
+    cell = np.diag([20.0, 5.0, 5.0]) if all(pbc) else np.diag([20.0, 5.0, 8.0])
+    r, sigma = rng.uniform(size=(60, 3)) * [10.0, 5.0, 5.0], rng.uniform(0.3, 0.8, 60)
+    mesh = MeshCoulomb(r, sigma, cell, pbc, dipoles=dipoles, accuracy=1e-4)
+    added = rng.uniform(6, 13, mesh.size)
+    apply = mesh.preconditioner(added)
+    inverse = np.stack([apply(column) for column in np.eye(mesh.size)], axis=1)
+    assert_allclose(inverse, inverse.T, rtol=0, atol=1e-14)
+    factor = np.linalg.cholesky(inverse)
+    neutral = np.eye(mesh.size)
+    neutral[:60, :60] -= 1 / 60
+    matrix = neutral @ (mesh.matvec(np.eye(mesh.size)) + np.diag(added)) @ neutral
+
+    def condition(left):
+        values = np.linalg.eigvalsh(left.T @ matrix @ left)
+        return values[-1] / values[1]
+
+    scale = OpenCoulomb(r, sigma, dipoles=dipoles).preconditioner(added)(np.ones(mesh.size))
+    assert condition(factor) < 12
+    assert condition(factor) < 0.6 * condition(np.diag(np.sqrt(scale)))
+
+
+def test_preconditioners_of_sums_with_a_matrix_divide_by_the_diagonal():
+    r, sigma = sample(9, 6)
+    for provider in (OpenCoulomb(r, sigma, dipoles=True), EwaldCoulomb(r, sigma, CELL, dipoles=True)):
+        added = np.linspace(1, 2, 24)
+        diagonal = np.diag(OpenCoulomb(r, sigma, dipoles=True).matrix()) + added
+        assert_allclose(provider.preconditioner(added)(np.ones(24)), 1 / diagonal, rtol=1e-12)
+        with pytest.raises(InputError, match=r"diagonal element 3 .*raise the hardness"):
+            provider.preconditioner(np.where(np.arange(24) == 3, -100.0, 1.0))
 
 
 # The plan -----------------------------------------------------------------------------------------

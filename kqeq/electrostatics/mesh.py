@@ -156,11 +156,15 @@ class Mesh:
         filtered = (1.0 - 1.0 / xp.sqrt(1.0 + screened)) / density * moduli
         root = 1.0 / xp.sqrt(diagonal)
 
+        # keeps waves whose eigenvalue was misjudged from vanishing; of the size of the smallest one
+        floor = 1.0 / (1.0 + float(xp.max(screened)))
+
         def apply(vector: Array) -> Array:
-            scaled = root * vector
+            start = root * vector
+            scaled = start
             for _ in range(2):
                 scaled = scaled - root * self._product(root * scaled, filtered)
-            return root * scaled
+            return root * (scaled + floor * start)
 
         return apply
 

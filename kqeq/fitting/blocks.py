@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from kqeq.charges.base import ChargeState, Response
 from kqeq.descriptors.base import FeatureGradients, SiteJacobian
 from kqeq.fitting.features import FrameFeatures, TrainingFrame
 from kqeq.fitting.parameters import Parameters
+from kqeq.fitting.solver import JacobianKind
 from kqeq.typing import FloatArray
 
 
@@ -166,8 +166,6 @@ def _spread(line: Linearisation, block: FloatArray) -> FloatArray:
     return rows
 
 
-JacobianKind = Literal["none", "linear", "full"]
-
 Block = Callable[[Linearisation, bool], tuple[FloatArray, FloatArray | None]]
 
 BLOCKS: Mapping[str, Block] = {
@@ -249,7 +247,6 @@ def frame_rows(
 __all__ = [
     "BLOCKS",
     "LINEAR_KINDS",
-    "JacobianKind",
     "Linearisation",
     "deviation",
     "frame_rows",

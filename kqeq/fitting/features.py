@@ -42,6 +42,12 @@ class TrainingFrame:
     index: int
 
     @property
+    def n_labels(self) -> int:
+        """Number of scalar labels."""
+        labels = (getattr(self.labels, kind) for kind in self.labels.kinds)
+        return sum(int(np.size(label)) for label in labels)
+
+    @property
     def needs_gradients(self) -> bool:
         """Whether a label is a derivative with respect to positions or strain."""
         return self.labels.forces is not None or self.labels.stress is not None

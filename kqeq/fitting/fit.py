@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +13,10 @@ from ase.data import chemical_symbols
 
 from kqeq import elements
 from kqeq.errors import InputError, KQEqWarning
-from kqeq.fitting.blocks import LINEAR_KINDS, JacobianKind, frame_rows
-from kqeq.fitting.features import FeatureStore, TrainingFrame
+from kqeq.fitting.blocks import LINEAR_KINDS
+from kqeq.fitting.features import TrainingFrame
 from kqeq.fitting.parameters import Parameters
+from kqeq.fitting.problem import FitProblem, joblib_engine
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings
 from kqeq.fitting.solver import Solution, minimise
@@ -59,48 +60,24 @@ class FitResult:
     solution: Solution
 
 
-class _Problem:
-    """The fit as the solver sees it."""
-
-    def __init__(self, store: FeatureStore, noise: Mapping[str, float], linear: bool) -> None:
-        self.store = store
-        self.noise = noise
-        self.size = store.parameters.size
-        self.linear = linear
-        energy = store.parameters.energy
-        self.linear_columns = None if energy is None else energy.columns
-
-    def rows(
-        self, u: FloatArray, *, jacobian: JacobianKind
-    ) -> Iterator[tuple[FloatArray, FloatArray | None]]:
-        what = "iteration" if jacobian == "full" else "step"
-        for i in track(range(len(self.store)), what):
-            yield frame_rows(
-                self.store.frames[i],
-                self.store.get(i),
-                self.store.parameters,
-                u,
-                self.noise,
-                jacobian=jacobian,
-            )
-
-
-def _start(problem: _Problem) -> FloatArray:
+def _start(problem: FitProblem) -> FloatArray:
     """Electronegativities fitted to dipoles and charges alone, in closed form: where the iteration starts.
 
     Energies are quadratic in electronegativities; from here the quadratic model is good, from zero it is not.
     """
-    store = problem.store
     frames = []
-    for frame in store.frames:
+    for frame in problem.frames:
         drop: dict[str, Any] = {kind: None for kind in frame.labels.kinds if kind not in LINEAR_KINDS}
         labels = replace(frame.labels, **drop)
         if labels.kinds:
             frames.append(replace(frame, labels=labels))
     if not frames:
         return np.zeros(problem.size)
-    part = _Problem(FeatureStore(frames, store.parameters), problem.noise, linear=True)
-    return minimise(part, np.zeros(problem.size)).u
+    part = FitProblem(frames, problem.parameters, problem.noise, linear=True, budget=problem.budget)
+    try:
+        return minimise(part, np.zeros(problem.size), engine=joblib_engine).u
+    finally:
+        part.close()
 
 
 def fit_potential(pairs: Sequence[tuple[Structure, Labels]], settings: FitSettings) -> FitResult:
@@ -143,13 +120,13 @@ def fit_potential(pairs: Sequence[tuple[Structure, Labels]], settings: FitSettin
         frames = subtract_baseline(frames, settings.baseline)
     parameters = _parameters(frames, structures, species, settings, short_range, has_energy)
     noise = {**DEFAULT_NOISE, **settings.noise}
-    problem = _Problem(
-        FeatureStore(frames, parameters),
-        noise,
-        linear=used.keys() <= LINEAR_KINDS or settings.charges is None,
-    )
-    start = np.zeros(parameters.size) if problem.linear else _start(problem)
-    solution = minimise(problem, start, max_iterations=settings.max_iterations)
+    linear = used.keys() <= LINEAR_KINDS or settings.charges is None
+    problem = FitProblem(frames, parameters, noise, linear=linear)
+    try:
+        start = np.zeros(parameters.size) if linear else _start(problem)
+        solution = minimise(problem, start, max_iterations=settings.max_iterations, engine=joblib_engine)
+    finally:
+        problem.close()
     if not solution.converged:
         warnings.warn(
             f"the fit stopped after {len(solution.iterations)} iterations without converging (loss {solution.loss:.6g}); "

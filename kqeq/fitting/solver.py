@@ -27,6 +27,9 @@ import numpy as np
 from kqeq.linalg import factorise, solve_lower
 from kqeq.typing import FloatArray
 
+JacobianKind = Literal["none", "linear", "full"]
+"""Which Jacobian is asked for: none, that of the linear parameters, or that of all."""
+
 CHUNK_ROWS = 2048
 """Rows of Jacobian that are collected before they are multiplied into the normal equations."""
 
@@ -34,12 +37,20 @@ CHUNK_ROWS = 2048
 class LeastSquaresProblem(Protocol):
     """What the solver asks of a fit."""
 
-    size: int
-    linear: bool
-    linear_columns: slice | None
+    @property
+    def size(self) -> int:
+        """Number of parameters P."""
+
+    @property
+    def linear(self) -> bool:
+        """Whether every label is linear in all parameters."""
+
+    @property
+    def linear_columns(self) -> slice | None:
+        """Parameters that every label depends on linearly."""
 
     def rows(
-        self, u: FloatArray, *, jacobian: Literal["none", "linear", "full"]
+        self, u: FloatArray, *, jacobian: JacobianKind
     ) -> Iterable[tuple[FloatArray, FloatArray | None]]:
         """Residuals (n,) and Jacobians of ŷ/σ, frame by frame: none, of the linear parameters, or (n, P)."""
 
@@ -69,6 +80,24 @@ class Iteration:
 
 
 @dataclass(frozen=True, eq=False)
+class SolverState:
+    """Enough to continue a minimisation as if it had not been interrupted.
+
+    Attributes
+    ----------
+    u : (P,) array
+        Parameters after the last accepted step.
+    damping : float
+    iterations : tuple of Iteration
+        The convergence table so far.
+    """
+
+    u: FloatArray
+    damping: float
+    iterations: tuple[Iteration, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Solution:
     """Result of a fit.
 
@@ -92,6 +121,74 @@ class Solution:
 
 
 @dataclass(eq=False)
+class Sums:
+    """What a set of frames contributes; sums of sets add up.
+
+    Attributes
+    ----------
+    hessian : (P, P) array or None
+        Σ JᵀJ.
+    rhs : (P,) array, or (p,) over the linear parameters, or None
+        Σ Jᵀr.
+    loss : float
+        ½ Σ r².
+    n_residuals : int
+    """
+
+    hessian: FloatArray | None
+    rhs: FloatArray | None
+    loss: float
+    n_residuals: int
+
+    def add(self, other: Sums) -> None:
+        """Add another set's contribution in place."""
+        if self.hessian is not None and other.hessian is not None:
+            self.hessian += other.hessian
+        if self.rhs is not None and other.rhs is not None:
+            self.rhs += other.rhs
+        self.loss += other.loss
+        self.n_residuals += other.n_residuals
+
+
+class Engine(Protocol):
+    """How the sums over frames are done: here and now, or in parallel."""
+
+    def __call__(self, problem: LeastSquaresProblem, u: FloatArray, jacobian: JacobianKind) -> Sums:
+        """Contribution of all frames."""
+
+
+def sum_frames(problem: LeastSquaresProblem, u: FloatArray, jacobian: JacobianKind) -> Sums:
+    """Sum the contributions of all frames one after another; memory does not depend on their number."""
+    full = jacobian == "full"
+    total = Sums(np.zeros((problem.size, problem.size)) if full else None, None, 0.0, 0)
+    pending: list[FloatArray] = []
+    waiting = 0
+
+    def flush() -> None:
+        nonlocal waiting
+        if pending and total.hessian is not None:
+            stacked = np.concatenate(pending) if len(pending) > 1 else pending[0]
+            total.hessian += stacked.T @ stacked
+            pending.clear()
+            waiting = 0
+
+    for residual, rows in problem.rows(u, jacobian=jacobian):
+        total.loss += 0.5 * float(residual @ residual)
+        total.n_residuals += len(residual)
+        if rows is None:
+            continue
+        contribution = rows.T @ residual
+        total.rhs = contribution if total.rhs is None else total.rhs + contribution
+        if full:
+            pending.append(rows)
+            waiting += len(residual)
+            if waiting >= CHUNK_ROWS:
+                flush()
+    flush()
+    return total
+
+
+@dataclass(eq=False)
 class NormalEquations:
     """H = Σ JᵀJ + 1, b = Σ Jᵀr − u and the loss at u."""
 
@@ -101,38 +198,17 @@ class NormalEquations:
     n_residuals: int
 
 
-def accumulate(problem: LeastSquaresProblem, u: FloatArray) -> NormalEquations:
-    """Sum the contributions of all frames; memory does not depend on their number."""
-    hessian = np.eye(problem.size)
-    rhs = -u.copy()
-    loss = 0.5 * float(u @ u)
-    count = 0
-    pending: list[FloatArray] = []
-    waiting = 0
-
-    def flush() -> None:
-        nonlocal waiting, hessian
-        if pending:
-            stacked = np.concatenate(pending) if len(pending) > 1 else pending[0]
-            hessian += stacked.T @ stacked
-            pending.clear()
-            waiting = 0
-
-    for residual, jacobian in problem.rows(u, jacobian="full"):
-        assert jacobian is not None
-        rhs += jacobian.T @ residual
-        loss += 0.5 * float(residual @ residual)
-        count += len(residual)
-        pending.append(jacobian)
-        waiting += len(residual)
-        if waiting >= CHUNK_ROWS:
-            flush()
-    flush()
-    return NormalEquations(hessian, rhs, loss, count)
+def accumulate(problem: LeastSquaresProblem, u: FloatArray, engine: Engine = sum_frames) -> NormalEquations:
+    """Normal equations of all frames and the prior."""
+    sums = engine(problem, u, "full")
+    assert sums.hessian is not None and sums.rhs is not None
+    hessian = sums.hessian
+    hessian[np.diag_indices_from(hessian)] += 1.0
+    return NormalEquations(hessian, sums.rhs - u, sums.loss + 0.5 * float(u @ u), sums.n_residuals)
 
 
 def project_linear(
-    problem: LeastSquaresProblem, u: FloatArray, lower: FloatArray | None
+    problem: LeastSquaresProblem, u: FloatArray, lower: FloatArray | None, engine: Engine = sum_frames
 ) -> tuple[FloatArray, float]:
     """Solve for the linear parameters at the given others; ``lower`` factors their block of H.
 
@@ -142,20 +218,15 @@ def project_linear(
         Parameters with the linear ones at their optimum, and the loss there.
     """
     columns = problem.linear_columns
-    loss = 0.5 * float(u @ u)
     if columns is None or lower is None:
-        for residual, _ in problem.rows(u, jacobian="none"):
-            loss += 0.5 * float(residual @ residual)
-        return u, loss
-    rhs = -u[columns]
-    for residual, jacobian in problem.rows(u, jacobian="linear"):
-        assert jacobian is not None
-        loss += 0.5 * float(residual @ residual)
-        rhs += jacobian.T @ residual
+        return u, engine(problem, u, "none").loss + 0.5 * float(u @ u)
+    sums = engine(problem, u, "linear")
+    assert sums.rhs is not None
+    rhs = sums.rhs - u[columns]
     step = _solve(lower, rhs)
     result = u.copy()
     result[columns] += step
-    return result, loss - 0.5 * float(rhs @ step)
+    return result, sums.loss + 0.5 * float(u @ u) - 0.5 * float(rhs @ step)
 
 
 def _factor(hessian: FloatArray) -> FloatArray:
@@ -177,6 +248,9 @@ def minimise(
     max_iterations: int = 30,
     tolerance: float = 1e-3,
     negligible: float = 1e-3,
+    engine: Engine = sum_frames,
+    state: SolverState | None = None,
+    checkpoint: Callable[[SolverState], None] = lambda _: None,
     report: Callable[[Iteration], None] = lambda _: None,
 ) -> Solution:
     """Minimise the loss from ``u``.
@@ -194,17 +268,26 @@ def minimise(
         Or below this much per parameter: with 1e-3 the remaining step is a few hundredths of the posterior
         standard deviation of each parameter.  A nearly undamped step that gains no more than this ends the
         iteration as well.
+    engine : callable
+        Does the sums over frames.
+    state : SolverState, optional
+        Where an interrupted minimisation stood; continues from there and ignores ``u``.
+    checkpoint : callable
+        Called with the state after every step that was taken.
     report : callable
         Called after every iteration.
     """
     iterations: list[Iteration] = []
-    damping, growth = 0.0, 2.0
+    damping = 0.0
+    if state is not None:
+        u, damping, iterations = state.u, state.damping, list(state.iterations)
+    growth = 2.0
     converged = False
-    equations = accumulate(problem, u)
+    equations = accumulate(problem, u, engine)
     lower = _factor(equations.hessian)
     columns = problem.linear_columns
     linear_lower = None if columns is None else _factor(equations.hessian[columns, columns])
-    for number in range(max_iterations):
+    for number in range(len(iterations), max_iterations):
         newton = _solve(lower, equations.rhs)
         decrement = 0.5 * float(equations.rhs @ newton)
         if problem.linear:
@@ -231,7 +314,7 @@ def minimise(
                 damped = equations.hessian + damping * np.diag(diagonal)
                 step = _solve(_factor(damped), equations.rhs)
             promised = float(step @ equations.rhs) - 0.5 * float(step @ (equations.hessian @ step))
-            trial, trial_loss = project_linear(problem, u + step, linear_lower)
+            trial, trial_loss = project_linear(problem, u + step, linear_lower, engine)
             actual = equations.loss - trial_loss
             if actual > 1e-4 * promised:
                 accepted = True
@@ -247,7 +330,8 @@ def minimise(
         damping = 0.0 if damping < 1e-6 else damping
         growth = 2.0
         u = trial
-        equations = accumulate(problem, u)
+        checkpoint(SolverState(u, damping, tuple(iterations)))
+        equations = accumulate(problem, u, engine)
         lower = _factor(equations.hessian)
         if damping < 1e-3 and actual <= max(tolerance * equations.loss, negligible * problem.size):
             # a nearly free step that gained next to nothing: what the quadratic model still promises is not there
@@ -260,11 +344,16 @@ def minimise(
 
 
 __all__ = [
+    "Engine",
     "Iteration",
+    "JacobianKind",
     "LeastSquaresProblem",
     "NormalEquations",
     "Solution",
+    "SolverState",
+    "Sums",
     "accumulate",
     "minimise",
     "project_linear",
+    "sum_frames",
 ]

@@ -59,7 +59,9 @@ def choose_labels(
     if missing:
         why = "".join(f"; their {kind} was ignored: {ignored[kind]}" for kind in missing if kind in ignored)
         if "charges" in missing:
-            why += '; name the array of partition charges with charges_key, for example charges_key="hirshfeld"'
+            why += (
+                '; name the array of partition charges with charges_key, for example charges_key="hirshfeld"'
+            )
         raise InputError(f"targets asks for {', '.join(missing)}, but no frame carries it{why}")
     if unlabelled:
         names = ", ".join(str(i) for i in unlabelled[:5]) + (" ..." if len(unlabelled) > 5 else "")

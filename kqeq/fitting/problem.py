@@ -1,0 +1,182 @@
+"""The fit as the solver sees it, and the sums over its frames, serial or parallel.
+
+Frames are grouped into chunks.  A chunk's contribution is a function of the parameters alone, so chunks may be
+computed anywhere (joblib: threads, processes, a dask cluster); they are added in a fixed order, and the result does
+not depend on who computed them.
+
+Features of frames are kept in each process that meets them, within a memory budget, and dropped when the fit ends.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from kqeq.fitting.blocks import frame_rows
+from kqeq.fitting.features import MEMORY_BUDGET, FeatureStore, TrainingFrame
+from kqeq.fitting.parameters import Parameters
+from kqeq.fitting.solver import CHUNK_ROWS, JacobianKind, LeastSquaresProblem, Sums, sum_frames
+from kqeq.progress import track
+from kqeq.typing import FloatArray
+
+MAX_CHUNKS = 64
+"""Each chunk returns a P×P matrix; more chunks than this would move more matrices than they save time."""
+
+_STORES: dict[tuple[str, int], FeatureStore] = {}
+_NUMBERS = itertools.count()
+
+
+@dataclass(eq=False)
+class Chunk:
+    """Some frames of a fit; a least-squares problem of its own.
+
+    Attributes
+    ----------
+    token : str
+        Names the fit, for the cache of the process that computes it.
+    number : int
+    frames : sequence of TrainingFrame
+    parameters : Parameters
+    noise : mapping of str to float
+    linear : bool
+        Whether every label is linear in the parameters.
+    budget : int
+        Bytes that the features of this chunk may keep.
+    """
+
+    token: str
+    number: int
+    frames: Sequence[TrainingFrame]
+    parameters: Parameters
+    noise: Mapping[str, float]
+    linear: bool
+    budget: int
+
+    @property
+    def size(self) -> int:
+        """P."""
+        return self.parameters.size
+
+    @property
+    def linear_columns(self) -> slice | None:
+        """The parameters of the energy, which every label depends on linearly."""
+        return None if self.parameters.energy is None else self.parameters.energy.columns
+
+    def rows(
+        self, u: FloatArray, *, jacobian: JacobianKind
+    ) -> Iterator[tuple[FloatArray, FloatArray | None]]:
+        """Residuals and Jacobians frame by frame."""
+        store = _store(self)
+        for i, frame in enumerate(self.frames):
+            yield frame_rows(frame, store.get(i), self.parameters, u, self.noise, jacobian=jacobian)
+
+
+def _store(chunk: Chunk) -> FeatureStore:
+    """The features of a chunk in this process; those of earlier fits make room."""
+    key = (chunk.token, chunk.number)
+    if key not in _STORES:
+        for old in [k for k in _STORES if k[0] != chunk.token and not k[0].startswith(f"{os.getpid()}-")]:
+            del _STORES[old]  # a worker process serves one fit at a time
+        _STORES[key] = FeatureStore(chunk.frames, chunk.parameters, chunk.budget)
+    return _STORES[key]
+
+
+def _chunk_sums(chunk: Chunk, u: FloatArray, jacobian: JacobianKind) -> Sums:
+    return sum_frames(chunk, u, jacobian)
+
+
+class FitProblem:
+    """All frames of a fit.
+
+    Parameters
+    ----------
+    frames : sequence of TrainingFrame
+    parameters : Parameters
+    noise : mapping of str to float
+    linear : bool
+        Whether every label is linear in the parameters.
+    budget : int
+        Bytes that cached features may take in all.
+    """
+
+    def __init__(
+        self,
+        frames: Sequence[TrainingFrame],
+        parameters: Parameters,
+        noise: Mapping[str, float],
+        *,
+        linear: bool,
+        budget: int = MEMORY_BUDGET,
+    ) -> None:
+        self.frames = frames
+        self.parameters = parameters
+        self.noise = noise
+        self.linear = linear
+        self.budget = budget
+        self.size = parameters.size
+        self.token = f"{os.getpid()}-{next(_NUMBERS)}"
+        groups = _groups(frames)
+        self.chunks = [
+            Chunk(self.token, i, group, parameters, noise, linear, budget * len(group) // len(frames))
+            for i, group in enumerate(groups)
+        ]
+
+    @property
+    def linear_columns(self) -> slice | None:
+        """The parameters of the energy, which every label depends on linearly."""
+        return self.chunks[0].linear_columns
+
+    def rows(
+        self, u: FloatArray, *, jacobian: JacobianKind
+    ) -> Iterator[tuple[FloatArray, FloatArray | None]]:
+        """Residuals and Jacobians frame by frame."""
+        for chunk in self.chunks:
+            yield from chunk.rows(u, jacobian=jacobian)
+
+    def close(self) -> None:
+        """Drop the cached features of this process."""
+        for key in [key for key in _STORES if key[0] == self.token]:
+            del _STORES[key]
+
+
+def _groups(frames: Sequence[TrainingFrame]) -> list[Sequence[TrainingFrame]]:
+    """Consecutive frames with about :data:`CHUNK_ROWS` labels each, at most :data:`MAX_CHUNKS` groups."""
+    counts = [frame.n_labels for frame in frames]
+    target = max(CHUNK_ROWS, sum(counts) // MAX_CHUNKS + 1)
+    groups: list[Sequence[TrainingFrame]] = []
+    start = waiting = 0
+    for i, count in enumerate(counts):
+        waiting += count
+        if waiting >= target:
+            groups.append(frames[start : i + 1])
+            start, waiting = i + 1, 0
+    if start < len(frames):
+        groups.append(frames[start:])
+    return groups
+
+
+def joblib_engine(problem: LeastSquaresProblem, u: FloatArray, jacobian: JacobianKind) -> Sums:
+    """Sum the chunks of a :class:`FitProblem` through joblib.
+
+    Serial by default; ``with joblib.parallel_config(backend="loky", n_jobs=2):`` around the fit, or any other
+    backend (``"threading"``, ``"dask"``), runs chunks in parallel.  The order of summation is fixed.
+    """
+    from joblib import Parallel, delayed
+
+    assert isinstance(problem, FitProblem)
+    parallel = Parallel(return_as="generator")
+    tasks = (delayed(_chunk_sums)(chunk, u, jacobian) for chunk in problem.chunks)
+    what = {"full": "iteration", "linear": "step", "none": "step"}[jacobian]
+    total: Sums | None = None
+    for sums in track(parallel(tasks), what, total=len(problem.chunks)):
+        if total is None:
+            total = sums
+        else:
+            total.add(sums)
+    assert total is not None
+    return total
+
+
+__all__ = ["MAX_CHUNKS", "Chunk", "FitProblem", "joblib_engine"]
