@@ -120,6 +120,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         sample_weight: Sequence[float] | None = None,
         targets: Sequence[str] | None = None,
         charges_key: str | None = None,
+        resume: str | PathLike[str] | None = None,
     ) -> KQEq:
         """Fit to labelled frames.
 
@@ -135,6 +136,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             One weight per frame, multiplied with those in the frames.
         targets, charges_key : optional
             Override the arguments of the same name for this fit.
+        resume : path-like, optional
+            Checkpoint file: written after every step, and continued from if it is there already, so that an
+            interrupted fit (Ctrl-C, a killed job) called again gives what the uninterrupted one would have.
 
         Returns
         -------
@@ -153,7 +157,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         settings = self._settings(targets)
         keys = self._keys(charges_key)
         pairs = list(read_frames(frames, keys, weights=sample_weight))
-        result = fit_potential(pairs, settings)
+        result = fit_potential(pairs, settings, resume=resume)
         self._set_fitted(result.potential, result.report, charges_key)
         self.result_: FitResult | None = result
         return self

@@ -6,20 +6,23 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
 
 from kqeq import elements
+from kqeq.atomic_write import check_writable
 from kqeq.errors import InputError, KQEqWarning
 from kqeq.fitting.blocks import LINEAR_KINDS
+from kqeq.fitting.checkpoint import fingerprint, read_checkpoint, write_checkpoint
 from kqeq.fitting.features import TrainingFrame
 from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.problem import FitProblem, joblib_engine
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings
-from kqeq.fitting.solver import Solution, minimise
+from kqeq.fitting.solver import Solution, SolverState, minimise
 from kqeq.fitting.targets import choose_labels, energy_offsets, subtract_baseline
 from kqeq.kernels import FeatureMap, SOAPKernel
 from kqeq.labels import Labels
@@ -80,13 +83,46 @@ def _start(problem: FitProblem) -> FloatArray:
         part.close()
 
 
-def fit_potential(pairs: Sequence[tuple[Structure, Labels]], settings: FitSettings) -> FitResult:
+def _solve(problem: FitProblem, settings: FitSettings, resume: str | PathLike[str] | None) -> Solution:
+    """Minimise, from the checkpoint if there is one."""
+    state, mark = None, ""
+    if resume is not None:
+        mark = fingerprint(settings, problem.frames)
+        state = read_checkpoint(resume, mark, problem.size)
+    start = np.zeros(problem.size)
+    if state is None and not problem.linear:
+        start = _start(problem)
+        if resume is not None:
+            write_checkpoint(resume, mark, SolverState(start, 0.0, ()))
+
+    def checkpoint(reached: SolverState) -> None:
+        if resume is not None:
+            write_checkpoint(resume, mark, reached)
+
+    return minimise(
+        problem,
+        start,
+        max_iterations=settings.max_iterations,
+        engine=joblib_engine,
+        state=state,
+        checkpoint=checkpoint,
+    )
+
+
+def fit_potential(
+    pairs: Sequence[tuple[Structure, Labels]],
+    settings: FitSettings,
+    *,
+    resume: str | PathLike[str] | None = None,
+) -> FitResult:
     """Fit a potential to validated frames.
 
     Parameters
     ----------
     pairs : sequence of (Structure, Labels)
     settings : FitSettings
+    resume : path-like, optional
+        Checkpoint: written after every step, and continued from if it is there.
 
     Raises
     ------
@@ -97,6 +133,8 @@ def fit_potential(pairs: Sequence[tuple[Structure, Labels]], settings: FitSettin
     """
     started = time.perf_counter()
     check_settings(settings)
+    if resume is not None:
+        check_writable(resume)
     frames, used, ignored = choose_labels(pairs, settings)
     for frame in frames:
         if settings.charges is not None:
@@ -123,8 +161,7 @@ def fit_potential(pairs: Sequence[tuple[Structure, Labels]], settings: FitSettin
     linear = used.keys() <= LINEAR_KINDS or settings.charges is None
     problem = FitProblem(frames, parameters, noise, linear=linear)
     try:
-        start = np.zeros(parameters.size) if linear else _start(problem)
-        solution = minimise(problem, start, max_iterations=settings.max_iterations, engine=joblib_engine)
+        solution = _solve(problem, settings, resume)
     finally:
         problem.close()
     if not solution.converged:

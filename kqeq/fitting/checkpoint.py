@@ -1,0 +1,128 @@
+"""Where an interrupted fit stood: one small file, written atomically after every step.
+
+The file holds the parameters, the damping and the convergence table, and a fingerprint of settings, structures and
+labels, so that it cannot be continued with other data.  Everything else is computed again on resuming.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kqeq.atomic_write import atomic_path
+from kqeq.errors import ModelFileError
+from kqeq.fitting.features import TrainingFrame
+from kqeq.fitting.settings import FitSettings
+from kqeq.fitting.solver import Iteration, SolverState
+
+FORMAT = "kqeq-checkpoint"
+VERSION = 1
+
+
+def fingerprint(settings: FitSettings, frames: Iterable[TrainingFrame]) -> str:
+    """Hash of everything that determines the result of a fit, but not of how long it may run."""
+    digest = hashlib.sha256()
+    for item in fields(settings):
+        if item.name != "max_iterations":
+            digest.update(f"{item.name}={_plain(getattr(settings, item.name))};".encode())
+    for frame in frames:
+        for part in (frame.structure, frame.labels):
+            for item in fields(part):
+                digest.update(item.name.encode())
+                _update(digest, getattr(part, item.name))
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> str:
+    if hasattr(value, "to_dict"):
+        return json.dumps(value.to_dict(), sort_keys=True, default=str)
+    if hasattr(value, "name"):
+        return str(value.name)
+    if hasattr(value, "items"):
+        return str(sorted(value.items()))
+    return repr(value)
+
+
+def _update(digest: Any, value: Any) -> None:
+    if isinstance(value, np.ndarray):
+        digest.update(str(value.dtype).encode() + str(value.shape).encode() + value.tobytes())
+    else:
+        digest.update(repr(value).encode())
+
+
+def write_checkpoint(path: str | PathLike[str], mark: str, state: SolverState) -> None:
+    """Write the state of a fit.
+
+    Raises
+    ------
+    InputError
+        If the path cannot be written.
+    """
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "fingerprint": mark,
+        "damping": state.damping,
+        "iterations": [asdict(iteration) for iteration in state.iterations],
+    }
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, state.u, allow_pickle=False)
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        archive.writestr("header.json", json.dumps(header))
+        archive.writestr("u.npy", buffer.getvalue())
+
+
+def read_checkpoint(path: str | PathLike[str], mark: str, size: int) -> SolverState | None:
+    """Read the state of a fit; ``None`` if there is no file yet.
+
+    Parameters
+    ----------
+    path : path-like
+    mark : str
+        Fingerprint of the fit that wants to continue.
+    size : int
+        Number of its parameters.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is no checkpoint, is damaged, or belongs to another fit.
+    """
+    source = Path(path)
+    if not source.exists():
+        return None
+    try:
+        with zipfile.ZipFile(source) as archive:
+            header = json.loads(archive.read("header.json"))
+            u = np.lib.format.read_array(io.BytesIO(archive.read("u.npy")), allow_pickle=False)
+        if header["format"] != FORMAT or header["version"] > VERSION:
+            raise KeyError("format")
+        state = SolverState(
+            u=u,
+            damping=float(header["damping"]),
+            iterations=tuple(Iteration(**row) for row in header["iterations"]),
+        )
+        found = header["fingerprint"]
+    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, EOFError, OSError) as error:
+        raise ModelFileError(
+            f"{source} is no checkpoint of this version, or is damaged ({error}); remove it to start afresh, "
+            "or give another path"
+        ) from None
+    if found != mark or u.shape != (size,):
+        raise ModelFileError(
+            f"{source} is the checkpoint of another fit: settings, frames or labels differ; continue with the same "
+            "ones, remove the file to start afresh, or give another path"
+        )
+    return state
+
+
+__all__ = ["fingerprint", "read_checkpoint", "write_checkpoint"]
