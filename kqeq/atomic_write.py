@@ -21,8 +21,13 @@ def check_writable(path: str | PathLike[str]) -> None:
         If the directory does not exist, the path is a directory, or writing is not permitted.
     """
     target = Path(path)
-    folder = target.resolve().parent
-    if target.is_dir():
+    try:
+        folder, is_folder = target.resolve().parent, target.is_dir()
+    except OSError as error:
+        raise InputError(
+            f"cannot write {target}: {error.strerror or error}; choose another file name"
+        ) from None
+    if is_folder:
         raise InputError(f"cannot write {target}: it is a directory; give a file name")
     if not folder.is_dir():
         raise InputError(f"cannot write {target}: the folder {folder} does not exist; create it first")

@@ -268,6 +268,10 @@ def _site_model(
         coefficients[z] = arrays[f"{prefix}/coefficients"]
     species = tuple(int(z) for z in stored["species"])
     feature_map = FeatureMap(kernel.descriptor(), float(stored["zeta"]), representatives, species)
+    features = max(block.stop for block in feature_map.descriptor.block_slices(species).values())
+    for z, rows in representatives.items():
+        if z not in species or rows.shape[1] != features or coefficients[z].shape != (rows.shape[0],):
+            raise ValueError(f"the arrays of {chemical_symbols[z]} in {name} do not fit together")
     return SiteModel(feature_map, coefficients, _by_number(stored["offsets"]))
 
 

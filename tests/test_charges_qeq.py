@@ -125,9 +125,9 @@ def test_constant_potential_finds_the_charge(boundary):
 
 
 def test_constant_potential_of_a_charged_slab_is_refused():
-    case = conditions(QEq(), "slab")
+    layer = Structure(np.array([8]), np.zeros((1, 3)), np.diag([2.0, 2.0, 12.0]), np.array([True, True, False]))
     with pytest.raises(NotPositiveDefiniteError, match="no minimum with respect to the total charge"):
-        solve_at_potential(case.system(), case.chi, case.field, 5.0)
+        solve_at_potential(QEq().bind(layer), np.array([7.0]), NO_FIELD, 5.0)
 
 
 # fragments ----------------------------------------------------------------------------------------

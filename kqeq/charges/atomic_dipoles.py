@@ -79,15 +79,14 @@ class AtomicDipoles(BaseEstimator):  # type: ignore[misc]
 
     def check(self, structure: Structure) -> None:
         """Refuse what this model cannot treat; see :class:`~kqeq.charges.base.ChargeModel`."""
+        self.site_parameters(structure.numbers)
+        self._inner.check(structure)
         if isinstance(self.polarizability, str):
-            self.site_parameters(structure.numbers)
             raise UnsupportedError(
                 'polarizability="learn": the parameters were not learned yet; call '
                 "kqeq.fitting.learning.learn_from_polarizabilities(model, structures, polarizabilities) first, or give "
                 "a dict of values by element, or None for the defaults"
             )
-        self._inner.check(structure)
-        self.site_parameters(structure.numbers)
 
     def check_structure(self, structure: Structure) -> None:
         """As :meth:`check`, for models with parameters that are still to be learned as well."""

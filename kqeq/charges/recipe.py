@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
+from ase.data import chemical_symbols
 from sklearn.base import BaseEstimator, clone
 
 from kqeq import elements
@@ -62,7 +63,7 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
         model = clone(self)
         for kind, given in values.items():
             old = getattr(self, kind)
-            model.set_params(**{kind: {**(old if isinstance(old, Mapping) else {}), **given}})
+            model.set_params(**{kind: {**(_by_symbol(old) if isinstance(old, Mapping) else {}), **given}})
         return model  # type: ignore[no-any-return]
 
     def site_parameters(self, numbers: IntArray) -> SiteParameters:
@@ -88,13 +89,13 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
         InputError
             For elements without parameters, or fragments that the structure lacks.
         """
+        self.check_structure(structure)
         if self.learned:
             raise UnsupportedError(
                 f'{", ".join(self.learned)}="learn": the parameters were not learned yet; call '
                 "kqeq.fitting.learning.learn_from_polarizabilities(model, structures, polarizabilities) first, or give "
                 "a dict of values by element, or None for the defaults"
             )
-        self.check_structure(structure)
 
     def check_structure(self, structure: Structure) -> None:
         """As :meth:`check`, for models with parameters that are still to be learned as well."""
@@ -132,8 +133,13 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
         """Parameters as plain data."""
         data: dict[str, Any] = {"model": type(self).__name__}
         for name, value in self.get_params(deep=False).items():
-            data[name] = dict(value) if isinstance(value, Mapping) else value
+            data[name] = _by_symbol(value) if isinstance(value, Mapping) else value
         return data
+
+
+def _by_symbol(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """Element values keyed by symbol, whichever way they were named: files have no integer keys."""
+    return {key if isinstance(key, str) else chemical_symbols[key]: value for key, value in values.items()}
 
 
 def build_hessian(
@@ -169,9 +175,9 @@ def _catastrophe(damped: bool) -> str:
     if damped:
         return "positions or polarizabilities are not finite, or atoms lie on top of each other"
     return (
-        "polarization catastrophe: undamped dipoles polarise each other without limit (possible once "
-        "k_e*polarizability > 6*sqrt(pi)*width**3, and sure for close atoms). Use damping=True, which adds the self "
-        "interaction of the Gaussian dipoles and is stable for any parameters, or smaller polarizabilities"
+        "polarization catastrophe: undamped dipoles of atoms close by polarise each other without limit (possible once "
+        "polarizability > 6*sqrt(pi)*width**3 in Å³). Use damping=True, which adds the self interaction of the "
+        "Gaussian dipoles and is stable for any parameters, or smaller polarizabilities"
     )
 
 

@@ -1,0 +1,284 @@
+"""The layers of ``docs/architecture.md``, and the habits that a reader may rely on.
+
+Imports are read from the source, those inside functions as well; those under ``TYPE_CHECKING`` do not count.
+"""
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import kqeq
+
+ROOT = Path(kqeq.__file__).parent
+
+LAYERS = (
+    {"typing", "constants", "errors", "backend", "elements"},
+    {"structures", "site_data", "labels", "linalg", "neighbours", "progress", "atomic_write", "datasets"},
+    {"descriptors", "electrostatics", "baseline"},
+    {"kernels", "representatives", "charges"},
+    {"potential"},
+    {"fitting"},
+    {"estimator", "storage"},
+    {"analysis"},
+    {"calculator", "optimise", "plots", "config", "demo", "cli"},
+)
+
+LAZY = {("estimator", "storage")}
+"""Circles that are cut by an import inside a function: ``model.save(path)`` is a convenience."""
+
+MAX_LINES = 450
+
+HOME = {
+    "vesin": {"neighbours"},
+    "tqdm": {"progress"},
+    "skmatter": {"representatives"},
+    "dscribe": {"descriptors"},
+    "numba": {"descriptors", "electrostatics"},
+    "cupy": {"backend", "descriptors", "electrostatics"},
+    "cupyx": {"backend", "descriptors", "electrostatics"},
+    "matplotlib": {"plots", "demo", "analysis"},
+    "tomllib": {"config"},
+    "argparse": {"cli"},
+    "zipfile": {"storage"},
+    "pickle": set(),
+}
+"""Libraries that only these parts may know."""
+
+
+def sources():
+    return sorted(ROOT.rglob("*.py"))
+
+
+def dotted(path):
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def component(module):
+    """``kqeq.charges.qeq`` → ``charges``; the package itself → ````."""
+    return module.split(".")[1] if "." in module else ""
+
+
+MODULES = {dotted(path): path for path in sources()}
+
+
+@cache
+def tree(module):
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+def is_type_checking(node):
+    return isinstance(node, ast.If) and any(
+        getattr(part, "id", getattr(part, "attr", None)) == "TYPE_CHECKING" for part in ast.walk(node.test)
+    )
+
+
+def walk(node, inside=False):
+    """All nodes outside ``TYPE_CHECKING``, each with whether it lies inside a function."""
+    for child in ast.iter_child_nodes(node):
+        if is_type_checking(child):
+            for other in child.orelse:
+                yield from walk(other, inside)
+            continue
+        yield child, inside
+        yield from walk(child, inside or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
+
+
+def imports(module):
+    """(imported module, inside a function) of every import statement."""
+    for node, inside in walk(tree(module)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, inside
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} uses a relative import"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield (full if full in MODULES else node.module), inside
+
+
+def layer(part):
+    for number, parts in enumerate(LAYERS):
+        if part in parts:
+            return number
+    raise AssertionError(f"kqeq.{part} has no layer: add it to docs/architecture.md and to this test")
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "kqeq"])
+def test_imports_go_down(module):
+    own = component(module)
+    for target, _ in imports(module):
+        other = component(target) if target.split(".")[0] == "kqeq" else own
+        if other in ("", own):
+            continue  # the version, or a neighbour in the same subpackage
+        assert layer(other) <= layer(own), f"{module} (layer {layer(own)}) imports {target} (layer {layer(other)})"
+
+
+def circle(graph):
+    """Some circle in a directed graph, or None."""
+    state = {}
+
+    def visit(node, path):
+        if state.get(node) == "done":
+            return None
+        if state.get(node) == "open":
+            return [*path[path.index(node) :], node]
+        state[node] = "open"
+        for target in sorted(graph.get(node, ())):
+            found = visit(target, [*path, node])
+            if found:
+                return found
+        state[node] = "done"
+        return None
+
+    for node in sorted(graph):
+        found = visit(node, [])
+        if found:
+            return found
+    return None
+
+
+def test_parts_do_not_depend_on_each_other_in_circles():
+    graph = {}
+    for module in MODULES:
+        for target, inside in imports(module):
+            edge = (component(module), component(target) if target.split(".")[0] == "kqeq" else "")
+            if "" in edge or edge[0] == edge[1] or (edge in LAZY and inside):
+                continue
+            graph.setdefault(edge[0], set()).add(edge[1])
+    assert circle(graph) is None
+    assert len(graph) > 15
+
+
+def test_modules_do_not_import_each_other_in_circles():
+    graph = {}
+    for module in MODULES:
+        for target, inside in imports(module):
+            if not inside and target in MODULES and target != "kqeq":
+                graph.setdefault(module, set()).add(target)
+    assert circle(graph) is None
+    assert len(graph) > 30
+
+
+def test_the_search_for_circles_finds_them():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) is None
+
+
+def test_every_part_has_exactly_one_layer():
+    parts = {component(module) for module in MODULES} - {""}
+    for part in parts:
+        layer(part)
+    named = [part for parts in LAYERS for part in parts]
+    assert len(named) == len(set(named))
+    assert set(named) <= parts, f"layers name {set(named) - parts}, which do not exist"
+
+
+def test_foreign_libraries_stay_in_their_places():
+    found = {}
+    for module in MODULES:
+        for target, _ in imports(module):
+            found.setdefault(target.split(".")[0], set()).add(component(module))
+    for library, home in HOME.items():
+        assert found.get(library, set()) <= home, f"{library} is imported by {found[library] - home}"
+    assert "vesin" in found
+
+
+# ------------------------------------------------------------------ modules
+
+
+def definitions(module):
+    """Public functions and classes defined at the top of a module."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return {
+        node.name
+        for node in tree(module).body
+        if isinstance(node, kinds) and not node.name.startswith("_")
+    }
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_names_are_declared_and_exist(module):
+    body = tree(module).body
+    declared = [
+        node
+        for node in body
+        if isinstance(node, (ast.Assign, ast.AnnAssign))
+        and any(getattr(t, "id", "") == "__all__" for t in getattr(node, "targets", [getattr(node, "target", None)]))
+    ]
+    private = any(part.startswith("_") for part in module.split("."))
+    only_documentation = all(isinstance(node, (ast.Expr, ast.ImportFrom)) for node in body) and not any(
+        isinstance(node, ast.ImportFrom) and node.module != "__future__" for node in body
+    )
+    if private or only_documentation:
+        return
+    assert declared, f"{module} has no __all__"
+    loaded = import_module(module)
+    names = loaded.__all__
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert hasattr(loaded, name), f"{module}.__all__ names {name}, which does not exist"
+    if module != "kqeq":  # its __getattr__ and __dir__ are Python's, not public names
+        missing = definitions(module) - set(names)
+        assert not missing, f"{module} defines {missing} without underscore and does not export them"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_are_short_and_say_what_they_are(module):
+    lines = len(MODULES[module].read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_LINES, f"{module} has {lines} lines; a module past {MAX_LINES} holds two things"
+    text = ast.get_docstring(tree(module)) or ""
+    assert len(text) > 15, f"{module} has no docstring that says what it is"
+    assert "TODO" not in text
+
+
+def test_the_picture_names_every_part():
+    text = (ROOT.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for part in {component(module) for module in MODULES} - {""}:
+        assert f"{part}.py" in text or f"{part}/" in text, f"docs/architecture.md does not mention {part}"
+
+
+# -------------------------------------------------------------- import time
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_importing_the_package_is_light():
+    """Nobody should wait for dscribe or numba to see a version or a help text."""
+    heavy = ["dscribe", "numba", "sklearn", "matplotlib", "scipy", "skmatter", "vesin", "ase", "cupy"]
+    result = run(
+        "import sys, kqeq; kqeq.__version__; dir(kqeq); "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"
+
+
+def test_all_public_names_resolve_in_a_fresh_interpreter():
+    result = run(
+        "import warnings; warnings.simplefilter('error'); import kqeq; "
+        "print([n for n in kqeq.__all__ if getattr(kqeq, n) is None]); from kqeq import *; KQEq, SOAPKernel, QEq, load"
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"
+
+
+def test_public_names_of_the_package():
+    assert {"KQEq", "KQEqCalculator", "SOAPKernel", "QEq", "Prediction", "load", "datasets"} <= set(kqeq.__all__)
+    assert set(kqeq.__all__) <= set(dir(kqeq))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = kqeq.nonsense
+
+
+def test_the_type_checker_sees_the_same_names():
+    """The imports under TYPE_CHECKING and the table of lazy names agree."""
+    (block,) = [node for node in tree("kqeq").body if is_type_checking(node)]
+    seen = {alias.asname or alias.name for node in block.body for alias in node.names}
+    assert seen == set(kqeq.__all__)
