@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from kqeq import __version__, datasets
 from kqeq.atomic_write import atomic_path, check_writable
@@ -74,10 +75,16 @@ def run(folder: Path, say: Printer = print) -> dict[str, Any]:
     InputError
         If ``folder`` cannot be written; before any work.
     """
-    started = time.perf_counter()
     plot, model_file = folder / PLOT_NAME, folder / MODEL_NAME
     check_writable(plot)
     check_writable(model_file)
+    # the matrices are so small that threads inside BLAS cost more than they give, much more on a busy machine
+    with threadpool_limits(limits=1, user_api="blas"):
+        return _story(plot, model_file, say)
+
+
+def _story(plot: Path, model_file: Path, say: Printer) -> dict[str, Any]:
+    started = time.perf_counter()
     say(
         f"kqeq {__version__}: kernel charge equilibration on packaged PBE0 data (kqeq.datasets), default settings"
     )

@@ -12,9 +12,6 @@ The training set is not stored.
 
 from __future__ import annotations
 
-import io
-import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from os import PathLike
@@ -25,8 +22,7 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 from scipy import sparse
 
-from kqeq import __version__
-from kqeq.atomic_write import atomic_path
+from kqeq.archive import read_archive, write_archive
 from kqeq.baseline import Baseline, resolve_baseline
 from kqeq.charges import charge_model_from_dict
 from kqeq.errors import InputError, ModelFileError
@@ -75,9 +71,6 @@ def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = Fals
         arrays["posterior/lower"] = result.solution.lower
         arrays["posterior/u"] = result.solution.u
     header = {
-        "format": FORMAT,
-        "version": VERSION,
-        "kqeq": __version__,
         "settings": _settings(model),
         "charges_key": model.charges_key_,
         "species": [chemical_symbols[z] for z in potential.species],
@@ -88,13 +81,7 @@ def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = Fals
         "parts": parts,
         "report": asdict(model.fit_report_),
     }
-    text = json.dumps(header, indent=1, ensure_ascii=False, default=_plain)
-    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(_member("header.json"), text)
-        for name, array in arrays.items():
-            buffer = io.BytesIO()
-            np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
-            archive.writestr(_member(f"{name}.npy"), buffer.getvalue())
+    write_archive(path, FORMAT, VERSION, header, arrays)
 
 
 def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
@@ -119,33 +106,13 @@ def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
         If the baseline calculator is missing or is not the kind the model was fitted with.
     """
     source = Path(path)
-    try:
-        with zipfile.ZipFile(source) as archive:
-            names = set(archive.namelist())
-            if "header.json" not in names:
-                raise ModelFileError(f"{source} is a ZIP archive but no kqeq model (it has no header.json)")
-            header = json.loads(archive.read("header.json"))
-            _check_header(header, source)
-            arrays = {
-                name.removesuffix(".npy"): _read_array(archive, name)
-                for name in names
-                if name.endswith(".npy")
-            }
-    except FileNotFoundError:
-        raise ModelFileError(f"there is no model file {source}") from None
-    except IsADirectoryError:
-        raise ModelFileError(f"{source} is a folder, not a model file") from None
-    except (zipfile.BadZipFile, EOFError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelFileError(
-            f"{source} is no kqeq model file, or is truncated or damaged ({error}); copy it again, or save the "
-            "model again with model.save(path)"
-        ) from None
-    except ModelFileError:
-        raise
-    except OSError as error:
-        raise ModelFileError(f"cannot read the model file {source}: {error.strerror or error}") from None
-    except (RuntimeError, NotImplementedError) as error:  # encrypted, or a compression that Python lacks
-        raise ModelFileError(f"{source} is no kqeq model file ({error})") from None
+    header, arrays = read_archive(
+        source,
+        FORMAT,
+        VERSION,
+        "kqeq model file",
+        "copy it again, or save the model again with model.save(path)",
+    )
     spec, resolved = _baseline(header.get("baseline"), baseline)
     try:
         return _build(header, arrays, spec, resolved)
@@ -156,47 +123,12 @@ def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
         ) from None
 
 
-def _member(name: str) -> zipfile.ZipInfo:
-    """A member with a fixed date, so that equal models give equal files."""
-    return zipfile.ZipInfo(name, date_time=(2020, 1, 1, 0, 0, 0))
-
-
-def _read_array(archive: zipfile.ZipFile, name: str) -> Any:
-    try:
-        return np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
-    except ValueError as error:
-        raise ModelFileError(
-            f"{archive.filename}: the array {name} cannot be read ({error}); files with pickled objects are refused "
-            "because they can run code"
-        ) from None
-
-
-def _check_header(header: Any, source: Path) -> None:
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ModelFileError(f"{source} is no kqeq model file (its header does not say so)")
-    version = header.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise ModelFileError(
-            f"{source} has file version {version}, written by kqeq {header.get('kqeq')}; this is kqeq {__version__}, "
-            f"which reads versions up to {VERSION}. Upgrade with pip install --upgrade kqeq"
-        )
-
-
 def _by_symbol(values: Mapping[int, float]) -> dict[str, float]:
     return {chemical_symbols[z]: float(value) for z, value in values.items()}
 
 
 def _by_number(values: Mapping[str, float]) -> dict[int, float]:
     return {atomic_numbers[symbol]: float(value) for symbol, value in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    """What JSON does not know: numbers of NumPy (from a grid search, for example) and read-only mappings."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError(f"{value!r} cannot be stored in a model file")
 
 
 def _settings(model: KQEq) -> dict[str, Any]:

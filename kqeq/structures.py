@@ -334,6 +334,7 @@ def _complete_cell(cell: FloatArray, pbc: BoolArray) -> FloatArray:
 
 
 __all__ = [
+    "FrameName",
     "Structure",
     "as_frames",
     "check_charge",

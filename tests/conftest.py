@@ -77,6 +77,6 @@ def short_range_model(water_training):
     """A short-range potential without charges."""
     from kqeq import KQEq
 
-    return KQEq(
-        electronegativity=None, charges=None, short_range=small_kernel(4.0, zeta=4), noise=NOISE
-    ).fit(water_training)
+    return KQEq(electronegativity=None, charges=None, short_range=small_kernel(4.0, zeta=4), noise=NOISE).fit(
+        water_training
+    )

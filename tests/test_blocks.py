@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase import Atoms
-
 from checks import assert_close, central_difference, position_gradient, strain_gradient
+
 from kqeq import KQEq, QEq
 from kqeq.fitting.blocks import BLOCKS, LINEAR_KINDS, Linearisation, frame_rows, target_vector
 from kqeq.fitting.features import FeatureStore, TrainingFrame, compute_features
@@ -80,7 +80,9 @@ def case(name, water_systems):
 
 OPEN = ["neutral", "neutral in a field", "cation", "cation in a field", "anion in a field"]
 CASES = [(name, kind) for name in OPEN for kind in KINDS if kind != "stress"]
-CASES += [(name, kind) for name in ("cell", "charged cell") for kind in ("energy", "forces", "stress", "charges")]
+CASES += [
+    (name, kind) for name in ("cell", "charged cell") for kind in ("energy", "forces", "stress", "charges")
+]
 
 
 def line_at(structure, parameters, u, features=None):
@@ -106,7 +108,9 @@ def test_jacobians_are_derivatives(name, kind, parameters, water_systems):
 
     def along(direction):
         return central_difference(
-            lambda t: BLOCKS[kind](line_at(structure, parameters, u + t * direction, line.features), False)[0],
+            lambda t: BLOCKS[kind](line_at(structure, parameters, u + t * direction, line.features), False)[
+                0
+            ],
             0.2,
         )
 
@@ -139,13 +143,16 @@ def test_which_parameters_a_label_depends_on(kind, parameters, water_systems):
         "energy offsets": jacobian[:, energy.columns][:, energy.kernel_size :],
     }
     touched = {name for name, block in size.items() if np.abs(block).max() > 1e-6}
-    assert touched == {
-        "energy": set(size),
-        "forces": {"chi kernel", "chi offsets", "energy kernel"},
-        "stress": {"chi kernel", "chi offsets", "energy kernel"},
-        "dipole": {"chi kernel", "chi offsets"},
-        "charges": {"chi kernel", "chi offsets"},
-    }[kind]
+    assert (
+        touched
+        == {
+            "energy": set(size),
+            "forces": {"chi kernel", "chi offsets", "energy kernel"},
+            "stress": {"chi kernel", "chi offsets", "energy kernel"},
+            "dipole": {"chi kernel", "chi offsets"},
+            "charges": {"chi kernel", "chi offsets"},
+        }[kind]
+    )
 
 
 # ------------------------------------------------------ values of the blocks
@@ -153,7 +160,9 @@ def test_which_parameters_a_label_depends_on(kind, parameters, water_systems):
 
 def block_energy(structure, parameters, u):
     frame = TrainingFrame(structure, Labels(energy=0.0), 0)
-    return BLOCKS["energy"](Linearisation(frame, compute_features(frame, parameters), parameters, u), False)[0][0]
+    return BLOCKS["energy"](Linearisation(frame, compute_features(frame, parameters), parameters, u), False)[
+        0
+    ][0]
 
 
 @pytest.mark.parametrize("name", [*OPEN, "cell", "charged cell"])

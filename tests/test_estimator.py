@@ -1,18 +1,20 @@
 """The object users work with, as scikit-learn sees it."""
 
+import copy
 import inspect
+import pickle
 
 import numpy as np
 import pytest
 from ase import Atoms
+from checks import assert_same_prediction, bare
+from conftest import NOISE
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
 from sklearn.utils.validation import check_is_fitted
 
 import kqeq
-from checks import assert_same_prediction, bare
-from conftest import NOISE
 from kqeq import KQEq, QEq, SOAPKernel
 from kqeq.errors import InputError, ModelNotFittedError
 from kqeq.estimator import default_electronegativity, default_short_range
@@ -35,7 +37,15 @@ def test_every_argument_has_a_default_that_works():
 def test_the_public_interface_of_the_issue():
     """Arguments by the names that the README shows."""
     names = set(inspect.signature(KQEq).parameters)
-    assert {"electronegativity", "short_range", "charges", "baseline", "noise", "targets", "charges_key"} <= names
+    assert {
+        "electronegativity",
+        "short_range",
+        "charges",
+        "baseline",
+        "noise",
+        "targets",
+        "charges_key",
+    } <= names
     kernel = set(inspect.signature(SOAPKernel).parameters)
     assert {"r_cut", "n_max", "l_max", "sigma", "zeta", "n_representatives"} <= kernel
     assert {"total_charge", "external_field"} <= set(inspect.signature(KQEq.predict).parameters)
@@ -103,8 +113,6 @@ def test_fit_returns_self_and_marks_itself_fitted(water_training, kernel):
 
 
 def test_fit_leaves_arguments_and_frames_alone(water_training, kernel):
-    import copy
-
     frames = copy.deepcopy(water_training)
     model = KQEq(kernel(3.0), None, noise={"dipole": 0.02}, targets=("dipole",))
     before = {name: repr(value) for name, value in model.get_params().items()}
@@ -170,7 +178,9 @@ def test_a_model_from_a_grid_search_can_be_saved(estimator, frames, tmp_path):
 
 
 def test_cross_validation_on_lists_of_frames(estimator, frames):
-    scores = cross_val_score(estimator, frames, cv=KFold(3, shuffle=True, random_state=0), error_score="raise")
+    scores = cross_val_score(
+        estimator, frames, cv=KFold(3, shuffle=True, random_state=0), error_score="raise"
+    )
     assert scores.shape == (3,)
     assert (scores > 0.2).all()
     assert (scores <= 1.0).all()
@@ -199,7 +209,9 @@ def test_score_is_the_mean_coefficient_of_determination(water_model, water_train
 
 
 def test_one_frame_gives_one_prediction_and_a_list_a_list(water_model, water_systems):
-    frames = [bare(a) for name in ("water2", "water1", "water2", "hydroxide") for a in water_systems[name][:3]]
+    frames = [
+        bare(a) for name in ("water2", "water1", "water2", "hydroxide") for a in water_systems[name][:3]
+    ]
     many = water_model.predict(frames)
     assert isinstance(many, list)
     assert len(many) == len(frames)
@@ -263,6 +275,15 @@ def test_what_a_prediction_holds_does_not_change_the_model(water_model, water_sy
         np.testing.assert_array_equal(getattr(second, name), value)
 
 
+@pytest.mark.parametrize("travel", [lambda m: pickle.loads(pickle.dumps(m)), copy.deepcopy])
+@pytest.mark.parametrize("kind", ["water_model", "dipole_model", "short_range_model"])
+def test_models_can_be_copied_and_sent_to_workers(kind, travel, request, water_systems):
+    model = request.getfixturevalue(kind)
+    other = travel(model)
+    for atoms in (bare(water_systems["water2"][1]), Atoms("H")):
+        assert_same_prediction(other.predict(atoms), model.predict(atoms))
+
+
 # ----------------------------------------------------------------- evaluate
 
 
@@ -319,7 +340,9 @@ def test_everything_that_needs_a_fit_says_so(call, water_training, tmp_path):
 
 def test_the_short_recipes(water_training, kernel):
     """electronegativity=None, charges=None is a short-range potential; short_range=None charges alone."""
-    short = KQEq(electronegativity=None, charges=None, short_range=kernel(3.0), noise=NOISE).fit(water_training)
+    short = KQEq(electronegativity=None, charges=None, short_range=kernel(3.0), noise=NOISE).fit(
+        water_training
+    )
     assert short.predict(bare(water_training[0])).charges is None
     charges = KQEq(kernel(3.0), short_range=None, noise=NOISE).fit(water_training)
     p = charges.predict(bare(water_training[0]))

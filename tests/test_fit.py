@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase import Atoms
-from scipy.special import erf
-
 from checks import assert_close
 from conftest import NOISE
+from scipy.special import erf
+
 from kqeq import KQEq, QEq, elements
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, KQEqWarning, LabelWarning, UnsupportedError
@@ -108,9 +108,10 @@ def test_a_fit_to_dipoles_is_the_ridge_solution_in_one_step(dipole_model, water_
         fukui, response = charge_response(s)
         base = s.total_charge * fukui - response @ elements.electronegativity(s.numbers)
         assert_close(p_.dipole, sigma * expected + s.positions.T @ base, rtol=1e-6, at_least=1e-3)
-        chi = elements.electronegativity(s.numbers) + np.hstack(
-            [kernel_rows(feature_map, s), s.numbers[:, None] == species[None]]
-        ) @ solution
+        chi = (
+            elements.electronegativity(s.numbers)
+            + np.hstack([kernel_rows(feature_map, s), s.numbers[:, None] == species[None]]) @ solution
+        )
         assert_close(p_.electronegativity, chi, rtol=1e-5, at_least=1.0)
 
 
@@ -120,9 +121,9 @@ def test_a_short_range_fit_to_energies_is_ridge_regression(water_training, kerne
     With y − m ~ N(0, S + Σ²), S = k_sr + k_offsets, the mean at the training points is S (S + Σ²)⁻¹ (y − m).
     """
     frames = [relabel(a, energy=a.get_potential_energy()) for a in water_training]
-    model = KQEq(
-        electronegativity=None, charges=None, short_range=kernel(3.5), noise={"energy": 0.01}
-    ).fit(frames)
+    model = KQEq(electronegativity=None, charges=None, short_range=kernel(3.5), noise={"energy": 0.01}).fit(
+        frames
+    )
     assert len(model.fit_report_.iterations) == 1
     feature_map = model.potential_.short_range.feature_map
     structures = [read_structure(a) for a in frames]
@@ -156,7 +157,9 @@ def test_a_fit_repeated_gives_the_same_model(water_model, water_training):
     assert again.potential_.energy_offsets == water_model.potential_.energy_offsets
 
 
-def test_the_order_of_frames_matters_only_to_rounding_and_the_choice_of_representatives(water_training, kernel):
+def test_the_order_of_frames_matters_only_to_rounding_and_the_choice_of_representatives(
+    water_training, kernel
+):
     """With all environments as representatives nothing is left to choose."""
 
     def build(frames):
@@ -173,7 +176,11 @@ def test_the_order_of_frames_matters_only_to_rounding_and_the_choice_of_represen
 @pytest.mark.parametrize("targets", [None, ["energy"], ["energy", "forces"], ["forces", "dipole", "charges"]])
 def test_the_loss_never_rises(targets, water_training, kernel):
     model = KQEq(
-        kernel(3.5), kernel(4.0, zeta=4), noise={**NOISE, "charges": 0.1}, targets=targets, charges_key="hirshfeld"
+        kernel(3.5),
+        kernel(4.0, zeta=4),
+        noise={**NOISE, "charges": 0.1},
+        targets=targets,
+        charges_key="hirshfeld",
     ).fit(water_training)
     path = losses(model)
     assert len(path) > 1
@@ -286,7 +293,8 @@ def test_partition_charges_are_fitted_only_on_request(water_training, kernel):
     rms = {}
     for name, model in (("ignoring", ignoring), ("asked", asked), ("override", override)):
         errors = [
-            model.potential_.predict(read_structure(a), ()).charges - a.arrays["hirshfeld"] for a in water_training
+            model.potential_.predict(read_structure(a), ()).charges - a.arrays["hirshfeld"]
+            for a in water_training
         ]
         rms[name] = np.sqrt(np.mean(np.concatenate(errors) ** 2))
     assert rms["override"] < 0.03 < rms["ignoring"]
@@ -449,7 +457,9 @@ def test_charge_parameters_given_are_used(water_training, kernel):
         ({"charges": QEq(hardness={"O": np.inf})}, "one finite number"),
     ],
 )
-def test_settings_that_cannot_be_used_are_refused_before_any_work(options, text, water_training, kernel, monkeypatch):
+def test_settings_that_cannot_be_used_are_refused_before_any_work(
+    options, text, water_training, kernel, monkeypatch
+):
     def work(*_, **__):
         raise AssertionError("representatives were chosen before the settings were checked")
 

@@ -5,10 +5,10 @@ import pickle
 import numpy as np
 import pytest
 from ase import Atoms
+from checks import assert_close, position_gradient, strain_gradient
 from scipy import sparse
 from sklearn.base import clone
 
-from checks import assert_close, position_gradient, strain_gradient
 from kqeq import kernels
 from kqeq.errors import InputError, NotPositiveDefiniteError, NumericsWarning
 from kqeq.kernels import FeatureMap, SOAPKernel, gram, layout_columns
@@ -54,9 +54,7 @@ def pull_back(feature_map, atoms, coefficients, weights=None):
     """The gradient of Σ_i weights_i f_i through descriptor gradient and adjoint."""
     state, numbers = evaluate(feature_map, atoms)
     near = feature_map.similarities(state, numbers)
-    return state.adjoint(
-        feature_map.descriptor_gradient(near, state.values.shape, coefficients, weights)
-    )
+    return state.adjoint(feature_map.descriptor_gradient(near, state.values.shape, coefficients, weights))
 
 
 # ----------------------------------------------------------------- settings

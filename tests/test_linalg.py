@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from checks import assert_close, central_difference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checks import assert_close, central_difference
 from kqeq.errors import NotPositiveDefiniteError, NumericsWarning
 from kqeq.linalg import ConstrainedMinimum, factorise, factorise_with_jitter, solve_lower
 
@@ -32,7 +32,9 @@ def test_factorise_says_what_and_why(spoil):
         matrix[:] = 0.0
     else:
         matrix[2, 2] = float(spoil)
-    with pytest.raises(NotPositiveDefiniteError, match="the matrix is not positive definite; raise the hardness"):
+    with pytest.raises(
+        NotPositiveDefiniteError, match="the matrix is not positive definite; raise the hardness"
+    ):
         factorise(matrix, "the matrix", "raise the hardness")
 
 
@@ -194,4 +196,6 @@ def test_no_minimum_is_an_error():
     hessian[1, 1] -= 10.0
     for shift in (False, True):
         with pytest.raises(NotPositiveDefiniteError, match=r"the QEq matrix .* harder"):
-            ConstrainedMinimum.build(hessian, np.ones((4, 1)), shift=shift, what="the QEq matrix", remedy="harder")
+            ConstrainedMinimum.build(
+                hessian, np.ones((4, 1)), shift=shift, what="the QEq matrix", remedy="harder"
+            )

@@ -5,10 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase import Atoms
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.special import erf
-
 from checks import (
     assert_close,
     assert_forces,
@@ -19,6 +15,10 @@ from checks import (
     rotation,
     second_difference,
 )
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import erf
+
 from kqeq import elements
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, UndeterminedWarning, UnsupportedError
@@ -88,7 +88,9 @@ def test_dipole_is_minus_the_derivative_in_the_field(predict, situation):
     p = predict(atoms, charge, field)
     # the energy is quadratic in the field: no error of truncation for any step
     numerical = [
-        -central_difference(lambda t, e=e: predict(atoms, charge, field + t * e, ()).energy_electrostatic, 0.5)
+        -central_difference(
+            lambda t, e=e: predict(atoms, charge, field + t * e, ()).energy_electrostatic, 0.5
+        )
         for e in np.eye(3)
     ]
     assert_close(p.dipole, numerical, rtol=1e-9, at_least=0.05)
@@ -402,7 +404,14 @@ def test_a_short_range_model_is_blind_to_charge(short_range_model, water_systems
     atoms = bare(water_systems["water2"][1])
     structure = read_structure(atoms)
     p = potential.predict(structure)
-    for name in ("charges", "dipole", "polarizability", "electronegativity", "chemical_potential", "hardness"):
+    for name in (
+        "charges",
+        "dipole",
+        "polarizability",
+        "electronegativity",
+        "chemical_potential",
+        "hardness",
+    ):
         assert getattr(p, name) is None
     assert p.energy_electrostatic == 0.0
     charged = potential.predict(structure.under(1.0, NONE))
@@ -471,7 +480,9 @@ def test_a_single_training_charge_leaves_the_chemical_potential_undetermined(
 ):
     import kqeq
 
-    model = kqeq.KQEq(kernel(3.0, n_representatives=4), None, targets=["dipole"]).fit(water_systems["hydronium"][::3])
+    model = kqeq.KQEq(kernel(3.0, n_representatives=4), None, targets=["dipole"]).fit(
+        water_systems["hydronium"][::3]
+    )
     potential = model.potential_
     assert potential.training_charges == (1.0,)
     structure = read_structure(bare(water_systems["hydronium"][1]))

@@ -74,9 +74,7 @@ def partly_linear(seed=0, n=40):
         return 20.0 * np.hstack([c + 2.0 * (a @ u[:2])[:, None] * a, b])
 
     target = predict(truth) + rng.normal(size=n)
-    return Problem(
-        lambda u: target - predict(u), 5, linear_columns=slice(2, 5), jacobian=jacobian
-    ), truth
+    return Problem(lambda u: target - predict(u), 5, linear_columns=slice(2, 5), jacobian=jacobian), truth
 
 
 def losses(solution):
@@ -227,7 +225,10 @@ def test_hopeless_scales_are_an_error():
     problem = Problem(
         lambda u: np.array([1.0]), 2, linear=True, blocks=1, jacobian=lambda u: np.array([[1e200, 1.0]])
     )
-    with np.errstate(over="ignore"), pytest.raises(NotPositiveDefiniteError, match="raise the smallest noise"):
+    with (
+        np.errstate(over="ignore"),
+        pytest.raises(NotPositiveDefiniteError, match="raise the smallest noise"),
+    ):
         minimise(problem, np.zeros(2))
 
 
@@ -260,7 +261,10 @@ def test_a_partly_linear_problem_is_solved(seed):
     path = losses(solution)
     assert all(b <= a * (1 + 1e-10) for a, b in zip(path, path[1:], strict=False))
     np.testing.assert_allclose(solution.u, truth, atol=0.1)
-    assert np.abs(accumulate(problem, solution.u).rhs).max() < 1e-2 * np.abs(accumulate(problem, start).rhs).max()
+    assert (
+        np.abs(accumulate(problem, solution.u).rhs).max()
+        < 1e-2 * np.abs(accumulate(problem, start).rhs).max()
+    )
 
 
 def test_the_minimum_does_not_depend_on_how_linear_parameters_are_treated():

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
-
-import kqeq
 from checks import assert_same_prediction, bare
 from conftest import NOISE
+
+import kqeq
 from kqeq import KQEq, QEq, storage
 from kqeq.atomic_write import atomic_path, check_writable
 from kqeq.errors import InputError, KQEqError, ModelFileError, ModelNotFittedError
@@ -21,7 +21,9 @@ from kqeq.errors import InputError, KQEqError, ModelFileError, ModelNotFittedErr
 
 @pytest.fixture(scope="module")
 def frames(water_systems):
-    result = [bare(a) for name in ("water1", "water2", "water3", "hydroxide") for a in water_systems[name][1:3]]
+    result = [
+        bare(a) for name in ("water1", "water2", "water3", "hydroxide") for a in water_systems[name][1:3]
+    ]
     for i, atoms in enumerate(result):
         atoms.info.update(total_charge=i % 3 - 1, external_field=[0.0, 0.01 * i, -0.05])
     return [*result, Atoms("O"), Atoms("H2", [[0, 0, 0], [0, 0, 0.8]])]
@@ -206,7 +208,9 @@ def test_a_calculator_as_baseline_must_be_given_again(water_training, kernel, tm
     ).fit(water_training)
     path = tmp_path / "m.kqeq"
     model.save(path)
-    with pytest.raises(InputError, match=r"calculator ase:LennardJones.*kqeq\.load\(path, baseline=calculator\)"):
+    with pytest.raises(
+        InputError, match=r"calculator ase:LennardJones.*kqeq\.load\(path, baseline=calculator\)"
+    ):
         kqeq.load(path)
     with pytest.raises(InputError, match="LennardJones, but the baseline given is ase:EMT"):
         kqeq.load(path, baseline=EMT())
@@ -230,7 +234,7 @@ def refuses(path, text):
 
 
 def test_missing_file_and_folder(tmp_path):
-    refuses(tmp_path / "nothing.kqeq", "there is no model file")
+    refuses(tmp_path / "nothing.kqeq", "there is no kqeq model file")
     refuses(tmp_path, "is a folder")
     (tmp_path / "file").write_text("x")
     refuses(tmp_path / "file" / "below.kqeq", "file")
@@ -268,7 +272,7 @@ def test_foreign_files(tmp_path, content):
 def test_other_zip_files(tmp_path):
     path = tmp_path / "arrays.npz"
     np.savez(path, a=np.ones(3))
-    refuses(path, r"no kqeq model \(it has no header\.json\)")
+    refuses(path, r"no kqeq model file \(it has no header\.json\)")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("header.json", json.dumps({"format": "something else", "version": 1}))
     refuses(path, "its header does not say so")
@@ -346,7 +350,16 @@ def test_missing_and_wrong_arrays(file, name):
 
 @pytest.mark.parametrize(
     "key",
-    ["settings", "species", "energy_offsets", "parts", "report", "training_charges", "has_energy", "charges_key"],
+    [
+        "settings",
+        "species",
+        "energy_offsets",
+        "parts",
+        "report",
+        "training_charges",
+        "has_energy",
+        "charges_key",
+    ],
 )
 def test_incomplete_headers(file, key):
     edit_header(file, lambda header: header.pop(key))
@@ -383,7 +396,7 @@ def test_an_encrypted_or_unreadable_file(file, monkeypatch):
     def denied(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(storage.zipfile, "ZipFile", denied)
+    monkeypatch.setattr(zipfile, "ZipFile", denied)
     refuses(file, "cannot read the model file .*: Permission denied")
 
 

@@ -230,7 +230,9 @@ def test_overlap_through_the_periodic_boundary_is_found_wherever_it_is(n_spectat
     cell = np.array([[20.0, 0.0, 0.0], [5.0, 19.0, 0.0], [-3.0, 4.0, 21.0]])
     tenths = st.integers(0, 3)
     pbc = data.draw(st.tuples(*[st.booleans()] * 3).filter(any))
-    direction = np.array(data.draw(st.sampled_from([(1, 1, 0), (1, -1, 0), (1, -1, 1), (0, 0, 1)])), dtype=float)
+    direction = np.array(
+        data.draw(st.sampled_from([(1, 1, 0), (1, -1, 0), (1, -1, 1), (0, 0, 1)])), dtype=float
+    )
     # half of the pair on each side of a corner of the cell, now and then exactly on it
     centre = np.array(data.draw(st.tuples(tenths, tenths, tenths))) * 0.01
     images = np.array(data.draw(st.tuples(*[st.integers(-2, 2)] * 3))) * np.array(pbc)

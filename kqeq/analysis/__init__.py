@@ -1,1 +1,1 @@
-"""TODO."""
+"""What a fitted model says beyond energies: responses, charge-state scans, diagnostics."""

@@ -240,7 +240,7 @@ class Equilibrium:
         """Sum of the atomic dipoles in (n, c) unknowns along the directions that are defined, (3, c)."""
         atoms = len(self.structure)
         total = unknowns[atoms : self.hessian.shape[0]].reshape(atoms, 3, -1).sum(axis=0)
-        return total if self.links is not None else self.open_directions @ total
+        return np.asarray(total if self.links is not None else self.open_directions @ total)
 
     def charge_moment(
         self,

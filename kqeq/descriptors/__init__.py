@@ -29,7 +29,7 @@ def evaluate_states(
     """
     distinct = dict.fromkeys(descriptors)
     if pairs is None and distinct:
-        pairs = find_pairs(structure, longest_cutoff(distinct))
+        pairs = find_pairs(structure, longest_cutoff(distinct), full=False)
     return {d: d.evaluate(structure, derivatives=derivatives, pairs=pairs) for d in distinct}
 
 

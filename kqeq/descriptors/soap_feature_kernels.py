@@ -276,3 +276,6 @@ def scatter_features(
                     plus[m] += g[m]
                 for m in range(n_directions):
                     minus[m] -= g[m]
+
+
+__all__ = ["expand_directions", "pair_products", "pair_slopes", "scatter_features"]

@@ -515,3 +515,6 @@ def pair_gradients(
                 out[0, p] = f * gx[b] + radially * vectors[0, p]
                 out[1, p] = f * gy[b] + radially * vectors[1, p]
                 out[2, p] = f * gz[b] + radially * vectors[2, p]
+
+
+__all__ = ["expand", "fill_block", "pair_gradients"]

@@ -110,3 +110,6 @@ def collect(indices: Any, vectors: Any, gradients: Any, positions: Any, strain: 
             strain[0, a] += vectors[0, p] * g
             strain[1, a] += vectors[1, p] * g
             strain[2, a] += vectors[2, p] * g
+
+
+__all__ = ["collect", "sort_pairs"]

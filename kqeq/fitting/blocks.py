@@ -150,7 +150,10 @@ def _to_stress(strain: FloatArray, volume: float) -> FloatArray:
 
 def _dipole(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray | None]:
     assert line.state is not None and line.state.dipole is not None
-    return line.state.dipole, _spread(line, line.response.dipole) if jacobian else None
+    if not jacobian:
+        return line.state.dipole, None
+    assert line.response.dipole is not None
+    return line.state.dipole, _spread(line, line.response.dipole)
 
 
 def _charges(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray | None]:

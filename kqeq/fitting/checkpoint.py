@@ -7,9 +7,7 @@ labels, so that it cannot be continued with other data.  Everything else is comp
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import zipfile
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from os import PathLike
@@ -18,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kqeq.atomic_write import atomic_path
+from kqeq.archive import read_archive, write_archive
 from kqeq.errors import ModelFileError
 from kqeq.fitting.features import TrainingFrame
 from kqeq.fitting.settings import FitSettings
@@ -68,17 +66,11 @@ def write_checkpoint(path: str | PathLike[str], mark: str, state: SolverState) -
         If the path cannot be written.
     """
     header = {
-        "format": FORMAT,
-        "version": VERSION,
         "fingerprint": mark,
         "damping": state.damping,
         "iterations": [asdict(iteration) for iteration in state.iterations],
     }
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, state.u, allow_pickle=False)
-    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        archive.writestr("header.json", json.dumps(header))
-        archive.writestr("u.npy", buffer.getvalue())
+    write_archive(path, FORMAT, VERSION, header, {"u": state.u})
 
 
 def read_checkpoint(path: str | PathLike[str], mark: str, size: int) -> SolverState | None:
@@ -100,23 +92,14 @@ def read_checkpoint(path: str | PathLike[str], mark: str, size: int) -> SolverSt
     source = Path(path)
     if not source.exists():
         return None
+    remedy = "remove it to start afresh, or give another path"
+    header, arrays = read_archive(source, FORMAT, VERSION, "checkpoint of a kqeq fit", remedy)
     try:
-        with zipfile.ZipFile(source) as archive:
-            header = json.loads(archive.read("header.json"))
-            u = np.lib.format.read_array(io.BytesIO(archive.read("u.npy")), allow_pickle=False)
-        if header["format"] != FORMAT or header["version"] > VERSION:
-            raise KeyError("format")
-        state = SolverState(
-            u=u,
-            damping=float(header["damping"]),
-            iterations=tuple(Iteration(**row) for row in header["iterations"]),
-        )
-        found = header["fingerprint"]
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, EOFError, OSError) as error:
-        raise ModelFileError(
-            f"{source} is no checkpoint of this version, or is damaged ({error}); remove it to start afresh, "
-            "or give another path"
-        ) from None
+        found, u = header["fingerprint"], arrays["u"]
+        iterations = tuple(Iteration(**row) for row in header["iterations"])
+        state = SolverState(u=u, damping=float(header["damping"]), iterations=iterations)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{source} lacks a part of the checkpoint ({error!r}); {remedy}") from None
     if found != mark or u.shape != (size,):
         raise ModelFileError(
             f"{source} is the checkpoint of another fit: settings, frames or labels differ; continue with the same "

@@ -116,7 +116,7 @@ def compare(items: Iterable[tuple[Structure, Labels, Prediction]], skipped: Mapp
             if kind in skipped:
                 continue
             value = getattr(prediction, kind)
-            if value is None:
+            if value is None or (kind == "dipole" and structure.periodic):
                 left_out[kind] = "the model does not predict it for these structures"
                 continue
             scale = 1.0 / len(structure) if kind == "energy" else 1.0

@@ -47,6 +47,8 @@ def choose_labels(
             why = reason(kind)
             if why is None and kind == "stress" and not structure.pbc.all():
                 why = "only cells that are periodic in three directions have a stress"
+            if why is None and kind == "dipole" and structure.periodic:
+                why = "the dipole of a periodic cell depends on the choice of images of its atoms"
             if why is not None:
                 drop[kind] = None
                 ignored[kind] = why
