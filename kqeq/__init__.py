@@ -17,13 +17,15 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from kqeq import datasets, errors
     from kqeq.calculator import KQEqCalculator
-    from kqeq.charges import QEq
+    from kqeq.charges import ACKS2, AtomicDipoles, QEq
     from kqeq.estimator import KQEq
     from kqeq.kernels import SOAPKernel
     from kqeq.potential import Prediction
     from kqeq.storage import load_model as load
 
 _NAMES: dict[str, tuple[str, str | None]] = {
+    "ACKS2": ("kqeq.charges", "ACKS2"),
+    "AtomicDipoles": ("kqeq.charges", "AtomicDipoles"),
     "KQEq": ("kqeq.estimator", "KQEq"),
     "KQEqCalculator": ("kqeq.calculator", "KQEqCalculator"),
     "Prediction": ("kqeq.potential", "Prediction"),
@@ -35,6 +37,8 @@ _NAMES: dict[str, tuple[str, str | None]] = {
 }
 
 __all__ = [
+    "ACKS2",
+    "AtomicDipoles",
     "KQEq",
     "KQEqCalculator",
     "Prediction",

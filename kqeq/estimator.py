@@ -29,6 +29,7 @@ from kqeq.labels import LABEL_KINDS, LabelKeys, read_frames
 from kqeq.potential import Potential, Prediction, check_properties
 from kqeq.progress import track
 from kqeq.structures import as_frames, describe, read_structure
+from kqeq.uncertainty import Posterior, require_posterior, with_uncertainty
 
 _DEFAULT: Any = "default"
 """Marks arguments that take the package's default (``None`` means: leave this part away)."""
@@ -79,6 +80,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         The fitted parameters.
     fit_report_ : FitReport
         Labels used and ignored, sizes, convergence; print it.
+    posterior_ : Posterior or None
+        What the fit knows about its parameters; ``None`` for models loaded from a file without it.
     species_ : tuple of str
         Elements the model knows.
     """
@@ -158,7 +161,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         keys = self._keys(charges_key)
         pairs = list(read_frames(frames, keys, weights=sample_weight))
         result = fit_potential(pairs, settings, resume=resume)
-        self._set_fitted(result.potential, result.report, charges_key)
+        posterior = Posterior(result.parameters, result.solution.u, result.solution.lower, result.noise)
+        self._set_fitted(result.potential, result.report, charges_key, posterior)
         self.result_: FitResult | None = result
         return self
 
@@ -189,12 +193,19 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     def _keys(self, charges_key: str | None) -> LabelKeys:
         return LabelKeys.prefixed(self.label_prefix, charges=charges_key)
 
-    def _set_fitted(self, potential: Potential, report: FitReport, charges_key: str | None) -> None:
+    def _set_fitted(
+        self,
+        potential: Potential,
+        report: FitReport,
+        charges_key: str | None,
+        posterior: Posterior | None = None,
+    ) -> None:
         from ase.data import chemical_symbols
 
         self.potential_ = potential
         self.fit_report_ = report
         self.charges_key_ = charges_key
+        self.posterior_ = posterior
         self.species_ = tuple(chemical_symbols[z] for z in potential.species)
 
     def _fitted(self) -> Potential:
@@ -215,6 +226,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         total_charge: float | None = ...,
         external_field: Any = ...,
         properties: Collection[str] | None = ...,
+        uncertainty: bool = ...,
     ) -> Prediction: ...
 
     @overload
@@ -225,6 +237,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         total_charge: float | None = ...,
         external_field: Any = ...,
         properties: Collection[str] | None = ...,
+        uncertainty: bool = ...,
     ) -> list[Prediction]: ...
 
     def predict(
@@ -234,6 +247,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         total_charge: float | None = None,
         external_field: Any = None,
         properties: Collection[str] | None = None,
+        uncertainty: bool = False,
     ) -> Prediction | list[Prediction]:
         """Predict energies, forces, charges, dipoles and responses.
 
@@ -247,6 +261,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         properties : collection of str, optional
             Some of ``energy, forces, stress, charges, dipole, polarizability``; leaving forces away saves most
             of the time.  All by default.
+        uncertainty : bool
+            Also give ``energy_std``, ``forces_std``, ``charges_std`` and ``dipole_std``, standard deviations of the
+            model's values (:mod:`kqeq.uncertainty`).  Those of forces take most of the time.
 
         Returns
         -------
@@ -255,6 +272,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         ModelNotFittedError, InputError, UnsupportedError
+            Also if uncertainties are asked of a model that was loaded without its posterior.
         """
         potential = self._fitted()
         chosen = check_properties(properties)
@@ -271,24 +289,38 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         for structure in structures:
             potential.warn_if_undetermined(structure)
         results = potential.predict_many(structures, chosen)
+        if uncertainty:
+            posterior = require_posterior(self.posterior_)
+            results = (
+                with_uncertainty(prediction, posterior, structure, chosen)
+                for prediction, structure in zip(results, structures, strict=True)
+            )
         predictions = list(track(results, "predict", total=len(structures)))
         return predictions[0] if single else predictions
 
     # ------------------------------------------------------------- evaluate
 
-    def evaluate(self, frames: Any) -> Evaluation:
+    def evaluate(self, frames: Any, *, calibration: bool = False) -> Evaluation:
         """Errors on labelled frames: RMSE and MAE of every quantity that frames and model share.
 
         Parameters
         ----------
         frames : ase.Atoms or sequence of ase.Atoms
+        calibration : bool
+            Also compare errors with the uncertainties that the model predicts: ``result.calibration``.
 
         Returns
         -------
         Evaluation
             A mapping from quantity to errors that prints as a table; ``to_dict()`` gives plain data.
+
+        Raises
+        ------
+        ModelNotFittedError, InputError, UnsupportedError
+            Also if calibration is asked of a model that was loaded without its posterior.
         """
         potential = self._fitted()
+        posterior = require_posterior(self.posterior_) if calibration else None
         pairs = list(read_frames(frames, self._keys(self.charges_key_)))
         if not any(labels.kinds for _, labels in pairs):
             raise InputError(
@@ -303,13 +335,19 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             potential.check(structure, f"frame {i}")
         wanted = {kind for _, labels in pairs for kind in labels.kinds}
         predictions = potential.predict_many([structure for structure, _ in pairs], wanted)
+        if posterior is not None:
+            known = posterior
+            predictions = (
+                with_uncertainty(prediction, known, structure, wanted)
+                for prediction, (structure, _) in zip(predictions, pairs, strict=True)
+            )
         triples = (
             (structure, labels, prediction)
             for (structure, labels), prediction in zip(
                 pairs, track(predictions, "evaluate", total=len(pairs)), strict=True
             )
         )
-        return compare(triples, skipped)
+        return compare(triples, skipped, None if posterior is None else posterior.noise)
 
     def score(self, frames: Any, y: None = None) -> float:
         """Mean coefficient of determination over the labelled quantities; 1 is perfect.

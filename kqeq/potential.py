@@ -101,6 +101,9 @@ class Prediction:
         The total charge that the prediction is for, e.
     external_field : (3,) array
         The field that it is for, V/Å.
+    energy_std, forces_std, charges_std, dipole_std : float, (N, 3), (N,), (3,) arrays
+        Standard deviations of the quantities of the same names, with ``predict(..., uncertainty=True)``; those of the
+        model's own values, without the noise of labels (:mod:`kqeq.uncertainty`).
     """
 
     energy: float
@@ -119,6 +122,10 @@ class Prediction:
     hardness: float | None
     total_charge: float
     external_field: FloatArray
+    energy_std: float | None = None
+    forces_std: FloatArray | None = None
+    charges_std: FloatArray | None = None
+    dipole_std: FloatArray | None = None
 
 
 @dataclass(frozen=True, eq=False)

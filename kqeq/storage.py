@@ -5,7 +5,7 @@ Layout, version 1::
     header.json          format, version, library version, settings, element offsets, report
     <part>/<Z>/data|indices|indptr    representatives of one element, sparse rows (part: chi, short_range)
     <part>/<Z>/coefficients           kernel coefficients
-    posterior/lower                   optional: Cholesky factor of the posterior precision
+    posterior/lower, posterior/u      optional: Cholesky factor of the posterior precision, parameters
 
 The training set is not stored.
 """
@@ -27,11 +27,13 @@ from kqeq.baseline import Baseline, resolve_baseline
 from kqeq.charges import charge_model_from_dict
 from kqeq.errors import InputError, ModelFileError
 from kqeq.estimator import KQEq
+from kqeq.fitting.parameters import Parameters, SitePart
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.solver import Iteration
 from kqeq.kernels import FeatureMap, SOAPKernel
 from kqeq.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
+from kqeq.uncertainty import Posterior
 
 FORMAT = "kqeq-model"
 VERSION = 1
@@ -62,14 +64,20 @@ def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = Fals
             arrays[f"{prefix}/indptr"] = rows.indptr
             arrays[f"{prefix}/shape"] = np.array(rows.shape)
             arrays[f"{prefix}/coefficients"] = part.coefficients[z]
+    stored_posterior = None
     if posterior:
-        result = getattr(model, "result_", None)
-        if result is None:
+        known = model.posterior_
+        if known is None:
             raise InputError(
                 "posterior=True, but this model was loaded from a file and holds no posterior; fit it again to store one"
             )
-        arrays["posterior/lower"] = result.solution.lower
-        arrays["posterior/u"] = result.solution.u
+        arrays["posterior/lower"] = known.lower
+        arrays["posterior/u"] = known.u
+        stored_posterior = {
+            "noise": dict(known.noise),
+            "chi": _prior(known.parameters.chi),
+            "energy": _prior(known.parameters.energy),
+        }
     header = {
         "settings": _settings(model),
         "charges_key": model.charges_key_,
@@ -80,6 +88,7 @@ def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = Fals
         "baseline": None if potential.baseline is None else potential.baseline.name,
         "parts": parts,
         "report": asdict(model.fit_report_),
+        "posterior": stored_posterior,
     }
     write_archive(path, FORMAT, VERSION, header, arrays)
 
@@ -161,8 +170,41 @@ def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: 
     report = dict(header["report"])
     report["iterations"] = tuple(Iteration(**row) for row in report["iterations"])
     report["notes"] = tuple(report["notes"])
-    model._set_fitted(potential, FitReport(**report), header["charges_key"])
+    posterior = _posterior(header, arrays, potential)
+    model._set_fitted(potential, FitReport(**report), header["charges_key"], posterior)
     return model
+
+
+def _prior(part: SitePart | None) -> dict[str, Any] | None:
+    """The prior of one part of the parameters as plain data."""
+    if part is None:
+        return None
+    return {"delta": part.delta, "mean": _by_symbol(part.offset_mean), "spread": part.offset_spread}
+
+
+def _posterior(header: dict[str, Any], arrays: dict[str, Any], potential: Potential) -> Posterior | None:
+    """The posterior, if the file holds a complete one."""
+    stored = header.get("posterior")
+    if stored is None:
+        return None
+    chi, energy = stored["chi"], stored["energy"]
+    chi_site, energy_site = potential.electronegativity, potential.short_range
+    parameters = Parameters.build(
+        potential.species,
+        charges=potential.charges,
+        chi_map=None if chi_site is None else chi_site.feature_map,
+        chi_delta=0.0 if chi is None else chi["delta"],
+        chi_mean={} if chi is None else _by_number(chi["mean"]),
+        chi_spread=0.0 if chi is None else chi["spread"],
+        energy_map=None if energy_site is None else energy_site.feature_map,
+        energy_delta=0.0 if energy is None else energy["delta"],
+        energy_mean=None if energy is None else _by_number(energy["mean"]),
+        energy_spread=0.0 if energy is None else energy["spread"],
+    )
+    u, lower = arrays["posterior/u"], arrays["posterior/lower"]
+    if u.shape != (parameters.size,) or lower.shape != (parameters.size, parameters.size):
+        raise ValueError("the posterior does not fit the parameters")
+    return Posterior(parameters, u, lower, stored["noise"])
 
 
 def _baseline(name: str | None, given: Any) -> tuple[Any, Baseline | None]:

@@ -226,7 +226,7 @@ def test_empty_files(water_model, estimator, tmp_path, capsys):
     empty.write_text("")
     frames = read(io.StringIO(""), ":", format="extxyz")
     for call in (estimator.fit, water_model.predict, water_model.evaluate, water_model.score):
-        with pytest.raises(InputError, match="no frames were given .*empty file"):
+        with pytest.raises(InputError, match=r"no frames were given .*empty file"):
             call(frames)
     model = tmp_path / "m.kqeq"
     water_model.save(model)
@@ -325,8 +325,8 @@ def test_model_files_that_are_not(water_model, tmp_path, capsys):
     files.update(newer=newer.getvalue(), holding=holding.getvalue())
     texts = {
         "truncated": "truncated or damaged",
-        "foreign": "no kqeq model file",
-        "pickle": "no kqeq model file",
+        "foreign": "model file, or is truncated or damaged",
+        "pickle": "model file, or is truncated or damaged",
         "newer": "Upgrade with pip install --upgrade kqeq",
         "holding": "pickled objects are refused",
     }
@@ -427,5 +427,5 @@ def test_two_labels_of_one_name_that_disagree(estimator):
 def test_weights_that_do_not_fit(estimator, water_training):
     with pytest.raises(InputError, match="2 weights were given for 12 frames; give one per frame"):
         estimator.fit(water_training, sample_weight=[1, 2])
-    with pytest.raises(InputError, match="weight of frame 0 .* not negative"):
+    with pytest.raises(InputError, match=r"weight of frame 0 .* not negative"):
         estimator.fit(water_training, sample_weight=[-1.0] * 12)

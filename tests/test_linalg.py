@@ -130,7 +130,7 @@ def test_agrees_with_the_bordered_solve(shift, n, k, seed):
 
 @pytest.mark.parametrize("shift", [False, True])
 def test_derivatives(shift):
-    hessian, constraints, built, rng = problem(shift=shift)
+    hessian, _, built, rng = problem(shift=shift)
     linear, totals = rng.normal(size=6), rng.normal(size=2)
 
     def energy(b, q):

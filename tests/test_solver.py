@@ -1,5 +1,7 @@
 """The solver on problems whose answers are known, linear and not."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -137,7 +139,7 @@ def test_the_loss_never_rises_on_the_way_through_a_valley():
     assert solution.converged
     path = losses(solution)
     assert len(path) > 3
-    assert all(b <= a * (1 + 1e-12) for a, b in zip(path, path[1:], strict=False))
+    assert all(b <= a * (1 + 1e-12) for a, b in pairwise(path))
     assert any(it.damping > 0 for it in solution.iterations)
     assert solution.loss == pytest.approx(problem.loss(solution.u))
     assert solution.loss < 0.05 * path[0]
@@ -208,12 +210,12 @@ def test_steps_into_nothing_are_not_taken():
     assert np.isfinite(solution.u).all()
     assert solution.converged
     path = losses(solution)
-    assert all(b <= a for a, b in zip(path, path[1:], strict=False))
+    assert all(b <= a for a, b in pairwise(path))
 
 
 def test_a_wrong_jacobian_is_noticed_not_followed():
     """If no step along the promised direction helps, say so instead of wandering."""
-    problem, matrix, target = linear_problem()
+    problem, matrix, _ = linear_problem()
     problem._jacobian = lambda u: -matrix
     solution = minimise(problem, np.zeros(6))
     assert not solution.converged
@@ -259,7 +261,7 @@ def test_a_partly_linear_problem_is_solved(seed):
     solution = minimise(problem, start, max_iterations=100, tolerance=1e-9, negligible=1e-9)
     assert solution.converged
     path = losses(solution)
-    assert all(b <= a * (1 + 1e-10) for a, b in zip(path, path[1:], strict=False))
+    assert all(b <= a * (1 + 1e-10) for a, b in pairwise(path))
     np.testing.assert_allclose(solution.u, truth, atol=0.1)
     assert (
         np.abs(accumulate(problem, solution.u).rhs).max()

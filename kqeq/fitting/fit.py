@@ -55,12 +55,15 @@ class FitResult:
     report : FitReport
     parameters : Parameters
     solution : Solution
+    noise : dict of str to float
+        Standard deviations of the labels.
     """
 
     potential: Potential
     report: FitReport
     parameters: Parameters
     solution: Solution
+    noise: dict[str, float]
 
 
 def _start(problem: FitProblem) -> FloatArray:
@@ -192,7 +195,7 @@ def fit_potential(
         seconds=time.perf_counter() - started,
         notes=tuple(notes),
     )
-    return FitResult(potential, report, parameters, solution)
+    return FitResult(potential, report, parameters, solution, noise)
 
 
 def _parameters(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,26 @@ class Errors:
     mae_norm: float | None = None
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """Whether errors are as large as the model says.
+
+    Attributes
+    ----------
+    within_68, within_95 : float
+        Share of labels within the central 68 % and 95 % of the predicted distribution; 0.68 and 0.95 are perfect.
+    mean_z2 : float
+        Mean of (error / standard deviation)²; 1 is perfect, more means overconfident.
+    n : int
+        Number of components.
+    """
+
+    within_68: float
+    within_95: float
+    mean_z2: float
+    n: int
+
+
 class Evaluation(Mapping[str, Errors]):
     """Errors by quantity; prints as a table.
 
@@ -58,11 +78,19 @@ class Evaluation(Mapping[str, Errors]):
     errors : mapping of str to Errors
     skipped : mapping of str to str
         Labels that were not compared, with the reason.
+    calibration : mapping of str to Calibration
+        By quantity, where uncertainties were asked for.
     """
 
-    def __init__(self, errors: Mapping[str, Errors], skipped: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        errors: Mapping[str, Errors],
+        skipped: Mapping[str, str],
+        calibration: Mapping[str, Calibration] | None = None,
+    ) -> None:
         self._errors = dict(errors)
         self.skipped = dict(skipped)
+        self.calibration = dict(calibration or {})
 
     def __getitem__(self, key: str) -> Errors:
         return self._errors[key]
@@ -80,6 +108,8 @@ class Evaluation(Mapping[str, Errors]):
             row = {"rmse": error.rmse, "mae": error.mae, "unit": error.unit, "n": error.n}
             if error.mae_norm is not None:
                 row["mae_norm"] = error.mae_norm
+            if kind in self.calibration:
+                row["calibration"] = asdict(self.calibration[kind])
             result[kind] = row
         return result
 
@@ -89,6 +119,12 @@ class Evaluation(Mapping[str, Errors]):
             lines.append(f"{kind:<16}{error.rmse:12.5f}{error.mae:12.5f}  {error.unit:<12}{error.n:8d}")
             if error.mae_norm is not None:
                 lines.append(f"{'  |' + kind + '|':<16}{'':12}{error.mae_norm:12.5f}  {error.unit:<12}")
+        if self.calibration:
+            lines.append(f"{'calibration':<16}{'in 68 %':>12}{'in 95 %':>12}  {'mean z²':<12}{'n':>8}")
+        for kind, c in self.calibration.items():
+            lines.append(
+                f"{kind:<16}{100 * c.within_68:10.1f} %{100 * c.within_95:10.1f} %  {c.mean_z2:<12.3f}{c.n:8d}"
+            )
         lines += [f"not compared: {kind} ({reason})" for kind, reason in self.skipped.items()]
         return "\n".join(lines)
 
@@ -96,7 +132,11 @@ class Evaluation(Mapping[str, Errors]):
         return f"Evaluation({', '.join(f'{k}: rmse {e.rmse:.4g} {e.unit}' for k, e in self._errors.items())})"
 
 
-def compare(items: Iterable[tuple[Structure, Labels, Prediction]], skipped: Mapping[str, str]) -> Evaluation:
+def compare(
+    items: Iterable[tuple[Structure, Labels, Prediction]],
+    skipped: Mapping[str, str],
+    noise: Mapping[str, float] | None = None,
+) -> Evaluation:
     """Compare predictions with labels.
 
     Parameters
@@ -104,7 +144,11 @@ def compare(items: Iterable[tuple[Structure, Labels, Prediction]], skipped: Mapp
     items : iterable of (Structure, Labels, Prediction)
     skipped : mapping of str to str
         Label kinds that must not be compared, with the reason.
+    noise : mapping of str to float, optional
+        Standard deviation of labels by kind; adds the calibration of those quantities that were predicted with
+        an uncertainty.  A label scatters with its noise around the value, so the variances add.
     """
+    deviations: dict[str, list[FloatArray]] = {}
     reference: dict[str, list[FloatArray]] = {}
     predicted: dict[str, list[FloatArray]] = {}
     compositions: list[tuple[tuple[int, int], ...]] = []
@@ -125,6 +169,11 @@ def compare(items: Iterable[tuple[Structure, Labels, Prediction]], skipped: Mapp
                 compositions.append(tuple(zip(numbers.tolist(), counts.tolist(), strict=True)))
             reference.setdefault(kind, []).append(scale * np.ravel(getattr(labels, kind)))
             predicted.setdefault(kind, []).append(scale * np.ravel(value))
+            std = getattr(prediction, f"{kind}_std", None)
+            if noise is not None and std is not None:
+                # energies are compared per atom, and their noise is σ √N
+                own = noise[kind] / np.sqrt(labels.weight * (len(structure) if kind == "energy" else 1.0))
+                deviations.setdefault(kind, []).append(np.hypot(scale * np.ravel(std), own))
     errors = {}
     for kind, unit in UNITS.items():
         if kind not in reference:
@@ -142,7 +191,25 @@ def compare(items: Iterable[tuple[Structure, Labels, Prediction]], skipped: Mapp
             r2=_r2(y, p, kind, compositions),
             mae_norm=norms,
         )
-    return Evaluation(errors, {k: v for k, v in left_out.items() if k in present})
+    calibration = {
+        kind: _calibration(
+            np.concatenate(reference[kind]) - np.concatenate(predicted[kind]), np.concatenate(scatter)
+        )
+        for kind, scatter in deviations.items()
+    }
+    return Evaluation(errors, {k: v for k, v in left_out.items() if k in present}, calibration)
+
+
+def _calibration(error: FloatArray, deviation: FloatArray) -> Calibration:
+    from scipy.special import ndtri
+
+    z = np.abs(error) / deviation
+    return Calibration(
+        within_68=float(np.mean(z <= ndtri(0.5 + 0.68 / 2))),
+        within_95=float(np.mean(z <= ndtri(0.5 + 0.95 / 2))),
+        mean_z2=float(np.mean(z**2)),
+        n=len(z),
+    )
 
 
 def _r2(y: FloatArray, p: FloatArray, kind: str, compositions: list[tuple[tuple[int, int], ...]]) -> float:
@@ -160,4 +227,4 @@ def _r2(y: FloatArray, p: FloatArray, kind: str, compositions: list[tuple[tuple[
     return 1.0 - error / spread
 
 
-__all__ = ["UNITS", "Errors", "Evaluation", "compare"]
+__all__ = ["UNITS", "Calibration", "Errors", "Evaluation", "compare"]

@@ -1,0 +1,115 @@
+"""Element parameters that are learned: a vector of standardised logarithms and what it does to a model.
+
+    parameter = start · exp(spread · u),   prior u ~ N(0, 1)
+
+so that parameters stay positive and the prior is a log-normal distribution around the default (theory section 3).
+
+Dimensions: N atoms, p learned parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from kqeq.charges.base import ChargeModel, SiteChange, SiteParameters
+from kqeq.constants import COULOMB
+from kqeq.errors import InputError
+from kqeq.typing import FloatArray, IntArray
+
+SPREADS: Mapping[str, float] = {"hardness": 0.7, "width": 0.4, "polarizability": 0.7, "softness": 1.0}
+"""Default standard deviations of the logarithms: how far parameters of atoms in molecules are from the defaults."""
+
+_UNITS: Mapping[str, float] = {"polarizability": COULOMB}
+"""Users give polarizabilities in Å³; inside they are in e²·Å²/eV."""
+
+
+@dataclass(frozen=True, eq=False)
+class ElementParameters:
+    """The learned parameters of a charge model.
+
+    Attributes
+    ----------
+    kinds : tuple of str
+        Kind of each parameter.
+    species : (p,) int array
+        Element of each parameter.
+    start : (p,) array
+        Default values, in the units of :class:`~kqeq.charges.base.SiteParameters`.
+    spread : (p,) array
+        Standard deviations of the logarithms.
+    """
+
+    kinds: tuple[str, ...]
+    species: IntArray
+    start: FloatArray
+    spread: FloatArray
+
+    @classmethod
+    def build(
+        cls, model: ChargeModel, species: Iterable[int], spreads: Mapping[str, float] | None = None
+    ) -> ElementParameters:
+        """The parameters that a model asks to be learned (``"learn"``), for the given elements.
+
+        Raises
+        ------
+        InputError
+            For spreads that are not positive or of unknown kinds.
+        """
+        widths = {**SPREADS, **(spreads or {})}
+        for kind, value in widths.items():
+            if kind not in SPREADS or not (np.isfinite(value) and value > 0.0):
+                raise InputError(
+                    f"spread {value!r} of {kind!r}; expected positive numbers for some of {', '.join(SPREADS)}"
+                )
+        numbers = np.array(sorted(set(species)), dtype=np.int64)
+        sites = model.site_parameters(numbers)
+        kinds, elements, start, spread = [], [], [], []
+        for kind in model.learned:
+            for number, value in zip(numbers, getattr(sites, kind), strict=True):
+                kinds.append(kind)
+                elements.append(int(number))
+                start.append(float(value))
+                spread.append(float(widths[kind]))
+        return cls(tuple(kinds), np.array(elements, dtype=np.int64), np.array(start), np.array(spread))
+
+    @property
+    def size(self) -> int:
+        """Number of parameters p."""
+        return len(self.kinds)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names such as ``hardness O``."""
+        return tuple(f"{kind} {chemical_symbols[z]}" for kind, z in zip(self.kinds, self.species, strict=True))
+
+    def values(self, u: FloatArray) -> FloatArray:
+        """Parameters at u, (p,)."""
+        return np.asarray(self.start * np.exp(self.spread * u))
+
+    def apply(self, model: ChargeModel, u: FloatArray) -> ChargeModel:
+        """The model with parameters in place of ``"learn"``."""
+        given: dict[str, dict[str, float]] = {kind: {} for kind in model.learned}
+        for kind, z, value in zip(self.kinds, self.species, self.values(u), strict=True):
+            given[kind][chemical_symbols[z]] = float(value) * _UNITS.get(kind, 1.0)
+        return model.with_parameters(given)
+
+    def sites(self, model: ChargeModel, numbers: IntArray, u: FloatArray) -> SiteParameters:
+        """Site parameters of atoms at u."""
+        return self.apply(model, u).site_parameters(numbers)
+
+    def directions(self, numbers: IntArray, u: FloatArray) -> SiteChange:
+        """∂(site parameters)/∂u, columns (N, p)."""
+        slopes = self.spread * self.values(u)
+        columns = (numbers[:, None] == self.species[None, :]) * slopes[None, :]
+        blocks: dict[str, FloatArray] = {}
+        for kind in dict.fromkeys(self.kinds):
+            of_kind = np.array([k == kind for k in self.kinds])
+            blocks[kind] = np.where(of_kind[None, :], columns, 0.0)
+        return SiteChange(**blocks)
+
+
+__all__ = ["SPREADS", "ElementParameters"]
