@@ -20,6 +20,9 @@ A force is a functional of g *and* of its gradient, Σ_i a_i ∂g_i/∂r + Σ_i 
 The derivatives ∂p/∂r of whole descriptor rows are taken here, and only here, by central differences: 6N evaluations
 of a structure are cheaper than the dense analytic derivative, and an uncertainty needs no more digits.
 
+The gradient of g stays as uncertain as the prior makes it even where forces were fitted, because those labels act on
+the sparse features only: uncertainties of forces err on the large side.
+
 Standard deviations are those of the model's own value; a label scatters around it with its noise on top.
 
 Dimensions: N atoms, P parameters, n rows of one label.
