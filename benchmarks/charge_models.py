@@ -21,8 +21,7 @@ from ase.build import bulk
 from ase.io import read
 from common import Row, main, public, row
 
-import kqeq.charges as charges
-from kqeq import elements
+from kqeq import charges, elements
 from kqeq.constants import COULOMB
 from kqeq.fitting.learning import learn_from_polarizabilities
 from kqeq.structures import Structure, read_structure

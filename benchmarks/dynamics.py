@@ -47,7 +47,7 @@ def kernel(smooth: str, quick: bool) -> kqeq.SOAPKernel:
     sigma = 0.5 Å or (n_max, l_max) = (8, 6) force errors are about twice as large.
     """
     return kqeq.SOAPKernel(
-        r_cut=4.0, n_max=5, l_max=4, sigma=0.3, zeta=2, n_representatives=150 if quick else 400, smooth=smooth
+        r_cut=4.0, n_max=4, l_max=4, sigma=0.3, zeta=2, n_representatives=150 if quick else 400, smooth=smooth
     )
 
 

@@ -1,6 +1,6 @@
 """A periodic fit with charges: bulk ZnO, 216 atoms a frame (public data), 30 frames to fit and 11 to test.
 
-    python benchmarks/periodic.py [--quick] [--json FILE]
+python benchmarks/periodic.py [--quick] [--json FILE]
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def zno(quick: bool) -> Iterator[Row]:
         yield row(f"ZnO bulk, fit, {name}", seconds, "s")
     plain = errors["short-range only"]["forces"].rmse
     for name in ("QEq + short-range", "ACKS2 + short-range"):
-        yield row(f"ZnO bulk, forces, {name} / short-range only", errors[name]["forces"].rmse / plain, "", "< 1")
+        yield row(
+            f"ZnO bulk, forces, {name} / short-range only", errors[name]["forces"].rmse / plain, "", "< 1"
+        )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kqeq.estimator import KQEq
     from kqeq.kernels import SOAPKernel
     from kqeq.potential import Prediction
+    from kqeq.selection import select
     from kqeq.storage import load_model as load
 
 _NAMES: dict[str, tuple[str, str | None]] = {
@@ -34,6 +35,7 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "datasets": ("kqeq.datasets", None),
     "errors": ("kqeq.errors", None),
     "load": ("kqeq.storage", "load_model"),
+    "select": ("kqeq.selection", "select"),
 }
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "datasets",
     "errors",
     "load",
+    "select",
 ]
 
 

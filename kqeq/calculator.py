@@ -18,6 +18,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from kqeq.errors import InputError, UnsupportedError
 from kqeq.estimator import KQEq
 from kqeq.potential import Potential, Prediction, require_energy_model
+from kqeq.site_data import site_data_key
 from kqeq.structures import check_charge, check_field, conditions, describe, read_structure
 from kqeq.typing import FloatArray
 
@@ -83,6 +84,7 @@ class KQEqCalculator(Calculator):
         self._potential: Potential = model._fitted()
         self._prediction: Prediction | None = None
         self._conditions: tuple[float, FloatArray] | None = None
+        self._site_data: tuple[bytes | None, ...] = ()
         self._checked: tuple[bytes, ...] | None = None
         self._warned: set[float] = set()
         super().__init__(total_charge=total_charge, external_field=external_field)  # type: ignore[no-untyped-call]
@@ -154,6 +156,8 @@ class KQEqCalculator(Calculator):
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What changed since the last calculation, charge and field in ``atoms.info`` included.
 
+        ``"site_data"`` stands for fragments, reference charges and the external potential.
+
         Raises
         ------
         InputError
@@ -167,6 +171,8 @@ class KQEqCalculator(Calculator):
             changes.append("total_charge")
         if (field != self._conditions[1]).any():
             changes.append("external_field")
+        if site_data_key(atoms) != self._site_data:
+            changes.append("site_data")
         return changes
 
     def _read_conditions(self, atoms: Atoms) -> tuple[float, FloatArray]:
@@ -253,6 +259,7 @@ class KQEqCalculator(Calculator):
         self._prediction = prediction
         # a copy: the field may be the very array in atoms.info, which can be changed in place
         self._conditions = (structure.total_charge, structure.external_field.copy())
+        self._site_data = site_data_key(self.atoms)
         for name in properties:
             if name not in self.results:
                 raise PropertyUnavailableError(

@@ -127,13 +127,15 @@ def _kernel(name: str, kernel: SOAPKernel, table: dict[str, Any]) -> SOAPKernel:
     return kernel
 
 
-def _charges(table: dict[str, Any]) -> Any:
+def _charges(table: dict[str, Any], where: str = "[charges]") -> Any:
     options = dict(table)
     for key, value in table.items():
-        if isinstance(value, dict):
-            options[key] = _numbers(f"[charges] {key}", value)
+        if isinstance(value, dict) and key == "inner":
+            options[key] = _charges(value, f"{where} inner")
+        elif isinstance(value, dict):
+            options[key] = _numbers(f"{where} {key}", value)
     if "model" in options and not isinstance(options["model"], str):
-        raise InputError(f'[charges] model is {options["model"]!r}; expected a name, for example "QEq"')
+        raise InputError(f'{where} model is {options["model"]!r}; expected a name, for example "QEq"')
     return charge_model_from_dict(options) if options else QEq()
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from threadpoolctl import threadpool_limits
 
 from kqeq import __version__, datasets
 from kqeq.atomic_write import atomic_path, check_writable
@@ -78,9 +77,7 @@ def run(folder: Path, say: Printer = print) -> dict[str, Any]:
     plot, model_file = folder / PLOT_NAME, folder / MODEL_NAME
     check_writable(plot)
     check_writable(model_file)
-    # the matrices are so small that threads inside BLAS cost more than they give, much more on a busy machine
-    with threadpool_limits(limits=1, user_api="blas"):
-        return _story(plot, model_file, say)
+    return _story(plot, model_file, say)
 
 
 def _story(plot: Path, model_file: Path, say: Printer) -> dict[str, Any]:

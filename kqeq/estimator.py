@@ -7,6 +7,7 @@ Follows scikit-learn's conventions for estimators; the work is done by :mod:`kqe
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
 from os import PathLike
 from typing import Any, overload
@@ -124,6 +125,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         targets: Sequence[str] | None = None,
         charges_key: str | None = None,
         resume: str | PathLike[str] | None = None,
+        optimize: str | None = None,
     ) -> KQEq:
         """Fit to labelled frames.
 
@@ -142,6 +144,11 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         resume : path-like, optional
             Checkpoint file: written after every step, and continued from if it is there already, so that an
             interrupted fit (Ctrl-C, a killed job) called again gives what the uninterrupted one would have.
+        optimize : "evidence", optional
+            Learn the noise of every label kind, the prior spreads (δ of the kernels, spreads of the offsets) and, for
+            fits to dipoles or charges alone, ζ of the electronegativities by maximising the marginal likelihood
+            (:mod:`kqeq.fitting.evidence`).  The given values are the start and the centre of bounds; what was learned
+            is in ``posterior_`` and in the report.
 
         Returns
         -------
@@ -157,7 +164,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         """
         targets = self.targets if targets is None else targets
         charges_key = self.charges_key if charges_key is None else charges_key
-        settings = self._settings(targets)
+        settings = replace(self._settings(targets), optimize=optimize)
         keys = self._keys(charges_key)
         pairs = list(read_frames(frames, keys, weights=sample_weight))
         result = fit_potential(pairs, settings, resume=resume)

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 from ase.data import chemical_symbols
 
+from kqeq import blas
 from kqeq.baseline import Baseline
 from kqeq.charges.base import ChargeModel, ChargeState, ChargeSystem
 from kqeq.descriptors import evaluate_states, longest_cutoff
@@ -231,12 +233,13 @@ class Potential:
             A neighbour list that reaches ``cutoff``, for example one that is reused along a trajectory.
         """
         derivatives = _needs_derivatives(structure, properties)
-        states = evaluate_states(self.descriptors, structure, derivatives=derivatives, pairs=pairs)
-        near = {
-            feature_map: feature_map.similarities(states[feature_map.descriptor], structure.numbers)
-            for feature_map in self.feature_maps
-        }
-        return self._finish(structure, properties, states, near)
+        with blas.one_thread() if len(structure) <= BATCH_ATOMS else nullcontext():
+            states = evaluate_states(self.descriptors, structure, derivatives=derivatives, pairs=pairs)
+            near = {
+                feature_map: feature_map.similarities(states[feature_map.descriptor], structure.numbers)
+                for feature_map in self.feature_maps
+            }
+            return self._finish(structure, properties, states, near)
 
     def predict_many(
         self, structures: Sequence[Structure], properties: Collection[str] = PROPERTIES
@@ -256,7 +259,9 @@ class Potential:
             }
             for i, structure in enumerate(batch):
                 own = {feature_map: lists[i] for feature_map, lists in near.items()}
-                yield self._finish(structure, properties, states[i], own)
+                with blas.one_thread() if len(structure) <= BATCH_ATOMS else nullcontext():
+                    prediction = self._finish(structure, properties, states[i], own)
+                yield prediction
 
     def _finish(
         self,

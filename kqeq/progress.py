@@ -16,4 +16,14 @@ def track(items: Iterable[T], description: str, **options: Any) -> Iterable[T]:
     return bar
 
 
-__all__ = ["track"]
+def say(text: str) -> None:
+    """Print a line among progress bars; only on a terminal."""
+    import sys
+
+    from tqdm import tqdm
+
+    if sys.stderr.isatty():
+        tqdm.write(text, file=sys.stderr)
+
+
+__all__ = ["say", "track"]

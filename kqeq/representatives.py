@@ -15,6 +15,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from scipy import sparse
 
+from kqeq import blas
 from kqeq.descriptors.base import Descriptor
 from kqeq.errors import RepresentativesWarning
 from kqeq.kernels import FeatureMap, SOAPKernel, gram, layout_columns
@@ -26,6 +27,9 @@ DENSE_BUDGET = 1_000_000_000
 
 PROJECTED_FEATURES = 1024
 """Dimensions that a random projection keeps (distances are preserved to about 5 %)."""
+
+INDEPENDENT = 1e-6
+"""Least part of a (normalised) row that has to lie outside the span of others."""
 
 DUPLICATE = 1e-12
 """Environments whose normalised dot product is within this of 1 are the same."""
@@ -57,6 +61,17 @@ def build_feature_map(
     RepresentativesWarning
         If there are fewer distinct environments of an element than were asked for.
     """
+    with blas.one_thread():
+        return _build(kernel, structures, species, progress, role)
+
+
+def _build(
+    kernel: SOAPKernel,
+    structures: Iterable[Structure],
+    species: tuple[int, ...],
+    progress: Callable[[Iterable[Structure]], Iterable[Structure]],
+    role: str,
+) -> FeatureMap:
     descriptor = kernel.descriptor()
     pool = _candidates(descriptor, progress(structures), species)
     chosen: dict[int, sparse.csr_array] = {}
@@ -72,7 +87,7 @@ def build_feature_map(
             f"training frames have fewer distinct environments of some elements ({', '.join(short)}); all were "
             "taken. Lower n_representatives to silence this.",
             RepresentativesWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return FeatureMap(descriptor, float(kernel.zeta), chosen, species)
 
@@ -128,13 +143,25 @@ def select(rows: sparse.csr_array, n: int, method: str) -> IntArray:
             # once every direction is covered nothing is left to orthogonalise
             warnings.filterwarnings("ignore", "Column vector contains only zeros", UserWarning)
             selector.fit(_dense(rows, 8 * PROJECTED_FEATURES * candidates))
-        order = _distinct(rows, np.asarray(selector.selected_idx_, dtype=np.int64))
+        order = _independent(rows, np.asarray(selector.selected_idx_, dtype=np.int64))
     except ArpackError:  # nothing is left at all
         order = np.zeros(1, dtype=np.int64)
     if len(order) < n:
         # CUR tells rows apart only up to their rank; a power of the dot product distinguishes more
-        order = _distinct(rows, _farthest(rows, n, order.tolist()))
-    return order
+        order = _farthest(rows, n, order.tolist())
+    return _distinct(rows, order)
+
+
+def _independent(rows: sparse.csr_array, order: IntArray) -> IntArray:
+    """The first of the chosen rows, up to one that depends linearly on those before it.
+
+    What CUR chooses from there on follows rounding errors, which differ between machines.
+    """
+    chosen = rows[order]
+    used = np.unique(chosen.indices)
+    residuals = np.abs(np.diagonal(np.linalg.qr(chosen[:, used].toarray().T, mode="r")))
+    dependent = np.flatnonzero(residuals < INDEPENDENT)
+    return order[: int(dependent[0]) if len(dependent) else len(residuals)]
 
 
 def _farthest(rows: sparse.csr_array, n: int, start: list[int]) -> IntArray:

@@ -47,6 +47,13 @@ def charge_sums(atoms: Atoms, where: object) -> list[tuple[str, float]]:
     return found
 
 
+def site_data_key(atoms: Atoms) -> tuple[bytes | None, ...]:
+    """Equal for frames that carry the same optional data; to notice changes, for which no values are checked."""
+    values = [atoms.arrays.get(key) for key in ("fragments", "reference_charges", "external_potential")]
+    values.append(atoms.info.get("fragment_charges"))
+    return tuple(None if value is None else np.asarray(value).tobytes() for value in values)
+
+
 def read_site_data(atoms: Atoms, total_charge: float, where: object) -> dict[str, Any]:
     """The optional fields of :class:`kqeq.structures.Structure` that a frame carries.
 
@@ -193,4 +200,4 @@ def _numbers(value: Any, length: int | None, name: str, where: object) -> FloatA
     return array
 
 
-__all__ = ["assign_fragments", "charge_sums", "read_site_data"]
+__all__ = ["assign_fragments", "charge_sums", "read_site_data", "site_data_key"]

@@ -113,9 +113,7 @@ class Uncertain:
         frame = TrainingFrame(structure, labels, 0)
         self.line = Linearisation(frame, compute_features(frame, parameters), parameters, posterior.u)
         maps = {part.feature_map for part in self._kernel_parts()}
-        states = evaluate_states(
-            [m.descriptor for m in maps if m is not None], structure, derivatives=False
-        )
+        states = evaluate_states([m.descriptor for m in maps if m is not None], structure, derivatives=False)
         self.values = {m: states[m.descriptor].values for m in maps if m is not None}
         self.same: BoolArray = structure.numbers[:, None] == structure.numbers[None, :]
 
@@ -148,7 +146,7 @@ class Uncertain:
         return system.respond(np.eye(len(self.structure)))
 
     def kernel(self, feature_map: FeatureMap) -> FloatArray:
-        """k between all atoms of the structure, zero between elements, (N, N)."""
+        """K between all atoms of the structure, zero between elements, (N, N)."""
         values = self.values[feature_map]
         dots = np.clip(values @ values.T, 0.0, None)
         return np.where(self.same, dots**feature_map.zeta, 0.0)

@@ -112,7 +112,9 @@ def check_strain(case: Case):
         along = allowed.T @ allowed
         steps = [(np.eye(3) - along) @ s @ (np.eye(3) - along) + along @ s @ along for s in steps]
     for step in steps:
-        numeric = central(lambda t, s=step: case.state(structure=strained(case.structure, t * s)).energy, 1e-3)
+        numeric = central(
+            lambda t, s=step: case.state(structure=strained(case.structure, t * s)).energy, 1e-3
+        )
         assert_allclose(np.sum(strain * step), numeric, atol=1e-6 * max(1.0, np.abs(strain).max()))
 
 
@@ -129,7 +131,9 @@ def check_field(case: Case):
     close(-allowed @ state.dipole, energy)
     response = system.respond_field()
     alpha = system.polarizability()
-    dipole = np.array([central(lambda t, e=e: case.state(field=case.field + t * e).dipole, 1e-2) for e in allowed])
+    dipole = np.array(
+        [central(lambda t, e=e: case.state(field=case.field + t * e).dipole, 1e-2) for e in allowed]
+    )
     not_trivial(dipole)
     close(allowed @ alpha @ allowed.T, dipole @ allowed.T)
     close(allowed @ response.dipole.T @ allowed.T, dipole @ allowed.T)

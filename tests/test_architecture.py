@@ -59,6 +59,7 @@ HOME = {
     "tomllib": {"config"},
     "argparse": {"cli"},
     "zipfile": {"archive"},
+    "threadpoolctl": {"blas"},
     "pickle": set(),
 }
 """Libraries that only these parts may know."""

@@ -97,7 +97,9 @@ def test_softness_of_a_bond_is_the_geometric_mean_and_vanishes_smoothly():
     numeric = central(lambda t: switched_decay(x + t, DEFAULT_DECAY, DEFAULT_CUTOFF)[0], 1e-3)
     assert_allclose(slope, numeric, rtol=1e-8)
     # value, slope and curvature go to zero at the cutoff with the third, second and first power
-    near = [switched_decay(np.array([DEFAULT_CUTOFF - h]), DEFAULT_DECAY, DEFAULT_CUTOFF) for h in (1e-3, 2e-3)]
+    near = [
+        switched_decay(np.array([DEFAULT_CUTOFF - h]), DEFAULT_DECAY, DEFAULT_CUTOFF) for h in (1e-3, 2e-3)
+    ]
     assert_allclose(near[1][0] / near[0][0], 8.0, rtol=1e-2)
     assert_allclose(near[1][1] / near[0][1], 4.0, rtol=1e-2)
 
@@ -141,7 +143,9 @@ def test_infinite_softness_recovers_qeq(boundary):
     assert_allclose(soft.state().gradient(), hard.state().gradient(), atol=1e-5)
     assert_allclose(soft.state().charges.sum(), 1.0, atol=1e-7)
     assert_allclose(soft.system().hardness(), hard.system().hardness(), rtol=1e-5)
-    assert_allclose(soft.system().respond(np.eye(5)).charges, hard.system().respond(np.eye(5)).charges, atol=1e-6)
+    assert_allclose(
+        soft.system().respond(np.eye(5)).charges, hard.system().respond(np.eye(5)).charges, atol=1e-6
+    )
     if boundary == "open":
         assert_allclose(soft.system().polarizability(), hard.system().polarizability(), atol=1e-5)
 
@@ -174,7 +178,9 @@ def test_salt_pulled_apart_keeps_whole_charges():
     )
     state = ACKS2(reference_charges="fragments").bind(pair).solve(chi, NO_FIELD, 0.0)
     assert_allclose(state.charges, [1.0, -1.0], atol=1e-13)
-    assert_allclose(ACKS2(reference_charges="uniform").bind(pair).solve(chi, NO_FIELD, 0.0).charges, 0.0, atol=1e-13)
+    assert_allclose(
+        ACKS2(reference_charges="uniform").bind(pair).solve(chi, NO_FIELD, 0.0).charges, 0.0, atol=1e-13
+    )
     near = replace(pair, positions=np.array([[0.0, 0, 0], [0, 0, 2.4]]))
     bonded = ACKS2(reference_charges="fragments").bind(near).solve(chi, NO_FIELD, 0.0).charges
     assert 0.05 < 1.0 - bonded[0] < 0.9

@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose
 
 from kqeq import elements
 from kqeq.charges import ACKS2, AtomicDipoles, QEq, charge_model_from_dict
+from kqeq.config import model_from_dict
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, NotPositiveDefiniteError, UnsupportedError
 from kqeq.structures import Structure
@@ -193,6 +194,14 @@ def test_models_survive_plain_data():
     assert again.to_dict() == model.to_dict()
     assert isinstance(again.inner, QEq)
     assert charge_model_from_dict({"model": "AtomicDipoles"}).to_dict() == AtomicDipoles().to_dict()
+
+
+def test_models_come_from_configuration_tables():
+    inner = {"model": "ACKS2", "softness": {"O": 0.1}, "cutoff": 2.0}
+    table = {"model": "AtomicDipoles", "polarizability": {"O": 0.7}, "inner": inner}
+    model = model_from_dict({"charges": table}).charges
+    assert isinstance(model.inner, ACKS2) and model.inner.softness == {"O": 0.1} and model.inner.cutoff == 2.0
+    assert model.polarizability == {"O": 0.7}
 
 
 def test_learned_parameters_take_their_place():

@@ -8,6 +8,7 @@ from ase import Atoms
 from ase.io import read, write
 from numpy.testing import assert_allclose
 
+from kqeq.calculator import KQEqCalculator
 from kqeq.charges import ACKS2, QEq, assign_fragments
 from kqeq.errors import InputError
 from kqeq.structures import read_structure
@@ -87,20 +88,22 @@ def test_wrong_fragments_are_refused(groups, charges, match):
 def test_fragment_charges_have_to_sum_to_the_total():
     atoms = two_waters()
     atoms.info["total_charge"] = 1.0
-    with pytest.raises(InputError, match="fragment charges sum to 0 e.*total_charge.* is 1 e"):
+    with pytest.raises(InputError, match=r"fragment charges sum to 0 e.*total_charge.* is 1 e"):
         assign_fragments(atoms, [[0, 1, 2], [3, 4, 5]], [1.0, -1.0])
     good = assign_fragments(two_waters(), [[0, 1, 2], [3, 4, 5]], [1.0, -1.0])
     with pytest.raises(InputError, match="two total charges: the argument total_charge says 1 e, the sum of"):
         read_structure(good, total_charge=1.0)
     atoms.set_array("reference_charges", np.zeros(6))
-    with pytest.raises(InputError, match=r"two total charges.*the sum of atoms.arrays\[.reference_charges.\] says 0"):
+    with pytest.raises(
+        InputError, match=r"two total charges.*the sum of atoms.arrays\[.reference_charges.\] says 0"
+    ):
         read_structure(atoms)
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda a: a.set_array("fragments", np.array([0, 0, 0, -1, 1, 1])), "miss 1 atoms.*negative labels"),
+        (lambda a: a.set_array("fragments", np.array([0, 0, 0, -1, 1, 1])), r"miss 1 atoms.*negative labels"),
         (lambda a: a.set_array("fragments", np.array([0, 0, 0, 0.5, 1, 1])), "one whole number per atom"),
         (lambda a: a.info.update(fragment_charges=[0.0, 0.0]), "which atoms carry them"),
         (lambda a: a.info.update(fragment_charges="many"), "expected a list of finite numbers"),
@@ -120,3 +123,19 @@ def test_models_without_fragments_do_not_mind_them():
     structure = read_structure(assign_fragments(two_waters(), [[0, 1, 2], [3, 4, 5]], [1.0, -1.0]))
     QEq().check(structure)
     assert_allclose(ACKS2(reference_charges="uniform").bind(structure).reference, 0.0, atol=1e-15)
+
+
+def test_the_calculator_notices_a_changed_potential(water_model, water_systems):
+    atoms = water_systems["water2"][0].copy()
+    atoms.calc = KQEqCalculator(water_model)
+    free = atoms.get_potential_energy()
+    potential = np.array([0.3, 0.0, -0.2, 0.1, 0.4, 0.0])
+    atoms.set_array("external_potential", potential)
+    within = atoms.get_potential_energy()
+    # to first order the charges times the potential; they respond, which lowers the energy
+    charges = water_model.predict(water_systems["water2"][0]).charges
+    assert abs(within - free) > 1e-3
+    assert within - free < charges @ potential
+    assert_allclose(within - free, charges @ potential, atol=0.1)
+    atoms.arrays["external_potential"][:] = 0.0
+    assert_allclose(atoms.get_potential_energy(), free, rtol=1e-12)

@@ -5,7 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase import Atoms
-from charge_checks import CHECKS, NO_FIELD, NUMBERS, PBC, POSITIONS, Case, conditions, electronegativity, geometry
+from charge_checks import (
+    CHECKS,
+    NO_FIELD,
+    NUMBERS,
+    PBC,
+    POSITIONS,
+    Case,
+    conditions,
+    electronegativity,
+    geometry,
+)
 from numpy.testing import assert_allclose
 
 from kqeq import elements
@@ -125,7 +135,9 @@ def test_constant_potential_finds_the_charge(boundary):
 
 
 def test_constant_potential_of_a_charged_slab_is_refused():
-    layer = Structure(np.array([8]), np.zeros((1, 3)), np.diag([2.0, 2.0, 12.0]), np.array([True, True, False]))
+    layer = Structure(
+        np.array([8]), np.zeros((1, 3)), np.diag([2.0, 2.0, 12.0]), np.array([True, True, False])
+    )
     with pytest.raises(NotPositiveDefiniteError, match="no minimum with respect to the total charge"):
         solve_at_potential(QEq().bind(layer), np.array([7.0]), NO_FIELD, 5.0)
 
@@ -160,7 +172,9 @@ def test_gradient_by_reference_charges_is_the_potential_of_the_fragment():
     assert abs(gradient[3] - gradient[0]) > 0.1
 
     def energy(step):
-        changed = replace(case.structure, fragment_charges=FRAGMENTS["fragment_charges"] + step * np.array([1, -1]))
+        changed = replace(
+            case.structure, fragment_charges=FRAGMENTS["fragment_charges"] + step * np.array([1, -1])
+        )
         return replace(case, structure=changed).state().energy
 
     assert_allclose((energy(0.1) - energy(-0.1)) / 0.2, gradient[0] - gradient[3], rtol=1e-9)
@@ -212,7 +226,9 @@ def test_negative_hardness_is_refused():
         QEq(hardness=dict.fromkeys("HCNO", -14.0)).bind(geometry())
 
 
-@pytest.mark.parametrize(("kind", "value"), [("hardness", "lern"), ("width", {"O": -1.0}), ("width", {"Xx": 1.0})])
+@pytest.mark.parametrize(
+    ("kind", "value"), [("hardness", "lern"), ("width", {"O": -1.0}), ("width", {"Xx": 1.0})]
+)
 def test_wrong_parameters_are_refused(kind, value):
     with pytest.raises(InputError, match=kind):
         QEq(**{kind: value}).check(geometry())
@@ -234,7 +250,7 @@ def test_models_survive_plain_data():
     assert charge_model_from_dict(model.to_dict()).get_params() == model.get_params()
     with pytest.raises(InputError, match="unknown charge model 'Qeq'"):
         charge_model_from_dict({"model": "Qeq"})
-    with pytest.raises(InputError, match="charge model QEq: .*hardnes"):
+    with pytest.raises(InputError, match=r"charge model QEq: .*hardnes"):
         charge_model_from_dict({"hardnes": {}})
 
 

@@ -59,6 +59,17 @@ def test_cur_spans_more_than_the_first_rows():
     assert volume > 3 * arbitrary
 
 
+def test_beyond_the_rank_the_choice_of_cur_is_continued():
+    rows = cloud()
+    first, more = select(rows, 8, "cur"), select(rows, 20, "cur")
+    np.testing.assert_array_equal(more[:8], first)
+    # each further row is the one farthest from all before it
+    distance = distances(rows)
+    order = more.tolist()
+    nearest = distance[:, order[:-1]].min(axis=1)
+    assert nearest[order[-1]] == pytest.approx(nearest.max())
+
+
 @pytest.mark.parametrize("method", ["fps", "cur"])
 @pytest.mark.parametrize("n", [3, 10, 29, 30, 50, 90])
 def test_duplicates_are_not_taken_twice(method, n):

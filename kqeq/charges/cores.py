@@ -107,7 +107,7 @@ class SplitChargeCore:
         matrix = hessian
         if shift:
             matrix = hessian + 2.0 * float(np.abs(hessian).max())
-        lower = np.tril(factorise(matrix, what, remedy))
+        lower = factorise(matrix, what, remedy)
         # L is sparse: the second product, with a dense triangle, is the only costly one
         inner = lower.T @ np.asarray(laplacian @ lower)
         inner[np.diag_indices_from(inner)] += 1.0

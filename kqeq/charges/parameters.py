@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from ase.data import chemical_symbols
 
-from kqeq.charges.base import ChargeModel, SiteChange, SiteParameters
+from kqeq.charges.base import SITE_KINDS, ChargeModel, SiteChange, SiteParameters
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError
 from kqeq.typing import FloatArray, IntArray
@@ -84,7 +84,9 @@ class ElementParameters:
     @property
     def names(self) -> tuple[str, ...]:
         """Names such as ``hardness O``."""
-        return tuple(f"{kind} {chemical_symbols[z]}" for kind, z in zip(self.kinds, self.species, strict=True))
+        return tuple(
+            f"{kind} {chemical_symbols[z]}" for kind, z in zip(self.kinds, self.species, strict=True)
+        )
 
     def values(self, u: FloatArray) -> FloatArray:
         """Parameters at u, (p,)."""
@@ -112,4 +114,14 @@ class ElementParameters:
         return SiteChange(**blocks)
 
 
-__all__ = ["SPREADS", "ElementParameters"]
+def contract_sites(gradient: SiteParameters, change: SiteChange) -> FloatArray:
+    """Change of an energy with each of c changes of the site parameters, (c,), from its gradient by site parameters."""
+    result = np.zeros(change.columns)
+    for kind in SITE_KINDS:
+        slopes, block = getattr(gradient, kind), getattr(change, kind)
+        if slopes is not None and block is not None:
+            result += slopes @ block
+    return result
+
+
+__all__ = ["SPREADS", "ElementParameters", "contract_sites"]

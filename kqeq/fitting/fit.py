@@ -17,6 +17,7 @@ from kqeq.atomic_write import check_writable
 from kqeq.errors import InputError, KQEqWarning
 from kqeq.fitting.blocks import LINEAR_KINDS
 from kqeq.fitting.checkpoint import fingerprint, read_checkpoint, write_checkpoint
+from kqeq.fitting.evidence import learn
 from kqeq.fitting.features import TrainingFrame
 from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.problem import FitProblem, joblib_engine
@@ -27,7 +28,7 @@ from kqeq.fitting.targets import choose_labels, energy_offsets, subtract_baselin
 from kqeq.kernels import FeatureMap, SOAPKernel
 from kqeq.labels import Labels
 from kqeq.potential import Potential, SiteModel
-from kqeq.progress import track
+from kqeq.progress import say, track
 from kqeq.representatives import build_feature_map
 from kqeq.structures import Structure
 from kqeq.typing import FloatArray
@@ -84,6 +85,13 @@ def _start(problem: FitProblem) -> FloatArray:
         return minimise(part, np.zeros(problem.size), engine=joblib_engine).u
     finally:
         part.close()
+
+
+def _minimise(problem: FitProblem, settings: FitSettings, u: FloatArray | None) -> Solution:
+    """Minimise from ``u``, or from the closed-form start."""
+    if u is None:
+        u = _start(problem)
+    return minimise(problem, u, max_iterations=settings.max_iterations, engine=joblib_engine)
 
 
 def _solve(problem: FitProblem, settings: FitSettings, resume: str | PathLike[str] | None) -> Solution:
@@ -162,9 +170,25 @@ def fit_potential(
     parameters = _parameters(frames, structures, species, settings, short_range, has_energy)
     noise = {**DEFAULT_NOISE, **settings.noise}
     linear = used.keys() <= LINEAR_KINDS or settings.charges is None
+    learned = None
+    if settings.optimize is not None:
+        learned = learn(
+            frames,
+            parameters,
+            noise,
+            linear=linear,
+            solve=lambda problem, u: _minimise(problem, settings, u),
+            mark=fingerprint(settings, frames) if resume is not None else "",
+            resume=resume,
+            report=say,
+        )
+        parameters, noise = learned.parameters, learned.noise
+        notes += learned.table
     problem = FitProblem(frames, parameters, noise, linear=linear)
     try:
-        solution = _solve(problem, settings, resume)
+        solution = (
+            _solve(problem, settings, resume) if learned is None else _minimise(problem, settings, learned.u)
+        )
     finally:
         problem.close()
     if not solution.converged:

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from kqeq import blas
 from kqeq.fitting.blocks import frame_rows
 from kqeq.fitting.features import MEMORY_BUDGET, FeatureStore, TrainingFrame
 from kqeq.fitting.parameters import Parameters
@@ -84,7 +85,8 @@ def _store(chunk: Chunk) -> FeatureStore:
 
 
 def _chunk_sums(chunk: Chunk, u: FloatArray, jacobian: JacobianKind) -> Sums:
-    return sum_frames(chunk, u, jacobian)
+    with blas.one_thread():
+        return sum_frames(chunk, u, jacobian)
 
 
 class FitProblem:

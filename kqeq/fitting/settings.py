@@ -41,6 +41,8 @@ class FitSettings:
     e0 : mapping of int to float or None
         Energies of elements, eV; ``None`` fits them.
     max_iterations : int
+    optimize : "evidence" or None
+        What noises and prior spreads are learned by; ``None`` keeps the given ones.
     """
 
     electronegativity: SOAPKernel | None
@@ -51,6 +53,7 @@ class FitSettings:
     targets: tuple[str, ...] | None = None
     e0: Mapping[int, float] | None = None
     max_iterations: int = 30
+    optimize: str | None = None
 
 
 def check_settings(settings: FitSettings) -> None:
@@ -86,6 +89,8 @@ def check_settings(settings: FitSettings) -> None:
     for kind in settings.targets or ():
         if kind not in BLOCKS:
             raise InputError(f"targets holds {kind!r}; expected some of {', '.join(BLOCKS)}")
+    if settings.optimize not in (None, "evidence"):
+        raise InputError(f'optimize is {settings.optimize!r}; expected "evidence" or None')
     if not isinstance(settings.max_iterations, Integral) or settings.max_iterations < 1:
         raise InputError(
             f"max_iterations is {settings.max_iterations!r}; expected a whole number of at least 1"

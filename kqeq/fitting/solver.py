@@ -24,6 +24,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from kqeq import blas
 from kqeq.linalg import factorise, solve_lower
 from kqeq.typing import FloatArray
 
@@ -168,7 +169,8 @@ def sum_frames(problem: LeastSquaresProblem, u: FloatArray, jacobian: JacobianKi
         nonlocal waiting
         if pending and total.hessian is not None:
             stacked = np.concatenate(pending) if len(pending) > 1 else pending[0]
-            total.hessian += stacked.T @ stacked
+            with blas.all_threads():
+                total.hessian += stacked.T @ stacked
             pending.clear()
             waiting = 0
 
