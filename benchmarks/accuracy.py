@@ -14,9 +14,9 @@ import warnings
 from collections.abc import Iterator
 
 from ase.io import read
-from common import Row, main, public, row
 
 import kqeq
+from common import Row, main, public, row
 from kqeq.constants import DEBYE
 
 AG3_NOISE = {"energy": 1e-4, "forces": 3e-3, "dipole": 0.02}

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from ase.build import bulk
 from ase.io import read
-from common import Row, main, public, row
 
+from common import Row, main, public, row
 from kqeq import charges, elements
 from kqeq.constants import COULOMB
 from kqeq.fitting.learning import learn_from_polarizabilities

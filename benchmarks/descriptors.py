@@ -20,17 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import prediction
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.io import read
-from common import PUBLIC_DATA, Row, main, row
-from prediction import water_box
 
+import prediction
+from common import PUBLIC_DATA, Row, main, row
 from kqeq.descriptors import parallel, soap_adjoint, soap_basis
 from kqeq.descriptors.soap import SOAPDescriptor
 from kqeq.neighbours import NeighbourFinder, Pairs, find_pairs
 from kqeq.structures import Structure
+from prediction import water_box
 
 NMA = PUBLIC_DATA / "nma_field.xyz"
 

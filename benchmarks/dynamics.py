@@ -28,9 +28,9 @@ from functools import lru_cache
 import numpy as np
 from ase import Atoms, units
 from ase.md.verlet import VelocityVerlet
-from common import Row, main, row
 
 import kqeq
+from common import Row, main, row
 from kqeq.typing import FloatArray
 
 TEMPERATURE = 300.0  # K

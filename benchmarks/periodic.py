@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Iterator
 
 from ase.io import read
-from common import Row, main, public, row
 
 import kqeq
+from common import Row, main, public, row
 
 
 def zno(quick: bool) -> Iterator[Row]:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.build import molecule
-from common import Row, main, row
 
 import kqeq
+from common import Row, main, row
 from kqeq.fitting.report import FitReport
 from kqeq.kernels import FeatureMap, SOAPKernel
 from kqeq.potential import Potential, SiteModel

@@ -54,6 +54,9 @@ def atomic_path(path: str | PathLike[str]) -> Iterator[Path]:
     """
     check_writable(path)
     target = Path(path).resolve()  # a link stays a link; what it points to is replaced
+    if target.exists() and not target.is_file():
+        yield target  # a device or a pipe, /dev/null for example: nothing to replace
+        return
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
     os.close(descriptor)
     temporary = Path(name)

@@ -38,12 +38,12 @@ _DEFAULT: Any = "default"
 
 def default_electronegativity() -> SOAPKernel:
     """Kernel settings of the electronegativity where none are given."""
-    return SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2, n_representatives=300)
+    return SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2)
 
 
 def default_short_range() -> SOAPKernel:
     """Kernel settings of the short-range energy where none are given."""
-    return SOAPKernel(r_cut=5.0, n_max=8, l_max=6, sigma=0.5, zeta=4, n_representatives=400)
+    return SOAPKernel(r_cut=5.0, n_max=8, l_max=6, sigma=0.5, zeta=4)
 
 
 class KQEq(BaseEstimator):  # type: ignore[misc]
@@ -147,8 +147,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         optimize : "evidence", optional
             Learn the noise of every label kind, the prior spreads (δ of the kernels, spreads of the offsets) and, for
             fits to dipoles or charges alone, ζ of the electronegativities by maximising the marginal likelihood
-            (:mod:`kqeq.fitting.evidence`).  The given values are the start and the centre of bounds; what was learned
-            is in ``posterior_`` and in the report.
+            (:mod:`kqeq.fitting.hyperparameters`).  The given values are the start and the centre of bounds; what was
+            learned is in ``posterior_`` and in the report.
 
         Returns
         -------

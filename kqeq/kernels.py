@@ -34,6 +34,9 @@ from kqeq.errors import InputError
 from kqeq.linalg import factorise_with_jitter, solve_lower
 from kqeq.typing import FloatArray, IntArray
 
+DEFAULT_REPRESENTATIVES = 300
+"""Representatives per element where none are asked for."""
+
 SELECTIONS = ("fps", "cur")
 """Ways to choose representative environments."""
 
@@ -51,8 +54,9 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         Width of the Gaussians that smear the atoms, Å.
     zeta : float
         Power of the normalised dot product; larger is more selective.
-    n_representatives : int
-        Representative environments **per element**.
+    n_representatives : int, optional
+        Representative environments **per element**.  ``None`` takes up to 300, as many as there are; a number
+        that exceeds the distinct environments of the training frames is met with a warning.
     selection : {"fps", "cur"}
         Farthest-point sampling or CUR decomposition.
     delta : float, optional
@@ -69,7 +73,7 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         l_max: int = 4,
         sigma: float = 0.5,
         zeta: float = 2.0,
-        n_representatives: int = 200,
+        n_representatives: int | None = None,
         selection: str = "fps",
         delta: float | None = None,
         smooth: str = "switch",
@@ -105,9 +109,10 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         self.descriptor()
         if not _is_number(self.zeta) or self.zeta < 1:
             raise InputError(f"SOAPKernel(zeta={self.zeta!r}): expected a number of at least 1")
-        if not isinstance(self.n_representatives, Integral) or self.n_representatives < 1:
+        number = self.n_representatives
+        if number is not None and (not isinstance(number, Integral) or number < 1):
             raise InputError(
-                f"SOAPKernel(n_representatives={self.n_representatives!r}): expected a whole number of at least 1"
+                f"SOAPKernel(n_representatives={number!r}): expected a whole number of at least 1, or None"
             )
         if self.selection not in SELECTIONS:
             raise InputError(

@@ -18,7 +18,7 @@ from scipy import sparse
 from kqeq import blas
 from kqeq.descriptors.base import Descriptor
 from kqeq.errors import RepresentativesWarning
-from kqeq.kernels import FeatureMap, SOAPKernel, gram, layout_columns
+from kqeq.kernels import DEFAULT_REPRESENTATIVES, FeatureMap, SOAPKernel, gram, layout_columns
 from kqeq.structures import Structure
 from kqeq.typing import FloatArray, IntArray
 
@@ -77,9 +77,10 @@ def _build(
     chosen: dict[int, sparse.csr_array] = {}
     short: list[str] = []
     for z, rows in pool.items():
-        index = select(rows, kernel.n_representatives, kernel.selection)
+        wanted = DEFAULT_REPRESENTATIVES if kernel.n_representatives is None else kernel.n_representatives
+        index = select(rows, wanted, kernel.selection)
         chosen[z] = rows[index]
-        if len(index) < kernel.n_representatives:
+        if kernel.n_representatives is not None and len(index) < wanted:
             short.append(f"{chemical_symbols[z]} {len(index)}")
     if short:
         warnings.warn(

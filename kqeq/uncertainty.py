@@ -216,7 +216,7 @@ class Uncertain:
             positions.flat[k] += sign * STEP
             moved = replace(self.structure, positions=positions)
             ends.append(feature_map.descriptor.evaluate(moved, derivatives=False).values)
-        return (ends[0] - ends[1]) / (2.0 * STEP)
+        return np.asarray((ends[0] - ends[1]) / (2.0 * STEP))
 
 
 def _explained(part: SitePart, rows: FloatArray) -> FloatArray:

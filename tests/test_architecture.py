@@ -27,6 +27,7 @@ LAYERS = (
         "progress",
         "atomic_write",
         "archive",
+        "blas",
         "datasets",
     },
     {"descriptors", "electrostatics", "baseline"},
@@ -59,6 +60,7 @@ HOME = {
     "tomllib": {"config"},
     "argparse": {"cli"},
     "zipfile": {"archive"},
+    "threadpoolctl": {"blas"},
     "threadpoolctl": {"blas"},
     "pickle": set(),
 }

@@ -14,9 +14,9 @@ import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
-from checks import assert_same_prediction, bare
 
 import kqeq
+from checks import assert_same_prediction, bare
 from kqeq import KQEq, KQEqCalculator, QEq
 from kqeq.cli import main
 from kqeq.errors import (

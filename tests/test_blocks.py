@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase import Atoms
-from checks import assert_close, central_difference, position_gradient, strain_gradient
 
+from checks import assert_close, central_difference, position_gradient, strain_gradient
 from kqeq import KQEq, QEq
 from kqeq.fitting.blocks import BLOCKS, LINEAR_KINDS, Linearisation, frame_rows, target_vector
 from kqeq.fitting.features import FeatureStore, TrainingFrame, compute_features

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
+
 from charge_checks import (
     CHECKS,
     NO_FIELD,
@@ -15,8 +17,6 @@ from charge_checks import (
     geometry,
     not_trivial,
 )
-from numpy.testing import assert_allclose
-
 from kqeq import elements
 from kqeq.charges import ACKS2, QEq, charge_model_from_dict
 from kqeq.charges.softness import DEFAULT_CUTOFF, DEFAULT_DECAY, Links, default_softness, switched_decay

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from charge_checks import CHECKS, NO_FIELD, PBC, Case, conditions, electronegativity, geometry
 from numpy.testing import assert_allclose
 
+from charge_checks import CHECKS, NO_FIELD, PBC, Case, conditions, electronegativity, geometry
 from kqeq import elements
 from kqeq.charges import ACKS2, AtomicDipoles, QEq, charge_model_from_dict
 from kqeq.config import model_from_dict

@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase import Atoms
+from numpy.testing import assert_allclose
+
 from charge_checks import (
     CHECKS,
     NO_FIELD,
@@ -16,8 +18,6 @@ from charge_checks import (
     electronegativity,
     geometry,
 )
-from numpy.testing import assert_allclose
-
 from kqeq import elements
 from kqeq.charges import QEq, charge_model_from_dict, solve_at_potential
 from kqeq.charges.boundaries import open_projector

@@ -7,14 +7,14 @@ import pickle
 import numpy as np
 import pytest
 from ase import Atoms
-from checks import assert_same_prediction, bare
-from conftest import NOISE
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
 from sklearn.utils.validation import check_is_fitted
 
 import kqeq
+from checks import assert_same_prediction, bare
+from conftest import NOISE
 from kqeq import KQEq, QEq, SOAPKernel
 from kqeq.errors import InputError, ModelNotFittedError
 from kqeq.estimator import default_electronegativity, default_short_range

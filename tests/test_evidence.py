@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from checks import assert_close, central_difference
-from conftest import NOISE, small_kernel
 from scipy.stats import multivariate_normal
 
+from checks import assert_close, central_difference
+from conftest import NOISE, small_kernel
 from kqeq import KQEq
 from kqeq.errors import InputError, ModelFileError
-from kqeq.fitting import evidence as ev
+from kqeq.fitting import hyperparameters as ev
 from kqeq.fitting.problem import FitProblem
 
 pytestmark = pytest.mark.filterwarnings("ignore::kqeq.errors.RepresentativesWarning")

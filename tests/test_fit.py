@@ -6,10 +6,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from ase import Atoms
-from checks import assert_close
-from conftest import NOISE
 from scipy.special import erf
 
+from checks import assert_close
+from conftest import NOISE
 from kqeq import KQEq, QEq, elements
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, KQEqWarning, LabelWarning, UnsupportedError

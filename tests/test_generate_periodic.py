@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 from ase import units
-from checks import assert_forces
 
+from checks import assert_forces
 from kqeq import datasets
 from kqeq.labels import read_frame
 

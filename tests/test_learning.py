@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from charge_checks import electronegativity, geometry
 from numpy.testing import assert_allclose
 
+from charge_checks import electronegativity, geometry
 from kqeq.charges import ACKS2, AtomicDipoles, QEq
 from kqeq.charges.parameters import SPREADS, ElementParameters, contract_sites
 from kqeq.constants import COULOMB

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from checks import assert_close, central_difference
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checks import assert_close, central_difference
 from kqeq.errors import NotPositiveDefiniteError, NumericsWarning
 from kqeq.linalg import ConstrainedMinimum, factorise, factorise_with_jitter, solve_lower
 

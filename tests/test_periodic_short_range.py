@@ -13,6 +13,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.filters import FrechetCellFilter, UnitCellFilter
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
+
+import kqeq
 from checks import (
     assert_close,
     assert_forces,
@@ -20,8 +22,6 @@ from checks import (
     rotation,
     strain_gradient,
 )
-
-import kqeq
 from kqeq.calculator import PropertyUnavailableError
 from kqeq.descriptors.soap import SOAPDescriptor
 from kqeq.errors import InputError, UnsupportedError

@@ -5,6 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase import Atoms
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import erf
+
 from checks import (
     assert_close,
     assert_forces,
@@ -15,10 +19,6 @@ from checks import (
     rotation,
     second_difference,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.special import erf
-
 from kqeq import elements
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, UndeterminedWarning, UnsupportedError

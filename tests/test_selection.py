@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from ase import Atoms
-from conftest import small_kernel
 
 import kqeq
+from conftest import small_kernel
 from kqeq import KQEq
 from kqeq.errors import InputError, ModelNotFittedError, UnsupportedError
 from kqeq.fitting.blocks import BLOCKS
@@ -38,13 +38,13 @@ def full_covariance(model, pool, kind):
     rows = [BLOCKS[kind](v.line, True)[1] for v in views]
     stacked = np.vstack(rows)
     total = stacked @ np.linalg.solve(posterior.lower @ posterior.lower.T, stacked.T)
-    for n, (part, first) in enumerate(views[0].linear_map(kind).sites):
+    for n, (part, _) in enumerate(views[0].linear_map(kind).sites):
         descriptor = part.feature_map.descriptor
         blocks = descriptor.block_slices(species)
         values = np.zeros((len(numbers), max(b.stop for b in blocks.values())))
         weights = np.zeros((len(stacked), len(numbers)))
         start = 0
-        for s, v, a, b in zip(structures, views, ends[:-1], ends[1:]):
+        for s, v, a, b in zip(structures, views, ends[:-1], ends[1:], strict=True):
             for pair, own in descriptor.block_slices(s.species).items():
                 values[a:b, blocks[pair]] = descriptor.evaluate(s).values[:, own]
             m = v.linear_map(kind).sites[n][1]
@@ -92,7 +92,7 @@ def test_does_not_ask_twice(water_model, pool):
 def test_prefers_what_was_not_seen(water_systems):
     """A model of neutral molecules picks the ions first, and the novel ones among them before known geometries."""
     train = [bare(a) for a in water_systems["water1"][:6]]
-    for copy, atoms in zip(train, water_systems["water1"]):
+    for copy, atoms in zip(train, water_systems["water1"][:6], strict=True):
         copy.info["energy"] = atoms.get_potential_energy()
     model = KQEq(small_kernel(3.5), small_kernel(4.0, zeta=4)).fit(train)
     pool = [bare(a) for a in water_systems["water1"][:6]] + [bare(a) for a in water_systems["water2"][:3]]

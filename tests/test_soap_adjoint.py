@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from ase import Atoms
 from dscribe.descriptors import SOAP
-from test_soap import SYSTEMS, methanol, slab, triclinic
 
 from kqeq.descriptors import parallel
 from kqeq.descriptors.soap import SOAPDescriptor
 from kqeq.errors import InputError
 from kqeq.neighbours import Pairs, find_pairs
 from kqeq.structures import Structure, read_structure
+from test_soap import SYSTEMS, methanol, slab, triclinic
 
 SMALL = SOAPDescriptor(3.5, 4, 3)
 

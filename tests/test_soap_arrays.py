@@ -4,12 +4,12 @@ import array_api_strict
 import numpy as np
 import pytest
 from ase import Atoms
-from test_soap import methanol, slab, triclinic
 
 from kqeq.descriptors.soap import SOAPDescriptor
 from kqeq.descriptors.soap_array_blocks import chunks, packing
 from kqeq.errors import InputError
 from kqeq.structures import read_structure
+from test_soap import methanol, slab, triclinic
 
 NAMESPACES = [np, array_api_strict]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
-from checks import assert_same_prediction, bare
-from conftest import NOISE
 
 import kqeq
+from checks import assert_same_prediction, bare
+from conftest import NOISE
 from kqeq import KQEq, QEq
 from kqeq.atomic_write import atomic_path, check_writable
 from kqeq.errors import InputError, KQEqError, ModelFileError, ModelNotFittedError

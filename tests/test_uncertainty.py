@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 from ase import Atoms
+from scipy.special import erf
+
 from checks import assert_close, central_difference, rotation
 from conftest import small_kernel
-from scipy.special import erf
-from test_metrics import prediction as predicted
-
 from kqeq import ACKS2, KQEq, elements, load
 from kqeq.constants import COULOMB
 from kqeq.errors import UnsupportedError
@@ -18,6 +17,7 @@ from kqeq.fitting.metrics import compare
 from kqeq.fitting.settings import DEFAULT_NOISE
 from kqeq.labels import Labels
 from kqeq.structures import read_structure
+from test_metrics import prediction as predicted
 
 pytestmark = pytest.mark.filterwarnings("ignore::kqeq.errors.RepresentativesWarning")
 
@@ -68,13 +68,16 @@ def test_equals_the_exact_gaussian_process_when_all_environments_are_representat
 
     dipole = [s.positions.T @ charge_response(s) for s in train]
     known = np.block(
-        [[m @ covariance(s, t) @ n.T for t, n in zip(train, dipole)] for s, m in zip(train, dipole)]
+        [
+            [m @ covariance(s, t) @ n.T for t, n in zip(train, dipole, strict=True)]
+            for s, m in zip(train, dipole, strict=True)
+        ]
     )
     known += DEFAULT_NOISE["dipole"] ** 2 * np.eye(len(known))
     prediction = model.predict(atoms, uncertainty=True)
     response = charge_response(new)
     for std, m in ((prediction.dipole_std, new.positions.T @ response), (prediction.charges_std, response)):
-        across = np.hstack([m @ covariance(new, s) @ n.T for s, n in zip(train, dipole)])
+        across = np.hstack([m @ covariance(new, s) @ n.T for s, n in zip(train, dipole, strict=True)])
         exact = m @ covariance(new, new) @ m.T - across @ np.linalg.solve(known, across.T)
         assert_close(std**2, np.diagonal(exact), rtol=1e-5, at_least=1e-5)
 

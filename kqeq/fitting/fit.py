@@ -14,11 +14,11 @@ from ase.data import chemical_symbols
 
 from kqeq import elements
 from kqeq.atomic_write import check_writable
-from kqeq.errors import InputError, KQEqWarning
+from kqeq.errors import InputError, KQEqError, KQEqWarning
 from kqeq.fitting.blocks import LINEAR_KINDS
 from kqeq.fitting.checkpoint import fingerprint, read_checkpoint, write_checkpoint
-from kqeq.fitting.evidence import learn
 from kqeq.fitting.features import TrainingFrame
+from kqeq.fitting.hyperparameters import learn
 from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.problem import FitProblem, joblib_engine
 from kqeq.fitting.report import FitReport
@@ -149,7 +149,10 @@ def fit_potential(
     frames, used, ignored = choose_labels(pairs, settings)
     for frame in frames:
         if settings.charges is not None:
-            settings.charges.check(frame.structure)
+            try:
+                settings.charges.check(frame.structure)
+            except KQEqError as error:
+                raise type(error)(f"frame {frame.index}: {error}") from None
         elif frame.structure.external_field.any():
             raise InputError(
                 f"frame {frame.index} is in an external field, but a model without charges has nothing for the field "

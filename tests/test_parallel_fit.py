@@ -1,0 +1,88 @@
+"""Fits in parallel: the same result whoever computes the sums."""
+
+import joblib
+import numpy as np
+import pytest
+
+from conftest import NOISE, small_kernel
+from kqeq import KQEq
+from kqeq.fitting import problem as problems
+
+
+def models():
+    return {
+        "dipoles": KQEq(small_kernel(3.5), short_range=None, targets=["dipole"]),
+        "energies and forces": KQEq(small_kernel(3.5), small_kernel(4.0, zeta=4), noise=NOISE),
+    }
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Several chunks although there are few frames."""
+    monkeypatch.setattr(problems, "CHUNK_ROWS", 40)
+
+
+@pytest.fixture
+def chunks(monkeypatch):
+    """How many chunks each problem of a fit has."""
+    seen = []
+    original = problems.FitProblem.__init__
+
+    def build(self, *arguments, **options):
+        original(self, *arguments, **options)
+        seen.append(len(self.chunks))
+
+    monkeypatch.setattr(problems.FitProblem, "__init__", build)
+    return seen
+
+
+def assert_equal(first, second):
+    for name in ("u", "lower"):
+        a, b = getattr(first.posterior_, name), getattr(second.posterior_, name)
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.abs(b).max())
+    assert first.fit_report_.loss == pytest.approx(second.fit_report_.loss, rel=1e-10)
+    assert len(first.fit_report_.iterations) == len(second.fit_report_.iterations)
+
+
+@pytest.mark.parametrize("what", ["dipoles", "energies and forces"])
+@pytest.mark.parametrize("backend", ["threading", "loky"])
+def test_parallel_equals_serial(what, backend, water_training, chunks):
+    frames = water_training * 3 if what == "dipoles" else water_training
+    serial = models()[what].fit(frames)
+    with joblib.parallel_config(backend=backend, n_jobs=2):
+        parallel = models()[what].fit(frames)
+    assert min(chunks) > 1
+    assert_equal(parallel, serial)
+
+
+def test_evidence_in_parallel(water_training, chunks):
+    frames = water_training * 2
+    serial = models()["dipoles"].fit(frames, optimize="evidence")
+    with joblib.parallel_config(backend="threading", n_jobs=2):
+        parallel = models()["dipoles"].fit(frames, optimize="evidence")
+    assert min(chunks) > 1
+    assert parallel.fit_report_.notes == serial.fit_report_.notes
+    assert_equal(parallel, serial)
+
+
+def test_the_number_of_chunks_changes_nothing_but_rounding(water_training, monkeypatch):
+    """One chunk or many: sums in another order."""
+    many = models()["energies and forces"].fit(water_training)
+    monkeypatch.setattr(problems, "CHUNK_ROWS", 10_000)
+    one = models()["energies and forces"].fit(water_training)
+    np.testing.assert_allclose(many.posterior_.u, one.posterior_.u, rtol=0, atol=1e-6)
+
+
+def test_errors_of_workers_arrive(water_training, monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError("in a worker")
+
+    monkeypatch.setattr(problems, "_chunk_sums", fail)
+    with joblib.parallel_config(backend="threading", n_jobs=2), pytest.raises(ZeroDivisionError):
+        models()["dipoles"].fit(water_training)
+
+
+def test_nothing_is_kept_after_a_fit(water_training):
+    before = set(problems._STORES)
+    models()["dipoles"].fit(water_training)
+    assert set(problems._STORES) == before
