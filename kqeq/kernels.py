@@ -37,7 +37,7 @@ from kqeq.typing import FloatArray, IntArray
 DEFAULT_REPRESENTATIVES = 300
 """Representatives per element where none are asked for."""
 
-SELECTIONS = ("fps", "cur")
+SELECTIONS = ("fps", "cur", "leverage")
 """Ways to choose representative environments."""
 
 
@@ -57,8 +57,8 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
     n_representatives : int, optional
         Representative environments **per element**.  ``None`` takes up to 300, as many as there are; a number
         that exceeds the distinct environments of the training frames is met with a warning.
-    selection : {"fps", "cur"}
-        Farthest-point sampling or CUR decomposition.
+    selection : {"fps", "cur", "leverage"}
+        Farthest-point sampling, CUR decomposition, or random choice in proportion to leverage scores (seeded).
     delta : float, optional
         Prior standard deviation of the modelled quantity (eV/e for electronegativities, eV per atom for
         the short-range energy).  ``None`` takes the default of the role.

@@ -127,13 +127,16 @@ def select(rows: sparse.csr_array, n: int, method: str) -> IntArray:
     rows : sparse (n_candidates, F) matrix
         Normalised environments.
     n : int
-    method : {"fps", "cur"}
+    method : {"fps", "cur", "leverage"}
     """
     candidates = rows.shape[0]
     if candidates <= n:
         return _distinct(rows, np.arange(candidates))
     if method == "fps":
         return _distinct(rows, _farthest(rows, n, [0]))
+    if method == "leverage":
+        order = _distinct(rows, _by_leverage(rows, n))
+        return order if len(order) == n else _distinct(rows, _farthest(rows, n, order.tolist()))
     from scipy.sparse.linalg import ArpackError
     from skmatter.sample_selection import CUR
 
@@ -172,6 +175,23 @@ def _farthest(rows: sparse.csr_array, n: int, start: list[int]) -> IntArray:
     selector = FPS(n_to_select=n, initialize=start)
     selector.fit(_dense(rows, DENSE_BUDGET))
     return np.asarray(selector.selected_idx_, dtype=np.int64)
+
+
+def _by_leverage(rows: sparse.csr_array, n: int) -> IntArray:
+    """Rows drawn without replacement in proportion to their ridge leverage scores.
+
+    ℓ_i = x_iᵀ (XᵀX + λ 1)⁻¹ x_i with λ the energy beyond the n largest singular values, spread over n directions
+    (Alaoui & Mahoney 2015, *NeurIPS* 28; Cohen, Musco & Musco 2017, *SODA*).  The draw is seeded: adding Gumbel
+    noise to logarithms of weights and taking the largest is sampling without replacement.
+    """
+    matrix = _dense(rows, 8 * PROJECTED_FEATURES * rows.shape[0])
+    left, singular, _ = np.linalg.svd(matrix, full_matrices=False)
+    energy = singular**2
+    ridge = max(float(energy[n:].sum()) / n, 1e-12 * float(energy[0]))
+    scores = np.einsum("ik,k->i", left**2, energy / (energy + ridge))
+    noise = np.random.default_rng(0).gumbel(size=len(scores))
+    keys = np.log(np.maximum(scores, 1e-300)) + noise
+    return np.asarray(np.argsort(-keys, kind="stable")[:n], dtype=np.int64)
 
 
 def _dense(rows: sparse.csr_array, budget: int) -> FloatArray:

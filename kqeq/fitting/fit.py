@@ -17,6 +17,7 @@ from kqeq.atomic_write import check_writable
 from kqeq.errors import InputError, KQEqError, KQEqWarning
 from kqeq.fitting.blocks import LINEAR_KINDS
 from kqeq.fitting.checkpoint import fingerprint, read_checkpoint, write_checkpoint
+from kqeq.fitting.consistency import warn_contradictions
 from kqeq.fitting.features import TrainingFrame
 from kqeq.fitting.hyperparameters import learn
 from kqeq.fitting.parameters import Parameters
@@ -168,6 +169,7 @@ def fit_potential(
     if settings.charges is None and not has_energy:
         raise InputError("a model without charges needs energies or forces, and no frame has any")
 
+    warn_contradictions(frames, {**DEFAULT_NOISE, **settings.noise}["energy"])
     if settings.baseline is not None and has_energy:
         frames = subtract_baseline(frames, settings.baseline)
     parameters = _parameters(frames, structures, species, settings, short_range, has_energy)
@@ -200,6 +202,10 @@ def fit_potential(
             "print model.fit_report_ for the table, raise max_iterations, or raise the noise levels",
             KQEqWarning,
             stacklevel=3,
+        )
+    if solution.n_residuals < parameters.size:
+        notes.append(
+            f"fewer labels ({solution.n_residuals}) than parameters ({parameters.size}): the prior settles the rest"
         )
     total_charges = tuple(sorted({round(s.total_charge, 6) for s in structures}))
     potential = _potential(parameters, solution.u, settings, total_charges, has_energy)
