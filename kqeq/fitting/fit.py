@@ -18,7 +18,7 @@ from kqeq.errors import InputError, KQEqError, KQEqWarning
 from kqeq.fitting.blocks import LINEAR_KINDS
 from kqeq.fitting.checkpoint import fingerprint, read_checkpoint, write_checkpoint
 from kqeq.fitting.consistency import warn_contradictions
-from kqeq.fitting.features import TrainingFrame
+from kqeq.fitting.features import MEMORY_BUDGET, TrainingFrame
 from kqeq.fitting.hyperparameters import learn
 from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.problem import FitProblem, joblib_engine
@@ -81,7 +81,7 @@ def _start(problem: FitProblem) -> FloatArray:
             frames.append(replace(frame, labels=labels))
     if not frames:
         return np.zeros(problem.size)
-    part = FitProblem(frames, problem.parameters, problem.noise, linear=True, budget=problem.budget)
+    part = FitProblem(frames, problem.parameters, problem.noise, linear=True, budget=0)
     try:
         return minimise(part, np.zeros(problem.size), engine=joblib_engine).u
     finally:
@@ -189,7 +189,9 @@ def fit_potential(
         )
         parameters, noise = learned.parameters, learned.noise
         notes += learned.table
-    problem = FitProblem(frames, parameters, noise, linear=linear)
+    # a closed-form fit meets every frame once: there is nothing to keep
+    budget = 0 if linear else MEMORY_BUDGET
+    problem = FitProblem(frames, parameters, noise, linear=linear, budget=budget)
     try:
         solution = (
             _solve(problem, settings, resume) if learned is None else _minimise(problem, settings, learned.u)

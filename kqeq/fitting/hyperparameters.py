@@ -19,7 +19,7 @@ import numpy as np
 from kqeq.archive import read_archive, write_archive
 from kqeq.errors import ModelFileError
 from kqeq.fitting.evidence import AnyEvidence, collect, column_groups, maximise
-from kqeq.fitting.features import TrainingFrame
+from kqeq.fitting.features import MEMORY_BUDGET, TrainingFrame
 from kqeq.fitting.parameters import Parameters, SitePart
 from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.solver import Solution
@@ -148,7 +148,9 @@ def learn(
         candidate: Parameters, own: Mapping[str, float], u: FloatArray | None
     ) -> tuple[AnyEvidence, FloatArray]:
         """Fit and linearise."""
-        problem = FitProblem(frames, candidate, own, linear=linear)
+        # a closed-form fit meets every frame once: there is nothing to keep
+        budget = 0 if linear else MEMORY_BUDGET
+        problem = FitProblem(frames, candidate, own, linear=linear, budget=budget)
         try:
             if linear:
                 u = np.zeros(problem.size)  # any point serves
