@@ -162,7 +162,7 @@ def _independent(rows: sparse.csr_array, order: IntArray) -> IntArray:
     What CUR chooses from there on follows rounding errors, which differ between machines.
     """
     chosen = rows[order]
-    used = np.unique(chosen.indices)
+    used = used_columns(chosen)
     residuals = np.abs(np.diagonal(np.linalg.qr(chosen[:, used].toarray().T, mode="r")))
     dependent = np.flatnonzero(residuals < INDEPENDENT)
     return order[: int(dependent[0]) if len(dependent) else len(residuals)]
@@ -196,7 +196,7 @@ def _by_leverage(rows: sparse.csr_array, n: int) -> IntArray:
 
 def _dense(rows: sparse.csr_array, budget: int) -> FloatArray:
     """Dense rows; only the columns in use, or a random projection where even those exceed the budget."""
-    used = np.unique(rows.indices)
+    used = used_columns(rows)
     if 8 * rows.shape[0] * len(used) <= budget:
         return np.asarray(rows[:, used].toarray())
     rng = np.random.default_rng(0)
