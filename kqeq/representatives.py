@@ -18,7 +18,7 @@ from scipy import sparse
 from kqeq import blas
 from kqeq.descriptors.base import Descriptor
 from kqeq.errors import RepresentativesWarning
-from kqeq.kernels import DEFAULT_REPRESENTATIVES, FeatureMap, SOAPKernel, gram, layout_columns
+from kqeq.kernels import DEFAULT_REPRESENTATIVES, FeatureMap, SOAPKernel, gram, layout_columns, used_columns
 from kqeq.structures import Structure
 from kqeq.typing import FloatArray, IntArray
 
@@ -30,6 +30,10 @@ PROJECTED_FEATURES = 1024
 
 INDEPENDENT = 1e-6
 """Least part of a (normalised) row that has to lie outside the span of others."""
+
+SMALLEST_POOL = 5000
+POOL_FACTOR = 25
+"""Candidates per element that are kept: this many at least, and this many times the representatives."""
 
 DUPLICATE = 1e-12
 """Environments whose normalised dot product is within this of 1 are the same."""
@@ -73,11 +77,12 @@ def _build(
     role: str,
 ) -> FeatureMap:
     descriptor = kernel.descriptor()
-    pool = _candidates(descriptor, progress(structures), species)
+    wanted = DEFAULT_REPRESENTATIVES if kernel.n_representatives is None else kernel.n_representatives
+    limit = max(SMALLEST_POOL, POOL_FACTOR * wanted)
+    pool = _candidates(descriptor, progress(structures), species, limit)
     chosen: dict[int, sparse.csr_array] = {}
     short: list[str] = []
     for z, rows in pool.items():
-        wanted = DEFAULT_REPRESENTATIVES if kernel.n_representatives is None else kernel.n_representatives
         index = select(rows, wanted, kernel.selection)
         chosen[z] = rows[index]
         if kernel.n_representatives is not None and len(index) < wanted:
@@ -94,12 +99,19 @@ def _build(
 
 
 def _candidates(
-    descriptor: Descriptor, structures: Iterable[Structure], species: tuple[int, ...]
+    descriptor: Descriptor, structures: Iterable[Structure], species: tuple[int, ...], limit: int
 ) -> dict[int, sparse.csr_array]:
-    """All environments by element as sparse rows in the common layout."""
+    """Environments by element as sparse rows in the common layout.
+
+    All of them up to twice ``limit`` per element; beyond that random subsets (seeded, every environment equally
+    likely) keep memory independent of the number of structures.
+    """
     size = max(block.stop for block in descriptor.block_slices(species).values())
     columns: dict[tuple[int, ...], IntArray] = {}
     rows: dict[int, list[Any]] = {z: [] for z in species}
+    keys: dict[int, list[FloatArray]] = {z: [] for z in species}
+    count = dict.fromkeys(species, 0)
+    rng = np.random.default_rng(0)
     for structure in structures:
         state = descriptor.evaluate(structure, derivatives=False)
         if state.species not in columns:
@@ -116,6 +128,12 @@ def _candidates(
                     shape=(n, size),
                 )
             )
+            keys[z].append(rng.random(n))
+            count[z] += n
+            if count[z] > 2 * limit:
+                merged, drawn = sparse.vstack(rows[z], format="csr"), np.concatenate(keys[z])
+                kept = np.sort(np.argsort(drawn, kind="stable")[:limit])
+                rows[z], keys[z], count[z] = [merged[kept]], [drawn[kept]], limit
     return {z: sparse.csr_array(sparse.vstack(blocks, format="csr")) for z, blocks in rows.items() if blocks}
 
 
