@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from ase.io import read, write
-from common import Row, main, public, row
 
 import kqeq
+from common import Row, main, public, row
 from kqeq.constants import DEBYE
 
 SIZES = (300, 1200, 4800, 19200)
