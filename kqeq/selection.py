@@ -154,8 +154,11 @@ def _greedy(candidates: Sequence[_Candidate], n: int) -> list[int]:
         own = slice(ends[best], ends[best + 1])
         across = np.vstack([_covariance(c, candidates[best]) for c in candidates])
         across -= columns @ columns[own].T
-        block = current[best] + candidates[best].noise ** 2 * np.eye(own.stop - own.start)
-        new = solve_lower(np.linalg.cholesky(_positive(block, candidates[best].noise)), across.T).T
+        block = current[best] + candidates[best].noise ** 2 * np.eye(len(current[best]))
+        factor: FloatArray = np.asarray(
+            np.linalg.cholesky(_positive(block, candidates[best].noise)), dtype=np.float64
+        )
+        new = solve_lower(factor, across.T).T
         columns = np.hstack([columns, new])
         current = [v - new[a:b] @ new[a:b].T for v, a, b in zip(current, ends[:-1], ends[1:], strict=True)]
     return chosen

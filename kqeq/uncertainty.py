@@ -206,7 +206,7 @@ class Uncertain:
                 curvature = zeta * (zeta - 1.0) * own ** (zeta - 2.0) * own_across * own_across.T
                 second += np.where(self.same[np.ix_(moved, moved)], curvature, 0.0)
             result[k] += weights @ second @ weights + 2.0 * weights @ (first * across) @ values[k]
-        return result
+        return np.asarray(result, dtype=np.float64)
 
     def _descriptor_derivative(self, feature_map: FeatureMap, k: int) -> FloatArray:
         """∂p/∂r_k of all rows by central differences, (N, F)."""
