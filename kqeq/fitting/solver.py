@@ -25,6 +25,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from kqeq import blas
+from kqeq.errors import NotPositiveDefiniteError
 from kqeq.linalg import factorise, solve_lower
 from kqeq.typing import FloatArray
 
@@ -254,6 +255,7 @@ def minimise(
     state: SolverState | None = None,
     checkpoint: Callable[[SolverState], None] = lambda _: None,
     report: Callable[[Iteration], None] = lambda _: None,
+    step_factor: Callable[[FloatArray], float] = lambda _: 1.0,
 ) -> Solution:
     """Minimise the loss from ``u``.
 
@@ -278,6 +280,8 @@ def minimise(
         Called with the state after every step that was taken.
     report : callable
         Called after every iteration.
+    step_factor : callable
+        How much of a step may be taken, at most 1: for parameters that predictions depend on exponentially.
     """
     iterations: list[Iteration] = []
     damping = 0.0
@@ -315,8 +319,13 @@ def minimise(
             if damping > 0.0:
                 damped = equations.hessian + damping * np.diag(diagonal)
                 step = _solve(_factor(damped), equations.rhs)
+            factor = step_factor(step)
+            step = factor * step
             promised = float(step @ equations.rhs) - 0.5 * float(step @ (equations.hessian @ step))
-            trial, trial_loss = project_linear(problem, u + step, linear_lower, engine)
+            try:
+                trial, trial_loss = project_linear(problem, u + step, linear_lower, engine)
+            except NotPositiveDefiniteError:
+                trial, trial_loss = u, np.inf  # a charge problem without a minimum: too long a step
             actual = equations.loss - trial_loss
             if actual > 1e-4 * promised:
                 accepted = True
@@ -335,7 +344,11 @@ def minimise(
         checkpoint(SolverState(u, damping, tuple(iterations)))
         equations = accumulate(problem, u, engine)
         lower = _factor(equations.hessian)
-        if damping < 1e-3 and actual <= max(tolerance * equations.loss, negligible * problem.size):
+        if (
+            factor == 1.0
+            and damping < 1e-3
+            and actual <= max(tolerance * equations.loss, negligible * problem.size)
+        ):
             # a nearly free step that gained next to nothing: what the quadratic model still promises is not there
             converged = True
             decrement = 0.5 * float(equations.rhs @ _solve(lower, equations.rhs))
