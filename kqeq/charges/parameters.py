@@ -94,7 +94,7 @@ class ElementParameters:
 
     def user_values(self, u: FloatArray) -> FloatArray:
         """Parameters at u in the units that users give them in, (p,)."""
-        return self.values(u) * np.array([_UNITS.get(kind, 1.0) for kind in self.kinds])
+        return np.asarray(self.values(u) * np.array([_UNITS.get(kind, 1.0) for kind in self.kinds]))
 
     def apply(self, model: ChargeModel, u: FloatArray) -> ChargeModel:
         """The model with parameters in place of ``"learn"``."""
