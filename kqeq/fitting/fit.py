@@ -99,7 +99,14 @@ def _fit_part(
     part = FitProblem(frames, parameters, problem.noise, linear=linear, budget=problem.budget)
     start = np.zeros(problem.size)
     try:
-        return minimise(part, start, engine=joblib_engine, step_factor=parameters.step_factor).u
+        found = minimise(
+            part,
+            start,
+            engine=joblib_engine,
+            step_factor=parameters.step_factor,
+            patience=parameters.patience,
+        )
+        return found.u
     finally:
         part.close()
 
@@ -114,6 +121,7 @@ def _minimise(problem: FitProblem, settings: FitSettings, u: FloatArray | None) 
         max_iterations=settings.max_iterations,
         engine=joblib_engine,
         step_factor=problem.parameters.step_factor,
+        patience=problem.parameters.patience,
     )
 
 
@@ -141,6 +149,7 @@ def _solve(problem: FitProblem, settings: FitSettings, resume: str | PathLike[st
         state=state,
         checkpoint=checkpoint,
         step_factor=problem.parameters.step_factor,
+        patience=problem.parameters.patience,
     )
 
 

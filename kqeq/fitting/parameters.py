@@ -105,6 +105,9 @@ class LearnedPart:
 STEP_LIMIT = 1.0
 """Largest change of the logarithm of an element parameter in one step of the solver."""
 
+PATIENCE = 4
+"""Steps in a row that gain next to nothing before a fit with learned element parameters counts as converged."""
+
 
 @dataclass(frozen=True, eq=False)
 class Parameters:
@@ -179,6 +182,11 @@ class Parameters:
         """The same layout with the element parameters fixed at u; nothing depends on their columns any more."""
         return replace(self, charges=self.charge_model(u), learned=None)
 
+    @property
+    def patience(self) -> int | None:
+        """For the solver: element parameters compensate each other, so their valleys are long and flat."""
+        return None if self.learned is None else PATIENCE
+
     def step_factor(self, step: FloatArray) -> float:
         """How much of a step may be taken (at most 1): logarithms of element parameters move by a limited amount.
 
@@ -190,4 +198,4 @@ class Parameters:
         return 1.0 if largest <= STEP_LIMIT else STEP_LIMIT / largest
 
 
-__all__ = ["STEP_LIMIT", "LearnedPart", "Parameters", "SitePart"]
+__all__ = ["PATIENCE", "STEP_LIMIT", "LearnedPart", "Parameters", "SitePart"]

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, Protocol
 
 import numpy as np
@@ -244,6 +245,13 @@ def _solve(lower: FloatArray, rhs: FloatArray) -> FloatArray:
     return solve_lower(lower, solve_lower(lower, rhs), transposed=True)
 
 
+def _stalled(losses: list[float], patience: int | None, small: float) -> bool:
+    """Whether each of the last steps gained next to nothing."""
+    if patience is None or len(losses) <= patience:
+        return False
+    return all(before - after <= small for before, after in pairwise(losses[-patience - 1 :]))
+
+
 def minimise(
     problem: LeastSquaresProblem,
     u: FloatArray,
@@ -256,6 +264,7 @@ def minimise(
     checkpoint: Callable[[SolverState], None] = lambda _: None,
     report: Callable[[Iteration], None] = lambda _: None,
     step_factor: Callable[[FloatArray], float] = lambda _: 1.0,
+    patience: int | None = None,
 ) -> Solution:
     """Minimise the loss from ``u``.
 
@@ -282,6 +291,9 @@ def minimise(
         Called after every iteration.
     step_factor : callable
         How much of a step may be taken, at most 1: for parameters that predictions depend on exponentially.
+    patience : int, optional
+        Converged as well after this many steps in a row, damped or not, that each gained less than the two limits
+        above: parameters that compensate each other leave curved valleys whose floor is flat but endless.
     """
     iterations: list[Iteration] = []
     damping = 0.0
@@ -308,7 +320,9 @@ def minimise(
                 True,
                 equations.n_residuals,
             )
-        if decrement <= max(tolerance * equations.loss, negligible * problem.size):
+        small = max(tolerance * equations.loss, negligible * problem.size)
+        losses = [iteration.loss for iteration in iterations] + [equations.loss]
+        if decrement <= small or _stalled(losses, patience, small):
             converged = True
             iterations.append(Iteration(number, equations.loss, decrement, damping, True))
             report(iterations[-1])
