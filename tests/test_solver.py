@@ -318,7 +318,7 @@ def test_steps_may_be_limited_and_small_gains_end_the_search():
     assert max(lengths) <= 0.05 * (1.0 + 1e-12) and len(lengths) > 10
     np.testing.assert_allclose(short.loss, free.loss, rtol=1e-3)
     patient = minimise(
-        _Valley(), start, tolerance=0.04, negligible=0.0, max_iterations=500, step_factor=factor, patience=3
+        _Valley(), start, tolerance=0.02, negligible=0.0, max_iterations=500, step_factor=factor, patience=3
     )
     assert patient.converged
     assert 4 <= len(patient.iterations) < len(short.iterations)
