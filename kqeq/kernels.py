@@ -37,7 +37,7 @@ from kqeq.typing import FloatArray, IntArray
 DEFAULT_REPRESENTATIVES = 300
 """Representatives per element where none are asked for."""
 
-SELECTIONS = ("fps", "cur")
+SELECTIONS = ("fps", "cur", "leverage")
 """Ways to choose representative environments."""
 
 
@@ -57,8 +57,8 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
     n_representatives : int, optional
         Representative environments **per element**.  ``None`` takes up to 300, as many as there are; a number
         that exceeds the distinct environments of the training frames is met with a warning.
-    selection : {"fps", "cur"}
-        Farthest-point sampling or CUR decomposition.
+    selection : {"fps", "cur", "leverage"}
+        Farthest-point sampling, CUR decomposition, or random choice in proportion to leverage scores (seeded).
     delta : float, optional
         Prior standard deviation of the modelled quantity (eV/e for electronegativities, eV per atom for
         the short-range energy).  ``None`` takes the default of the role.
@@ -314,8 +314,13 @@ class FeatureMap:
 
 def gram(rows: sparse.csr_array) -> FloatArray:
     """Dot products between all rows of a sparse matrix, dense (M, M)."""
-    used: FloatArray = rows[:, np.unique(rows.indices)].toarray()
+    used: FloatArray = rows[:, used_columns(rows)].toarray()
     return used @ used.T
+
+
+def used_columns(rows: sparse.csr_array) -> IntArray:
+    """Columns of a sparse matrix that hold anything, ascending (counting is far faster than sorting indices)."""
+    return np.asarray(np.flatnonzero(np.bincount(rows.indices, minlength=rows.shape[1])), dtype=np.int64)
 
 
 def layout_columns(descriptor: Descriptor, part: Sequence[int], whole: Sequence[int]) -> IntArray:
@@ -345,4 +350,4 @@ def _slope(dots: FloatArray, zeta: float) -> FloatArray:
     return np.full_like(dots, 1.0) if zeta == 1 else zeta * _power(dots, zeta - 1)
 
 
-__all__ = ["SELECTIONS", "FeatureMap", "SOAPKernel", "Similarity", "gram", "layout_columns"]
+__all__ = ["SELECTIONS", "FeatureMap", "SOAPKernel", "Similarity", "gram", "layout_columns", "used_columns"]

@@ -18,7 +18,7 @@ from scipy import sparse
 from kqeq import blas
 from kqeq.descriptors.base import Descriptor
 from kqeq.errors import RepresentativesWarning
-from kqeq.kernels import DEFAULT_REPRESENTATIVES, FeatureMap, SOAPKernel, gram, layout_columns
+from kqeq.kernels import DEFAULT_REPRESENTATIVES, FeatureMap, SOAPKernel, gram, layout_columns, used_columns
 from kqeq.structures import Structure
 from kqeq.typing import FloatArray, IntArray
 
@@ -30,6 +30,10 @@ PROJECTED_FEATURES = 1024
 
 INDEPENDENT = 1e-6
 """Least part of a (normalised) row that has to lie outside the span of others."""
+
+SMALLEST_POOL = 5000
+POOL_FACTOR = 25
+"""Candidates per element that are kept: this many at least, and this many times the representatives."""
 
 DUPLICATE = 1e-12
 """Environments whose normalised dot product is within this of 1 are the same."""
@@ -73,11 +77,12 @@ def _build(
     role: str,
 ) -> FeatureMap:
     descriptor = kernel.descriptor()
-    pool = _candidates(descriptor, progress(structures), species)
+    wanted = DEFAULT_REPRESENTATIVES if kernel.n_representatives is None else kernel.n_representatives
+    limit = max(SMALLEST_POOL, POOL_FACTOR * wanted)
+    pool = _candidates(descriptor, progress(structures), species, limit)
     chosen: dict[int, sparse.csr_array] = {}
     short: list[str] = []
     for z, rows in pool.items():
-        wanted = DEFAULT_REPRESENTATIVES if kernel.n_representatives is None else kernel.n_representatives
         index = select(rows, wanted, kernel.selection)
         chosen[z] = rows[index]
         if kernel.n_representatives is not None and len(index) < wanted:
@@ -94,12 +99,19 @@ def _build(
 
 
 def _candidates(
-    descriptor: Descriptor, structures: Iterable[Structure], species: tuple[int, ...]
+    descriptor: Descriptor, structures: Iterable[Structure], species: tuple[int, ...], limit: int
 ) -> dict[int, sparse.csr_array]:
-    """All environments by element as sparse rows in the common layout."""
+    """Environments by element as sparse rows in the common layout.
+
+    All of them up to twice ``limit`` per element; beyond that random subsets (seeded, every environment equally
+    likely) keep memory independent of the number of structures.
+    """
     size = max(block.stop for block in descriptor.block_slices(species).values())
     columns: dict[tuple[int, ...], IntArray] = {}
     rows: dict[int, list[Any]] = {z: [] for z in species}
+    keys: dict[int, list[FloatArray]] = {z: [] for z in species}
+    count = dict.fromkeys(species, 0)
+    rng = np.random.default_rng(0)
     for structure in structures:
         state = descriptor.evaluate(structure, derivatives=False)
         if state.species not in columns:
@@ -116,6 +128,12 @@ def _candidates(
                     shape=(n, size),
                 )
             )
+            keys[z].append(rng.random(n))
+            count[z] += n
+            if count[z] > 2 * limit:
+                merged, drawn = sparse.vstack(rows[z], format="csr"), np.concatenate(keys[z])
+                kept = np.sort(np.argsort(drawn, kind="stable")[:limit])
+                rows[z], keys[z], count[z] = [merged[kept]], [drawn[kept]], limit
     return {z: sparse.csr_array(sparse.vstack(blocks, format="csr")) for z, blocks in rows.items() if blocks}
 
 
@@ -127,13 +145,16 @@ def select(rows: sparse.csr_array, n: int, method: str) -> IntArray:
     rows : sparse (n_candidates, F) matrix
         Normalised environments.
     n : int
-    method : {"fps", "cur"}
+    method : {"fps", "cur", "leverage"}
     """
     candidates = rows.shape[0]
     if candidates <= n:
         return _distinct(rows, np.arange(candidates))
     if method == "fps":
         return _distinct(rows, _farthest(rows, n, [0]))
+    if method == "leverage":
+        order = _distinct(rows, _by_leverage(rows, n))
+        return order if len(order) == n else _distinct(rows, _farthest(rows, n, order.tolist()))
     from scipy.sparse.linalg import ArpackError
     from skmatter.sample_selection import CUR
 
@@ -159,7 +180,7 @@ def _independent(rows: sparse.csr_array, order: IntArray) -> IntArray:
     What CUR chooses from there on follows rounding errors, which differ between machines.
     """
     chosen = rows[order]
-    used = np.unique(chosen.indices)
+    used = used_columns(chosen)
     residuals = np.abs(np.diagonal(np.linalg.qr(chosen[:, used].toarray().T, mode="r")))
     dependent = np.flatnonzero(residuals < INDEPENDENT)
     return order[: int(dependent[0]) if len(dependent) else len(residuals)]
@@ -174,9 +195,26 @@ def _farthest(rows: sparse.csr_array, n: int, start: list[int]) -> IntArray:
     return np.asarray(selector.selected_idx_, dtype=np.int64)
 
 
+def _by_leverage(rows: sparse.csr_array, n: int) -> IntArray:
+    """Rows drawn without replacement in proportion to their ridge leverage scores.
+
+    ℓ_i = x_iᵀ (XᵀX + λ 1)⁻¹ x_i with λ the energy beyond the n largest singular values, spread over n directions
+    (Alaoui & Mahoney 2015, *NeurIPS* 28; Cohen, Musco & Musco 2017, *SODA*).  The draw is seeded: adding Gumbel
+    noise to logarithms of weights and taking the largest is sampling without replacement.
+    """
+    matrix = _dense(rows, 8 * PROJECTED_FEATURES * rows.shape[0])
+    left, singular, _ = np.linalg.svd(matrix, full_matrices=False)
+    energy = singular**2
+    ridge = max(float(energy[n:].sum()) / n, 1e-12 * float(energy[0]))
+    scores = np.einsum("ik,k->i", left**2, energy / (energy + ridge))
+    noise = np.random.default_rng(0).gumbel(size=len(scores))
+    keys = np.log(np.maximum(scores, 1e-300)) + noise
+    return np.asarray(np.argsort(-keys, kind="stable")[:n], dtype=np.int64)
+
+
 def _dense(rows: sparse.csr_array, budget: int) -> FloatArray:
     """Dense rows; only the columns in use, or a random projection where even those exceed the budget."""
-    used = np.unique(rows.indices)
+    used = used_columns(rows)
     if 8 * rows.shape[0] * len(used) <= budget:
         return np.asarray(rows[:, used].toarray())
     rng = np.random.default_rng(0)

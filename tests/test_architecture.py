@@ -61,7 +61,6 @@ HOME = {
     "argparse": {"cli"},
     "zipfile": {"archive"},
     "threadpoolctl": {"blas"},
-    "threadpoolctl": {"blas"},
     "pickle": set(),
 }
 """Libraries that only these parts may know."""

@@ -9,6 +9,7 @@ from conftest import NOISE, small_kernel
 from kqeq import KQEq
 from kqeq.errors import InputError, ModelFileError
 from kqeq.fitting import hyperparameters as ev
+from kqeq.fitting.evidence import DualEvidence, Evidence, _chunk_kinds
 from kqeq.fitting.problem import FitProblem
 
 pytestmark = pytest.mark.filterwarnings("ignore::kqeq.errors.RepresentativesWarning")
@@ -74,6 +75,24 @@ def test_gradient(make, water_training, linearised):
     for direction in np.eye(evidence.size):
         slope = central_difference(lambda t, d=direction: evidence.evaluate(theta + t * d)[0], 1e-3)
         assert_close(gradient @ direction, slope, rtol=1e-5, at_least=1e-2)
+
+
+def test_few_labels_give_the_same_from_their_own_covariance(water_training, linearised):
+    """The covariance of the labels (n × n) and the normal equations (P × P) are two ways to one number."""
+    kernel = small_kernel(3.5, n_representatives=1000)
+    KQEq(kernel, short_range=None, targets=["dipole"]).fit(water_training, optimize="evidence")
+    problem, u, _, dual = linearised[0]
+    assert isinstance(dual, DualEvidence)
+    assert len(dual.targets) < problem.size
+    again = FitProblem(problem.frames, problem.parameters, problem.noise, linear=True)
+    sums, constant = _chunk_kinds(again.chunks[0], u)
+    again.close()
+    primal = Evidence(sums, dual.groups, constant)
+    theta = np.random.default_rng(3).normal(0.0, 0.5, dual.size)
+    for (a, b), least in zip(
+        zip(dual.evaluate(theta), primal.evaluate(theta), strict=True), (1, 0.1, 0.1), strict=True
+    ):
+        assert_close(a, b, rtol=1e-6, at_least=least)
 
 
 def test_rescaling_is_the_same_as_accumulating_again(water_training, linearised):

@@ -51,7 +51,7 @@ def test_parallel_equals_serial(what, backend, water_training, chunks):
     serial = models()[what].fit(frames)
     with joblib.parallel_config(backend=backend, n_jobs=2):
         parallel = models()[what].fit(frames)
-    assert min(chunks) > 1
+    assert max(chunks) > 1
     assert_equal(parallel, serial)
 
 

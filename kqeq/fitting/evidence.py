@@ -20,7 +20,7 @@ Dimensions: P parameters, K label kinds, G groups of columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +82,11 @@ class Evidence:
     constant: float
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Label kinds, in the order of theta."""
+        return tuple(self.kinds)
+
+    @property
     def size(self) -> int:
         """K + G."""
         return len(self.kinds) + len(self.groups)
@@ -137,6 +142,96 @@ class Evidence:
         return value, gradient, u
 
 
+@dataclass(frozen=True, eq=False)
+class DualEvidence:
+    """The same function where labels are fewer than parameters: the Gaussian of the labels themselves.
+
+    Their covariance is C = Σ_g e^(2 s_g) J_g J_gᵀ + J_f J_fᵀ + e^(2 t), with f the columns whose spread is fixed, so
+
+        ∂ ln p/∂s_g = e^(2 s_g) (aᵀ J_g J_gᵀ a − tr C⁻¹ J_g J_gᵀ)            a = C⁻¹ t
+        ∂ ln p/∂t_k = e^(2 t_k) Σ_{i∈k} (a_i² − [C⁻¹]_ii)
+
+    Attributes
+    ----------
+    names : tuple of str
+        Label kinds.
+    kind : (n,) int array
+        Kind of every label.
+    rows : (n, P) array
+        J at the accumulated noise and spreads.
+    targets : (n,) array
+    groups : tuple of (P_g,) int arrays
+    grams : tuple of (n, n) arrays
+        J_g J_gᵀ.
+    fixed : (n, n) array
+        J_f J_fᵀ.
+    constant : float
+        −Σ n ln σ − ½ n ln 2π at the accumulated noise.
+    """
+
+    names: tuple[str, ...]
+    kind: IntArray
+    rows: FloatArray
+    targets: FloatArray
+    groups: tuple[IntArray, ...]
+    grams: tuple[FloatArray, ...]
+    fixed: FloatArray
+    constant: float
+
+    @classmethod
+    def build(
+        cls,
+        kinds: Mapping[str, tuple[FloatArray, FloatArray]],
+        groups: tuple[IntArray, ...],
+        constant: float,
+    ) -> DualEvidence:
+        """From rows and targets by kind."""
+        rows = np.concatenate([r for r, _ in kinds.values()])
+        targets = np.concatenate([t for _, t in kinds.values()])
+        kind = np.repeat(np.arange(len(kinds)), [len(t) for _, t in kinds.values()])
+        others = np.setdiff1d(
+            np.arange(rows.shape[1]), np.concatenate([*groups, np.zeros(0, dtype=np.int64)])
+        )
+        grams = tuple(rows[:, group] @ rows[:, group].T for group in groups)
+        fixed = rows[:, others] @ rows[:, others].T
+        return cls(tuple(kinds), kind, rows, targets, groups, grams, fixed, constant)
+
+    @property
+    def size(self) -> int:
+        """K + G."""
+        return len(self.names) + len(self.groups)
+
+    def evaluate(self, theta: FloatArray) -> tuple[float, FloatArray, FloatArray]:
+        """Log evidence, its gradient and the most probable parameters; see :meth:`Evidence.evaluate`."""
+        noise = np.exp(2.0 * theta[: len(self.names)])
+        spreads = np.exp(2.0 * theta[len(self.names) :])
+        covariance = self.fixed.copy()
+        for spread, gram in zip(spreads, self.grams, strict=True):
+            covariance += spread * gram
+        covariance[np.diag_indices_from(covariance)] += noise[self.kind]
+        lower = factorise(covariance, "the covariance of the labels", "raise the smallest noise")
+        weights = solve_lower(lower, solve_lower(lower, self.targets), transposed=True)
+        inverse = _inverse(lower)
+        value = self.constant - 0.5 * float(self.targets @ weights) - float(np.log(np.diagonal(lower)).sum())
+        own = weights**2 - np.diagonal(inverse)
+        gradient = np.concatenate(
+            [
+                noise * np.bincount(self.kind, own, len(self.names)),
+                [
+                    spread * (float(weights @ gram @ weights) - float(np.vdot(inverse, gram)))
+                    for spread, gram in zip(spreads, self.grams, strict=True)
+                ],
+            ]
+        )
+        u = self.rows.T @ weights
+        for spread, group in zip(spreads, self.groups, strict=True):
+            u[group] *= math.sqrt(spread)
+        return value, gradient, u
+
+
+AnyEvidence = Evidence | DualEvidence
+
+
 def _inverse(lower: FloatArray) -> FloatArray:
     """(L Lᵀ)⁻¹, symmetric."""
     from scipy.linalg.lapack import dpotri
@@ -166,10 +261,16 @@ def column_groups(parameters: Parameters) -> tuple[tuple[str, IntArray], ...]:
     return tuple(groups)
 
 
-def collect(problem: FitProblem, u: FloatArray) -> Evidence:
-    """Accumulate the Gram matrices of all label kinds at ``u``, chunk by chunk through joblib."""
+def collect(problem: FitProblem, u: FloatArray) -> AnyEvidence:
+    """Accumulate what the evidence at ``u`` needs, chunk by chunk through joblib.
+
+    Where labels are fewer than parameters their rows are kept instead of Gram matrices of all parameters.
+    """
     from joblib import Parallel, delayed
 
+    groups = tuple(columns for _, columns in column_groups(problem.parameters))
+    if sum(frame.n_labels for frame in problem.frames) < problem.size:
+        return _collect_rows(problem, u, groups)
     tasks = (delayed(_chunk_kinds)(chunk, u) for chunk in problem.chunks)
     total: dict[str, KindSums] = {}
     constant = 0.0
@@ -181,8 +282,43 @@ def collect(problem: FitProblem, u: FloatArray) -> Evidence:
                 total[kind].add(own)
             else:
                 total[kind] = own
-    groups = tuple(columns for _, columns in column_groups(problem.parameters))
     return Evidence(dict(sorted(total.items())), groups, constant)
+
+
+def _collect_rows(problem: FitProblem, u: FloatArray, groups: tuple[IntArray, ...]) -> DualEvidence:
+    from joblib import Parallel, delayed
+
+    rows: dict[str, list[FloatArray]] = {}
+    targets: dict[str, list[FloatArray]] = {}
+    constant = 0.0
+    parallel = Parallel(return_as="generator")
+    tasks = (delayed(_chunk_rows)(chunk, u) for chunk in problem.chunks)
+    for blocks in track(parallel(tasks), "evidence", total=len(problem.chunks)):
+        for kind, own_rows, own_targets, part in blocks:
+            rows.setdefault(kind, []).append(own_rows)
+            targets.setdefault(kind, []).append(own_targets)
+            constant += part
+    stacked = {kind: (np.concatenate(rows[kind]), np.concatenate(targets[kind])) for kind in sorted(rows)}
+    return DualEvidence.build(stacked, groups, constant)
+
+
+def _chunk_rows(chunk: Chunk, u: FloatArray) -> list[tuple[str, FloatArray, FloatArray, float]]:
+    with blas.one_thread():
+        return list(_blocks(chunk, u))
+
+
+def _blocks(chunk: Chunk, u: FloatArray) -> Iterator[tuple[str, FloatArray, FloatArray, float]]:
+    """Kind, rows, targets y − ŷ + J u and share of the constant for every label of a chunk."""
+    for frame, (residual, rows) in zip(chunk.frames, chunk.rows(u, jacobian="full"), strict=True):
+        assert rows is not None
+        targets = residual + rows @ u
+        start = 0
+        for kind in frame.labels.kinds:
+            stop = start + target_vector(frame, kind).size
+            scale = deviation(frame, kind, chunk.noise) / math.sqrt(frame.labels.weight)
+            constant = -(stop - start) * (math.log(scale) + 0.5 * math.log(2.0 * math.pi))
+            yield kind, rows[start:stop], targets[start:stop], constant
+            start = stop
 
 
 def _chunk_kinds(chunk: Chunk, u: FloatArray) -> tuple[dict[str, KindSums], float]:
@@ -206,24 +342,17 @@ def _sum_kinds(chunk: Chunk, u: FloatArray) -> tuple[dict[str, KindSums], float]
             total[kind] = own
         pending[kind] = []
 
-    for frame, (residual, rows) in zip(chunk.frames, chunk.rows(u, jacobian="full"), strict=True):
-        assert rows is not None
-        targets = residual + rows @ u
-        start = 0
-        for kind in frame.labels.kinds:
-            stop = start + target_vector(frame, kind).size
-            pending.setdefault(kind, []).append((rows[start:stop], targets[start:stop]))
-            scale = deviation(frame, kind, chunk.noise) / math.sqrt(frame.labels.weight)
-            constant -= (stop - start) * (math.log(scale) + 0.5 * math.log(2.0 * math.pi))
-            start = stop
-            if sum(len(t) for _, t in pending[kind]) >= CHUNK_ROWS:
-                flush(kind)
+    for kind, rows, targets, part in _blocks(chunk, u):
+        pending.setdefault(kind, []).append((rows, targets))
+        constant += part
+        if sum(len(t) for _, t in pending[kind]) >= CHUNK_ROWS:
+            flush(kind)
     for kind in [kind for kind, waiting in pending.items() if waiting]:
         flush(kind)
     return total, constant
 
 
-def maximise(evidence: Evidence, bounds: Sequence[tuple[float, float]], start: FloatArray) -> FloatArray:
+def maximise(evidence: AnyEvidence, bounds: Sequence[tuple[float, float]], start: FloatArray) -> FloatArray:
     """Noises and spreads of the largest evidence of one linearisation, within bounds on the logarithms."""
     from scipy.optimize import minimize
 
@@ -245,4 +374,4 @@ def maximise(evidence: Evidence, bounds: Sequence[tuple[float, float]], start: F
     return np.asarray(found.x, dtype=np.float64)
 
 
-__all__ = ["Evidence", "KindSums", "collect", "column_groups", "maximise"]
+__all__ = ["AnyEvidence", "DualEvidence", "Evidence", "KindSums", "collect", "column_groups", "maximise"]

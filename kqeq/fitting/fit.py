@@ -17,7 +17,8 @@ from kqeq.atomic_write import check_writable
 from kqeq.errors import InputError, KQEqError, KQEqWarning
 from kqeq.fitting.blocks import LINEAR_KINDS
 from kqeq.fitting.checkpoint import fingerprint, read_checkpoint, write_checkpoint
-from kqeq.fitting.features import TrainingFrame
+from kqeq.fitting.consistency import warn_contradictions
+from kqeq.fitting.features import MEMORY_BUDGET, TrainingFrame
 from kqeq.fitting.hyperparameters import learn
 from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.problem import FitProblem, joblib_engine
@@ -96,7 +97,9 @@ def _fit_part(
             frames.append(replace(frame, labels=labels))
     if not frames:
         return None
-    part = FitProblem(frames, parameters, problem.noise, linear=linear, budget=problem.budget)
+    # a closed-form fit meets every frame once: there is nothing to keep
+    budget = 0 if linear else problem.budget
+    part = FitProblem(frames, parameters, problem.noise, linear=linear, budget=budget)
     start = np.zeros(problem.size)
     try:
         found = minimise(
@@ -201,6 +204,7 @@ def fit_potential(
     if settings.charges is None and not has_energy:
         raise InputError("a model without charges needs energies or forces, and no frame has any")
 
+    warn_contradictions(frames, {**DEFAULT_NOISE, **settings.noise}["energy"])
     if settings.baseline is not None and has_energy:
         frames = subtract_baseline(frames, settings.baseline)
     parameters = _parameters(frames, structures, species, settings, short_range, has_energy)
@@ -220,7 +224,9 @@ def fit_potential(
         )
         parameters, noise = learned.parameters, learned.noise
         notes += learned.table
-    problem = FitProblem(frames, parameters, noise, linear=linear)
+    # a closed-form fit meets every frame once: there is nothing to keep
+    budget = 0 if linear else MEMORY_BUDGET
+    problem = FitProblem(frames, parameters, noise, linear=linear, budget=budget)
     try:
         solution = (
             _solve(problem, settings, resume) if learned is None else _minimise(problem, settings, learned.u)
@@ -233,6 +239,10 @@ def fit_potential(
             "print model.fit_report_ for the table, raise max_iterations, or raise the noise levels",
             KQEqWarning,
             stacklevel=3,
+        )
+    if solution.n_residuals < parameters.size:
+        notes.append(
+            f"fewer labels ({solution.n_residuals}) than parameters ({parameters.size}): the prior settles the rest"
         )
     total_charges = tuple(sorted({round(s.total_charge, 6) for s in structures}))
     potential = _potential(parameters, solution.u, settings, total_charges, has_energy)

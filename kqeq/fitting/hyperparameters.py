@@ -18,8 +18,8 @@ import numpy as np
 
 from kqeq.archive import read_archive, write_archive
 from kqeq.errors import ModelFileError
-from kqeq.fitting.evidence import Evidence, collect, column_groups, maximise
-from kqeq.fitting.features import TrainingFrame
+from kqeq.fitting.evidence import AnyEvidence, collect, column_groups, maximise
+from kqeq.fitting.features import MEMORY_BUDGET, TrainingFrame
 from kqeq.fitting.parameters import Parameters, SitePart
 from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.solver import Solution
@@ -66,13 +66,13 @@ class Learned:
 
 
 def rescale(
-    parameters: Parameters, noise: Mapping[str, float], evidence: Evidence, theta: FloatArray
+    parameters: Parameters, noise: Mapping[str, float], evidence: AnyEvidence, theta: FloatArray
 ) -> tuple[Parameters, dict[str, float]]:
     """Parameters and noise with their spreads and noises multiplied by exp(theta)."""
-    factors = dict(zip(evidence.kinds, np.exp(theta[: len(evidence.kinds)]), strict=True))
+    factors = dict(zip(evidence.names, np.exp(theta[: len(evidence.names)]), strict=True))
     new_noise = {kind: value * float(factors.get(kind, 1.0)) for kind, value in noise.items()}
     names = [name for name, _ in column_groups(parameters)]
-    spreads = dict(zip(names, np.exp(theta[len(evidence.kinds) :]), strict=True))
+    spreads = dict(zip(names, np.exp(theta[len(evidence.names) :]), strict=True))
 
     def scaled(part: SitePart | None, name: str) -> SitePart | None:
         if part is None:
@@ -146,9 +146,11 @@ def learn(
 
     def attempt(
         candidate: Parameters, own: Mapping[str, float], u: FloatArray | None
-    ) -> tuple[Evidence, FloatArray]:
+    ) -> tuple[AnyEvidence, FloatArray]:
         """Fit and linearise."""
-        problem = FitProblem(frames, candidate, own, linear=linear)
+        # a closed-form fit meets every frame once: there is nothing to keep
+        budget = 0 if linear else MEMORY_BUDGET
+        problem = FitProblem(frames, candidate, own, linear=linear, budget=budget)
         try:
             if linear:
                 u = np.zeros(problem.size)  # any point serves
@@ -167,7 +169,7 @@ def learn(
     if state is None:
         evidence, u = attempt(*first, None)
         value = evidence.evaluate(np.zeros(evidence.size))[0]
-        note(describe(*first, list(evidence.kinds), value))
+        note(describe(*first, list(evidence.names), value))
         state = Learned(*first, u, value, tuple(table))
         _write(resume, mark, state)
     else:
@@ -191,7 +193,7 @@ def learn(
             break
         candidate, evidence, u, value = accepted
         gain, change = value - state.value, float(np.abs(theta).max())
-        note(describe(*candidate, list(evidence.kinds), value))
+        note(describe(*candidate, list(evidence.names), value))
         state = Learned(*candidate, u, value, tuple(table))
         _write(resume, mark, state)
         if gain < 1.0 or change < 0.05:
@@ -200,8 +202,8 @@ def learn(
 
 
 def _learn_linear(
-    attempt: Callable[[Parameters, Mapping[str, float], FloatArray | None], tuple[Evidence, FloatArray]],
-    evidence: Evidence,
+    attempt: Callable[[Parameters, Mapping[str, float], FloatArray | None], tuple[AnyEvidence, FloatArray]],
+    evidence: AnyEvidence,
     first: tuple[Parameters, dict[str, float]],
     state: Learned,
     note: Callable[[str], None],
@@ -209,14 +211,14 @@ def _learn_linear(
 ) -> Learned:
     """The maximum for given features is found without another accumulation; the power is climbed in factors."""
 
-    def best(sums: Evidence, at: tuple[Parameters, dict[str, float]]) -> Learned:
+    def best(sums: AnyEvidence, at: tuple[Parameters, dict[str, float]]) -> Learned:
         theta = maximise(sums, _bounds(first, at, sums, math.inf), np.zeros(sums.size))
         value, _, u = sums.evaluate(theta)
         parameters, noise = rescale(*at, sums, theta)
         return Learned(parameters, noise, u, value, ())
 
     found = best(evidence, (state.parameters, state.noise))
-    kinds = list(evidence.kinds)
+    kinds = list(evidence.names)
     note(describe(found.parameters, found.noise, kinds, found.value))
     chi = found.parameters.chi
     if chi is not None and chi.feature_map is not None:
@@ -248,11 +250,11 @@ def _learn_linear(
 def _bounds(
     first: tuple[Parameters, dict[str, float]],
     now: tuple[Parameters, dict[str, float]],
-    evidence: Evidence,
+    evidence: AnyEvidence,
     trust: float,
 ) -> list[tuple[float, float]]:
     """Bounds on the change of each logarithm: within the ranges around the given values, and within ``trust``."""
-    pairs = [(first[1][kind], now[1][kind], NOISE_RANGE) for kind in evidence.kinds]
+    pairs = [(first[1][kind], now[1][kind], NOISE_RANGE) for kind in evidence.names]
     for name, _ in column_groups(now[0]):
         part, what = name.split()
         given, current = getattr(first[0], part), getattr(now[0], part)

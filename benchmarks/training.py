@@ -1,0 +1,292 @@
+"""Training: how time and memory grow, what evidence learns, whether selection pays.
+
+    python benchmarks/training.py [--quick] [--json FILE] [--only SECTION ...]
+
+``growth``    closed-form fits to dipoles and charges at 300 to 19200 atoms (rattled CHNO molecules of ASE's g2 set,
+              GFN2-xTB labels through tblite, 200 representatives per element); every size in a process of its own
+``qm9``       learning curve on public QM9 dipoles with hyperparameters learned by evidence; calibration
+``nma``       one Gauss–Newton iteration on public N-methylacetamide data, 400 representatives per element
+``selection`` a model of water and ions grown by ``kqeq.select`` and by random choice
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.io import read, write
+
+import kqeq
+from common import Row, main, public, row
+from kqeq.constants import DEBYE
+
+SIZES = (300, 1200, 4800, 19200)
+QUICK_SIZES = (300, 1200)
+
+# ------------------------------------------------------------------ growth
+
+
+def rattled_molecules(n_atoms: int) -> list[Atoms]:
+    """Rattled CHNO molecules of the g2 set with GFN2-xTB dipoles and charges."""
+    from ase.build import molecule
+    from ase.collections import g2
+    from ase.units import Bohr
+    from tblite.interface import Calculator
+
+    names = [
+        name
+        for name in g2.names
+        if len(molecule(name)) >= 5
+        and set(molecule(name).symbols) <= set("CHNO")
+        and int(molecule(name).get_atomic_numbers().sum()) % 2 == 0
+    ]
+    rng = np.random.default_rng(0)
+    frames: list[Atoms] = []
+    total = 0
+    while total < n_atoms:
+        source = molecule(names[len(frames) % len(names)])
+        atoms = Atoms(source.numbers, source.positions + rng.normal(0.0, 0.05, source.positions.shape))
+        calculator = Calculator("GFN2-xTB", atoms.numbers, atoms.positions / Bohr)
+        calculator.set("verbosity", 0)
+        result = calculator.singlepoint()
+        atoms.info["dipole"] = np.asarray(result.get("dipole")) * Bohr
+        atoms.set_array("xtb", np.asarray(result.get("charges")))
+        frames.append(atoms)
+        total += len(atoms)
+    return frames
+
+
+def measure(path: str, n_atoms: int) -> dict[str, float]:
+    """One closed-form fit in this process: seconds of CPU time and memory (MB)."""
+    import resource
+
+    from kqeq.descriptors import evaluate_states
+    from kqeq.structures import read_structure
+
+    def peak() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+
+    frames, total = [], 0
+    for atoms in read(path, ":"):
+        if total >= n_atoms:
+            break
+        frames.append(atoms)
+        total += len(atoms)
+    kernel = kqeq.SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2, n_representatives=200)
+    model = kqeq.KQEq(kernel, short_range=None, charges_key="xtb", targets=["dipole", "charges"])
+    model.fit(frames[:20])  # compiles and loads everything
+    descriptor = kernel.descriptor()
+    structures = [read_structure(atoms) for atoms in frames]
+    base = peak()
+    started = time.process_time()
+    model.fit(frames)
+    seconds = time.process_time() - started
+    memory = peak() - base
+    started = time.process_time()
+    for structure in structures:
+        evaluate_states([descriptor], structure, derivatives=False)
+    once = time.process_time() - started
+    # descriptors are evaluated twice: to choose representatives, and for the features
+    return {
+        "atoms": total,
+        "seconds": seconds,
+        "after": _after_descriptors(model, frames, once),
+        "descriptors": once,
+        "memory": memory,
+    }
+
+
+def _after_descriptors(model: kqeq.KQEq, frames: list[Atoms], once: float) -> float:
+    """Seconds of kernels, charges, accumulation and solution with the representatives at hand."""
+    from kqeq.fitting.features import TrainingFrame
+    from kqeq.fitting.problem import FitProblem, joblib_engine
+    from kqeq.fitting.solver import minimise
+    from kqeq.labels import LabelKeys, read_frames
+
+    posterior = model.posterior_
+    pairs = read_frames(frames, LabelKeys(charges="xtb"))
+    training = [TrainingFrame(structure, labels, i) for i, (structure, labels) in enumerate(pairs)]
+    problem = FitProblem(training, posterior.parameters, posterior.noise, linear=True, budget=0)
+    started = time.process_time()
+    minimise(problem, np.zeros(problem.size), engine=joblib_engine)
+    seconds = time.process_time() - started - once
+    problem.close()
+    return seconds
+
+
+def growth(quick: bool) -> Iterator[Row]:
+    sizes = QUICK_SIZES if quick else SIZES
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "molecules.xyz"
+        write(path, rattled_molecules(sizes[-1]))
+        for size in sizes:
+            command = [sys.executable, __file__, "--measure", str(path), str(size)]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            found = json.loads(output.strip().splitlines()[-1])
+            results.append(found)
+            target = "<= 1" if size == 4800 else ""
+            yield row(f"{found['atoms']} atoms: whole fit", found["seconds"], "s")
+            yield row(f"{found['atoms']} atoms: descriptors, once", found["descriptors"], "s")
+            yield row(f"{found['atoms']} atoms: after descriptors", found["after"], "s", target)
+            yield row(f"{found['atoms']} atoms: memory beyond the base", found["memory"], "MB")
+    atoms = np.log([r["atoms"] for r in results])
+    for name, key, target in (
+        ("time of the whole fit", "seconds", "<= 1.1"),
+        ("memory beyond the base", "memory", "<= 0.1"),
+    ):
+        values = np.maximum([r[key] for r in results], 1e-3)
+        yield row(f"growth exponent, {name}", float(np.polyfit(atoms, np.log(values), 1)[0]), "", target)
+        last = np.log(values[-1] / values[-2]) / (atoms[-1] - atoms[-2])
+        yield row(f"growth exponent of the last step, {name}", float(last), "")
+
+
+# ------------------------------------------------------------------ evidence
+
+
+def qm9(quick: bool) -> Iterator[Row]:
+    train, test = public("qm9_dipoles_train.xyz"), public("qm9_dipoles_val.xyz")
+    if train is None or test is None:
+        return
+    frames, check = read(train, ":"), read(test, ":")
+    order = np.random.default_rng(0).permutation(len(frames))
+    for n in (50, 100) if quick else (50, 100, 200, 385):
+        model = kqeq.KQEq(
+            kqeq.SOAPKernel(r_cut=3.0, n_max=6, l_max=4, sigma=0.3, zeta=2, n_representatives=800),
+            short_range=None,
+            charges=kqeq.AtomicDipoles(kqeq.ACKS2()),
+            targets=["dipole"],
+        )
+        started = time.process_time()
+        model.fit([frames[i] for i in order[:n]], optimize="evidence")
+        seconds = time.process_time() - started
+        result = model.evaluate(check[::5] if quick else check, calibration=True)
+        full = n == len(frames)
+        yield row(
+            f"QM9, {n} frames: mean error of |mu|",
+            result["dipole"].mae_norm / DEBYE,
+            "D",
+            "<= 0.22" if full else "",
+        )
+        calibration = result.calibration["dipole"]
+        yield row(f"QM9, {n} frames: within 68 % (60 to 76)", 100 * calibration.within_68, "%")
+        yield row(f"QM9, {n} frames: within 95 % (91 to 98)", 100 * calibration.within_95, "%")
+        yield row(f"QM9, {n} frames: fit by evidence", seconds, "s")
+
+
+# ------------------------------------------------------------------ one iteration
+
+
+def nma(quick: bool) -> Iterator[Row]:
+    source = public("nma_field.xyz")
+    if source is None:
+        return
+    from kqeq.fitting import fit as fitting
+    from kqeq.fitting.features import TrainingFrame
+    from kqeq.fitting.problem import FitProblem, joblib_engine
+    from kqeq.fitting.solver import accumulate
+    from kqeq.fitting.targets import choose_labels
+    from kqeq.labels import read_frames
+
+    n = 40 if quick else 1000
+    frames = read(source, ":")[:1000]
+    model = kqeq.KQEq(
+        kqeq.SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2, n_representatives=400),
+        kqeq.SOAPKernel(r_cut=5.0, n_max=8, l_max=6, sigma=0.5, zeta=4, n_representatives=400),
+        charges=kqeq.AtomicDipoles(kqeq.ACKS2()),
+    )
+    settings = model._settings(["energy", "forces", "dipole"])
+    chosen, _, _ = choose_labels(list(read_frames(frames)), settings)
+    structures = [frame.structure for frame in chosen]
+    species = tuple(sorted({z for s in structures for z in s.species}))
+    parameters = fitting._parameters(chosen, structures, species, settings, settings.short_range, True)
+    part: list[TrainingFrame] = chosen[:: len(chosen) // n]
+    problem = FitProblem(part, parameters, settings.noise, linear=False)
+    for what, target in (("first iteration, with features", ""), ("one iteration", "<= 180")):
+        started = time.process_time()
+        accumulate(problem, np.zeros(problem.size), joblib_engine)
+        seconds = (time.process_time() - started) * 1000 / len(part)
+        yield row(
+            f"NMA, 1000 frames, {parameters.size} parameters: {what}"
+            + (f" (from {len(part)} frames)" if len(part) < 1000 else ""),
+            seconds,
+            "s",
+            target,
+        )
+    problem.close()
+
+
+# ------------------------------------------------------------------ selection
+
+
+def water_pool(n: int, *, seed: int, ions: float) -> list[Atoms]:
+    """Rattled water clusters and, a share ``ions`` of them, hydronium and hydroxide; GFN2-xTB labels."""
+    from ase.units import Bohr, Hartree
+    from tblite.interface import Calculator
+
+    rng = np.random.default_rng(seed)
+    systems: dict[str, list[Atoms]] = {}
+    for atoms in kqeq.datasets.load("water"):
+        systems.setdefault(atoms.info["system"], []).append(atoms)
+    charged = [name for name in systems if not name.startswith("water")]
+    neutral = [name for name in systems if name.startswith("water")]
+    frames = []
+    for _ in range(n):
+        names = charged if rng.random() < ions else neutral
+        source = systems[names[rng.integers(len(names))]]
+        atoms = source[rng.integers(len(source))]
+        total = float(atoms.info.get("total_charge", 0.0))
+        copy = Atoms(atoms.numbers, atoms.positions + rng.normal(0.0, 0.06, atoms.positions.shape))
+        calculator = Calculator("GFN2-xTB", copy.numbers, copy.positions / Bohr, charge=total)
+        calculator.set("verbosity", 0)
+        result = calculator.singlepoint()
+        copy.info.update(total_charge=total, energy=float(result.get("energy")) * Hartree)
+        copy.info["dipole"] = np.asarray(result.get("dipole")) * Bohr
+        copy.set_array("forces", -np.asarray(result.get("gradient")) * Hartree / Bohr)
+        frames.append(copy)
+    return frames
+
+
+def selection(quick: bool) -> Iterator[Row]:
+    """From 50 frames by 5 rounds of 20, on a pool of water clusters with few ions; tested where ions are as common."""
+    start, size, rounds = (20, 10, 2) if quick else (50, 20, 5)
+    frames = water_pool(120 if quick else 500, seed=1, ions=0.1)
+    test = water_pool(60 if quick else 150, seed=2, ions=0.5)
+    kernel = kqeq.SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.4, n_representatives=100)
+    noise = {"energy": 2e-3, "forces": 0.1, "dipole": 0.02}
+
+    def fitted(chosen: list[Atoms]) -> kqeq.KQEq:
+        return kqeq.KQEq(kernel, kernel, noise=noise).fit(chosen)
+
+    errors: dict[str, tuple[float, float]] = {}
+    for name in ("random", "selected"):
+        known, pool = list(frames[:start]), list(frames[start:])
+        for _ in range(rounds):
+            picked = kqeq.select(fitted(known), pool, size) if name == "selected" else list(range(size))
+            known += [pool[i] for i in picked]
+            pool = [atoms for i, atoms in enumerate(pool) if i not in set(picked)]
+        result = fitted(known).evaluate(test, calibration=True)
+        errors[name] = (result["energy"].rmse, result["forces"].rmse)
+        yield row(f"water, {len(known)} frames, {name}: energy RMSE", 1e3 * errors[name][0], "meV/atom")
+        yield row(f"water, {len(known)} frames, {name}: forces RMSE", 1e3 * errors[name][1], "meV/Å")
+        calibration = result.calibration["energy"]
+        yield row(f"water energies, {name}: within 68 %", 100 * calibration.within_68, "%")
+        yield row(f"water energies, {name}: within 95 %", 100 * calibration.within_95, "%")
+    for i, kind in enumerate(("energy", "forces")):
+        yield row(f"{kind} RMSE, selected / random", errors["selected"][i] / errors["random"][i], "", "< 1")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    if sys.argv[1:2] == ["--measure"]:
+        print(json.dumps(measure(sys.argv[2], int(sys.argv[3]))))
+    else:
+        main(__doc__ or "", {"growth": growth, "qm9": qm9, "nma": nma, "selection": selection})
