@@ -56,16 +56,19 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     short_range : SOAPKernel or None
         Kernel of the short-range energy; ``None`` for charges alone.
     charges : charge model or None
-        ``kqeq.QEq()`` by default.
+        ``kqeq.QEq()`` by default.  Element parameters that it marks with ``"learn"`` are fitted together with the
+        rest, from all labels and from polarizabilities, with priors around the defaults; the values are in
+        ``potential_.charges`` and in the report.
     baseline : None, "zbl" or ase.calculators.calculator.Calculator
         Subtracted from energies, forces and stresses before the fit and added in prediction.
     noise : dict, optional
         Standard deviations that the fit tolerates: ``energy`` (eV/atom; an energy of N atoms gets √N times
-        this), ``forces`` (eV/Å), ``stress`` (eV/Å³), ``dipole`` (e·Å), ``charges`` (e).  Kinds that are not
-        named take the defaults.
+        this), ``forces`` (eV/Å), ``stress`` (eV/Å³), ``dipole`` (e·Å), ``charges`` (e), ``polarizability``
+        (e²·Å²/eV, a component).  Kinds that are not named take the defaults.
     targets : sequence of str, optional
         Label kinds to fit.  ``None`` fits all that the frames carry, except partition charges, which are
-        fitted only on request (they do not reproduce dipoles).
+        fitted only on request (they do not reproduce dipoles), and polarizabilities where no element parameter is
+        learned (nothing else determines them).
     charges_key : str, optional
         Name of the array with partition charges, for example ``"hirshfeld"``.
     label_prefix : str

@@ -25,9 +25,11 @@ from scipy import sparse
 from kqeq.archive import read_archive, write_archive
 from kqeq.baseline import Baseline, resolve_baseline
 from kqeq.charges import charge_model_from_dict
+from kqeq.charges.base import ChargeModel
+from kqeq.charges.parameters import ElementParameters
 from kqeq.errors import InputError, ModelFileError
 from kqeq.estimator import KQEq
-from kqeq.fitting.parameters import Parameters, SitePart
+from kqeq.fitting.parameters import LearnedPart, Parameters, SitePart
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.solver import Iteration
 from kqeq.kernels import FeatureMap, SOAPKernel
@@ -77,6 +79,7 @@ def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = Fals
             "noise": dict(known.noise),
             "chi": _prior(known.parameters.chi),
             "energy": _prior(known.parameters.energy),
+            "elements": _element_prior(known.parameters.learned),
         }
     header = {
         "settings": _settings(model),
@@ -86,6 +89,7 @@ def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = Fals
         "training_charges": list(potential.training_charges),
         "has_energy": potential.has_energy,
         "baseline": None if potential.baseline is None else potential.baseline.name,
+        "charges": None if potential.charges is None else potential.charges.to_dict(),
         "parts": parts,
         "report": asdict(model.fit_report_),
         "posterior": stored_posterior,
@@ -157,11 +161,12 @@ def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: 
         settings[name] = None if settings[name] is None else SOAPKernel(**settings[name])
     settings["charges"] = None if settings["charges"] is None else charge_model_from_dict(settings["charges"])
     model = KQEq(**settings, baseline=spec)
+    charges = header["charges"]  # with learned values in place of "learn"
     potential = Potential(
         species=tuple(atomic_numbers[symbol] for symbol in header["species"]),
         energy_offsets=_by_number(header["energy_offsets"]),
         electronegativity=_site_model(header, arrays, "electronegativity", model.electronegativity),
-        charges=model.charges,
+        charges=None if charges is None else charge_model_from_dict(charges),
         short_range=_site_model(header, arrays, "short_range", model.short_range),
         baseline=resolved,
         training_charges=tuple(header["training_charges"]),
@@ -170,7 +175,7 @@ def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: 
     report = dict(header["report"])
     report["iterations"] = tuple(Iteration(**row) for row in report["iterations"])
     report["notes"] = tuple(report["notes"])
-    posterior = _posterior(header, arrays, potential)
+    posterior = _posterior(header, arrays, potential, model.charges)
     model._set_fitted(potential, FitReport(**report), header["charges_key"], posterior)
     return model
 
@@ -182,7 +187,32 @@ def _prior(part: SitePart | None) -> dict[str, Any] | None:
     return {"delta": part.delta, "mean": _by_symbol(part.offset_mean), "spread": part.offset_spread}
 
 
-def _posterior(header: dict[str, Any], arrays: dict[str, Any], potential: Potential) -> Posterior | None:
+def _element_prior(part: LearnedPart | None) -> dict[str, Any] | None:
+    """The prior of the learned element parameters as plain data."""
+    if part is None:
+        return None
+    elements = part.elements
+    return {
+        "kinds": list(elements.kinds),
+        "elements": [chemical_symbols[z] for z in elements.species],
+        "start": elements.start.tolist(),
+        "spread": elements.spread.tolist(),
+    }
+
+
+def _elements(stored: Mapping[str, Any] | None) -> ElementParameters | None:
+    """What :func:`_element_prior` stored."""
+    if stored is None:
+        return None
+    species = np.array([atomic_numbers[symbol] for symbol in stored["elements"]], dtype=np.int64)
+    return ElementParameters(
+        tuple(stored["kinds"]), species, np.array(stored["start"]), np.array(stored["spread"])
+    )
+
+
+def _posterior(
+    header: dict[str, Any], arrays: dict[str, Any], potential: Potential, charges: ChargeModel | None
+) -> Posterior | None:
     """The posterior, if the file holds a complete one."""
     stored = header.get("posterior")
     if stored is None:
@@ -191,7 +221,7 @@ def _posterior(header: dict[str, Any], arrays: dict[str, Any], potential: Potent
     chi_site, energy_site = potential.electronegativity, potential.short_range
     parameters = Parameters.build(
         potential.species,
-        charges=potential.charges,
+        charges=charges,
         chi_map=None if chi_site is None else chi_site.feature_map,
         chi_delta=0.0 if chi is None else chi["delta"],
         chi_mean={} if chi is None else _by_number(chi["mean"]),
@@ -200,6 +230,7 @@ def _posterior(header: dict[str, Any], arrays: dict[str, Any], potential: Potent
         energy_delta=0.0 if energy is None else energy["delta"],
         energy_mean=None if energy is None else _by_number(energy["mean"]),
         energy_spread=0.0 if energy is None else energy["spread"],
+        elements=_elements(stored["elements"]),
     )
     u, lower = arrays["posterior/u"], arrays["posterior/lower"]
     if u.shape != (parameters.size,) or lower.shape != (parameters.size, parameters.size):

@@ -141,7 +141,7 @@ class Uncertain:
     @cached_property
     def _site_response(self) -> Response:
         """Response to the electronegativity of each atom."""
-        system = self.line.features.system
+        system = self.line.system
         assert system is not None
         return system.respond(np.eye(len(self.structure)))
 

@@ -12,7 +12,7 @@ from checks import assert_close
 from conftest import NOISE
 from kqeq import KQEq, QEq, elements
 from kqeq.constants import COULOMB
-from kqeq.errors import InputError, KQEqWarning, LabelWarning, UnsupportedError
+from kqeq.errors import InputError, KQEqWarning, LabelWarning
 from kqeq.fitting.blocks import frame_rows
 from kqeq.fitting.features import FeatureStore, TrainingFrame
 from kqeq.fitting.fit import CHI_DELTA, CHI_SPREAD, ENERGY_DELTA, ENERGY_SPREAD
@@ -468,14 +468,6 @@ def test_settings_that_cannot_be_used_are_refused_before_any_work(
     model = KQEq(kernel(3.0), kernel(3.5))
     with pytest.raises(InputError, match=text):
         model.set_params(**options).fit(water_training)
-    assert not hasattr(model, "potential_")
-
-
-def test_learning_element_parameters_is_not_part_of_a_fit(water_training, kernel):
-    """``"learn"`` is a clear error; never a silent default."""
-    model = KQEq(kernel(3.0), None, charges=QEq(hardness="learn"), targets=["dipole"])
-    with pytest.raises(UnsupportedError, match="learn"):
-        model.fit(water_training)
     assert not hasattr(model, "potential_")
 
 

@@ -280,3 +280,60 @@ def test_the_minimum_does_not_depend_on_how_linear_parameters_are_treated():
     np.testing.assert_allclose(first.u, second.u, atol=1e-5)
     assert "linear" in projected.calls
     assert "linear" not in plain.calls
+
+
+class _Valley:
+    """A narrow curved valley whose floor falls slowly."""
+
+    size, linear, linear_columns = 2, False, None
+
+    def rows(self, u, *, jacobian):
+        residual = -100.0 * np.array([u[1] - np.sin(3.0 * u[0])])
+        rows = 100.0 * np.array([[-3.0 * np.cos(3.0 * u[0]), 1.0]])
+        far = np.array([3.0 - u[0]]) / 3.0
+        yield (
+            np.concatenate([residual, far]),
+            (None if jacobian == "none" else np.concatenate([rows, [[1.0 / 3.0, 0.0]]])),
+        )
+
+
+def test_steps_may_be_limited_and_small_gains_end_the_search():
+    start = np.array([-2.0, np.sin(-6.0)])
+    free = minimise(_Valley(), start, tolerance=1e-9, negligible=1e-9, max_iterations=200)
+    lengths, seen = [], [start]
+
+    def factor(step):
+        return min(1.0, 0.05 / float(np.abs(step).max()))
+
+    short = minimise(
+        _Valley(),
+        start,
+        tolerance=1e-9,
+        negligible=1e-9,
+        max_iterations=500,
+        step_factor=factor,
+        checkpoint=lambda state: (lengths.append(np.abs(state.u - seen[-1]).max()), seen.append(state.u)),
+    )
+    assert short.converged and free.converged
+    assert max(lengths) <= 0.05 * (1.0 + 1e-12) and len(lengths) > 10
+    np.testing.assert_allclose(short.loss, free.loss, rtol=1e-3)
+    patient = minimise(
+        _Valley(), start, tolerance=0.02, negligible=0.0, max_iterations=500, step_factor=factor, patience=3
+    )
+    assert patient.converged
+    assert 4 <= len(patient.iterations) < len(short.iterations)
+    assert patient.loss > short.loss
+
+
+class _Refusing(_Valley):
+    """No minimum of the charges beyond a wall: the trial is refused, not the fit."""
+
+    def rows(self, u, *, jacobian):
+        if u[0] > 0.3:
+            raise NotPositiveDefiniteError("beyond the wall")
+        yield np.array([2.0 * (1.0 - u[0])]), np.array([[2.0, 0.0]])
+
+
+def test_trials_without_a_minimum_of_the_charges_are_too_long_steps():
+    found = minimise(_Refusing(), np.zeros(2))
+    assert 0.0 < found.u[0] <= 0.3

@@ -83,9 +83,9 @@ class AtomicDipoles(BaseEstimator):  # type: ignore[misc]
         self._inner.check(structure)
         if isinstance(self.polarizability, str):
             raise UnsupportedError(
-                'polarizability="learn": the parameters were not learned yet; call '
-                "kqeq.fitting.learning.learn_from_polarizabilities(model, structures, polarizabilities) first, or give "
-                "a dict of values by element, or None for the defaults"
+                'polarizability="learn": the parameters were not learned yet; fit a '
+                "kqeq.KQEq with this model, or call kqeq.fitting.learning.learn_from_polarizabilities(model, structures, "
+                "polarizabilities) first, or give a dict of values by element, or None for the defaults"
             )
 
     def check_structure(self, structure: Structure) -> None:

@@ -212,6 +212,9 @@ class ChargeModel(Protocol):
         InputError, UnsupportedError
         """
 
+    def check_structure(self, structure: Structure) -> None:
+        """As :meth:`check`, for models with parameters that are still to be learned as well."""
+
     def site_parameters(self, numbers: IntArray) -> SiteParameters:
         """Element parameters spread over atoms; those to be learned start at their defaults."""
 

@@ -92,11 +92,15 @@ class ElementParameters:
         """Parameters at u, (p,)."""
         return np.asarray(self.start * np.exp(self.spread * u))
 
+    def user_values(self, u: FloatArray) -> FloatArray:
+        """Parameters at u in the units that users give them in, (p,)."""
+        return np.asarray(self.values(u) * np.array([_UNITS.get(kind, 1.0) for kind in self.kinds]))
+
     def apply(self, model: ChargeModel, u: FloatArray) -> ChargeModel:
         """The model with parameters in place of ``"learn"``."""
         given: dict[str, dict[str, float]] = {kind: {} for kind in model.learned}
-        for kind, z, value in zip(self.kinds, self.species, self.values(u), strict=True):
-            given[kind][chemical_symbols[z]] = float(value) * _UNITS.get(kind, 1.0)
+        for kind, z, value in zip(self.kinds, self.species, self.user_values(u), strict=True):
+            given[kind][chemical_symbols[z]] = float(value)
         return model.with_parameters(given)
 
     def sites(self, model: ChargeModel, numbers: IntArray, u: FloatArray) -> SiteParameters:

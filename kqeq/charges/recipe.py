@@ -92,9 +92,9 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
         self.check_structure(structure)
         if self.learned:
             raise UnsupportedError(
-                f'{", ".join(self.learned)}="learn": the parameters were not learned yet; call '
-                "kqeq.fitting.learning.learn_from_polarizabilities(model, structures, polarizabilities) first, or give "
-                "a dict of values by element, or None for the defaults"
+                f'{", ".join(self.learned)}="learn": the parameters were not learned yet; fit a '
+                "kqeq.KQEq with this model, or call kqeq.fitting.learning.learn_from_polarizabilities(model, structures, "
+                "polarizabilities) first, or give a dict of values by element, or None for the defaults"
             )
 
     def check_structure(self, structure: Structure) -> None:

@@ -17,7 +17,8 @@ from functools import cached_property
 
 import numpy as np
 
-from kqeq.charges.base import ChargeState, Response
+from kqeq.charges.base import ChargeState, ChargeSystem, Response, SiteChange
+from kqeq.charges.parameters import contract_sites
 from kqeq.descriptors.base import FeatureGradients, SiteJacobian
 from kqeq.fitting.features import FrameFeatures, TrainingFrame
 from kqeq.fitting.parameters import Parameters
@@ -35,20 +36,42 @@ class Linearisation:
     u: FloatArray
 
     @cached_property
+    def system(self) -> ChargeSystem | None:
+        """The charge problem at the current element parameters."""
+        learned, charges, structure = self.parameters.learned, self.parameters.charges, self.frame.structure
+        if learned is None or charges is None:
+            return self.features.system
+        return charges.bind(structure, learned.sites(charges, structure.numbers, self.u))
+
+    @cached_property
     def state(self) -> ChargeState | None:
         """Charges at the current parameters."""
         part, features = self.parameters.chi, self.features
-        if part is None or features.system is None or features.chi is None:
+        if part is None or self.system is None or features.chi is None:
             return None
         structure = self.frame.structure
         chi = part.mean(structure.numbers) + features.chi @ self.u[part.columns]
-        return features.system.solve(chi, structure.external_field, structure.total_charge)
+        return self.system.solve(chi, structure.external_field, structure.total_charge)
 
     @cached_property
     def response(self) -> Response:
         """Response of the charge state to the electronegativity parameters."""
-        assert self.features.system is not None and self.features.chi is not None
-        return self.features.system.respond(self.features.chi)
+        assert self.system is not None and self.features.chi is not None
+        return self.system.respond(self.features.chi)
+
+    @cached_property
+    def site_change(self) -> SiteChange | None:
+        """Change of the site parameters with the learned element parameters; ``None`` if none are learned."""
+        learned = self.parameters.learned
+        return None if learned is None else learned.directions(self.frame.structure.numbers, self.u)
+
+    @cached_property
+    def learned_response(self) -> Response | None:
+        """Response of the charge state to the learned element parameters; ``None`` if none are learned."""
+        if self.site_change is None:
+            return None
+        assert self.state is not None
+        return self.state.respond_sites(self.site_change)
 
     @cached_property
     def _chi_coefficients(self) -> dict[int, FloatArray]:
@@ -91,6 +114,9 @@ def _energy(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray
             rows[0, line.parameters.chi.columns] = (
                 line.features.chi.T @ line.state.electronegativity_gradient()
             )
+            if line.parameters.learned is not None and line.site_change is not None:
+                slopes = contract_sites(line.state.site_gradient(), line.site_change)
+                rows[0, line.parameters.learned.columns] = slopes
     return np.array([value]), rows
 
 
@@ -115,14 +141,20 @@ def _position_derivative(
     if sites is not None:
         value += sites @ state.electronegativity_gradient()
     if rows is not None:
-        change = state.strain_response(line.response) if strain else state.gradient_response(line.response)
-        block = change.reshape(n, -1)
-        if sites is not None:
-            block = block + sites @ line.response.charges
+
+        def follow(response: Response) -> FloatArray:
+            """What the derivative gains as the charges change."""
+            change = state.strain_response(response) if strain else state.gradient_response(response)
+            block = change.reshape(n, -1)
+            return block if sites is None else block + sites @ response.charges
+
+        block = follow(line.response)
         gradients = line.chi_gradients
         if gradients is not None:
             block[:, : part.kernel_size] += gradients.strain if strain else gradients.positions
         rows[:, part.columns] = block
+        if line.parameters.learned is not None and line.learned_response is not None:
+            rows[:, line.parameters.learned.columns] = follow(line.learned_response)
     return value, rows
 
 
@@ -152,21 +184,49 @@ def _dipole(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray
     assert line.state is not None and line.state.dipole is not None
     if not jacobian:
         return line.state.dipole, None
+    learned = line.learned_response
     assert line.response.dipole is not None
-    return line.state.dipole, _spread(line, line.response.dipole)
+    return line.state.dipole, _spread(line, line.response.dipole, None if learned is None else learned.dipole)
 
 
 def _charges(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray | None]:
     assert line.state is not None
-    return line.state.charges, _spread(line, line.response.charges) if jacobian else None
+    if not jacobian:
+        return line.state.charges, None
+    learned = line.learned_response
+    return line.state.charges, _spread(
+        line, line.response.charges, None if learned is None else learned.charges
+    )
 
 
-def _spread(line: Linearisation, block: FloatArray) -> FloatArray:
-    """Rows over the electronegativity parameters to rows over all parameters."""
+def _spread(line: Linearisation, block: FloatArray, learned: FloatArray | None) -> FloatArray:
+    """Rows over the parameters of electronegativities and elements to rows over all parameters."""
     assert line.parameters.chi is not None
     rows = np.zeros((len(block), line.parameters.size))
     rows[:, line.parameters.chi.columns] = block
+    if line.parameters.learned is not None and learned is not None:
+        rows[:, line.parameters.learned.columns] = learned
     return rows
+
+
+# a symmetric tensor as six numbers whose squares add up to those of all nine components
+_UPPER = np.triu_indices(3)
+_UPPER_WEIGHTS = np.where(_UPPER[0] == _UPPER[1], 1.0, np.sqrt(2.0))
+
+
+def _polarizability(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray | None]:
+    """It depends on element parameters only (theory section 3)."""
+    assert line.system is not None
+    alpha = line.system.polarizability()
+    assert alpha is not None
+    value = _UPPER_WEIGHTS * alpha[_UPPER]
+    if not jacobian:
+        return value, None
+    rows = np.zeros((len(value), line.parameters.size))
+    if line.parameters.learned is not None and line.site_change is not None:
+        change = line.system.polarizability_response(line.site_change)
+        rows[:, line.parameters.learned.columns] = _UPPER_WEIGHTS[:, None] * change[_UPPER]
+    return value, rows
 
 
 Block = Callable[[Linearisation, bool], tuple[FloatArray, FloatArray | None]]
@@ -177,11 +237,13 @@ BLOCKS: Mapping[str, Block] = {
     "stress": _stress,
     "dipole": _dipole,
     "charges": _charges,
+    "polarizability": _polarizability,
 }
 """Label kinds that can be fitted."""
 
 LINEAR_KINDS = frozenset({"dipole", "charges"})
-"""Kinds whose predictions are linear in the parameters: fits to these alone are closed-form."""
+"""Kinds whose predictions are linear in the parameters of χ: fits to these alone are closed-form, unless element
+parameters are learned."""
 
 
 def target_vector(frame: TrainingFrame, kind: str) -> FloatArray:
@@ -189,6 +251,8 @@ def target_vector(frame: TrainingFrame, kind: str) -> FloatArray:
     value = np.asarray(getattr(frame.labels, kind), dtype=np.float64)
     if kind == "stress":
         return np.asarray(value.ravel()[_VOIGT])
+    if kind == "polarizability":
+        return np.asarray(_UPPER_WEIGHTS * value[_UPPER])
     return np.asarray(value.reshape(-1))
 
 

@@ -64,6 +64,7 @@ class FrameFeatures:
     chi_state : DescriptorState
         Descriptors of the electronegativities, for derivatives.
     system : ChargeSystem
+        ``None`` if element parameters are learned: then it changes with them.
     energy : (p_sr + Z,) array
         ∂(E_sr + Σ e0)/∂u.
     positions : (3N, p_sr + Z) array
@@ -113,7 +114,7 @@ def compute_features(frame: TrainingFrame, parameters: Parameters) -> FrameFeatu
         if part.feature_map is not None:
             chi_state = states[part.feature_map.descriptor]
             chi = np.hstack([part.delta * part.feature_map.features(chi_state, numbers), chi])
-        system = parameters.charges.bind(structure)
+        system = parameters.charges.bind(structure) if parameters.learned is None else None
 
     energy = positions = strain = None
     if parameters.energy is not None:

@@ -28,6 +28,7 @@ from kqeq.fitting.solver import Solution, SolverState, minimise
 from kqeq.fitting.targets import choose_labels, energy_offsets, subtract_baseline
 from kqeq.kernels import FeatureMap, SOAPKernel
 from kqeq.labels import Labels
+from kqeq.linalg import solve_lower
 from kqeq.potential import Potential, SiteModel
 from kqeq.progress import say, track
 from kqeq.representatives import build_feature_map
@@ -72,18 +73,43 @@ def _start(problem: FitProblem) -> FloatArray:
     """Electronegativities fitted to dipoles and charges alone, in closed form: where the iteration starts.
 
     Energies are quadratic in electronegativities; from here the quadratic model is good, from zero it is not.
+    Element parameters, if any are learned, are fitted to the polarizabilities before, which depend on nothing else.
     """
+    parameters, start = problem.parameters, np.zeros(problem.size)
+    if parameters.learned is not None:
+        found = _fit_part(problem, parameters, frozenset({"polarizability"}), linear=False)
+        start = start if found is None else found
+        parameters = parameters.freeze(start)
+    found = _fit_part(problem, parameters, LINEAR_KINDS, linear=True)
+    # one leaves the electronegativities at zero, the other the element parameters
+    return start if found is None else start + found
+
+
+def _fit_part(
+    problem: FitProblem, parameters: Parameters, kinds: frozenset[str], *, linear: bool
+) -> FloatArray | None:
+    """Parameters fitted to the labels of some kinds alone; ``None`` where there are no such labels."""
     frames = []
     for frame in problem.frames:
-        drop: dict[str, Any] = {kind: None for kind in frame.labels.kinds if kind not in LINEAR_KINDS}
+        drop: dict[str, Any] = {kind: None for kind in frame.labels.kinds if kind not in kinds}
         labels = replace(frame.labels, **drop)
         if labels.kinds:
             frames.append(replace(frame, labels=labels))
     if not frames:
-        return np.zeros(problem.size)
-    part = FitProblem(frames, problem.parameters, problem.noise, linear=True, budget=0)
+        return None
+    # a closed-form fit meets every frame once: there is nothing to keep
+    budget = 0 if linear else problem.budget
+    part = FitProblem(frames, parameters, problem.noise, linear=linear, budget=budget)
+    start = np.zeros(problem.size)
     try:
-        return minimise(part, np.zeros(problem.size), engine=joblib_engine).u
+        found = minimise(
+            part,
+            start,
+            engine=joblib_engine,
+            step_factor=parameters.step_factor,
+            patience=parameters.patience,
+        )
+        return found.u
     finally:
         part.close()
 
@@ -92,7 +118,14 @@ def _minimise(problem: FitProblem, settings: FitSettings, u: FloatArray | None) 
     """Minimise from ``u``, or from the closed-form start."""
     if u is None:
         u = _start(problem)
-    return minimise(problem, u, max_iterations=settings.max_iterations, engine=joblib_engine)
+    return minimise(
+        problem,
+        u,
+        max_iterations=settings.max_iterations,
+        engine=joblib_engine,
+        step_factor=problem.parameters.step_factor,
+        patience=problem.parameters.patience,
+    )
 
 
 def _solve(problem: FitProblem, settings: FitSettings, resume: str | PathLike[str] | None) -> Solution:
@@ -118,6 +151,8 @@ def _solve(problem: FitProblem, settings: FitSettings, resume: str | PathLike[st
         engine=joblib_engine,
         state=state,
         checkpoint=checkpoint,
+        step_factor=problem.parameters.step_factor,
+        patience=problem.parameters.patience,
     )
 
 
@@ -151,7 +186,7 @@ def fit_potential(
     for frame in frames:
         if settings.charges is not None:
             try:
-                settings.charges.check(frame.structure)
+                settings.charges.check_structure(frame.structure)
             except KQEqError as error:
                 raise type(error)(f"frame {frame.index}: {error}") from None
         elif frame.structure.external_field.any():
@@ -174,7 +209,7 @@ def fit_potential(
         frames = subtract_baseline(frames, settings.baseline)
     parameters = _parameters(frames, structures, species, settings, short_range, has_energy)
     noise = {**DEFAULT_NOISE, **settings.noise}
-    linear = used.keys() <= LINEAR_KINDS or settings.charges is None
+    linear = settings.charges is None or (parameters.learned is None and used.keys() <= LINEAR_KINDS)
     learned = None
     if settings.optimize is not None:
         learned = learn(
@@ -229,6 +264,7 @@ def fit_potential(
         loss=solution.loss,
         seconds=time.perf_counter() - started,
         notes=tuple(notes),
+        learned=_learned_table(parameters, solution),
     )
     return FitResult(potential, report, parameters, solution, noise)
 
@@ -275,6 +311,21 @@ def _parameters(
     )
 
 
+def _learned_table(parameters: Parameters, solution: Solution) -> dict[str, dict[str, float]]:
+    """Learned element parameters next to their defaults, with the relative errors that the posterior gives."""
+    part = parameters.learned
+    if part is None:
+        return {}
+    elements, u = part.elements, solution.u[part.columns]
+    unit = np.eye(parameters.size)[:, part.columns]
+    errors = elements.spread * np.linalg.norm(solve_lower(solution.lower, unit), axis=0)
+    defaults, values = elements.user_values(np.zeros_like(u)), elements.user_values(u)
+    return {
+        name: {"default": float(default), "value": float(value), "error": float(error)}
+        for name, default, value, error in zip(elements.names, defaults, values, errors, strict=True)
+    }
+
+
 def _potential(
     parameters: Parameters,
     u: FloatArray,
@@ -300,7 +351,7 @@ def _potential(
         species=species,
         energy_offsets=energy.offsets(u) if energy is not None else dict.fromkeys(species, 0.0),
         electronegativity=electronegativity,
-        charges=settings.charges,
+        charges=parameters.charge_model(u),
         short_range=short_range,
         baseline=settings.baseline if has_energy else None,
         training_charges=training_charges,

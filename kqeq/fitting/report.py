@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kqeq.fitting.solver import Iteration
 
@@ -25,6 +25,9 @@ class FitReport:
     loss : float
     seconds : float
     notes : tuple of str
+    learned : dict of str to dict
+        Element parameters that were learned, such as ``hardness O``: ``default``, ``value`` (in the units that users
+        give them in) and ``error``, the relative standard deviation.
     """
 
     n_frames: int
@@ -39,6 +42,7 @@ class FitReport:
     loss: float
     seconds: float
     notes: tuple[str, ...]
+    learned: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         used = ", ".join(f"{kind} ({n} frames)" for kind, n in self.used.items())
@@ -49,6 +53,12 @@ class FitReport:
         lines += [f"labels ignored: {kind} ({reason})" for kind, reason in self.ignored.items()]
         for name, counts in self.representatives.items():
             lines.append(f"{name} representatives: " + ", ".join(f"{z} {n}" for z, n in counts.items()))
+        if self.learned:
+            lines.append("learned             default      value   relative error")
+            lines += [
+                f"  {name:16s} {row['default']:9.4g}  {row['value']:9.4g}   {row['error']:9.2g}"
+                for name, row in self.learned.items()
+            ]
         lines += list(self.notes)
         lines.append(" iteration          loss   promised drop   damping")
         lines += [

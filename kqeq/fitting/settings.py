@@ -20,8 +20,9 @@ DEFAULT_NOISE: Mapping[str, float] = {
     "stress": 1e-3,
     "dipole": 0.01,
     "charges": 0.02,
+    "polarizability": 0.005,
 }
-"""Standard deviations of the labels: eV/atom, eV/Å, eV/Å³, e·Å, e."""
+"""Standard deviations of the labels: eV/atom, eV/Å, eV/Å³, e·Å, e, e²·Å²/eV."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,12 @@ def check_settings(settings: FitSettings) -> None:
     for kind in settings.targets or ():
         if kind not in BLOCKS:
             raise InputError(f"targets holds {kind!r}; expected some of {', '.join(BLOCKS)}")
+        if kind == "polarizability" and not (settings.charges is not None and settings.charges.learned):
+            raise InputError(
+                "targets holds 'polarizability', which no parameter of this fit changes: electronegativities do not "
+                'determine it. Mark element parameters with "learn", for example charges=kqeq.AtomicDipoles('
+                'kqeq.ACKS2(softness="learn"), polarizability="learn"), or leave it out'
+            )
     if settings.optimize not in (None, "evidence"):
         raise InputError(f'optimize is {settings.optimize!r}; expected "evidence" or None')
     if not isinstance(settings.max_iterations, Integral) or settings.max_iterations < 1:

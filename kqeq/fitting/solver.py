@@ -20,11 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, Protocol
 
 import numpy as np
 
 from kqeq import blas
+from kqeq.errors import NotPositiveDefiniteError
 from kqeq.linalg import factorise, solve_lower
 from kqeq.typing import FloatArray
 
@@ -243,6 +245,13 @@ def _solve(lower: FloatArray, rhs: FloatArray) -> FloatArray:
     return solve_lower(lower, solve_lower(lower, rhs), transposed=True)
 
 
+def _stalled(losses: list[float], patience: int | None, small: float) -> bool:
+    """Whether each of the last steps gained next to nothing."""
+    if patience is None or len(losses) <= patience:
+        return False
+    return all(before - after <= small for before, after in pairwise(losses[-patience - 1 :]))
+
+
 def minimise(
     problem: LeastSquaresProblem,
     u: FloatArray,
@@ -254,6 +263,8 @@ def minimise(
     state: SolverState | None = None,
     checkpoint: Callable[[SolverState], None] = lambda _: None,
     report: Callable[[Iteration], None] = lambda _: None,
+    step_factor: Callable[[FloatArray], float] = lambda _: 1.0,
+    patience: int | None = None,
 ) -> Solution:
     """Minimise the loss from ``u``.
 
@@ -278,6 +289,11 @@ def minimise(
         Called with the state after every step that was taken.
     report : callable
         Called after every iteration.
+    step_factor : callable
+        How much of a step may be taken, at most 1: for parameters that predictions depend on exponentially.
+    patience : int, optional
+        Converged as well after this many steps in a row, damped or not, that each gained less than the two limits
+        above: parameters that compensate each other leave curved valleys whose floor is flat but endless.
     """
     iterations: list[Iteration] = []
     damping = 0.0
@@ -304,7 +320,9 @@ def minimise(
                 True,
                 equations.n_residuals,
             )
-        if decrement <= max(tolerance * equations.loss, negligible * problem.size):
+        small = max(tolerance * equations.loss, negligible * problem.size)
+        losses = [iteration.loss for iteration in iterations] + [equations.loss]
+        if decrement <= small or _stalled(losses, patience, small):
             converged = True
             iterations.append(Iteration(number, equations.loss, decrement, damping, True))
             report(iterations[-1])
@@ -315,8 +333,13 @@ def minimise(
             if damping > 0.0:
                 damped = equations.hessian + damping * np.diag(diagonal)
                 step = _solve(_factor(damped), equations.rhs)
+            factor = step_factor(step)
+            step = factor * step
             promised = float(step @ equations.rhs) - 0.5 * float(step @ (equations.hessian @ step))
-            trial, trial_loss = project_linear(problem, u + step, linear_lower, engine)
+            try:
+                trial, trial_loss = project_linear(problem, u + step, linear_lower, engine)
+            except NotPositiveDefiniteError:
+                trial, trial_loss = u, np.inf  # a charge problem without a minimum: too long a step
             actual = equations.loss - trial_loss
             if actual > 1e-4 * promised:
                 accepted = True
@@ -335,7 +358,11 @@ def minimise(
         checkpoint(SolverState(u, damping, tuple(iterations)))
         equations = accumulate(problem, u, engine)
         lower = _factor(equations.hessian)
-        if damping < 1e-3 and actual <= max(tolerance * equations.loss, negligible * problem.size):
+        if (
+            factor == 1.0
+            and damping < 1e-3
+            and actual <= max(tolerance * equations.loss, negligible * problem.size)
+        ):
             # a nearly free step that gained next to nothing: what the quadratic model still promises is not there
             converged = True
             decrement = 0.5 * float(equations.rhs @ _solve(lower, equations.rhs))

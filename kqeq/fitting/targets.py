@@ -24,11 +24,12 @@ def choose_labels(
 ) -> tuple[list[TrainingFrame], dict[str, int], dict[str, str]]:
     """Keep the labels to fit; say which are used and which are ignored, and why."""
     has_charges = settings.charges is not None
+    learning = settings.charges is not None and bool(settings.charges.learned)
     ignored: dict[str, str] = {}
 
     def reason(kind: str) -> str | None:
         """Why a label kind is not fitted; None if it is."""
-        if kind not in BLOCKS:
+        if kind == "polarizability" and not learning:
             return "electronegativities do not determine it; it is compared in evaluate"
         if settings.targets is not None and kind not in settings.targets:
             return "not among targets"
@@ -49,6 +50,8 @@ def choose_labels(
                 why = "only cells that are periodic in three directions have a stress"
             if why is None and kind == "dipole" and structure.periodic:
                 why = "the dipole of a periodic cell depends on the choice of images of its atoms"
+            if why is None and kind == "polarizability" and structure.periodic:
+                why = "element parameters are learned from the polarizabilities of isolated systems"
             if why is not None:
                 drop[kind] = None
                 ignored[kind] = why
