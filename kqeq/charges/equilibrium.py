@@ -196,6 +196,8 @@ class Equilibrium:
 
     def polarizability(self) -> FloatArray | None:
         """∂μ/∂field; ``None`` where no component of the dipole is defined."""
+        if not self.has_dipole:
+            return None
         alpha = self.respond_field().dipole
         return None if alpha is None else 0.5 * (alpha + alpha.T)
 

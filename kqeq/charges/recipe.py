@@ -14,9 +14,10 @@ from kqeq.charges.base import SITE_KINDS, SiteParameters
 from kqeq.charges.boundaries import check_periodicity, periodic_part, refuse_periodic_field
 from kqeq.charges.cores import DipoleElimination, self_interaction
 from kqeq.charges.equilibrium import Equilibrium
+from kqeq.constants import COULOMB
 from kqeq.electrostatics import MeshCoulomb, coulomb
 from kqeq.electrostatics.base import Electrostatics
-from kqeq.errors import InputError, UnsupportedError
+from kqeq.errors import InputError, NotPositiveDefiniteError, UnsupportedError
 from kqeq.structures import Structure
 from kqeq.typing import FloatArray, IntArray
 
@@ -29,9 +30,12 @@ SOLVERS: tuple[str, ...] = ("auto", "dense", "iterative")
 DEFAULT_ACCURACY = 1e-7
 """Accuracy asked of iterative solutions, e."""
 
-CROSSOVER = {False: 1500, True: 1500}
-"""Unknowns from which the iterative solution is faster for energy and forces, without and with dipoles
-(benchmarks/electrostatics.py)."""
+CROSSOVER_PERIODIC = {False: 600, True: 1000}
+"""Unknowns from which ``"auto"`` iterates, without and with dipoles: where energy and forces are clearly faster than
+with a matrix (measured on one core: equal at 400 and 700)."""
+
+CROSSOVER_OPEN = {False: 2500, True: 2500}
+"""The same for open boundaries, whose matrix costs less and whose mesh costs more."""
 
 MAX_DENSE = 16_000
 """Unknowns beyond which ``"auto"`` never forms the matrix: 2 GB, and as much again for its factor."""
@@ -174,11 +178,13 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
         too_large = size > MAX_DENSE
         if self.solver == "dense" or (self.solver == "auto" and not too_large and many_responses):
             return None
-        if self.solver == "auto" and size < CROSSOVER[dipoles]:
+        crossover = CROSSOVER_PERIODIC if structure.periodic else CROSSOVER_OPEN
+        if self.solver == "auto" and size < crossover[dipoles]:
             return None
         provider = coulomb(
             structure, sites.width, dipoles=dipoles, accuracy=float(self.accuracy), matrix_free=True
         )
+        _require_positive(sites)
         # direct products cost as much as the matrix: they pay only where it does not fit into memory
         if self.solver == "auto" and not too_large and not isinstance(provider, MeshCoulomb):
             return None
@@ -190,6 +196,22 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
         for name, value in self.get_params(deep=False).items():
             data[name] = _by_symbol(value) if isinstance(value, Mapping) else value
         return data
+
+
+def _require_positive(sites: SiteParameters) -> None:
+    """Refuse single atoms that are unstable; conjugate gradients may not notice.
+
+    Raises
+    ------
+    NotPositiveDefiniteError
+    """
+    own = sites.hardness + COULOMB / (np.sqrt(np.pi) * sites.width)
+    if not (own > 0.0).all():
+        bad = np.flatnonzero(~(own > 0.0))
+        raise NotPositiveDefiniteError(
+            f"the Coulomb matrix plus hardness is not positive definite: atoms {bad[:5].tolist()} alone have "
+            f"{own[bad[:5]].tolist()} eV/e²; {HARDNESS_REMEDY}"
+        )
 
 
 def _by_symbol(values: Mapping[Any, Any]) -> dict[str, Any]:
