@@ -194,7 +194,7 @@ def mesh_growth(quick: bool) -> Iterator[Row]:
 def without_matrix(quick: bool) -> Iterator[Row]:
     """Energy and forces of water through the charge models, as a step of dynamics takes them."""
     sides = (6, 10) if quick else (10, 16, 25)
-    models = {"QEq": lambda **k: QEq(**k), "ACKS2 + dipoles": lambda **k: AtomicDipoles(ACKS2(**k))}
+    models = {"QEq": QEq, "ACKS2 + dipoles": lambda **k: AtomicDipoles(ACKS2(**k))}
     for name, make in models.items():
         totals = []
         step(make(solver="iterative"), 3)  # compile

@@ -12,6 +12,7 @@ from charge_checks import (
     NO_FIELD,
     PBC,
     Case,
+    central,
     check_field,
     check_forces,
     check_images,
@@ -19,16 +20,19 @@ from charge_checks import (
     check_symmetries,
     check_total_charge,
     conditions,
+    directions,
     electronegativity,
     geometry,
+    moved,
     not_trivial,
+    strained,
 )
 from kqeq.charges import ACKS2, AtomicDipoles, QEq, charge_model_from_dict, recipe, solve_at_potential
 from kqeq.charges.base import SiteChange
 from kqeq.electrostatics import MeshCoulomb
 from kqeq.errors import ConvergenceError, InputError, NotPositiveDefiniteError, UnsupportedError
 from kqeq.linalg import conjugate_gradients
-from kqeq.structures import Structure
+from kqeq.structures import Structure, read_structure
 
 FRAGMENTS = {"fragments": np.array([0, 0, 0, 1, 1])}
 
@@ -170,10 +174,29 @@ def test_iterations_hardly_grow_with_the_system(monkeypatch):
 # derivatives --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("check", [check_forces, check_strain, check_images, check_total_charge])
-@pytest.mark.parametrize("boundary", PBC)
-def test_derivatives_of_qeq(boundary, check):
-    check(both("QEq", boundary, 1.0)[1])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("boundary", ["slab", "bulk"])
+def test_derivatives_on_a_mesh(name, boundary):
+    """Along random directions: the gradient and, with the normal of a slab kept, the strain derivative."""
+    case = both(name, boundary, 1.0)[1]
+    state, rng = case.state(), np.random.default_rng(7)
+    step = rng.normal(size=case.structure.positions.shape)
+    numeric = central(lambda t: case.state(structure=moved(case.structure, t * step)).energy, 2e-3)
+    not_trivial(numeric, 0.1)
+    assert_allclose(np.sum(state.gradient() * step), numeric, rtol=1e-6)
+    step = rng.normal(size=(3, 3))
+    if boundary == "slab":
+        along = directions(case)
+        normal = along.T @ along
+        step = (np.eye(3) - normal) @ step @ (np.eye(3) - normal) + normal @ step @ normal
+    numeric = central(lambda t: case.state(structure=strained(case.structure, t * step)).energy, 1e-3)
+    not_trivial(numeric, 0.1)
+    assert_allclose(np.sum(state.strain() * step), numeric, rtol=1e-6)
+
+
+@pytest.mark.parametrize("check", [check_images, check_total_charge])
+def test_identities_on_a_mesh(check):
+    check(both("QEq", "bulk", 1.0)[1])
 
 
 @pytest.mark.parametrize("check", [check_forces, check_strain, check_field, check_symmetries])
@@ -220,6 +243,23 @@ def test_choice_follows_size_and_use(monkeypatch):
     monkeypatch.setattr(recipe, "MAX_DENSE", 20)
     assert QEq().bind(replace(structure, pbc=np.zeros(3, dtype=bool))).solver.matrix_free
     assert QEq().bind(structure, many_responses=True).solver.matrix_free
+
+
+def test_predictions_leave_out_what_costs_further_solutions(water_model, water_systems):
+    potential = water_model.potential_
+    iterative = replace(
+        potential, charges=clone(potential.charges).set_params(solver="iterative", accuracy=1e-9)
+    )
+    structure = read_structure(water_systems["water3"][1])
+    wanted = ["energy", "forces"]
+    dense, got = (p.predict(structure, wanted) for p in (potential, iterative))
+    assert dense.hardness is not None and got.hardness is None
+    assert_allclose(got.energy, dense.energy, rtol=1e-12)
+    assert_allclose(got.forces, dense.forces, atol=1e-8)
+    assert_allclose(got.chemical_potential, dense.chemical_potential, atol=1e-8)
+    dense, got = (p.predict(structure, [*wanted, "polarizability"]) for p in (potential, iterative))
+    assert_allclose(got.hardness, dense.hardness, rtol=1e-8)
+    assert_allclose(got.polarizability, dense.polarizability, atol=1e-8)
 
 
 def test_choice_is_kept_by_copies_and_files():
@@ -274,7 +314,7 @@ def test_no_matrix_and_fields_that_are_not_defined():
 
 def test_no_convergence_names_the_residual():
     matrix = np.diag(np.linspace(1.0, 1e4, 50))
-    options = dict(max_iterations=5, what="the problem", remedy="none")
+    options = {"max_iterations": 5, "what": "the problem", "remedy": "none"}
     with pytest.raises(ConvergenceError, match=r"not solved in 5 iterations: the estimated error is \d"):
         conjugate_gradients(
             lambda v: matrix @ v,

@@ -34,7 +34,7 @@ CROSSOVER_PERIODIC = {False: 600, True: 1000}
 """Unknowns from which ``"auto"`` iterates, without and with dipoles: where energy and forces are clearly faster than
 with a matrix (measured on one core: equal at 400 and 700)."""
 
-CROSSOVER_OPEN = {False: 2500, True: 2500}
+CROSSOVER_OPEN = {False: 4000, True: 4000}
 """The same for open boundaries, whose matrix costs less and whose mesh costs more."""
 
 MAX_DENSE = 16_000
