@@ -200,6 +200,7 @@ def conjugate_gradients(
     start: FloatArray,
     flow: Callable[[FloatArray], FloatArray],
     own: FloatArray,
+    project: Callable[[FloatArray], FloatArray],
     *,
     tolerance: float,
     max_iterations: int,
@@ -221,9 +222,12 @@ def conjugate_gradients(
     start : (n,) array
         z0.
     flow : function of (n,) returning (n,)
-        F, symmetric and positive semidefinite.
+        F, symmetric and positive semidefinite on the range of ``project``.
     own : (n,) array
         Zeros and ones; F has to keep the two groups of unknowns apart.
+    project : function of (n,) returning (n,)
+        Takes out of a residual what F does not see.  Without it, that part stays as it is while the rest vanishes, and
+        the rounding errors of F times it spoil the iteration.
     tolerance : float
         Bound on every element of F times the residual, an estimate of the error of z.
     max_iterations : int
@@ -244,7 +248,7 @@ def conjugate_gradients(
     """
     z = start.copy()
     slope = linear + product(z) if z.any() else linear.copy()
-    residual = -slope
+    residual = project(-slope)
     direction = residual.copy()
     move = flow(residual)
     squared = float(residual @ move)
@@ -254,7 +258,7 @@ def conjugate_gradients(
         if largest <= tolerance:
             return z, slope
         image = product(step)
-        bent = image + own * direction
+        bent = project(image + own * direction)
         curvature = float(step @ bent)
         if not curvature > 0.0:
             raise NotPositiveDefiniteError(f"{what} is not positive definite; {remedy}")

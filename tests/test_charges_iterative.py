@@ -153,6 +153,21 @@ def test_errors_stay_below_the_accuracy(name, accuracy):
     assert 1e-13 < error < accuracy
 
 
+@pytest.mark.parametrize("softness", [0.0, 5.0, 100.0])
+@pytest.mark.parametrize("boundary", ["slab", "bulk"])
+def test_any_softness(boundary, softness):
+    """None, and so much that ACKS2 is nearly QEq: constants in the potentials must not spoil the iteration."""
+    structure = replace(water(3), pbc=np.array(PBC[boundary]), total_charge=1.0)
+    chi = np.random.default_rng(0).normal(size=len(structure)) + 50.0
+    states = [
+        ACKS2(dict.fromkeys("HO", softness), solver=solver).bind(structure).solve(chi, NO_FIELD, 1.0)
+        for solver in ("dense", "iterative")
+    ]
+    not_trivial(states[0].charges, 0.01)
+    assert_allclose(states[1].charges, states[0].charges, atol=1e-7)
+    assert_allclose(states[1].charges.sum(), 1.0, atol=1e-12)
+
+
 def test_iterations_hardly_grow_with_the_system(monkeypatch):
     count = 0
     original = MeshCoulomb.matvec
@@ -322,6 +337,7 @@ def test_no_convergence_names_the_residual():
             np.zeros(50),
             lambda v: v,
             np.zeros(50),
+            lambda v: v,
             tolerance=1e-8,
             **options,
         )

@@ -109,6 +109,8 @@ class IterativeSolver:
         What the diagonal of H has beyond the Coulomb interaction: hardness and 1/α.
     flow : function of (n,) returning (n,)
         F.
+    project : function of (n,) returning (n,)
+        Takes constants out of potentials, which move no charge.
     own : (n,) array
         1 for unknowns w whose flow costs ½ wᵀFw itself (potentials of ACKS2), 0 elsewhere.
     atoms : int
@@ -122,6 +124,7 @@ class IterativeSolver:
     provider: Electrostatics
     added: FloatArray
     flow: Callable[[FloatArray], FloatArray]
+    project: Callable[[FloatArray], FloatArray]
     own: FloatArray
     atoms: int
     accuracy: float
@@ -147,18 +150,13 @@ class IterativeSolver:
             Number of the constraint that each atom belongs to.
         """
         atoms = len(constraint)
-        count = np.bincount(constraint).astype(np.float64)
+        project = _without_means(constraint)
         approximate_inverse = provider.preconditioner(added)
 
-        def project(vector: FloatArray) -> FloatArray:
-            result = vector.copy()
-            result[:atoms] -= (np.bincount(constraint, vector[:atoms]) / count)[constraint]
-            return result
-
         def flow(vector: FloatArray) -> FloatArray:
-            return project(approximate_inverse(project(vector)))
+            return project(approximate_inverse(vector))
 
-        return cls(provider, added, flow, np.zeros(provider.size), atoms, accuracy, what, remedy)
+        return cls(provider, added, flow, project, np.zeros(provider.size), atoms, accuracy, what, remedy)
 
     @classmethod
     def split(
@@ -181,6 +179,8 @@ class IterativeSolver:
         width : (N,) array
             Gaussian widths, Å.
         """
+        from scipy.sparse.csgraph import connected_components
+
         atoms = len(width)
         # dipoles: 1/α and the self interaction of their Gaussian, whatever the damping positive
         inverse = 1.0 / (added[atoms:] + np.repeat(self_interaction(width), 3)[: provider.size - atoms])
@@ -190,7 +190,18 @@ class IterativeSolver:
 
         own = np.zeros(provider.size)
         own[:atoms] = 1.0
-        return cls(provider, added, flow, own, atoms, accuracy, what, remedy)
+        _, component = connected_components(laplacian, directed=False)
+        return cls(
+            provider,
+            added,
+            flow,
+            _without_means(component.astype(np.int64)),
+            own,
+            atoms,
+            accuracy,
+            what,
+            remedy,
+        )
 
     @property
     def size(self) -> int:
@@ -242,12 +253,26 @@ class IterativeSolver:
                 start,
                 self.flow,
                 self.own,
+                self.project,
                 tolerance=0.1 * self.accuracy,
                 max_iterations=MAX_ITERATIONS,
                 what=self.what,
                 remedy=self.remedy,
             )
         return unknowns, -slopes[: self.atoms]
+
+
+def _without_means(group: IntArray) -> Callable[[FloatArray], FloatArray]:
+    """Function that takes the mean over each group of atoms out of a vector (n,), dipoles aside."""
+    atoms = len(group)
+    count = np.bincount(group).astype(np.float64)
+
+    def project(vector: FloatArray) -> FloatArray:
+        result = vector.copy()
+        result[:atoms] -= (np.bincount(group, vector[:atoms]) / count)[group]
+        return result
+
+    return project
 
 
 __all__ = ["MAX_ITERATIONS", "DenseSolver", "IterativeSolver", "Solver"]
