@@ -22,9 +22,11 @@ from typing import Any
 import numpy as np
 from ase.build import bulk, molecule
 
+from kqeq.charges import ACKS2, AtomicDipoles, QEq
 from kqeq.constants import COULOMB
 from kqeq.electrostatics import EwaldCoulomb, MeshCoulomb, OpenCoulomb
 from kqeq.elements import hardness, width
+from kqeq.structures import Structure
 
 Row = dict[str, Any]
 
@@ -189,6 +191,43 @@ def mesh_growth(quick: bool) -> Iterator[Row]:
     yield row(f"growth exponent, {small} to {large} atoms", float(exponent), "", "<= 1.25")
 
 
+def without_matrix(quick: bool) -> Iterator[Row]:
+    """Energy and forces of water through the charge models, as a step of dynamics takes them."""
+    sides = (6, 10) if quick else (10, 16, 25)
+    models = {"QEq": QEq, "ACKS2 + dipoles": lambda **k: AtomicDipoles(ACKS2(**k))}
+    for name, make in models.items():
+        totals = []
+        step(make(solver="iterative"), 3)  # compile
+        for side in sides if name == "QEq" else sides[:2]:
+            seconds, atoms, charges, forces = step(make(solver="iterative"), side)
+            totals.append((atoms, seconds))
+            yield row(f"{name} without a matrix, {atoms} atoms, charges and forces, CPU", seconds, "s")
+        # with dipoles the matrix of 3,000 atoms takes minutes
+        side = 10 if name == "QEq" and not quick else 6
+        seconds, atoms, charges, forces = step(make(solver="iterative"), side)
+        dense, _, expected, expected_forces = step(make(solver="dense"), side)
+        yield row(f"{name}, {atoms} atoms, time with a matrix / without, CPU", dense / seconds, "")
+        error = float(np.abs(charges - expected).max())
+        yield row(f"{name}, {atoms} atoms, charges against dense", error, "e", "< 1e-6")
+        error = float(np.abs(forces - expected_forces).max())
+        yield row(f"{name}, {atoms} atoms, forces against dense", error, "eV/Å")
+        (small, first), (large, last) = totals[0], totals[-1]
+        exponent = np.log(last / first) / np.log(large / small)
+        yield row(f"{name}, growth exponent, {small} to {large} atoms", float(exponent), "", "<= 1.25")
+
+
+def step(model: Any, side: int) -> tuple[float, int, np.ndarray, np.ndarray]:
+    """CPU seconds of one evaluation of side³ water molecules, number of atoms, charges, forces."""
+    numbers, r, cell = water(side)
+    structure = Structure(numbers, r, cell, np.ones(3, dtype=bool))
+    chi = np.where(numbers == 8, 1.0, -0.5) + np.random.default_rng(0).normal(scale=0.1, size=len(r))
+    start = time.process_time()
+    state = model.bind(structure).solve(chi, np.zeros(3), 0.0)
+    assert np.isfinite(state.energy)
+    forces = -state.gradient()
+    return time.process_time() - start, len(r), state.charges, forces
+
+
 def open_clusters(quick: bool) -> Iterator[Row]:
     for side in (6, 8) if quick else (8, 10, 16):
         numbers, r, _ = water(side)
@@ -247,6 +286,7 @@ SECTIONS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "small": ewald_small,
     "large": ewald_large,
     "mesh": mesh_growth,
+    "models": without_matrix,
     "open": open_clusters,
     "accuracy": accuracy,
 }

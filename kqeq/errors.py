@@ -23,6 +23,10 @@ class NotPositiveDefiniteError(KQEqError, np.linalg.LinAlgError):
     """A matrix that has to be positive definite is not."""
 
 
+class ConvergenceError(KQEqError, RuntimeError):
+    """An iteration did not reach the accuracy that was asked for."""
+
+
 class ModelFileError(KQEqError, OSError):
     """A model file that is truncated, foreign, damaged or from a newer version."""
 
@@ -52,6 +56,7 @@ class RepresentativesWarning(KQEqWarning):
 
 
 __all__ = [
+    "ConvergenceError",
     "InputError",
     "KQEqError",
     "KQEqWarning",

@@ -1,4 +1,4 @@
-"""Dense linear algebra: factor once, solve often, and say what was done to a matrix.
+"""Linear algebra: factor once, solve often, say what was done to a matrix; conjugate gradients without one.
 
 Dimensions: n unknowns, k constraints, c right-hand sides.
 """
@@ -6,12 +6,13 @@ Dimensions: n unknowns, k constraints, c right-hand sides.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 
-from kqeq.errors import NotPositiveDefiniteError, NumericsWarning
+from kqeq.errors import ConvergenceError, NotPositiveDefiniteError, NumericsWarning
 from kqeq.typing import FloatArray
 
 
@@ -193,4 +194,89 @@ class ConstrainedMinimum:
         return y, self.stiffness @ totals + self.shape.T @ linear
 
 
-__all__ = ["ConstrainedMinimum", "factorise", "factorise_with_jitter", "solve_lower"]
+def conjugate_gradients(
+    product: Callable[[FloatArray], FloatArray],
+    linear: FloatArray,
+    start: FloatArray,
+    flow: Callable[[FloatArray], FloatArray],
+    own: FloatArray,
+    project: Callable[[FloatArray], FloatArray],
+    *,
+    tolerance: float,
+    max_iterations: int,
+    what: str,
+    remedy: str,
+) -> tuple[FloatArray, FloatArray]:
+    """Minimise bᵀz + ½ zᵀHz + ½ wᵀ(own ∘ Fw) over z = z0 + Fw by conjugate gradients in w.
+
+    With ``own`` zero, these are the usual conjugate gradients on H with the preconditioner F, which may project:
+    then z − z0 stays in its range.  In general the Hessian own ∘ F + F H F in w is preconditioned with F⁺, which is
+    never needed: F is only ever applied.
+
+    Parameters
+    ----------
+    product : function of (n,) returning (n,)
+        v to H v.
+    linear : (n,) array
+        b.
+    start : (n,) array
+        z0.
+    flow : function of (n,) returning (n,)
+        F, symmetric and positive semidefinite on the range of ``project``.
+    own : (n,) array
+        Zeros and ones; F has to keep the two groups of unknowns apart.
+    project : function of (n,) returning (n,)
+        Takes out of a residual what F does not see.  Without it, that part stays as it is while the rest vanishes, and
+        the rounding errors of F times it spoil the iteration.
+    tolerance : float
+        Bound on every element of F times the residual, an estimate of the error of z.
+    max_iterations : int
+    what, remedy : str
+        Complete the messages of errors.
+
+    Returns
+    -------
+    (n,) array, (n,) array
+        z, and b + Hz.
+
+    Raises
+    ------
+    NotPositiveDefiniteError
+        If a direction of negative curvature turns up, or numbers that are not finite.
+    ConvergenceError
+        If the tolerance is not reached.
+    """
+    z = start.copy()
+    slope = linear + product(z) if z.any() else linear.copy()
+    residual = project(-slope)
+    direction = residual.copy()
+    move = flow(residual)
+    squared = float(residual @ move)
+    step = move.copy()
+    largest = float(np.abs(move).max())
+    for _ in range(max_iterations):
+        if largest <= tolerance:
+            return z, slope
+        image = product(step)
+        bent = project(image + own * direction)
+        curvature = float(step @ bent)
+        if not curvature > 0.0:
+            raise NotPositiveDefiniteError(f"{what} is not positive definite; {remedy}")
+        length = squared / curvature
+        z += length * step
+        slope += length * image
+        residual -= length * bent
+        move = flow(residual)
+        largest = float(np.abs(move).max())
+        squared, before = float(residual @ move), squared
+        direction = residual + (squared / before) * direction
+        step = move + (squared / before) * step
+    if largest <= tolerance:
+        return z, slope
+    raise ConvergenceError(
+        f"{what} was not solved in {max_iterations} iterations: the estimated error is {largest:.1e}, and "
+        f'{tolerance:.1e} was asked for. Choose a larger accuracy=, or solver="dense" if the matrix fits into memory'
+    )
+
+
+__all__ = ["ConstrainedMinimum", "conjugate_gradients", "factorise", "factorise_with_jitter", "solve_lower"]

@@ -98,7 +98,7 @@ class Prediction:
     chemical_potential : float
         ∂E/∂Q, eV/e.
     hardness : float
-        ∂²E/∂Q², eV/e².
+        ∂²E/∂Q², eV/e²; of systems that are solved iteratively only together with the polarizability.
     total_charge : float
         The total charge that the prediction is for, e.
     external_field : (3,) array
@@ -319,6 +319,8 @@ class Potential:
             positions += pulled_back.positions
             strain += pulled_back.strain
 
+        # each costs a whole solution where no matrix is factored
+        responses = system is not None and (system.responses_are_cheap or "polarizability" in properties)
         energy_electrostatic = 0.0 if charge_state is None else charge_state.energy
         return Prediction(
             energy=energy_offsets + energy_short_range + energy_electrostatic + energy_baseline,
@@ -336,7 +338,7 @@ class Potential:
             ),
             electronegativity=chi,
             chemical_potential=None if charge_state is None else charge_state.chemical_potential,
-            hardness=None if system is None else system.hardness(),
+            hardness=system.hardness() if system is not None and responses else None,
             total_charge=structure.total_charge,
             external_field=structure.external_field,
         )

@@ -17,8 +17,18 @@ from kqeq.charges.boundaries import refuse_periodic_field
 from kqeq.charges.cores import SplitChargeCore
 from kqeq.charges.equilibrium import Equilibrium
 from kqeq.charges.fragments import reference_charges
-from kqeq.charges.recipe import HARDNESS_REMEDY, ElementValues, Recipe, build_hessian, element_values
+from kqeq.charges.recipe import (
+    DEFAULT_ACCURACY,
+    HARDNESS_REMEDY,
+    ElementValues,
+    Recipe,
+    added_diagonal,
+    build_hessian,
+    element_values,
+    iterative_remedy,
+)
 from kqeq.charges.softness import DEFAULT_CUTOFF, DEFAULT_DECAY, Links, default_softness
+from kqeq.charges.solvers import DenseSolver, IterativeSolver, Solver
 from kqeq.errors import InputError
 from kqeq.structures import Structure
 from kqeq.typing import FloatArray, IntArray
@@ -44,6 +54,11 @@ class ACKS2(Recipe):
         charges on separated fragments; ``"fragments"`` spreads each fragment's charge
         (``atoms.info["fragment_charges"]``) over its atoms; ``"given"`` takes ``atoms.arrays["reference_charges"]``.
         ``None`` takes the first of given, fragments, uniform that the structure carries.
+    solver : {"auto", "dense", "iterative"}
+        Factor the matrix, or never form it and use conjugate gradients over a particle mesh (the same answer to
+        ``accuracy``; each column of a response costs as much as a solution).  ``"auto"`` takes the faster one.
+    accuracy : float
+        Largest error of a charge, e, that iterative solutions aim at.
 
     Notes
     -----
@@ -60,6 +75,8 @@ class ACKS2(Recipe):
         decay: float = DEFAULT_DECAY,
         cutoff: float = DEFAULT_CUTOFF,
         reference_charges: str | None = None,
+        solver: str = "auto",
+        accuracy: float = DEFAULT_ACCURACY,
     ) -> None:
         self.softness = softness
         self.hardness = hardness
@@ -67,6 +84,8 @@ class ACKS2(Recipe):
         self.decay = decay
         self.cutoff = cutoff
         self.reference_charges = reference_charges
+        self.solver = solver
+        self.accuracy = accuracy
 
     def site_parameters(self, numbers: IntArray) -> SiteParameters:
         """Parameters of every atom.
@@ -103,23 +122,41 @@ class ACKS2(Recipe):
             )
 
     def assemble(
-        self, structure: Structure, sites: SiteParameters, *, dipoles: bool = False, damped: bool = True
+        self,
+        structure: Structure,
+        sites: SiteParameters,
+        *,
+        dipoles: bool = False,
+        damped: bool = True,
+        many_responses: bool = False,
     ) -> Equilibrium:
         """Put the problem together, on request with atomic dipoles."""
         assert sites.softness is not None
-        provider, hessian, elimination = build_hessian(structure, sites, dipoles=dipoles, damped=damped)
         links = Links.build(structure, sites.softness, self.decay, self.cutoff)
+        reference = reference_charges(structure, self.reference_charges)
+        what = f"the ACKS2 matrix of {len(structure)} atoms"
+        provider = self._products(structure, sites, dipoles=dipoles, many_responses=many_responses)
+        if provider is not None:
+            solver: Solver = IterativeSolver.split(
+                provider,
+                added_diagonal(sites, dipoles=dipoles, damped=damped),
+                links.laplacian(),
+                sites.width,
+                accuracy=float(self.accuracy),
+                what=what,
+                remedy=iterative_remedy(dipoles=dipoles, damped=damped),
+            )
+            return Equilibrium.build(structure, sites, provider, solver, links, reference, damped)
+        provider, hessian, elimination = build_hessian(structure, sites, dipoles=dipoles, damped=damped)
         core = SplitChargeCore.build(
             hessian if elimination is None else elimination.hessian,
             links.laplacian(),
             shift=bool(structure.pbc.sum() == 2),
-            what=f"the ACKS2 matrix of {len(structure)} atoms",
+            what=what,
             remedy=HARDNESS_REMEDY,
         )
-        reference = reference_charges(structure, self.reference_charges)
-        return Equilibrium.build(
-            structure, sites, provider, hessian, core, elimination, links, reference, damped
-        )
+        solver = DenseSolver(hessian, core, elimination)
+        return Equilibrium.build(structure, sites, provider, solver, links, reference, damped)
 
 
 __all__ = ["ACKS2"]

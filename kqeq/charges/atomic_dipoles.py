@@ -104,7 +104,9 @@ class AtomicDipoles(BaseEstimator):  # type: ignore[misc]
         alpha = element_values(self.polarizability, numbers, elements.polarizability, "polarizability")
         return replace(self._inner.site_parameters(numbers), polarizability=alpha / COULOMB)
 
-    def bind(self, structure: Structure, sites: SiteParameters | None = None) -> Equilibrium:
+    def bind(
+        self, structure: Structure, sites: SiteParameters | None = None, *, many_responses: bool = False
+    ) -> Equilibrium:
         """Build and factor the charge problem of one geometry; see :class:`~kqeq.charges.base.ChargeModel`.
 
         Raises
@@ -113,7 +115,9 @@ class AtomicDipoles(BaseEstimator):  # type: ignore[misc]
             If undamped dipoles polarise each other without limit, or the charges have no minimum.
         """
         sites = self.site_parameters(structure.numbers) if sites is None else sites
-        return self._inner.assemble(structure, sites, dipoles=True, damped=self.damping)
+        return self._inner.assemble(
+            structure, sites, dipoles=True, damped=self.damping, many_responses=many_responses
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Parameters as plain data."""

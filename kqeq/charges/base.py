@@ -166,6 +166,10 @@ class ChargeState(Protocol):
 class ChargeSystem(Protocol):
     """A charge model bound to one geometry."""
 
+    @property
+    def responses_are_cheap(self) -> bool:
+        """Whether responses reuse a factorisation; otherwise each column costs as much as a solution."""
+
     def solve(self, chi: FloatArray, external_field: FloatArray, total_charge: float) -> ChargeState:
         """Solve for electronegativities (N,), field (3,) and total charge.
 
@@ -218,8 +222,18 @@ class ChargeModel(Protocol):
     def site_parameters(self, numbers: IntArray) -> SiteParameters:
         """Element parameters spread over atoms; those to be learned start at their defaults."""
 
-    def bind(self, structure: Structure, sites: SiteParameters | None = None) -> ChargeSystem:
-        """Build and factor the problem for one geometry.
+    def bind(
+        self, structure: Structure, sites: SiteParameters | None = None, *, many_responses: bool = False
+    ) -> ChargeSystem:
+        """Build the problem for one geometry, and factor it unless it is to be solved iteratively.
+
+        Parameters
+        ----------
+        structure : Structure
+        sites : SiteParameters, optional
+            In place of the model's own.
+        many_responses : bool
+            The caller will ask for many columns of responses, for which a factorisation pays in larger systems.
 
         Raises
         ------

@@ -22,8 +22,9 @@ import numpy as np
 
 from kqeq.charges.base import Response, SiteChange, SiteParameters
 from kqeq.charges.boundaries import open_projector, periodic_part, refuse_periodic_field
-from kqeq.charges.cores import Core, DipoleElimination, self_interaction_slope
+from kqeq.charges.cores import self_interaction_slope
 from kqeq.charges.softness import Links
+from kqeq.charges.solvers import Solver
 from kqeq.charges.state import EquilibriumState
 from kqeq.electrostatics.base import Electrostatics
 from kqeq.structures import Structure
@@ -39,11 +40,8 @@ class Equilibrium:
     structure : Structure
     sites : SiteParameters
     provider : Electrostatics
-    hessian : (n, n) array
-        H.
-    core : Core
-        Reference charges and potentials to charges.
-    dipoles : DipoleElimination, optional
+    solver : Solver
+        H, and the way to stationary points.
     links : Links, optional
         The pairs between which charge flows.
     reference : (N,) array
@@ -55,9 +53,7 @@ class Equilibrium:
     structure: Structure
     sites: SiteParameters
     provider: Electrostatics
-    hessian: FloatArray
-    core: Core
-    dipoles: DipoleElimination | None
+    solver: Solver
     links: Links | None
     reference: FloatArray
     damped: bool
@@ -71,9 +67,7 @@ class Equilibrium:
         structure: Structure,
         sites: SiteParameters,
         provider: Electrostatics,
-        hessian: FloatArray,
-        core: Core,
-        dipoles: DipoleElimination | None,
+        solver: Solver,
         links: Links | None,
         reference: FloatArray,
         damped: bool,
@@ -84,9 +78,7 @@ class Equilibrium:
             structure,
             sites,
             provider,
-            hessian,
-            core,
-            dipoles,
+            solver,
             links,
             reference,
             damped,
@@ -114,7 +106,7 @@ class Equilibrium:
             external_field = self.open_directions @ external_field
         potential = self.structure.external_potential
         chi = chi if potential is None else chi + potential
-        linear = np.zeros(self.hessian.shape[0])
+        linear = np.zeros(self.size)
         linear[:atoms] = chi
         field = external_field[:, None]
         unknowns, potentials = self._stationary(linear[:, None], reference[:, None], field)
@@ -152,19 +144,15 @@ class Equilibrium:
         atoms = len(self.structure)
         if field is not None:
             linear = linear.copy()
+            # the potentials of split-charge models leave the field out: it acts on their flows
             if self.coupling is None:
                 linear[:atoms] -= self.open_positions @ field
             else:
                 flow = -self.coupling @ field
                 source = flow if source is None else source + flow
-            if self.dipoles is not None:
+            if self.has_atomic_dipoles:
                 linear[atoms:] -= np.tile(field, (atoms, 1))
-        reduced = linear if self.dipoles is None else self.dipoles.reduce(linear)
-        charges = -self.core.respond(reduced)
-        if source is not None:
-            charges += self.core.place(source)
-        unknowns = charges if self.dipoles is None else self.dipoles.expand(charges, linear)
-        return unknowns, -(linear[:atoms] + self.hessian[:atoms] @ unknowns)
+        return self.solver.stationary(linear, source)
 
     # ------------------------------------------------------------------ responses
 
@@ -185,7 +173,7 @@ class Equilibrium:
         unknowns, potentials = self._stationary(linear, source, field)
         charges = unknowns[: len(self.structure)]
         dipole = self.charge_moment(charges, potentials, reference, field)
-        if self.dipoles is not None:
+        if self.has_atomic_dipoles:
             dipole = dipole + self.dipole_sum(unknowns)
         if self.links is not None:
             unknowns = np.concatenate([unknowns, potentials])
@@ -193,28 +181,30 @@ class Equilibrium:
 
     def respond(self, dchi: FloatArray) -> Response:
         """∂q = −R ∂χ and what follows."""
-        linear = np.zeros((self.hessian.shape[0], dchi.shape[1]))
+        linear = np.zeros((self.size, dchi.shape[1]))
         linear[: len(self.structure)] = dchi
         return self.answer(linear)
 
     def respond_field(self) -> Response:
         """Response to the three components of the field."""
-        return self.answer(np.zeros((self.hessian.shape[0], 3)), field=np.eye(3))
+        return self.answer(np.zeros((self.size, 3)), field=np.eye(3))
 
     def respond_total_charge(self) -> Response:
         """Response to the total charge, added evenly to the reference charges."""
         atoms = len(self.structure)
-        return self.answer(np.zeros((self.hessian.shape[0], 1)), reference=np.full((atoms, 1), 1.0 / atoms))
+        return self.answer(np.zeros((self.size, 1)), reference=np.full((atoms, 1), 1.0 / atoms))
 
     def polarizability(self) -> FloatArray | None:
         """∂μ/∂field; ``None`` where no component of the dipole is defined."""
+        if not self.has_dipole:
+            return None
         alpha = self.respond_field().dipole
         return None if alpha is None else 0.5 * (alpha + alpha.T)
 
     def polarizability_response(self, change: SiteChange) -> FloatArray:
         """−(∂z/∂field)ᵀ ∂H (∂z/∂field) + Σ_pairs ∂k (∂Δ/∂field)(∂Δ/∂field)ᵀ, with the drops Δ of potential."""
         response = self.respond_field()
-        size = self.hessian.shape[0]
+        size = self.size
         slopes = response.unknowns[:size]
         result = -np.einsum("na,nbc->abc", slopes, self.hessian_change(change, slopes), optimize=True)
         if self.links is not None and change.softness is not None:
@@ -225,11 +215,37 @@ class Equilibrium:
 
     def hardness(self) -> float:
         """∂²E/∂Q²."""
-        response = self.respond_total_charge()
         atoms = len(self.structure)
-        return float(np.mean(self.hessian[:atoms] @ response.unknowns[: self.hessian.shape[0], 0]))
+        _, potentials = self._stationary(np.zeros((self.size, 1)), np.full((atoms, 1), 1.0 / atoms), None)
+        return -float(np.mean(potentials))
 
     # ------------------------------------------------------------------ pieces
+
+    @property
+    def size(self) -> int:
+        """Number of unknowns n."""
+        return self.solver.size
+
+    @property
+    def hessian(self) -> FloatArray:
+        """H, (n, n).
+
+        Raises
+        ------
+        UnsupportedError
+            If the problem is solved without a matrix.
+        """
+        return self.solver.hessian
+
+    @property
+    def responses_are_cheap(self) -> bool:
+        """Whether responses reuse a factorisation."""
+        return not self.solver.matrix_free
+
+    @property
+    def has_atomic_dipoles(self) -> bool:
+        """Whether z holds dipoles."""
+        return self.size > len(self.structure)
 
     @property
     def has_dipole(self) -> bool:
@@ -239,7 +255,7 @@ class Equilibrium:
     def dipole_sum(self, unknowns: FloatArray) -> FloatArray:
         """Sum of the atomic dipoles in (n, c) unknowns along the directions that are defined, (3, c)."""
         atoms = len(self.structure)
-        total = unknowns[atoms : self.hessian.shape[0]].reshape(atoms, 3, -1).sum(axis=0)
+        total = unknowns[atoms : self.size].reshape(atoms, 3, -1).sum(axis=0)
         return np.asarray(total if self.links is not None else self.open_directions @ total)
 
     def charge_moment(
@@ -274,7 +290,7 @@ class Equilibrium:
                     result[:, m, c] += self.provider.width_derivative(
                         np.ascontiguousarray(vectors[:, m]), np.ascontiguousarray(change.width[:, c])
                     )
-            if self.dipoles is not None and not self.damped:
+            if self.has_atomic_dipoles and not self.damped:
                 scale = change.width * self_interaction_slope(self.sites.width)[:, None]
                 result[atoms:] -= vectors[atoms:, :, None] * np.repeat(scale, 3, axis=0)[:, None, :]
         return result

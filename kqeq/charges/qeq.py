@@ -15,7 +15,16 @@ from kqeq.charges.base import SiteParameters
 from kqeq.charges.cores import ConstrainedCore
 from kqeq.charges.equilibrium import Equilibrium
 from kqeq.charges.fragments import fragment_reference, membership, require_fragments
-from kqeq.charges.recipe import HARDNESS_REMEDY, ElementValues, Recipe, build_hessian
+from kqeq.charges.recipe import (
+    DEFAULT_ACCURACY,
+    HARDNESS_REMEDY,
+    ElementValues,
+    Recipe,
+    added_diagonal,
+    build_hessian,
+    iterative_remedy,
+)
+from kqeq.charges.solvers import DenseSolver, IterativeSolver, Solver
 from kqeq.structures import Structure
 
 
@@ -32,6 +41,11 @@ class QEq(Recipe):
     fragments : bool
         Whether each fragment of a structure keeps its own charge: ``atoms.arrays["fragments"]`` and
         ``atoms.info["fragment_charges"]``, see :func:`kqeq.charges.assign_fragments`.
+    solver : {"auto", "dense", "iterative"}
+        Factor the matrix, or never form it and use conjugate gradients over a particle mesh (the same answer to
+        ``accuracy``; each column of a response costs as much as a solution).  ``"auto"`` takes the faster one.
+    accuracy : float
+        Largest error of a charge, e, that iterative solutions aim at.
 
     Notes
     -----
@@ -42,39 +56,62 @@ class QEq(Recipe):
     """
 
     def __init__(
-        self, hardness: ElementValues = None, width: ElementValues = None, fragments: bool = False
+        self,
+        hardness: ElementValues = None,
+        width: ElementValues = None,
+        fragments: bool = False,
+        solver: str = "auto",
+        accuracy: float = DEFAULT_ACCURACY,
     ) -> None:
         self.hardness = hardness
         self.width = width
         self.fragments = fragments
+        self.solver = solver
+        self.accuracy = accuracy
 
     def _check_charges(self, structure: Structure) -> None:
         if self.fragments:
             require_fragments(structure, "QEq(fragments=True)")
 
     def assemble(
-        self, structure: Structure, sites: SiteParameters, *, dipoles: bool = False, damped: bool = True
+        self,
+        structure: Structure,
+        sites: SiteParameters,
+        *,
+        dipoles: bool = False,
+        damped: bool = True,
+        many_responses: bool = False,
     ) -> Equilibrium:
         """Put the problem together, on request with atomic dipoles."""
         atoms = len(structure)
-        provider, hessian, elimination = build_hessian(structure, sites, dipoles=dipoles, damped=damped)
+        reference = np.full(atoms, structure.total_charge / atoms)
+        constraint = np.zeros(atoms, dtype=np.int64)
         if self.fragments:
-            reference, constraints = (
-                fragment_reference(structure, "QEq(fragments=True)"),
-                membership(structure),
+            reference = fragment_reference(structure, "QEq(fragments=True)")
+            assert structure.fragments is not None
+            constraint = structure.fragments
+        what = f"the QEq matrix of {atoms} atoms"
+        provider = self._products(structure, sites, dipoles=dipoles, many_responses=many_responses)
+        if provider is not None:
+            solver: Solver = IterativeSolver.constrained(
+                provider,
+                added_diagonal(sites, dipoles=dipoles, damped=damped),
+                constraint,
+                accuracy=float(self.accuracy),
+                what=what,
+                remedy=iterative_remedy(dipoles=dipoles, damped=damped),
             )
-        else:
-            reference, constraints = np.full(atoms, structure.total_charge / atoms), np.ones((atoms, 1))
+            return Equilibrium.build(structure, sites, provider, solver, None, reference, damped)
+        provider, hessian, elimination = build_hessian(structure, sites, dipoles=dipoles, damped=damped)
         core = ConstrainedCore.build(
             hessian if elimination is None else elimination.hessian,
-            constraints,
+            membership(structure) if self.fragments else np.ones((atoms, 1)),
             shift=bool(structure.pbc.sum() == 2),
-            what=f"the QEq matrix of {atoms} atoms",
+            what=what,
             remedy=HARDNESS_REMEDY,
         )
-        return Equilibrium.build(
-            structure, sites, provider, hessian, core, elimination, None, reference, damped
-        )
+        solver = DenseSolver(hessian, core, elimination)
+        return Equilibrium.build(structure, sites, provider, solver, None, reference, damped)
 
 
 __all__ = ["QEq"]

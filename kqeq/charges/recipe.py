@@ -14,14 +14,31 @@ from kqeq.charges.base import SITE_KINDS, SiteParameters
 from kqeq.charges.boundaries import check_periodicity, periodic_part, refuse_periodic_field
 from kqeq.charges.cores import DipoleElimination, self_interaction
 from kqeq.charges.equilibrium import Equilibrium
-from kqeq.electrostatics import coulomb
+from kqeq.constants import COULOMB
+from kqeq.electrostatics import MeshCoulomb, coulomb
 from kqeq.electrostatics.base import Electrostatics
-from kqeq.errors import InputError, UnsupportedError
+from kqeq.errors import InputError, NotPositiveDefiniteError, UnsupportedError
 from kqeq.structures import Structure
 from kqeq.typing import FloatArray, IntArray
 
 ElementValues = Mapping[str, float] | str | None
 """Parameters by element symbol; ``None`` for the cited defaults; ``"learn"`` to learn them from there."""
+
+SOLVERS: tuple[str, ...] = ("auto", "dense", "iterative")
+"""How a charge problem may be solved."""
+
+DEFAULT_ACCURACY = 1e-7
+"""Accuracy asked of iterative solutions, e."""
+
+CROSSOVER_PERIODIC = {False: 600, True: 1000}
+"""Unknowns from which ``"auto"`` iterates, without and with dipoles: where energy and forces are clearly faster than
+with a matrix (measured on one core: equal at 400 and 700)."""
+
+CROSSOVER_OPEN = {False: 4000, True: 4000}
+"""The same for open boundaries, whose matrix costs less and whose mesh costs more."""
+
+MAX_DENSE = 16_000
+"""Unknowns beyond which ``"auto"`` never forms the matrix: 2 GB, and as much again for its factor."""
 
 HARDNESS_REMEDY = (
     "an element's hardness is too negative for its width: raise the hardness "
@@ -100,11 +117,26 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
     def check_structure(self, structure: Structure) -> None:
         """As :meth:`check`, for models with parameters that are still to be learned as well."""
         check_periodicity(structure, type(self).__name__)
+        self.check_solver()
         self.site_parameters(structure.numbers)
         self._check_charges(structure)
         along = periodic_part(structure, structure.external_field)
         if along is not None:
             self._check_periodic_field(structure, along)
+
+    def check_solver(self) -> None:
+        """Refuse a choice of solver or accuracy that there is not.
+
+        Raises
+        ------
+        InputError
+        """
+        if self.solver not in SOLVERS:
+            raise InputError(f"solver is {self.solver!r}; expected one of {', '.join(SOLVERS)}")
+        if not isinstance(self.accuracy, int | float) or not 1e-11 <= self.accuracy <= 1e-2:
+            raise InputError(
+                f"accuracy is {self.accuracy!r}; expected the largest error of a charge in e, between 1e-11 and 1e-2"
+            )
 
     def _check_charges(self, structure: Structure) -> None:
         """Refuse structures that lack the fragments or reference charges that the model needs."""
@@ -118,16 +150,45 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
             "use a split-charge model, kqeq.ACKS2(), whose polarization is defined for periodic cells",
         )
 
-    def bind(self, structure: Structure, sites: SiteParameters | None = None) -> Equilibrium:
+    def bind(
+        self, structure: Structure, sites: SiteParameters | None = None, *, many_responses: bool = False
+    ) -> Equilibrium:
         """Build and factor the charge problem of one geometry; see :class:`~kqeq.charges.base.ChargeModel`."""
         sites = self.site_parameters(structure.numbers) if sites is None else sites
-        return self.assemble(structure, sites)
+        return self.assemble(structure, sites, many_responses=many_responses)
 
     def assemble(
-        self, structure: Structure, sites: SiteParameters, *, dipoles: bool = False, damped: bool = True
+        self,
+        structure: Structure,
+        sites: SiteParameters,
+        *,
+        dipoles: bool = False,
+        damped: bool = True,
+        many_responses: bool = False,
     ) -> Equilibrium:
         """Put the problem together, on request with atomic dipoles."""
         raise NotImplementedError
+
+    def _products(
+        self, structure: Structure, sites: SiteParameters, *, dipoles: bool, many_responses: bool
+    ) -> Electrostatics | None:
+        """What the iterative solver takes products from; ``None`` where the dense one is wanted."""
+        self.check_solver()
+        size = (4 if dipoles else 1) * len(structure)
+        too_large = size > MAX_DENSE
+        if self.solver == "dense" or (self.solver == "auto" and not too_large and many_responses):
+            return None
+        crossover = CROSSOVER_PERIODIC if structure.periodic else CROSSOVER_OPEN
+        if self.solver == "auto" and size < crossover[dipoles]:
+            return None
+        provider = coulomb(
+            structure, sites.width, dipoles=dipoles, accuracy=float(self.accuracy), matrix_free=True
+        )
+        _require_positive(sites)
+        # direct products cost as much as the matrix: they pay only where it does not fit into memory
+        if self.solver == "auto" and not too_large and not isinstance(provider, MeshCoulomb):
+            return None
+        return provider
 
     def to_dict(self) -> dict[str, Any]:
         """Parameters as plain data."""
@@ -137,9 +198,35 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
         return data
 
 
+def _require_positive(sites: SiteParameters) -> None:
+    """Refuse single atoms that are unstable; conjugate gradients may not notice.
+
+    Raises
+    ------
+    NotPositiveDefiniteError
+    """
+    own = sites.hardness + COULOMB / (np.sqrt(np.pi) * sites.width)
+    if not (own > 0.0).all():
+        bad = np.flatnonzero(~(own > 0.0))
+        raise NotPositiveDefiniteError(
+            f"the Coulomb matrix plus hardness is not positive definite: atoms {bad[:5].tolist()} alone have "
+            f"{own[bad[:5]].tolist()} eV/e²; {HARDNESS_REMEDY}"
+        )
+
+
 def _by_symbol(values: Mapping[Any, Any]) -> dict[str, Any]:
     """Element values keyed by symbol, whichever way they were named: files have no integer keys."""
     return {key if isinstance(key, str) else chemical_symbols[key]: value for key, value in values.items()}
+
+
+def added_diagonal(sites: SiteParameters, *, dipoles: bool, damped: bool) -> FloatArray:
+    """What the models add to the diagonal of the Coulomb interaction: hardness and 1/α, (n,) array."""
+    if not dipoles or sites.polarizability is None:
+        return sites.hardness
+    own = 1.0 / sites.polarizability
+    if not damped:
+        own = own - self_interaction(sites.width)
+    return np.concatenate([sites.hardness, np.repeat(own, 3)])
 
 
 def build_hessian(
@@ -160,18 +247,20 @@ def build_hessian(
     provider = coulomb(structure, sites.width, dipoles=dipoles)
     hessian = provider.matrix()
     diagonal = hessian.reshape(-1)[:: len(hessian) + 1]
-    diagonal[:atoms] += sites.hardness
-    if not dipoles or sites.polarizability is None:
+    diagonal += added_diagonal(sites, dipoles=dipoles, damped=damped)
+    if not dipoles:
         return provider, hessian, None
-    own = 1.0 / sites.polarizability
-    if not damped:
-        own = own - self_interaction(sites.width)
-    diagonal[atoms:] += np.repeat(own, 3)
     what = f"the interaction of the atomic dipoles of {atoms} atoms"
-    return provider, hessian, DipoleElimination.build(hessian, atoms, what, _catastrophe(damped))
+    return provider, hessian, DipoleElimination.build(hessian, atoms, what, catastrophe(damped))
 
 
-def _catastrophe(damped: bool) -> str:
+def iterative_remedy(*, dipoles: bool, damped: bool) -> str:
+    """What to do when conjugate gradients find no minimum: they cannot tell charges from dipoles."""
+    return HARDNESS_REMEDY if damped or not dipoles else f"{catastrophe(damped)}; or {HARDNESS_REMEDY}"
+
+
+def catastrophe(damped: bool) -> str:
+    """Why dipoles may have no minimum, and what to do about it."""
     if damped:
         return "positions or polarizabilities are not finite, or atoms lie on top of each other"
     return (
@@ -181,4 +270,13 @@ def _catastrophe(damped: bool) -> str:
     )
 
 
-__all__ = ["HARDNESS_REMEDY", "ElementValues", "Recipe", "build_hessian", "element_values"]
+__all__ = [
+    "DEFAULT_ACCURACY",
+    "HARDNESS_REMEDY",
+    "ElementValues",
+    "Recipe",
+    "added_diagonal",
+    "build_hessian",
+    "element_values",
+    "iterative_remedy",
+]

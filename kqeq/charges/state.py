@@ -55,7 +55,7 @@ class EquilibriumState:
     @property
     def atomic_dipoles(self) -> FloatArray | None:
         """Dipoles, (N, 3), of models that have them."""
-        if self.system.dipoles is None:
+        if not self.system.has_atomic_dipoles:
             return None
         return self.unknowns[len(self.system.structure) :].reshape(-1, 3)
 
@@ -63,7 +63,7 @@ class EquilibriumState:
     def energy(self) -> float:
         """(χ + V)ᵀq + ½ zᵀHz + ½ Σ p²/k − field · μ, eV."""
         z = self.unknowns
-        energy = self.charges @ self.chi + 0.5 * (z @ (self.system.hessian @ z))
+        energy = self.charges @ self.chi + 0.5 * (z @ self.system.solver.product(z))
         energy -= self.external_field @ self._moment()
         if self.system.links is not None:
             energy += 0.25 * (self.system.links.softness @ self._drops() ** 2)
@@ -172,7 +172,7 @@ class EquilibriumState:
         result = system.provider.bilinear_strain(self.unknowns, dz)
         if response.dipole is not None:
             moment = response.dipole
-            if system.dipoles is not None:
+            if system.has_atomic_dipoles:
                 moment = moment - system.dipole_sum(response.unknowns)
             result -= np.einsum("ac,b->abc", moment, self.external_field)
         if response.field is not None:
@@ -203,7 +203,7 @@ class EquilibriumState:
     def _moment(self) -> FloatArray:
         """Dipole of charges and atomic dipoles, (3,)."""
         moment = self._charge_moment()
-        if self.system.dipoles is None:
+        if not self.system.has_atomic_dipoles:
             return moment
         return np.asarray(moment + self.system.dipole_sum(self.unknowns[:, None])[:, 0])
 

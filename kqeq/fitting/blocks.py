@@ -41,7 +41,8 @@ class Linearisation:
         learned, charges, structure = self.parameters.learned, self.parameters.charges, self.frame.structure
         if learned is None or charges is None:
             return self.features.system
-        return charges.bind(structure, learned.sites(charges, structure.numbers, self.u))
+        sites = learned.sites(charges, structure.numbers, self.u)
+        return charges.bind(structure, sites, many_responses=True)
 
     @cached_property
     def state(self) -> ChargeState | None:

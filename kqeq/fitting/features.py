@@ -114,7 +114,8 @@ def compute_features(frame: TrainingFrame, parameters: Parameters) -> FrameFeatu
         if part.feature_map is not None:
             chi_state = states[part.feature_map.descriptor]
             chi = np.hstack([part.delta * part.feature_map.features(chi_state, numbers), chi])
-        system = parameters.charges.bind(structure) if parameters.learned is None else None
+        if parameters.learned is None:
+            system = parameters.charges.bind(structure, many_responses=True)
 
     energy = positions = strain = None
     if parameters.energy is not None:

@@ -57,7 +57,7 @@ class _Problem:
         """Weighted residuals and Jacobians, structure by structure."""
         model = self.parameters.apply(self.model, u)
         for structure, target in zip(self.structures, self.targets, strict=True):
-            system = model.bind(structure)
+            system = model.bind(structure, many_responses=True)
             alpha = system.polarizability()
             assert alpha is not None
             scale = _WEIGHTS / self.noise

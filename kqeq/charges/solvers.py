@@ -1,0 +1,278 @@
+"""How a charge problem is solved: with a factored matrix, or by conjugate gradients without any matrix.
+
+Both answer, for the unknowns z of one geometry,
+
+    z = stationary point of  bᵀz + ½ zᵀHz + ½ Σ_pairs p²/k     starting from reference charges q0,
+
+with the potentials u = −(b + Hz) of the charges.  The iterative solver never forms H.  It writes z = z0 + F w
+with a symmetric, positive semidefinite F that keeps charge where it belongs:
+
+* QEq: F = P M P, M an approximate inverse of H and P the projection onto neutral changes of every constraint;
+  these are projected, preconditioned conjugate gradients (theory section 1);
+* ACKS2: F = L for the charges, so that w are the potentials, whose flows Lw cost ½ wᵀLw more.  The Hessian
+  L + LHL in w preconditioned with L⁺ (theory section 6) has a condition number that does not grow with the
+  system: where waves are long, L falls as fast as H rises.  Dipoles have the inverse of the diagonal of H.
+
+Dimensions: N atoms, n = N or 4N unknowns z, c columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from scipy import sparse
+
+from kqeq.charges.cores import Core, DipoleElimination, self_interaction
+from kqeq.electrostatics.base import Electrostatics
+from kqeq.errors import UnsupportedError
+from kqeq.linalg import conjugate_gradients
+from kqeq.typing import FloatArray, IntArray
+
+MAX_ITERATIONS = 500
+"""Iterations after which conjugate gradients give up; well-posed problems need ten to a hundred."""
+
+
+class Solver(Protocol):
+    """The charge problem of one geometry without the parts that do not depend on H."""
+
+    @property
+    def size(self) -> int:
+        """Number of unknowns n."""
+
+    @property
+    def matrix_free(self) -> bool:
+        """Whether each column of :meth:`stationary` is an iteration of its own."""
+
+    @property
+    def hessian(self) -> FloatArray:
+        """H, (n, n)."""
+
+    def product(self, vector: FloatArray) -> FloatArray:
+        """H @ vector, (n,)."""
+
+    def stationary(self, linear: FloatArray, source: FloatArray | None) -> tuple[FloatArray, FloatArray]:
+        """Unknowns (n, c) and potentials (N, c) for b (n, c) and reference charges (N, c)."""
+
+
+@dataclass(frozen=True, eq=False)
+class DenseSolver:
+    """The matrix, factored once.
+
+    Attributes
+    ----------
+    hessian : (n, n) array
+    core : Core
+        Reference charges and potentials to charges.
+    dipoles : DipoleElimination, optional
+    """
+
+    hessian: FloatArray
+    core: Core
+    dipoles: DipoleElimination | None
+
+    @property
+    def size(self) -> int:
+        """Number of unknowns n."""
+        return int(self.hessian.shape[0])
+
+    @property
+    def matrix_free(self) -> bool:
+        """Whether each column is an iteration of its own: no."""
+        return False
+
+    def product(self, vector: FloatArray) -> FloatArray:
+        """H @ vector, (n,)."""
+        return np.asarray(self.hessian @ vector)
+
+    def stationary(self, linear: FloatArray, source: FloatArray | None) -> tuple[FloatArray, FloatArray]:
+        """Unknowns (n, c) and potentials (N, c) for b (n, c) and reference charges (N, c)."""
+        reduced = linear if self.dipoles is None else self.dipoles.reduce(linear)
+        charges = -self.core.respond(reduced)
+        if source is not None:
+            charges += self.core.place(source)
+        atoms = charges.shape[0]
+        unknowns = charges if self.dipoles is None else self.dipoles.expand(charges, linear)
+        return unknowns, -(linear[:atoms] + self.hessian[:atoms] @ unknowns)
+
+
+@dataclass(frozen=True, eq=False)
+class IterativeSolver:
+    """Conjugate gradients over products with the matrix; see the module.
+
+    Attributes
+    ----------
+    provider : Electrostatics
+    added : (n,) array
+        What the diagonal of H has beyond the Coulomb interaction: hardness and 1/α.
+    flow : function of (n,) returning (n,)
+        F.
+    project : function of (n,) returning (n,)
+        Takes constants out of potentials, which move no charge.
+    own : (n,) array
+        1 for unknowns w whose flow costs ½ wᵀFw itself (potentials of ACKS2), 0 elsewhere.
+    atoms : int
+        N.
+    accuracy : float
+        Largest error of a charge, e (of a dipole, e·Å).
+    what, remedy : str
+        Complete the messages of errors.
+    """
+
+    provider: Electrostatics
+    added: FloatArray
+    flow: Callable[[FloatArray], FloatArray]
+    project: Callable[[FloatArray], FloatArray]
+    own: FloatArray
+    atoms: int
+    accuracy: float
+    what: str
+    remedy: str
+
+    @classmethod
+    def constrained(
+        cls,
+        provider: Electrostatics,
+        added: FloatArray,
+        constraint: IntArray,
+        *,
+        accuracy: float,
+        what: str,
+        remedy: str,
+    ) -> IterativeSolver:
+        """QEq: charge moves freely among the atoms of each constraint.
+
+        Parameters
+        ----------
+        constraint : (N,) int array
+            Number of the constraint that each atom belongs to.
+        """
+        atoms = len(constraint)
+        project = _without_means(constraint)
+        approximate_inverse = provider.preconditioner(added)
+
+        def flow(vector: FloatArray) -> FloatArray:
+            return project(approximate_inverse(vector))
+
+        return cls(provider, added, flow, project, np.zeros(provider.size), atoms, accuracy, what, remedy)
+
+    @classmethod
+    def split(
+        cls,
+        provider: Electrostatics,
+        added: FloatArray,
+        laplacian: sparse.csr_array,
+        width: FloatArray,
+        *,
+        accuracy: float,
+        what: str,
+        remedy: str,
+    ) -> IterativeSolver:
+        """ACKS2: charge flows along pairs of atoms of finite softness.
+
+        Parameters
+        ----------
+        laplacian : (N, N) sparse array
+            L.
+        width : (N,) array
+            Gaussian widths, Å.
+        """
+        from scipy.sparse.csgraph import connected_components
+
+        atoms = len(width)
+        # dipoles: 1/α and the self interaction of their Gaussian, whatever the damping positive
+        inverse = 1.0 / (added[atoms:] + np.repeat(self_interaction(width), 3)[: provider.size - atoms])
+
+        def flow(vector: FloatArray) -> FloatArray:
+            return np.concatenate([laplacian @ vector[:atoms], inverse * vector[atoms:]])
+
+        own = np.zeros(provider.size)
+        own[:atoms] = 1.0
+        _, component = connected_components(laplacian, directed=False)
+        return cls(
+            provider,
+            added,
+            flow,
+            _without_means(component.astype(np.int64)),
+            own,
+            atoms,
+            accuracy,
+            what,
+            remedy,
+        )
+
+    @property
+    def size(self) -> int:
+        """Number of unknowns n."""
+        return self.provider.size
+
+    @property
+    def matrix_free(self) -> bool:
+        """Whether each column is an iteration of its own: yes."""
+        return True
+
+    @property
+    def hessian(self) -> FloatArray:
+        """Not available.
+
+        Raises
+        ------
+        UnsupportedError
+            Always.
+        """
+        raise UnsupportedError(
+            f"{self.what} is solved iteratively and its {self.size}×{self.size} matrix is never formed; "
+            'bind the structure with a charge model that has solver="dense"'
+        )
+
+    def product(self, vector: FloatArray) -> FloatArray:
+        """H @ vector, (n,)."""
+        return np.asarray(self.provider.matvec(vector) + self.added * vector)
+
+    def stationary(self, linear: FloatArray, source: FloatArray | None) -> tuple[FloatArray, FloatArray]:
+        """Unknowns (n, c) and potentials (N, c) for b (n, c) and reference charges (N, c), column by column.
+
+        Raises
+        ------
+        ConvergenceError
+            If the iteration does not reach the accuracy.
+        NotPositiveDefiniteError
+            If it finds that the energy has no minimum.
+        """
+        unknowns = np.zeros_like(linear)
+        if source is not None:
+            unknowns[: self.atoms] = source
+        slopes = np.empty_like(linear)
+        for c in range(linear.shape[1]):
+            start = np.ascontiguousarray(unknowns[:, c])
+            unknowns[:, c], slopes[:, c] = conjugate_gradients(
+                self.product,
+                np.ascontiguousarray(linear[:, c]),
+                start,
+                self.flow,
+                self.own,
+                self.project,
+                tolerance=0.1 * self.accuracy,
+                max_iterations=MAX_ITERATIONS,
+                what=self.what,
+                remedy=self.remedy,
+            )
+        return unknowns, -slopes[: self.atoms]
+
+
+def _without_means(group: IntArray) -> Callable[[FloatArray], FloatArray]:
+    """Function that takes the mean over each group of atoms out of a vector (n,), dipoles aside."""
+    atoms = len(group)
+    count = np.bincount(group).astype(np.float64)
+
+    def project(vector: FloatArray) -> FloatArray:
+        result = vector.copy()
+        result[:atoms] -= (np.bincount(group, vector[:atoms]) / count)[group]
+        return result
+
+    return project
+
+
+__all__ = ["MAX_ITERATIONS", "DenseSolver", "IterativeSolver", "Solver"]
