@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -273,12 +273,21 @@ def nve_none(quick: bool) -> Iterator[Row]:
     yield from nve("none", quick)
 
 
+SECTIONS = {"accuracy": accuracy, "cutoff": cutoff, "nve_switch": nve_switch, "nve_none": nve_none}
+
+
+def available(section: Callable[[bool], Iterator[Row]]) -> Callable[[bool], Iterator[Row]]:
+    """The section, or a message where its data set has not been generated."""
+
+    def run(quick: bool) -> Iterator[Row]:
+        if "water_box" in kqeq.datasets.names():
+            yield from section(quick)
+        else:
+            print("skipped: there is no datasets/water_box.xyz; make it with datasets/generate_periodic.py")
+
+    return run
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore", kqeq.errors.KQEqWarning)
-    if "water_box" in kqeq.datasets.names():
-        main(
-            __doc__ or "",
-            {"accuracy": accuracy, "cutoff": cutoff, "nve_switch": nve_switch, "nve_none": nve_none},
-        )
-    else:
-        print("skipped: datasets/water_box.xyz is not there; make it with datasets/generate_periodic.py")
+    main(__doc__ or "", {name: available(section) for name, section in SECTIONS.items()})

@@ -389,9 +389,11 @@ def test_own_warnings_are_one_line(files, tmp_path, capsys, monkeypatch):
 
 
 def test_small_data_warning_reaches_the_terminal(files, tmp_path, capsys):
+    (tmp_path / "many.toml").write_text("[short_range]\nn_representatives = 5000\n")
     with warnings.catch_warnings():
         warnings.simplefilter("always", RepresentativesWarning)
-        assert run("fit", f"{files / 'train.xyz'}@:4", "-o", tmp_path / "new.kqeq") == 0
+        arguments = ("fit", f"{files / 'train.xyz'}@:4", "-o", tmp_path / "new.kqeq")
+        assert run(*arguments, "--config", tmp_path / "many.toml") == 0
     err = capsys.readouterr().err
     assert err.startswith("kqeq: warning: ")
     assert "representatives per element were asked for" in err
