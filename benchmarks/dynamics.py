@@ -223,12 +223,13 @@ def drift(t: FloatArray, energy: FloatArray) -> tuple[float, float, float]:
     """Slope, its standard error, and the RMS around the line.
 
     The error comes from the scatter of block means around the line, for several lengths of blocks, of which the
-    largest counts: residuals are correlated over times that are not known beforehand.
+    largest counts: residuals are correlated over times that are not known beforehand.  It cannot see correlations
+    as long as the trajectory, which H has (energy moves slowly between fast and slow vibrations) and H' hardly.
     """
     slope, intercept = np.polyfit(t, energy, 1)
     rms = float(np.std(energy - slope * t - intercept))
     errors = []
-    for count in (8, 16, 32, 64):
+    for count in (4, 8, 16, 32, 64):
         size = len(t) // count
         if size < 2:
             break
