@@ -14,7 +14,8 @@ import pytest
 
 import kqeq
 
-ROOT = Path(kqeq.__file__).parent
+ROOT = Path(__file__).resolve().parents[1] / "kqeq"
+"""The sources beside the tests; an installed package has the data sets and their generators inside."""
 
 LAYERS = (
     {"typing", "constants", "errors", "backend", "elements"},
