@@ -37,7 +37,7 @@ LAYERS = (
     {"fitting"},
     {"uncertainty"},
     {"estimator", "storage"},
-    {"analysis", "selection"},
+    {"selection"},
     {"calculator", "optimise", "plots", "config", "demo", "cli"},
 )
 
@@ -57,7 +57,7 @@ HOME = {
     "numba": {"descriptors", "electrostatics"},
     "cupy": {"backend", "descriptors", "electrostatics"},
     "cupyx": {"backend", "descriptors", "electrostatics"},
-    "matplotlib": {"plots", "demo", "analysis"},
+    "matplotlib": {"plots", "demo"},
     "tomllib": {"config"},
     "argparse": {"cli"},
     "zipfile": {"archive"},

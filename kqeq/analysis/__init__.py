@@ -1,1 +1,0 @@
-"""What a fitted model says beyond energies: responses, charge-state scans, diagnostics."""
