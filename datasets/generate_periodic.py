@@ -184,10 +184,20 @@ def intact(atoms: Atoms) -> bool:
     return bool(np.einsum("px,px->p", vectors, vectors).min() > CONTACT**2)
 
 
+class BrokenError(RuntimeError):
+    """Dynamics that went wrong at once: there is no new geometry to label."""
+
+
 def run(
     atoms: Atoms, calculator: Calculator, temperature: float, steps: int, rng: Any, step: float = TIME_STEP
 ) -> Atoms:
-    """The end of a Langevin trajectory (BAOAB splitting); the last sound geometry where it goes wrong."""
+    """The end of a Langevin trajectory (BAOAB splitting); the last sound geometry where it goes wrong.
+
+    Raises
+    ------
+    BrokenError
+        If it goes wrong before anything has moved far enough to make another geometry.
+    """
     moving = atoms.copy()
     moving.calc = calculator
     masses = moving.get_masses()[:, None]
@@ -196,7 +206,7 @@ def run(
     noise = thermal * math.sqrt(1 - keep**2)
     velocities = thermal * rng.normal(size=(len(moving), 3))
     push = 0.5 * step * moving.get_forces() / masses
-    sound = moving.positions.copy()
+    sound = None
     for i in range(steps):
         velocities += push
         middle = moving.positions + 0.5 * step * velocities
@@ -207,12 +217,15 @@ def run(
         velocities += push
         if (i + 1) % CHECK_EVERY == 0 or i + 1 == steps:
             if not intact(moving):
+                if sound is None:
+                    raise BrokenError(f"the dynamics went wrong within {i + 1} steps")
                 print(f"  went wrong after {i + 1} steps; taking the geometry before", flush=True)
                 break
             sound = moving.positions.copy()
-    end = atoms.copy()
-    end.positions = sound
-    return end
+    if sound is not None:
+        moving.positions = sound
+    moving.calc = None
+    return moving
 
 
 def classical(temperature: float, rng: np.random.Generator) -> Atoms:
@@ -290,8 +303,9 @@ class Sampler:
         if stage.sampling == "classical":
             atoms = classical(temperature, rng)
         elif stage.sampling == "model":
-            # from a frame of its own among the classical ones, or from one that a model has led on already
-            start = bare(self.frames[number - STAGES[self.seed][0].frames])
+            # from a frame of its own among the classical ones, or from one that a model has led on already;
+            # from the one before it if that was on the verge of breaking
+            start = bare(self.frames[(number - STAGES[self.seed][0].frames - attempt) % first])
             atoms = run(start, self.model(first), temperature, stage.steps, rng)
         else:
             everything = sum(part.frames for part in STAGES[0])
@@ -392,7 +406,11 @@ def generate(path: Path, seed: int, total: int) -> Iterator[Atoms]:
         for attempt in count():
             if attempt == ATTEMPTS:
                 raise SystemExit(f"frame {number} of seed {seed} failed {ATTEMPTS} times")
-            atoms, sampling, temperature = sampler.geometry(number, attempt)
+            try:
+                atoms, sampling, temperature = sampler.geometry(number, attempt)
+            except BrokenError as error:
+                print(f"  {error}; again from elsewhere", flush=True)
+                continue
             done = labelled(rounded(atoms))
             if done is not None:
                 break

@@ -93,12 +93,28 @@ def test_dynamics_thermalise_and_depend_on_the_seed_only():
     assert generator.intact(first) and first.calc is None
 
 
+class Exploding(generator.ClassicalWater):
+    """Pushes one atom away once it has been asked often enough."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls = calls
+
+    def calculate(self, *arguments, **options):
+        super().calculate(*arguments, **options)
+        self.calls -= 1
+        if self.calls < 0:
+            self.results["forces"][1] += 300.0
+
+
 def test_dynamics_that_go_wrong_end_with_a_sound_geometry(capsys):
-    atoms = shaken()
-    # bonds break at this temperature
-    end = generator.run(atoms, generator.ClassicalWater(), 3e4, 60, np.random.default_rng(0))
-    assert "went wrong" in capsys.readouterr().out
+    start = shaken()
+    end = generator.run(start, Exploding(25), 300.0, 60, np.random.default_rng(0))
+    assert "went wrong after 30 steps" in capsys.readouterr().out
     assert generator.intact(end)
+    assert np.abs(end.positions - start.positions).max() > 0.01
+    with pytest.raises(generator.BrokenError, match="within 10 steps"):
+        generator.run(start, Exploding(0), 300.0, 60, np.random.default_rng(0))
 
 
 def test_stages_cover_every_seed():
@@ -160,6 +176,19 @@ def test_frames_are_read_back_as_written(tmp_path, quick):
 def test_models_need_the_training_frames(tmp_path, quick):
     with pytest.raises(SystemExit, match="0 frames of seed 0 in the file, 200 are needed first"):
         list(generator.generate(tmp_path / "boxes.xyz", 1, 1))
+
+
+def test_dynamics_that_break_at_once_are_tried_again(tmp_path, quick, monkeypatch, capsys):
+    sound, answers = generator.classical, iter([True, False])
+
+    def classical(*arguments):
+        if next(answers):
+            raise generator.BrokenError("the dynamics went wrong within 10 steps")
+        return sound(*arguments)
+
+    monkeypatch.setattr(generator, "classical", classical)
+    assert len(list(generator.generate(tmp_path / "boxes.xyz", 0, 1))) == 1
+    assert "again from elsewhere" in capsys.readouterr().out
 
 
 def test_references_that_fail_are_tried_again(tmp_path, quick, monkeypatch):
