@@ -4,15 +4,16 @@
     pip install "kqeq[datasets]"      # tblite
     python generate_periodic.py water_box.xyz [--seed 0] [--frames N]
 
-Every frame is a cubic cell of 32 flexible water molecules at 0.997 g/cm3, and the end of a short
-trajectory of its own from a random packing of its own, so that no two frames are correlated.  How it is
-reached depends on the seed and on the number of the frame (``STAGES``):
+Every frame is a cubic cell of 32 flexible water molecules at 0.997 g/cm3 and the end of a short trajectory.
+How it is reached depends on the seed and on the number of the frame (``STAGES``):
 
-    seed 0, training   60 frames from dynamics with a simple classical water, then 140 frames from dynamics
-                       with a short-range kqeq model, which is fitted five times to all frames so far: it goes
-                       where it believes that water goes, and the labels correct it
-    seed 1, testing    30 frames from dynamics with the model of all frames of seed 0, followed by a stretch
-                       of dynamics with GFN1-xTB itself, so that test geometries are those of the reference
+    seed 0, training   60 frames from dynamics with a simple classical water, each from a random packing of its
+                       own; then 140 frames from dynamics with a short-range kqeq model, which is fitted five
+                       times to all frames so far: it goes where it believes that water goes, and the labels
+                       correct it.  These start from earlier frames, 50 fs to 1 ps before, and resemble them
+    seed 1, testing    30 frames, each from a random packing of its own, by dynamics with the model of all frames
+                       of seed 0 and then a stretch of dynamics with GFN1-xTB itself, long enough for bonds and
+                       angles to be those of the reference; how molecules lie to each other is still the model's
 
 Frames (extended XYZ) are appended to the file, so that an interrupted run goes on where it stopped; random
 numbers depend on seed and frame only.  Labels belong to the positions as they are written.
