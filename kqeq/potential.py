@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -233,7 +233,7 @@ class Potential:
             A neighbour list that reaches ``cutoff``, for example one that is reused along a trajectory.
         """
         derivatives = _needs_derivatives(structure, properties)
-        with blas.one_thread() if len(structure) <= BATCH_ATOMS else nullcontext():
+        with _threads(structure):
             states = evaluate_states(self.descriptors, structure, derivatives=derivatives, pairs=pairs)
             near = {
                 feature_map: feature_map.similarities(states[feature_map.descriptor], structure.numbers)
@@ -259,7 +259,7 @@ class Potential:
             }
             for i, structure in enumerate(batch):
                 own = {feature_map: lists[i] for feature_map, lists in near.items()}
-                with blas.one_thread() if len(structure) <= BATCH_ATOMS else nullcontext():
+                with _threads(structure):
                     prediction = self._finish(structure, properties, states[i], own)
                 yield prediction
 
@@ -342,6 +342,11 @@ class Potential:
             total_charge=structure.total_charge,
             external_field=structure.external_field,
         )
+
+
+def _threads(structure: Structure) -> AbstractContextManager[None]:
+    """BLAS threads for one structure: one if it is small (see :mod:`kqeq.blas`)."""
+    return blas.one_thread() if len(structure) <= BATCH_ATOMS else nullcontext()
 
 
 def _needs_derivatives(structure: Structure, properties: Collection[str]) -> bool:
