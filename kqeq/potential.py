@@ -220,7 +220,8 @@ class Potential:
         if self.charges is None:
             return None
         logarithms = {
-            kind: model.evaluate(similarities[model.feature_map], numbers) for kind, model in self.sites.items()
+            kind: model.evaluate(similarities[model.feature_map], numbers)
+            for kind, model in self.sites.items()
         }
         return multiply_sites(self.charges.site_parameters(numbers), logarithms)
 

@@ -121,7 +121,9 @@ def test_responses_equal_dense(name):
         assert_allclose(got.gradient_response(value), expected.gradient_response(reference), atol=2e-7)
         assert_allclose(got.strain_response(value), expected.strain_response(reference), atol=1e-6)
         for kind in ENVIRONMENT_KINDS:
-            one, two = (getattr(s.site_gradient_response(r), kind) for s, r in ((got, value), (expected, reference)))
+            one, two = (
+                getattr(s.site_gradient_response(r), kind) for s, r in ((got, value), (expected, reference))
+            )
             assert (one is None) == (two is None)
             if two is not None:
                 not_trivial(two, 1e-4)

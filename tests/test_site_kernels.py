@@ -114,7 +114,7 @@ def test_columns_are_derivatives_of_every_label(name, condition, layouts):
             )
             if np.abs(expected / h).max() < 1e-9:
                 energy_only = stretch.startswith("energy") and kind != "energy"
-                assert energy_only or kind == "polarizability" and stretch.startswith("chi")
+                assert energy_only or (kind == "polarizability" and stretch.startswith("chi"))
                 assert np.abs(jacobian @ direction).max() < 1e-9
                 continue
             rtol, atol = (2e-5, 2e-7) if iterative else (1e-6, 1e-9)
@@ -141,9 +141,7 @@ def test_force_and_stress_blocks_are_derivatives_of_the_energy_block(name, layou
         # what the kernels of the site parameters contribute is not small
         share = sum(own.positions @ line.site_slopes[kind] for kind, own in line.site_jacobians.items())
         assert np.abs(share).max() > 1e-3
-    strain = strain_gradient(
-        lambda a: energy(replace(s, positions=a.positions, cell=a.cell.array)), atoms
-    )
+    strain = strain_gradient(lambda a: energy(replace(s, positions=a.positions, cell=a.cell.array)), atoms)
     xx, yy, zz, yz, xz, xy = BLOCKS["stress"](line, False)[0]
     stress = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
     assert_close(stress, 0.5 * (strain + strain.T) / s.volume, rtol=1e-6, at_least=1e-3)
@@ -339,7 +337,9 @@ def test_the_potential_is_what_was_fitted(fitted, made):
     line = Linearisation(frame, compute_features(frame, parameters), parameters, u)
     prediction = fitted.predict(made[4])
     for kind in ("energy", "forces", "dipole", "charges"):
-        assert_close(BLOCKS[kind](line, False)[0], np.ravel(getattr(prediction, kind)), rtol=1e-7, at_least=1e-3)
+        assert_close(
+            BLOCKS[kind](line, False)[0], np.ravel(getattr(prediction, kind)), rtol=1e-7, at_least=1e-3
+        )
     assert_allclose(line.system.polarizability(), prediction.polarizability, rtol=1e-8)
 
 
@@ -447,7 +447,11 @@ def test_estimator_conventions():
 def test_configuration():
     model = model_from_dict(
         {
-            "charges": {"model": "AtomicDipoles", "polarizability": "kernel", "inner": {"hardness": "kernel"}},
+            "charges": {
+                "model": "AtomicDipoles",
+                "polarizability": "kernel",
+                "inner": {"hardness": "kernel"},
+            },
             "site_kernel": {"delta": 0.1},
         }
     )
@@ -474,6 +478,7 @@ def test_variance_of_a_dense_model_is_that_of_the_gaussian_process(kind, made):
     line = view.line
     parts = model.posterior_.parameters.environment.parts
     for name, part in parts.items():
+
         def value(t, direction, name=name):
             sites = line.sites
             changed = replace(sites, **{name: getattr(sites, name) * np.exp(t * direction)})
@@ -528,7 +533,10 @@ def test_force_uncertainty_maps_values_and_gradients(made):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"charges": QEq(width=KERNEL)}, r"width is 'kernel'; expected a dict of values by element, \"learn\", or"),
+        (
+            {"charges": QEq(width=KERNEL)},
+            r"width is 'kernel'; expected a dict of values by element, \"learn\", or",
+        ),
         ({"charges": QEq(hardness="kernal")}, r"hardness is 'kernal'; expected .* \"learn\", \"kernel\", or"),
         ({"charges": QEq(LEARN), "site_kernel": OWN}, r"site_kernel was given, but no parameter"),
         ({"site_kernel": OWN, "electronegativity": None, "charges": None}, r"site_kernel was given"),

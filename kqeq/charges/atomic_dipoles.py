@@ -71,7 +71,11 @@ class AtomicDipoles(BaseEstimator):  # type: ignore[misc]
     @property
     def environment(self) -> tuple[str, ...]:
         """Kinds of site parameters that depend on the environment."""
-        own = ("polarizability",) if isinstance(self.polarizability, str) and self.polarizability == KERNEL else ()
+        own = (
+            ("polarizability",)
+            if isinstance(self.polarizability, str) and self.polarizability == KERNEL
+            else ()
+        )
         return (*self._inner.environment, *own)
 
     def with_parameters(self, values: Mapping[str, Mapping[str, float]]) -> Self:

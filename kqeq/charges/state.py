@@ -119,7 +119,7 @@ class EquilibriumState:
         return SiteParameters(0.5 * self.charges**2, width, polarizability, softness)
 
     def site_gradient_response(self, response: Response) -> SiteChange:
-        """q ∂q, −d ∂d/α² + d² ∂α/α³ and −¼ ∂(Σ k Δ²)/κ + ¼ Σ k Δ² ∂κ/κ²; see the protocol."""
+        """Changes q ∂q, −d ∂d/α² + d² ∂α/α³ and −¼ ∂(Σ k Δ²)/κ + ¼ Σ k Δ² ∂κ/κ²; see the protocol."""
         system, atoms = self.system, len(self.system.structure)
         sites = SiteChange() if response.sites is None else response.sites
         polarizability = softness = None

@@ -200,9 +200,9 @@ def _position_derivative(
     sites = None if site is None else (site.strain if strain else site.positions)
     if sites is not None:
         value += sites @ state.electronegativity_gradient()
-    logarithms = {kind: own.strain if strain else own.positions for kind, own in line.site_jacobians.items()}
-    for kind, own in logarithms.items():
-        value += own @ line.site_slopes[kind]
+    logarithms = {kind: j.strain if strain else j.positions for kind, j in line.site_jacobians.items()}
+    for kind, jacobians in logarithms.items():
+        value += jacobians @ line.site_slopes[kind]
     if rows is not None:
 
         def follow(response: Response) -> FloatArray:
@@ -224,8 +224,8 @@ def _position_derivative(
         if line.site_directions is not None and line.site_response is not None:
             rows[:, line.parameters.site_columns] = line.site_directions.mix(follow(line.site_response))
         for kind, gradients in line.site_feature_gradients.items():
-            own = line.parameters.parts[kind]
-            rows[:, own.columns] += gradients.strain if strain else gradients.positions
+            columns = line.parameters.parts[kind].columns
+            rows[:, columns] += gradients.strain if strain else gradients.positions
     return value, rows
 
 
@@ -294,7 +294,9 @@ def _polarizability(line: Linearisation, jacobian: bool) -> tuple[FloatArray, Fl
     rows = np.zeros((len(value), line.parameters.size))
     if line.site_directions is not None:
         change = line.system.polarizability_response(line.site_directions.change)
-        rows[:, line.parameters.site_columns] = _UPPER_WEIGHTS[:, None] * line.site_directions.mix(change[_UPPER])
+        rows[:, line.parameters.site_columns] = _UPPER_WEIGHTS[:, None] * line.site_directions.mix(
+            change[_UPPER]
+        )
     return value, rows
 
 

@@ -249,7 +249,9 @@ def fit_potential(
     potential = _potential(parameters, solution.u, settings, total_charges, has_energy)
     maps = {"electronegativity": parameters.chi, "short-range": parameters.energy}
     if settings.site_kernel is not None:
-        maps["site parameter"] = parameters.parts[settings.charges.environment[0]] if settings.charges else None
+        maps["site parameter"] = (
+            parameters.parts[settings.charges.environment[0]] if settings.charges else None
+        )
     counts = {
         name: {chemical_symbols[z]: rows.shape[0] for z, rows in part.feature_map.representatives.items()}
         for name, part in maps.items()

@@ -332,7 +332,9 @@ class Parameters:
         shifts = elements.spread * step[self.learned.columns]
         largest = float(np.abs(shifts).max(initial=0.0))
         if self.environment is not None:
-            offsets = dict(zip(zip(elements.kinds, elements.species.tolist(), strict=True), shifts, strict=True))
+            offsets = dict(
+                zip(zip(elements.kinds, elements.species.tolist(), strict=True), shifts, strict=True)
+            )
             feature_map = self.environment.feature_map
             for kind in self.environment.parts:
                 weights = self.environment.weights(kind, step)

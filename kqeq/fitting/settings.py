@@ -82,7 +82,9 @@ def check_settings(settings: FitSettings) -> None:
         )
     if settings.charges is None and settings.short_range is None:
         raise InputError("there is nothing to fit: charges and short_range are both None")
-    if settings.site_kernel is not None and not (settings.charges is not None and settings.charges.environment):
+    if settings.site_kernel is not None and not (
+        settings.charges is not None and settings.charges.environment
+    ):
         raise InputError(
             "site_kernel was given, but no parameter of the charge model depends on the environment; mark some with "
             '"kernel", for example charges=kqeq.QEq(hardness="kernel"), or leave site_kernel=None'
