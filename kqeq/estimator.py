@@ -58,7 +58,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     charges : charge model or None
         ``kqeq.QEq()`` by default.  Element parameters that it marks with ``"learn"`` are fitted together with the
         rest, from all labels and from polarizabilities, with priors around the defaults; the values are in
-        ``potential_.charges`` and in the report.
+        ``potential_.charges`` and in the report.  Hardness, polarizability and softness that it marks with ``"kernel"``
+        depend on the environment of the atom as well.
     baseline : None, "zbl" or ase.calculators.calculator.Calculator
         Subtracted from energies, forces and stresses before the fit and added in prediction.
     noise : dict, optional
@@ -77,6 +78,10 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         Energies of the elements by symbol, eV; fitted where ``None``.
     max_iterations : int
         Of the Gauss–Newton solver.
+    site_kernel : SOAPKernel, optional
+        Kernel of the logarithms of the parameters marked with ``"kernel"``; its ``delta`` is their prior standard
+        deviation around the element's value (by default 0.2, for softness 0.3).  ``None`` shares descriptors and
+        representatives with the electronegativity.
 
     Attributes
     ----------
@@ -102,6 +107,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         label_prefix: str = "",
         e0: Mapping[str, float] | None = None,
         max_iterations: int = 30,
+        site_kernel: SOAPKernel | None = None,
     ) -> None:
         # a default object of its own for every model, so that set_params never reaches another
         self.electronegativity = (
@@ -116,6 +122,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.label_prefix = label_prefix
         self.e0 = e0
         self.max_iterations = max_iterations
+        self.site_kernel = site_kernel
 
     # ------------------------------------------------------------------ fit
 
@@ -198,6 +205,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             targets=None if targets is None else tuple(targets),
             e0=e0,
             max_iterations=self.max_iterations,
+            site_kernel=self.site_kernel,
         )
 
     def _keys(self, charges_key: str | None) -> LabelKeys:

@@ -64,13 +64,17 @@ class FrameFeatures:
     chi_state : DescriptorState
         Descriptors of the electronegativities, for derivatives.
     system : ChargeSystem
-        ``None`` if element parameters are learned: then it changes with them.
+        ``None`` if site parameters are learned: then it changes with them.
     energy : (p_sr + Z,) array
         ∂(E_sr + Σ e0)/∂u.
     positions : (3N, p_sr + Z) array
         Its derivative with respect to positions.
     strain : (9, p_sr + Z) array
         Its strain derivative.
+    sites : (N, p_θ) array
+        Features Φ of the site parameters that depend on the environment.
+    site_state : DescriptorState
+        Their descriptors, for derivatives.
     """
 
     chi: FloatArray | None
@@ -79,6 +83,8 @@ class FrameFeatures:
     energy: FloatArray | None
     positions: FloatArray | None
     strain: FloatArray | None
+    sites: FloatArray | None = None
+    site_state: DescriptorState | None = None
 
     @property
     def nbytes(self) -> int:
@@ -104,10 +110,14 @@ def compute_features(frame: TrainingFrame, parameters: Parameters) -> FrameFeatu
     structure = frame.structure
     numbers = structure.numbers
     gradients = frame.needs_gradients
-    maps = [part.feature_map for part in (parameters.chi, parameters.energy) if part is not None]
+    maps = [part.feature_map for part in parameters.parts.values()]
     states = evaluate_states((m.descriptor for m in maps if m is not None), structure, derivatives=gradients)
 
-    chi = chi_state = system = None
+    chi = chi_state = system = sites = site_state = None
+    if parameters.environment is not None:
+        feature_map = parameters.environment.feature_map
+        site_state = states[feature_map.descriptor]
+        sites = feature_map.features(site_state, numbers)
     if parameters.chi is not None and parameters.charges is not None:
         part = parameters.chi
         chi = part.one_hot(numbers)
@@ -115,7 +125,8 @@ def compute_features(frame: TrainingFrame, parameters: Parameters) -> FrameFeatu
             chi_state = states[part.feature_map.descriptor]
             chi = np.hstack([part.delta * part.feature_map.features(chi_state, numbers), chi])
         if parameters.learned is None:
-            system = parameters.charges.bind(structure, many_responses=True)
+            fixed = parameters.sites(numbers, np.zeros(parameters.size), sites)
+            system = parameters.charges.bind(structure, fixed, many_responses=True)
 
     energy = positions = strain = None
     if parameters.energy is not None:
@@ -134,7 +145,9 @@ def compute_features(frame: TrainingFrame, parameters: Parameters) -> FrameFeatu
                 pulled = part.feature_map.feature_gradients(state, numbers, weights)
                 positions[:, : part.kernel_size] = pulled.positions
                 strain[:, : part.kernel_size] = pulled.strain
-    return FrameFeatures(chi, chi_state if gradients else None, system, energy, positions, strain)
+    if not gradients:
+        chi_state = site_state = None
+    return FrameFeatures(chi, chi_state, system, energy, positions, strain, sites, site_state)
 
 
 class FeatureStore:

@@ -44,6 +44,8 @@ class FitSettings:
     max_iterations : int
     optimize : "evidence" or None
         What noises and prior spreads are learned by; ``None`` keeps the given ones.
+    site_kernel : SOAPKernel or None
+        For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
     """
 
     electronegativity: SOAPKernel | None
@@ -55,6 +57,7 @@ class FitSettings:
     e0: Mapping[int, float] | None = None
     max_iterations: int = 30
     optimize: str | None = None
+    site_kernel: SOAPKernel | None = None
 
 
 def check_settings(settings: FitSettings) -> None:
@@ -64,7 +67,7 @@ def check_settings(settings: FitSettings) -> None:
     ------
     InputError
     """
-    for kernel in (settings.electronegativity, settings.short_range):
+    for kernel in (settings.electronegativity, settings.short_range, settings.site_kernel):
         if kernel is not None:
             kernel.check()
     if (settings.electronegativity is None) != (settings.charges is None):
@@ -79,6 +82,13 @@ def check_settings(settings: FitSettings) -> None:
         )
     if settings.charges is None and settings.short_range is None:
         raise InputError("there is nothing to fit: charges and short_range are both None")
+    if settings.site_kernel is not None and not (
+        settings.charges is not None and settings.charges.environment
+    ):
+        raise InputError(
+            "site_kernel was given, but no parameter of the charge model depends on the environment; mark some with "
+            '"kernel", for example charges=kqeq.QEq(hardness="kernel"), or leave site_kernel=None'
+        )
     for kind, value in settings.noise.items():
         if kind not in BLOCKS:
             raise InputError(f"noise for unknown label kind {kind!r}; expected some of {', '.join(BLOCKS)}")
