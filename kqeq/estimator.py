@@ -21,7 +21,7 @@ from kqeq.baseline import resolve_baseline
 from kqeq.charges import QEq
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError, ModelNotFittedError
-from kqeq.fitting.fit import FitResult, fit_potential
+from kqeq.fitting.fit import fit_potential
 from kqeq.fitting.metrics import Evaluation, compare
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings
@@ -77,6 +77,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         Energies of the elements by symbol, eV; fitted where ``None``.
     max_iterations : int
         Of the Gauss–Newton solver.
+    solver : {"auto", "cholesky", "qr"}
+        How the linear problem of each step is solved.  ``"auto"`` takes normal equations and a Cholesky factorisation
+        and turns to QR, at about three times the cost, where their condition number asks for it; the report tells.
 
     Attributes
     ----------
@@ -102,6 +105,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         label_prefix: str = "",
         e0: Mapping[str, float] | None = None,
         max_iterations: int = 30,
+        solver: str = "auto",
     ) -> None:
         # a default object of its own for every model, so that set_params never reaches another
         self.electronegativity = (
@@ -116,6 +120,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.label_prefix = label_prefix
         self.e0 = e0
         self.max_iterations = max_iterations
+        self.solver = solver
 
     # ------------------------------------------------------------------ fit
 
@@ -173,7 +178,6 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         result = fit_potential(pairs, settings, resume=resume)
         posterior = Posterior(result.parameters, result.solution.u, result.solution.lower, result.noise)
         self._set_fitted(result.potential, result.report, charges_key, posterior)
-        self.result_: FitResult | None = result
         return self
 
     def _settings(self, targets: Sequence[str] | None) -> FitSettings:
@@ -198,6 +202,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             targets=None if targets is None else tuple(targets),
             e0=e0,
             max_iterations=self.max_iterations,
+            solver=self.solver,
         )
 
     def _keys(self, charges_key: str | None) -> LabelKeys:

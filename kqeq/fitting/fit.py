@@ -69,7 +69,7 @@ class FitResult:
     noise: dict[str, float]
 
 
-def _start(problem: FitProblem) -> FloatArray:
+def _start(problem: FitProblem, solver: str) -> FloatArray:
     """Electronegativities fitted to dipoles and charges alone, in closed form: where the iteration starts.
 
     Energies are quadratic in electronegativities; from here the quadratic model is good, from zero it is not.
@@ -77,16 +77,16 @@ def _start(problem: FitProblem) -> FloatArray:
     """
     parameters, start = problem.parameters, np.zeros(problem.size)
     if parameters.learned is not None:
-        found = _fit_part(problem, parameters, frozenset({"polarizability"}), linear=False)
+        found = _fit_part(problem, parameters, frozenset({"polarizability"}), solver, linear=False)
         start = start if found is None else found
         parameters = parameters.freeze(start)
-    found = _fit_part(problem, parameters, LINEAR_KINDS, linear=True)
+    found = _fit_part(problem, parameters, LINEAR_KINDS, solver, linear=True)
     # one leaves the electronegativities at zero, the other the element parameters
     return start if found is None else start + found
 
 
 def _fit_part(
-    problem: FitProblem, parameters: Parameters, kinds: frozenset[str], *, linear: bool
+    problem: FitProblem, parameters: Parameters, kinds: frozenset[str], solver: str, *, linear: bool
 ) -> FloatArray | None:
     """Parameters fitted to the labels of some kinds alone; ``None`` where there are no such labels."""
     frames = []
@@ -108,6 +108,7 @@ def _fit_part(
             engine=joblib_engine,
             step_factor=parameters.step_factor,
             patience=parameters.patience,
+            solver=solver,
         )
         return found.u
     finally:
@@ -117,7 +118,7 @@ def _fit_part(
 def _minimise(problem: FitProblem, settings: FitSettings, u: FloatArray | None) -> Solution:
     """Minimise from ``u``, or from the closed-form start."""
     if u is None:
-        u = _start(problem)
+        u = _start(problem, settings.solver)
     return minimise(
         problem,
         u,
@@ -125,6 +126,7 @@ def _minimise(problem: FitProblem, settings: FitSettings, u: FloatArray | None) 
         engine=joblib_engine,
         step_factor=problem.parameters.step_factor,
         patience=problem.parameters.patience,
+        solver=settings.solver,
     )
 
 
@@ -136,7 +138,7 @@ def _solve(problem: FitProblem, settings: FitSettings, resume: str | PathLike[st
         state = read_checkpoint(resume, mark, problem.size)
     start = np.zeros(problem.size)
     if state is None and not problem.linear:
-        start = _start(problem)
+        start = _start(problem, settings.solver)
         if resume is not None:
             write_checkpoint(resume, mark, SolverState(start, 0.0, ()))
 
@@ -153,6 +155,7 @@ def _solve(problem: FitProblem, settings: FitSettings, resume: str | PathLike[st
         checkpoint=checkpoint,
         step_factor=problem.parameters.step_factor,
         patience=problem.parameters.patience,
+        solver=settings.solver,
     )
 
 
