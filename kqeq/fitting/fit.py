@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
@@ -236,19 +236,11 @@ def fit_potential(
         )
     finally:
         problem.close()
-    if not solution.converged:
-        warnings.warn(
-            f"the fit stopped after {len(solution.iterations)} iterations without converging (loss {solution.loss:.6g}); "
-            "print model.fit_report_ for the table, raise max_iterations, or raise the noise levels",
-            KQEqWarning,
-            stacklevel=3,
-        )
+    warn_unconverged(solution)
     if solution.n_residuals < parameters.size:
         notes.append(
             f"fewer labels ({solution.n_residuals}) than parameters ({parameters.size}): the prior settles the rest"
         )
-    total_charges = tuple(sorted({round(s.total_charge, 6) for s in structures}))
-    potential = _potential(parameters, solution.u, settings, total_charges, has_energy)
     counts = {
         name: {chemical_symbols[z]: rows.shape[0] for z, rows in part.feature_map.representatives.items()}
         for name, part in (("electronegativity", parameters.chi), ("short-range", parameters.energy))
@@ -262,13 +254,63 @@ def fit_potential(
         used=used,
         ignored=ignored,
         representatives=counts,
+        iterations=(),
+        converged=False,
+        loss=0.0,
+        seconds=0.0,
+        notes=tuple(notes),
+    )
+    charges = [structure.total_charge for structure in structures]
+    return finish(parameters, solution, noise, settings, report, charges, has_energy, started)
+
+
+def warn_unconverged(solution: Solution) -> None:
+    """Warn if a fit stopped early."""
+    if not solution.converged:
+        warnings.warn(
+            f"the fit stopped after {len(solution.iterations)} iterations without converging (loss {solution.loss:.6g}); "
+            "print model.fit_report_ for the table, raise max_iterations, or raise the noise levels",
+            KQEqWarning,
+            stacklevel=4,
+        )
+
+
+def finish(
+    parameters: Parameters,
+    solution: Solution,
+    noise: dict[str, float],
+    settings: FitSettings,
+    report: FitReport,
+    charges: Iterable[float],
+    has_energy: bool,
+    started: float,
+) -> FitResult:
+    """Freeze a solution into a potential, and complete the report with how it was reached.
+
+    Parameters
+    ----------
+    parameters, solution, noise, settings :
+        As of the fit.
+    report : FitReport
+        What was known before the solver ran.
+    charges : iterable of float
+        Total charges of the frames.
+    has_energy : bool
+        Whether energies or forces were fitted.
+    started : float
+        ``time.perf_counter()`` at the start.
+    """
+    total_charges = tuple(sorted({round(charge, 6) for charge in charges}))
+    report = replace(
+        report,
+        n_residuals=solution.n_residuals,
         iterations=solution.iterations,
         converged=solution.converged,
         loss=solution.loss,
         seconds=time.perf_counter() - started,
-        notes=tuple(notes),
         learned=_learned_table(parameters, solution),
     )
+    potential = _potential(parameters, solution.u, settings, total_charges, has_energy)
     return FitResult(potential, report, parameters, solution, noise)
 
 
@@ -362,4 +404,4 @@ def _potential(
     )
 
 
-__all__ = ["FitResult", "fit_potential"]
+__all__ = ["FitResult", "finish", "fit_potential", "warn_unconverged"]
