@@ -113,7 +113,8 @@ class FitProblem:
         linear: bool,
         budget: int = MEMORY_BUDGET,
     ) -> None:
-        self.frames = frames
+        # frames of the same elements share representatives in their layout, and products with them
+        self.frames = frames = sorted(frames, key=lambda frame: frame.structure.species)
         self.parameters = parameters
         self.noise = noise
         self.linear = linear
