@@ -12,6 +12,7 @@ from kqeq.baseline import Baseline
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError
 from kqeq.fitting.blocks import BLOCKS
+from kqeq.fitting.equations import SOLVERS
 from kqeq.kernels import SOAPKernel
 
 DEFAULT_NOISE: Mapping[str, float] = {
@@ -46,6 +47,8 @@ class FitSettings:
         What noises and prior spreads are learned by; ``None`` keeps the given ones.
     site_kernel : SOAPKernel or None
         For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
+    solver : {"auto", "cholesky", "qr"}
+        How the linear problem of each step is solved (:mod:`kqeq.fitting.equations`).
     """
 
     electronegativity: SOAPKernel | None
@@ -58,6 +61,7 @@ class FitSettings:
     max_iterations: int = 30
     optimize: str | None = None
     site_kernel: SOAPKernel | None = None
+    solver: str = "auto"
 
 
 def check_settings(settings: FitSettings) -> None:
@@ -106,6 +110,8 @@ def check_settings(settings: FitSettings) -> None:
                 'determine it. Mark element parameters with "learn", for example charges=kqeq.AtomicDipoles('
                 'kqeq.ACKS2(softness="learn"), polarizability="learn"), or leave it out'
             )
+    if settings.solver not in SOLVERS:
+        raise InputError(f"solver is {settings.solver!r}; expected one of {', '.join(SOLVERS)}")
     if settings.optimize not in (None, "evidence"):
         raise InputError(f'optimize is {settings.optimize!r}; expected "evidence" or None')
     if not isinstance(settings.max_iterations, Integral) or settings.max_iterations < 1:
