@@ -17,6 +17,7 @@ Dimensions: N atoms, P directed pairs, c columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import sparse
@@ -106,11 +107,16 @@ class Links:
             len(structure), i, j, pairs.vectors[near].copy(), distances, mean * value, mean * slope / bond
         )
 
+    @cached_property
+    def _leaving(self) -> sparse.csc_array:
+        """1 where a pair leaves an atom, (N, P) sparse."""
+        count = len(self.i)
+        # one entry in each column: the layout is known and nothing has to be sorted
+        return sparse.csc_array((np.ones(count), self.i, np.arange(count + 1)), shape=(self.atoms, count))
+
     def collect(self, values: FloatArray) -> FloatArray:
         """Sum of pair values (P, c) over the pairs that leave each atom, (N, c)."""
-        ones = np.ones(len(self.i))
-        matrix = sparse.csr_array((ones, (self.i, np.arange(len(self.i)))), shape=(self.atoms, len(self.i)))
-        return np.asarray(matrix @ values)
+        return np.asarray(self._leaving @ values)
 
     def laplacian(self) -> sparse.csr_array:
         """L = Σ k (e_i − e_j)(e_i − e_j)ᵀ, (N, N) sparse."""
@@ -123,6 +129,13 @@ class Links:
             ),
             shape=(self.atoms, self.atoms),
         )
+
+    def laplacian_array(self) -> FloatArray:
+        """L as an array: for small N sparse matrices cost more than they save."""
+        cells = self.i * self.atoms + self.j
+        matrix = -np.bincount(cells, self.softness, minlength=self.atoms**2).reshape(self.atoms, self.atoms)
+        matrix[np.diag_indices(self.atoms)] -= matrix.sum(axis=1)
+        return matrix
 
     def coupling(self) -> FloatArray:
         """W_i = Σ_j k_ij r_ij, (N, 3): minus the charge that a field brings to atom i."""
