@@ -48,10 +48,10 @@ class ACKS2(Recipe):
         (:mod:`kqeq.charges.softness`); ``"learn"`` starts from there.  Large values recover QEq, zero forbids flow.
     hardness, width : dict, optional
         As for :class:`kqeq.QEq`.
-    decay : float
-        Exponent β of the decay of the softness with distance, per length of a bond.
     cutoff : float
         Distance beyond which no charge flows, in sums of covalent radii; above 1.
+    decay : float
+        Exponent β of an exponential decay of the softness on the way there, per length of a bond; 0 for none.
     reference_charges : {None, "uniform", "fragments", "given"}
         Charges that the atoms start from.  ``"uniform"`` spreads the total charge evenly, which puts fractional
         charges on separated fragments; ``"fragments"`` spreads each fragment's charge
