@@ -233,7 +233,7 @@ class Potential:
             A neighbour list that reaches ``cutoff``, for example one that is reused along a trajectory.
         """
         derivatives = _needs_derivatives(structure, properties)
-        with _threads(structure):
+        with in_threads_for(structure):
             states = evaluate_states(self.descriptors, structure, derivatives=derivatives, pairs=pairs)
             near = {
                 feature_map: feature_map.similarities(states[feature_map.descriptor], structure.numbers)
@@ -259,7 +259,7 @@ class Potential:
             }
             for i, structure in enumerate(batch):
                 own = {feature_map: lists[i] for feature_map, lists in near.items()}
-                with _threads(structure):
+                with in_threads_for(structure):
                     prediction = self._finish(structure, properties, states[i], own)
                 yield prediction
 
@@ -269,8 +269,12 @@ class Potential:
         properties: Collection[str],
         states: Mapping[Descriptor, DescriptorState],
         similarities: Mapping[FeatureMap, Sequence[Similarity]],
+        system: ChargeSystem | None = None,
     ) -> Prediction:
-        """From descriptors and their dot products with the representatives to everything else."""
+        """From descriptors and their dot products with the representatives to everything else.
+
+        ``system`` is the charge model bound to this geometry, where a caller has kept it.
+        """
         derivatives = _needs_derivatives(structure, properties)
         numbers = structure.numbers
 
@@ -291,13 +295,12 @@ class Potential:
                 gradients[descriptor] = self.short_range.descriptor_gradient(near, states[descriptor])
 
         chi: FloatArray | None = None
-        system: ChargeSystem | None = None
         charge_state: ChargeState | None = None
         if self.electronegativity is not None and self.charges is not None:
             descriptor = self.electronegativity.feature_map.descriptor
             near = similarities[self.electronegativity.feature_map]
             chi = self.electronegativity.evaluate(near, numbers)
-            system = self.charges.bind(structure)
+            system = self.charges.bind(structure) if system is None else system
             charge_state = system.solve(chi, structure.external_field, structure.total_charge)
             if derivatives:
                 pulled = self.electronegativity.descriptor_gradient(
@@ -344,7 +347,7 @@ class Potential:
         )
 
 
-def _threads(structure: Structure) -> AbstractContextManager[None]:
+def in_threads_for(structure: Structure) -> AbstractContextManager[None]:
     """BLAS threads for one structure: one if it is small (see :mod:`kqeq.blas`)."""
     return blas.one_thread() if len(structure) <= BATCH_ATOMS else nullcontext()
 
@@ -411,5 +414,6 @@ __all__ = [
     "Prediction",
     "SiteModel",
     "check_properties",
+    "in_threads_for",
     "require_energy_model",
 ]

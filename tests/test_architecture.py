@@ -33,12 +33,14 @@ LAYERS = (
     },
     {"descriptors", "electrostatics", "baseline"},
     {"kernels", "representatives", "charges"},
-    {"potential"},
+    {"potential", "fixed_geometry"},
     {"fitting"},
     {"uncertainty"},
     {"estimator", "storage"},
     {"selection"},
-    {"calculator", "optimise", "plots", "config", "demo", "cli"},
+    {"calculator", "optimise"},
+    {"analysis"},
+    {"plots", "config", "demo", "cli"},
 )
 
 LAZY = {("estimator", "storage")}
