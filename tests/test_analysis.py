@@ -72,7 +72,9 @@ def test_atomic_polarizabilities_sum_up_and_belong_to_the_molecule(model, dimer)
     assert np.abs(found.atomic).max() > 0.005
     # the origin does not matter, turning turns, and atoms may be listed in any order
     turn, order = rotation(3), np.random.default_rng(1).permutation(len(dimer))
-    moved = analysis.polarizability(model, bare(dimer, rotate=turn, shift=np.array([4.0, -7, 2]), order=order))
+    moved = analysis.polarizability(
+        model, bare(dimer, rotate=turn, shift=np.array([4.0, -7, 2]), order=order)
+    )
     expected = np.einsum("ab,kbc,dc->kad", turn, found.atomic[order], turn)
     np.testing.assert_allclose(moved.atomic, expected, atol=1e-8)
 
@@ -94,7 +96,9 @@ def test_born_charges_are_the_derivative_of_the_dipole(model, ion):
     found = analysis.born_charges(model, ion, total_charge=1, external_field=FIELD)
     numeric = position_gradient(lambda a: dipole(model, a, 1, FIELD), ion, h=2e-3)
     assert_close(found.tensors, numeric.swapaxes(1, 2), rtol=1e-6, at_least=0.3)
-    assert np.abs(found.tensors - found.tensors.swapaxes(1, 2)).max() > 1e-3  # not symmetric: the order matters
+    assert (
+        np.abs(found.tensors - found.tensors.swapaxes(1, 2)).max() > 1e-3
+    )  # not symmetric: the order matters
     assert found.sum_rule_error < 1e-8
     np.testing.assert_allclose(found.tensors.sum(axis=0), np.eye(3), atol=1e-8)
 
@@ -153,9 +157,7 @@ def test_field_scan(model, ion):
         expected = model.predict(ion, total_charge=1, external_field=strengths[k] * axis)
         assert scan.energies[k] == expected.energy
         np.testing.assert_array_equal(scan.forces[k], expected.forces)
-        numeric = -central_difference(
-            lambda t, k=k: energy(model, ion, 1, (strengths[k] + t) * axis), 0.05
-        )
+        numeric = -central_difference(lambda t, k=k: energy(model, ion, 1, (strengths[k] + t) * axis), 0.05)
         assert scan.dipoles[k] @ axis == pytest.approx(numeric, rel=1e-6)
         np.testing.assert_allclose(scan.forces[k].sum(axis=0), strengths[k] * axis, atol=1e-9)
     assert scan.largest_force_change[4] == 0.0
@@ -175,7 +177,9 @@ def test_scans_evaluate_descriptors_once(model, ion, monkeypatch):
     bound = []
     bind = type(model.potential_.charges).bind
     monkeypatch.setattr(
-        type(model.potential_.charges), "bind", lambda self, *a, **k: bound.append(self) or bind(self, *a, **k)
+        type(model.potential_.charges),
+        "bind",
+        lambda self, *a, **k: bound.append(self) or bind(self, *a, **k),
     )
     analysis.field_scan(model, ion, np.linspace(-1, 1, 7), total_charge=1)
     analysis.born_charges(model, ion, total_charge=1)
@@ -261,7 +265,7 @@ def test_potential_of_gaussians(model, ion):
     """Against the interaction matrix with a narrow test charge, and the field as its gradient."""
     prediction = model.predict(ion, total_charge=1, external_field=FIELD)
     widths = model.potential_.charges.site_parameters(ion.numbers).width
-    points = ion.positions[:2] + [[0.3, 0.2, -0.5], [1.0, 2.0, 3.0]]
+    points = ion.positions[:2] + np.array([[0.3, 0.2, -0.5], [1.0, 2.0, 3.0]])
     found = analysis.electrostatic_potential(model, ion, points, total_charge=1, external_field=FIELD)
     dipoles = prediction.atomic_dipoles
     for point, value in zip(points, found.potential, strict=True):
@@ -317,7 +321,9 @@ def test_potential_of_a_periodic_cell(charges, water_systems, water_training):
     assert abs(expected) > 0.01
     numeric = [
         -central_difference(
-            lambda t, axis=axis: analysis.electrostatic_potential(model, atoms, point + t * axis).potential[0],
+            lambda t, axis=axis: analysis.electrostatic_potential(model, atoms, point + t * axis).potential[
+                0
+            ],
             1e-2,
         )
         for axis in np.eye(3)
@@ -369,8 +375,13 @@ def test_results_can_be_written(water_model, ion, tmp_path):
         assert len(rows) == len(getattr(result, result.rows))
         # every field is somewhere
         for key, value in data.items():
-            assert key in ("units", "numbers") or value is None or any(
-                name.startswith(key) for name in [*rows[0], *(line[2:] for line in lines if line[0] == "#")]
+            assert (
+                key in ("units", "numbers")
+                or value is None
+                or any(
+                    name.startswith(key)
+                    for name in [*rows[0], *(line[2:] for line in lines if line[0] == "#")]
+                )
             ), key
     lines = (tmp_path / "born.csv").read_text(encoding="utf-8").splitlines()
     assert "# total_charge = 1.0 e" in lines
@@ -398,7 +409,7 @@ def test_what_cannot_be_answered(short_range_model, dipole_model, water_model, i
     with pytest.raises(UnsupportedError, match="fitted without energies"):
         analysis.infrared(dipole_model, ion)
     assert analysis.born_charges(dipole_model, ion).sum_rule_error < 1e-8
-    with pytest.raises(InputError, match="expected one ase.Atoms"):
+    with pytest.raises(InputError, match="expected one ase"):
         analysis.field_scan(water_model, [ion])
     with pytest.raises(InputError, match="direction is zero"):
         analysis.field_scan(water_model, ion, direction=(0, 0, 0))

@@ -9,12 +9,16 @@ Results are frozen dataclasses of arrays, with their units in the documentation 
 ``to_dict()``, ``to_json(path)``, ``to_csv(path)``.  Figures are drawn by :mod:`kqeq.plots`.
 """
 
+from kqeq.analysis.consistency import Check, Consistency, check_consistency
+from kqeq.analysis.diagnose import diagnose
+from kqeq.analysis.dissociation import DissociationScan, connected_fragments, dissociation_scan
 from kqeq.analysis.electrostatic import (
     ElectrostaticPotential,
     PotentialGrid,
     electrostatic_potential,
     potential_grid,
 )
+from kqeq.analysis.findings import ChainGrowth, Diagnosis, Finding
 from kqeq.analysis.response import (
     BornCharges,
     ChargeResponse,
@@ -25,12 +29,9 @@ from kqeq.analysis.response import (
 )
 from kqeq.analysis.scans import (
     ChargeScan,
-    DissociationScan,
     FieldScan,
     Ionisation,
     charge_scan,
-    connected_fragments,
-    dissociation_scan,
     field_scan,
     ionisation,
 )
@@ -38,11 +39,16 @@ from kqeq.analysis.vibrations import Infrared, hessian, infrared
 
 __all__ = [
     "BornCharges",
+    "ChainGrowth",
     "ChargeResponse",
     "ChargeScan",
+    "Check",
+    "Consistency",
+    "Diagnosis",
     "DissociationScan",
     "ElectrostaticPotential",
     "FieldScan",
+    "Finding",
     "Infrared",
     "Ionisation",
     "Polarizability",
@@ -50,7 +56,9 @@ __all__ = [
     "born_charges",
     "charge_response",
     "charge_scan",
+    "check_consistency",
     "connected_fragments",
+    "diagnose",
     "dissociation_scan",
     "electrostatic_potential",
     "field_scan",
