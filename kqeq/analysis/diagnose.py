@@ -41,6 +41,9 @@ FAR = 15.0
 NOVELTY_NOTE, NOVELTY_FLAG = 1.0, 2.0
 """Distance to the nearest representative in units of the largest such distance among the representatives."""
 
+NOVELTY_LEAST = 0.05
+"""Distances below this (similarities above 0.95) are not flagged, however dense the training environments lie."""
+
 
 def diagnose(
     model: Any, atoms: Atoms | None = None, *, total_charge: Any = None, external_field: Any = None
@@ -332,14 +335,15 @@ def _range(values: FloatArray | None, ranges: FloatArray, structure: Structure) 
 def _extrapolation(
     model: Any, atoms: Atoms, found: Novelty, total_charge: Any, external_field: Any
 ) -> Finding:
-    worst = int(np.argmax(found.relative))
+    far = np.where(found.distances > NOVELTY_LEAST, found.relative, np.minimum(found.relative, NOVELTY_FLAG))
+    worst = int(np.argmax(far))
     value = float(found.relative[worst])
     symbol = chemical_symbols[found.numbers[worst]]
-    beyond = int((found.relative > NOVELTY_FLAG).sum())
+    beyond = int((far > NOVELTY_FLAG).sum())
     text = (
-        f"1 - max kernel similarity to the representatives, in units of the largest such distance among them; largest "
-        f"for {symbol} (atom {worst}), where it is {found.distances[worst]:.2g}; {beyond} of {len(atoms)} atoms beyond "
-        f"{NOVELTY_FLAG:g}."
+        "1 - max kernel similarity to the representatives, in units of the largest such distance among them; largest "
+        f"for {symbol} (atom {worst}) with 1 - k = {found.distances[worst]:.2g}; {beyond} of {len(atoms)} atoms are far "
+        f"(beyond {NOVELTY_FLAG:g} and 1 - k > {NOVELTY_LEAST:g})."
     )
     if model.posterior_ is not None:
         wanted = ["energy"]
@@ -360,7 +364,7 @@ def _extrapolation(
         f"the model extrapolates for {describe(atoms)}: label such structures and add them to the training set "
         "(kqeq.select finds the most useful ones of a pool)"
     )
-    verdict = FLAGGED if value > NOVELTY_FLAG else NOTE if value > NOVELTY_NOTE else OK
+    verdict = FLAGGED if beyond else NOTE if value > NOVELTY_NOTE else OK
     name = "extrapolation (distance to the training environments)"
     return Finding(name, verdict, value, NOVELTY_FLAG, "", text, "" if verdict == OK else remedy)
 
