@@ -8,9 +8,9 @@ Left: NaCl. Dipole over distance is the effective charge; DFT's rises towards on
 at whole ions where bonds end, at 1.8 times the sum of covalent radii; with atomic dipoles the ions go on polarising
 each other, too much here: sodium has the polarizability of the neutral atom by default.
 
-Right: H3O(+) leaves a water molecule. The charge should stay on the ion. QEq leaves more than a third of it on the water; ACKS2
-that starts from the total charge spread evenly over all atoms freezes in 3/7 of it. With the charge of every fragment
-given, charge flows inside fragments and between those that touch, and the limit is exact.
+Right: H3O(+) leaves a water molecule. The charge should stay on the ion. QEq leaves more than a third of it on the
+water; ACKS2 that starts from the total charge spread evenly over all atoms freezes in 3/7 of it. With the charge of
+every fragment given, charge flows inside fragments and between those that touch, and the limit is exact.
 
 What does not work: only the user knows which fragments carry the charge. NaCl at 10 Å is a case: its ground state
 there is a pair of atoms, below 9.6 Å one of ions; each is the limit of its own choice of fragment charges,
@@ -148,8 +148,8 @@ def main(argv=None):
         figure,
         ["model", *systems],
         rows,
-        f"Charge (e) of the fragment that should carry +1, {FAR:g} Å from the other ({FAR:g} Å further from the rest than in "
-        "the cluster). Models were trained on dipoles only, of bound molecules and clusters: NaCl and LiF up to 4 Å.",
+        f"Charge (e) of the fragment that should carry +1, {FAR:g} Å from the other ({FAR:g} Å further from the rest than "
+        "in the cluster). Models were trained on dipoles only, of bound molecules and clusters: NaCl and LiF up to 4 Å.",
     )
 
 
