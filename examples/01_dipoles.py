@@ -1,29 +1,99 @@
-"""Fit to DFT labels, test on frames the fit has not seen, predict, save and load."""
+"""Dipoles of molecules, ions and clusters.
 
+One model for seven elements and a dozen molecules, ions and clusters, fitted to nothing but their DFT dipoles. A fit without
+energies is linear: one closed-form solution, a few seconds, nothing to tune.
+
+Test frames come from trajectories that the fit has not seen. The middle panel takes the partition charges of the same DFT
+calculations (Hirshfeld) and asks which dipole *they* have: less than the DFT dipole for most of these systems, less than
+half of it for none and nearly all for ionic ones. This is why kqeq fits dipoles rather than charges, and
+partition charges only where it is told to.
+
+How to read the table: the mean error of $|\\mu|$ beside the mean $|\\mu|$ of the test frames. Small molecules are done well by
+both charge models. The clusters of NaCl and ZnO are not: with default hardnesses equilibrated charges cannot follow them,
+and there the partition charges are the better dipole. Example 02 shows what to do about hardness.
+"""
+
+import time
+
+import numpy as np
+
+import example
 import kqeq
+from kqeq.plots import parity
 
-# Ag3(+) and Ag3(-) with PBE0 energies, forces and dipoles; the test frames are from trajectories of their own
-train, test = kqeq.datasets.split("ag3")
+FAMILIES = {
+    "water": "water clusters, H3O(+), OH(−)",
+    "alkanes": "alkanes C2 to C6",
+    "carbon_chain": "C10H2, C10H3(+)",
+    "ag3": "Ag3(+), Ag3(−)",
+    "nacl": "Na9Cl8(+), Na8Cl8(+)",
+    "zno": "(ZnO)3, (ZnO)4 at −1, 0, +1",
+}
+QUICK = ("water", "ag3")
+MODELS = {"QEq": kqeq.QEq(), "ACKS2 + dipoles": kqeq.AtomicDipoles(kqeq.ACKS2())}
 
-# Every argument of KQEq has a default. Here: fewer representative environments, as the data set is small.
-model = kqeq.KQEq(
-    electronegativity=kqeq.SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.4, zeta=2, n_representatives=60),
-    short_range=kqeq.SOAPKernel(r_cut=5.0, n_max=8, l_max=6, sigma=0.5, zeta=4, n_representatives=60),
-    noise={"energy": 1e-3, "forces": 0.03, "dipole": 0.005},  # eV/atom, eV/Å, e·Å: errors to be tolerated
-)
-model.fit(train)
-print(model.fit_report_)  # labels used and ignored, sizes, convergence
 
-print(f"\nErrors on {len(test)} test frames")
-print(model.evaluate(test))
+def main(argv=None):
+    """Fit two charge models to all families at once, compare them on each."""
+    options = example.options(__doc__, argv)
+    families = QUICK if options.quick else tuple(FAMILIES)
+    train, test = [], {}
+    for name in families:
+        part, test[name] = kqeq.datasets.split(name)
+        train += part
 
-prediction = model.predict(test[0])  # charge and field are read from the frame's info
-print(f"\nenergy          {prediction.energy:.3f} eV, DFT {test[0].get_potential_energy():.3f} eV")
-print(f"  electrostatic {prediction.energy_electrostatic:.3f} eV")
-print(f"charges         {prediction.charges.round(3)} e")
-print(f"dipole          {prediction.dipole.round(3)} e·Å, DFT {test[0].get_dipole_moment().round(3)} e·Å")
+    started = time.perf_counter()
+    models = {
+        name: kqeq.KQEq(charges=charges, targets=["dipole"]).fit(train) for name, charges in MODELS.items()
+    }
+    seconds = time.perf_counter() - started
+    print(models["QEq"].fit_report_)
 
-model.save("ag3.kqeq")  # one file, no pickle, no training data
-again = kqeq.load("ag3.kqeq").predict(test[0])
-assert again.energy == prediction.energy and (again.forces == prediction.forces).all()
-print("loaded from ag3.kqeq, the model predicts the same, bit for bit")
+    # one file, no pickle; what is loaded predicts the same bits
+    path = options.output / "dipoles.kqeq"
+    models["QEq"].save(path)
+    frame = test[families[0]][0]
+    assert (kqeq.load(path).predict(frame).dipole == models["QEq"].predict(frame).dipole).all()
+    path.unlink()
+
+    reference = {name: np.array([a.get_dipole_moment() for a in part]) for name, part in test.items()}
+    hirshfeld = {
+        name: np.array([a.arrays["hirshfeld"] @ a.positions for a in part]) for name, part in test.items()
+    }
+    predicted = {
+        label: {
+            name: np.array([p.dipole for p in model.predict(part, properties=["dipole"])])
+            for name, part in test.items()
+        }
+        for label, model in models.items()
+    }
+
+    figure, axes = example.panels(3, width=3.5, height=3.4)
+    panels = {"kQEq, QEq": predicted["QEq"], "charges of Hirshfeld": hirshfeld}
+    panels["kQEq, ACKS2 + dipoles"] = predicted["ACKS2 + dipoles"]
+    for axis, (title, values) in zip(axes, panels.items(), strict=True):
+        parity(axis, {FAMILIES[n]: (reference[n], values[n]) for n in families}, quantity="dipole component", unit="e·Å")
+        example.short_legend(axis)
+        axis.set_title(title)
+    example.one_legend(figure, axes[0])
+
+    rows = []
+    for name in families:
+        size = np.linalg.norm(reference[name], axis=1)
+        errors = [values[name] for values in (*predicted.values(), hirshfeld)]
+        errors = [np.abs(np.linalg.norm(v, axis=1) - size).mean() for v in errors]
+        slope = np.vdot(hirshfeld[name], reference[name]) / np.vdot(reference[name], reference[name])
+        rows.append(
+            [FAMILIES[name], len(size), f"{size.mean():.3f}", *(f"{e:.3f}" for e in errors), f"{slope:.2f}"]
+        )
+    header = ["test frames of", "number", "mean \\|μ\\|, e·Å", *(f"error of {n}" for n in MODELS)]
+    header += ["of Hirshfeld charges", "slope of Hirshfeld dipoles"]
+    notes = (
+        f"PBE0/def2-SVP (anions def2-SVPD). Errors: mean absolute error of \\|μ\\| in e·Å (1 e·Å = 4.80 D). Both models were "
+        f"fitted to the dipoles of {len(train)} frames, default settings, in {seconds:.0f} s together."
+    )
+    example.finish(options, "01_dipoles", figure, header, rows, notes)
+
+
+if __name__ == "__main__":
+    main()

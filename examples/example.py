@@ -71,6 +71,22 @@ def panels(n: int = 1, *, width: float = 3.4, height: float = 3.0, **kwargs: Any
     return figure, list(axes[0])
 
 
+def one_legend(figure: Figure, axis: Axes) -> None:
+    """One legend below all panels, with the entries of ``axis``."""
+    handles, labels = axis.get_legend_handles_labels()
+    with plt.rc_context(STYLE):
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
+
+
+def short_legend(axis: Axes) -> None:
+    """Keep the errors of a parity plot's legend out: tables hold them."""
+    for handle in axis.get_lines():
+        handle.set_label(str(handle.get_label()).partition(": RMSE")[0])
+    legend = axis.get_legend()
+    if legend is not None:
+        legend.remove()
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]], notes: str = "") -> str:
     """A table in Markdown: numbers as they were formatted, first column to the left, others to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
