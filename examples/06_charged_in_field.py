@@ -8,12 +8,12 @@ weakest field turns the cluster until its dipole points along the field, and onl
 Left: the energy of the relaxed cluster, with straight lines of slope $-\\mu_z$ at each point. At a relaxed
 geometry $\\mathrm dE/\\mathrm d\\mathcal E = -\\mu_z$ holds although the geometry changes with the field, because forces vanish
 there; the lines are tangents, not fits. Right: the dipole of the relaxed cluster, and of the cluster frozen as it was in the
-weakest field. Their slopes are the polarizability with and without the nuclei: ions that move polarise a salt cluster
-far more than its electrons do.
+weakest field. Their slopes are the polarizability with and without the nuclei: the ions, free to move, add a third to what
+the charges do alone.
 
-The table also gives the standard deviation of the energy that the model claims. It is large, and does not grow with the field:
-relaxed clusters are colder than anything in the training set (26 frames at 300 K and none in a field), so read this
-example as a mechanism, not as a prediction for Na9Cl8(+).
+The table also gives the standard deviation of the energy that the model itself claims: half an eV. The training set
+holds no relaxed cluster, no field and 14 frames in all, so read this example as a mechanism, not as a
+prediction for Na9Cl8(+).
 """
 
 import numpy as np
@@ -39,10 +39,13 @@ def main(argv=None):
     results, rows, turned = [], [], None
     for field in FIELDS[:: 3 if options.quick else 1]:
         result = optimise(atoms, model, total_charge=CHARGE, external_field=(0, 0, field), fmax=0.005)
-        assert result.converged and np.allclose(result.atoms.get_center_of_mass(), 0.0, atol=1e-6)
+        assert result.converged, f"{field} V/Å: {result.max_force} eV/Å after {result.steps} steps"
+        drift = np.abs(result.atoms.get_center_of_mass()).max()
+        assert drift < 1e-6 or not result.held_centre_of_mass
         # at the constrained minimum all atoms are accelerated alike: the forces sum to Q times the field
         assert np.allclose(result.prediction.forces.sum(axis=0), (0, 0, CHARGE * field), atol=1e-6)
-        atoms = Atoms(start.numbers, result.atoms.positions)
+        # without a field the centre of mass is free; dipoles of ions are about it
+        atoms = Atoms(start.numbers, result.atoms.positions - result.atoms.get_center_of_mass())
         if turned is None and field > 0.0:
             turned = atoms.copy()
         results.append((field, result))
@@ -85,7 +88,7 @@ def main(argv=None):
     axes[0].legend(loc="lower left")
     axes[1].plot(fields, dipoles, "-o", color=example.COLOURS["QEq"], label="relaxed in each field")
     axes[1].plot(fields[1:], frozen, "--s", color=example.COLOURS["short-range"], label="frozen after it turned")
-    axes[1].annotate("turns", (0.5 * fields[1], 0.5 * (dipoles[0] + dipoles[1])), fontsize=8, ha="left")
+    axes[1].annotate("  the cluster turns", (0.5 * fields[1], 0.5 * (dipoles[0] + dipoles[1])), fontsize=8)
     axes[1].set(xlabel="field (V/Å)", ylabel="dipole along the field (e·Å)")
     axes[1].legend(loc="lower right")
 

@@ -9,7 +9,7 @@ pentamers, H3O(+) and OH(−). It goes for the pentamers first. The same number 
 smallest to largest error of all draws.
 
 Right, a case where it does not help: a pool in which four families of molecules are mixed just as in the test set. The
-model asks for what it finds hardest (the conjugated chain), not for what is tested most. Where pool and test
+model asks for the largest molecules, which leave it the least certain, whether or not they are tested most. Where pool and test
 come from the same distribution, drawing at random is hard to beat.
 
 Labels here are dipoles; `quantity="energy"` does the same for models with energies.
