@@ -38,6 +38,8 @@ napoleon_use_ivar = True
 
 # types in numpydoc sections are words such as "(N, 3) array"; everything written as a role is checked
 nitpick_ignore_regex = [("py:class", r".*"), ("py:exc", r".*")]
+# inherited docstrings that refer to a sibling; private limits that a docstring names
+nitpick_ignore = [("py:meth", "check"), ("py:data", "kqeq.charges.parameters.SPREADS")]
 
 html_theme = "furo"
 html_title = f"kqeq {version}"

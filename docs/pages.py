@@ -6,6 +6,7 @@ import argparse
 import ast
 import importlib
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 
@@ -22,9 +23,24 @@ MODULES = {
     "kqeq.fitting.learning": "Element parameters from polarizabilities",
     "kqeq.fitting.metrics": "Errors",
     "kqeq.fitting.report": "What a fit reports",
+    "kqeq.constants": "Constants",
     "kqeq.errors": "Exceptions and warnings",
 }
 """Public modules in the order of the reference; those that this version does not have are left out."""
+
+BACKGROUND = (
+    "kqeq.site_data",
+    "kqeq.charges.softness",
+    "kqeq.charges.parameters",
+    "kqeq.uncertainty",
+    "kqeq.fitting.hyperparameters",
+    "kqeq.selection",
+    "kqeq.descriptors.soap",
+)
+"""Modules whose docstrings explain what others use; shown as they are written."""
+
+SKLEARN = ("set_fit_request", "set_predict_request", "set_score_request", "get_metadata_routing")
+"""What scikit-learn adds to every estimator and documents itself."""
 
 
 def write_pages(docs: Path) -> None:
@@ -109,8 +125,8 @@ def command_line(docs: Path) -> None:
 
 def _help(parser: argparse.ArgumentParser) -> str:
     parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=100)
-    text = parser.format_help()
-    return f"```text\n{re.sub('\x1b\\[[0-9;]*m', '', text).strip()}\n```\n"
+    text = re.sub(r"\x1b\[[0-9;]*m", "", parser.format_help())  # newer argparse colours its help
+    return f"```text\n{text.strip()}\n```\n"
 
 
 # ------------------------------------------------------------------------ API
@@ -119,6 +135,7 @@ def _help(parser: argparse.ArgumentParser) -> str:
 def api(docs: Path) -> None:
     """One page for every public module, with the names of its ``__all__``."""
     rows, entries = [], []
+    seen: set[int] = set()
     for name, what in MODULES.items():
         if not _exists(name):
             continue
@@ -126,13 +143,24 @@ def api(docs: Path) -> None:
         rows.append(f"| [`{name}`](api/{page}.md) | {what} |")
         entries.append(f"api/{page}")
         module = importlib.import_module(name)
-        members = [
-            member for member in module.__all__ if type(getattr(module, member)).__name__ != "module"
-        ]
-        directives = "\n\n".join(_directive(name, member, getattr(module, member)) for member in members)
-        _write(docs / "api" / f"{page}.md", f"# {name}\n\n{what}.\n\n```{{eval-rst}}\n{directives}\n```\n")
+        directives = [f".. py:module:: {name}"]
+        for member in module.__all__:
+            value = getattr(module, member)
+            if not inspect.ismodule(value):
+                directives.append(_directive(name, member, value, first=id(value) not in seen))
+                seen.add(id(value))
+        text = "\n\n".join(directives)
+        _write(docs / "api" / f"{page}.md", f"# {name}\n\n{what}.\n\n```{{eval-rst}}\n{text}\n```\n")
+    rows.append("| [Background](api/background.md) | What some modules say about themselves |")
+    parts = [
+        f"## {name}\n\n```{{eval-rst}}\n.. py:module:: {name}\n```\n\n"
+        f"```text\n{inspect.getdoc(importlib.import_module(name))}\n```\n"
+        for name in BACKGROUND
+        if _exists(name) and name not in MODULES
+    ]
+    _write(docs / "api" / "background.md", "# Background\n\n" + "\n".join(parts))
     table = "\n".join(["| module | |", "|---|---|", *rows])
-    tree = "\n".join(["```{toctree}", ":hidden:", "", *entries, "```"])
+    tree = "\n".join(["```{toctree}", ":hidden:", "", *entries, "api/background", "```"])
     _write(docs / "api.md", f"# API reference\n\n{table}\n\n{tree}\n")
 
 
@@ -143,12 +171,13 @@ def _exists(name: str) -> bool:
         return False
 
 
-def _directive(module: str, name: str, value: object) -> str:
-    home = getattr(value, "__module__", module)
-    noindex = "" if home == module or module == "kqeq" or not home.startswith("kqeq") else "\n   :no-index:"
+def _directive(module: str, name: str, value: object, *, first: bool) -> str:
+    """The autodoc directive of one name; only its first appearance goes to the index."""
+    options = "" if first else "\n   :no-index:"
     if isinstance(value, type):
-        options = "" if issubclass(value, BaseException) else "\n   :members:"
-        return f".. autoclass:: {module}.{name}{options}{noindex}"
+        if not issubclass(value, BaseException):
+            options += f"\n   :members:\n   :exclude-members: {', '.join(SKLEARN)}"
+        return f".. autoclass:: {module}.{name}{options}"
     if callable(value):
-        return f".. autofunction:: {module}.{name}{noindex}"
-    return f".. autodata:: {module}.{name}{noindex}"
+        return f".. autofunction:: {module}.{name}{options}"
+    return f".. autodata:: {module}.{name}{options}"

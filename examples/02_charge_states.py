@@ -9,8 +9,9 @@ charge state has a composition of its own (the carbon chain, the salt cluster) t
 tell the states apart they are worth nothing: Ag3(+) is a triangle and Ag3(−) a chain, so without energies
 a short-range model learns the forces of both just as well.
 
-Right: where the charge of C10H3(+) sits. The proton is added at one end; the positive charge spreads over the whole
-chain. Hirshfeld charges of the same DFT calculations are drawn for comparison; no fit has seen them.
+Right: where the charge of C10H3(+) sits, for each carbon with its hydrogens; Hirshfeld charges of the same DFT calculations for
+comparison, which no fit has seen. Both spread the positive charge over the whole chain, most of it at the ends, and
+disagree about single atoms. Charges are not observable: these were learned from energies, forces and, loosely, dipoles.
 
 What does not work: the last family. Its factor is large only because the short-range model has to reconcile energies
 that differ by eight eV; in itself the error remains large, and a model for the cation alone (last row of the table) is no
@@ -65,17 +66,17 @@ def main(argv=None):
                 chain = model, test
 
     figure, axes = example.panels(2 if chain else 1, width=4.6, height=3.4)
-    places = np.arange(len(chosen))
+    places = np.arange(len(chosen))[::-1]
     for number, label in enumerate(MODELS):
         values = [1e3 * errors[family, label]["forces"].rmse for family in chosen]
-        bars = axes[0].bar(
-            places + 0.27 * (number - 1), values, 0.25, color=example.COLOURS[label], label=label
+        bars = axes[0].barh(
+            places - 0.27 * (number - 1), values, 0.25, color=example.COLOURS[label], label=label
         )
-        axes[0].bar_label(bars, fmt="%.0f", fontsize=7)
-    axes[0].set_xticks(places, [family.replace(" ", "\n", 1) for family in chosen], fontsize=7.5)
-    axes[0].set(yscale="log", ylabel="test RMSE of the forces (meV/Å)")
-    axes[0].margins(y=0.2)
-    axes[0].legend(loc="upper left")
+        axes[0].bar_label(bars, fmt="%.0f", fontsize=7, padding=2)
+    axes[0].set_yticks(places, chosen)
+    axes[0].set(xscale="log", xlabel="test RMSE of the forces (meV/Å)")
+    axes[0].margins(x=0.2)
+    axes[0].legend(loc="upper right")
     if chain:
         draw_chain(axes[1], *chain)
 
