@@ -11,7 +11,19 @@ HERE = Path(__file__).parent
 def main(argv: list[str]) -> int:
     """Run sphinx-build on this folder."""
     output = argv[0] if argv else str(HERE / "_build" / "html")
-    command = [sys.executable, "-m", "sphinx", "-W", "-n", "--keep-going", "-q", "-j", "auto", str(HERE), output]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "-n",
+        "--keep-going",
+        "-q",
+        "-j",
+        "auto",
+        str(HERE),
+        output,
+    ]
     code = subprocess.run(command, check=False).returncode
     if code == 0:
         print(f"documentation written to {output}/index.html")

@@ -1,4 +1,4 @@
-"""Sphinx configuration. Build with ``python docs/build.py``; pages that follow from the sources come from ``pages.py``."""
+"""Sphinx configuration. Build with ``python docs/build.py``; ``pages.py`` writes what follows from sources."""
 
 import sys
 from pathlib import Path
@@ -6,9 +6,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from pages import write_pages  # noqa: E402
-
 import kqeq  # noqa: E402
+from pages import write_pages  # noqa: E402
 
 project = "kqeq"
 author = "the kqeq developers"

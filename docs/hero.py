@@ -10,7 +10,6 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "examples"))
 
 import example  # noqa: E402
-
 import kqeq  # noqa: E402
 from kqeq.constants import COULOMB  # noqa: E402
 from kqeq.fitting.learning import learn_from_polarizabilities  # noqa: E402
@@ -27,7 +26,9 @@ LEARNED_TO = 6  # carbon atoms
 def with_and_without(train, kinds):
     """A short-range model and one with charges, with the style of their points."""
     yield (
-        kqeq.KQEq(electronegativity=None, charges=None, targets=[k for k in kinds if k != "dipole"]).fit(train),
+        kqeq.KQEq(electronegativity=None, charges=None, targets=[k for k in kinds if k != "dipole"]).fit(
+            train
+        ),
         {"label": "without charges", "color": example.COLOURS["short-range"], "marker": "s"},
     )
     yield (
@@ -52,8 +53,17 @@ def energies(axis):
         found = np.array([p.energy for p in model.predict(test, properties=["energy"])])
         scatter(axis, reference - zero, 1e3 * (found - reference) / 3, style, 1)
     for name, q in (("Ag₃⁺", 1), ("Ag₃⁻", -1)):
-        axis.annotate(name, (reference[charge == q].mean() - zero, 0.03), xycoords=("data", "axes fraction"), ha="center")
-    axis.set(xlabel="DFT energy (eV)", ylabel="error of the energy (meV/atom)", title="energies of two charge states")
+        axis.annotate(
+            name,
+            (reference[charge == q].mean() - zero, 0.03),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+        )
+    axis.set(
+        xlabel="DFT energy (eV)",
+        ylabel="error of the energy (meV/atom)",
+        title="energies of two charge states",
+    )
     axis.margins(x=0.12)
 
 
@@ -64,7 +74,11 @@ def forces(axis):
     for model, style in with_and_without(train, ("forces", "dipole")):
         found = np.concatenate([p.forces.ravel() for p in model.predict(test, properties=["forces"])])
         scatter(axis, reference, 1e3 * (found - reference), style, 0)
-    axis.set(xlabel="DFT force component (eV/Å)", ylabel="error of the force (meV/Å)", title="forces of (ZnO)ₙ and (ZnO)ₙ⁻")
+    axis.set(
+        xlabel="DFT force component (eV/Å)",
+        ylabel="error of the force (meV/Å)",
+        title="forces of (ZnO)ₙ and (ZnO)ₙ⁻",
+    )
 
 
 def alkanes(axis):
@@ -87,7 +101,9 @@ def alkanes(axis):
         axis.plot(carbons, values, color=example.COLOURS[name], marker=example.MARKERS[name], label=name)
     axis.plot(carbons, along(tensors), "x", color="black", markersize=6, label="DFT (PBE0)", zorder=3)
     axis.axvspan(carbons.min() - 0.5, LEARNED_TO + 0.5, color="0.94", zorder=-1)
-    axis.annotate("learned here", (carbons.min() - 0.2, 0.97), xycoords=("data", "axes fraction"), fontsize=8, va="top")
+    axis.annotate(
+        "learned here", (carbons.min() - 0.2, 0.97), xycoords=("data", "axes fraction"), fontsize=8, va="top"
+    )
     axis.set(
         xlabel="carbon atoms of the alkane",
         ylabel="longitudinal polarizability per C (Å³)",

@@ -1,16 +1,18 @@
 """Dipoles of molecules, ions and clusters.
 
-One model for seven elements and a dozen molecules, ions and clusters, fitted to nothing but their DFT dipoles. A fit without
-energies is linear: one closed-form solution, a few seconds, nothing to tune.
+One model for seven elements and a dozen molecules, ions and clusters, fitted to nothing but their DFT
+dipoles. A fit without energies is linear: one closed-form solution, a few seconds, nothing to tune.
 
-Test frames come from trajectories that the fit has not seen. The middle panel takes the partition charges of the same DFT
-calculations (Hirshfeld) and asks which dipole *they* have. For ions that is nearly the DFT dipole, for water and ZnO only
-60 to 70 % of it, and for alkanes it has nothing to do with it (last column of the table: slope of a line through the
-origin). This is why kqeq fits dipoles rather than charges, and partition charges only where it is told to.
+Test frames come from trajectories that the fit has not seen. The middle panel takes the partition charges of
+the same DFT calculations (Hirshfeld) and asks which dipole *they* have. For ions that is nearly the DFT
+dipole, for water and ZnO only 60 to 70 % of it, and for alkanes it has nothing to do with it (last column of
+the table: slope of a line through the origin). This is why kqeq fits dipoles rather than charges, and
+partition charges only where it is told to.
 
-How to read the table: the mean error of $|\\mu|$ beside the mean $|\\mu|$ of the test frames. Small molecules are done well by
-both charge models. The clusters of NaCl and ZnO are not: with default hardnesses equilibrated charges cannot follow them,
-and there the partition charges are the better dipole. Example 02 shows what to do about hardness.
+How to read the table: the mean error of $|\\mu|$ beside the mean $|\\mu|$ of the test frames. Small molecules
+are done well by both charge models. The clusters of NaCl and ZnO are not: with default hardnesses
+equilibrated charges cannot follow them, and there the partition charges are the better dipole. Example 02
+shows what to do about hardness.
 """
 
 import time
@@ -72,7 +74,12 @@ def main(argv=None):
     panels = {"kQEq, QEq": predicted["QEq"], "charges of Hirshfeld": hirshfeld}
     panels["kQEq, ACKS2 + dipoles"] = predicted["ACKS2 + dipoles"]
     for axis, (title, values) in zip(axes, panels.items(), strict=True):
-        parity(axis, {FAMILIES[n]: (reference[n], values[n]) for n in families}, quantity="dipole component", unit="e·Å")
+        parity(
+            axis,
+            {FAMILIES[n]: (reference[n], values[n]) for n in families},
+            quantity="dipole component",
+            unit="e·Å",
+        )
         example.short_legend(axis)
         axis.set_title(title)
     example.one_legend(figure, axes[0])
@@ -89,8 +96,8 @@ def main(argv=None):
     header = ["test frames of", "number", "mean \\|μ\\|, e·Å", *(f"error of {n}" for n in MODELS)]
     header += ["of Hirshfeld charges", "slope of Hirshfeld dipoles"]
     notes = (
-        f"PBE0/def2-SVP (anions def2-SVPD). Errors: mean absolute error of \\|μ\\| in e·Å (1 e·Å = 4.80 D). Both models were "
-        f"fitted to the dipoles of {len(train)} frames, default settings, in {seconds:.0f} s together."
+        f"PBE0/def2-SVP (anions def2-SVPD). Errors: mean absolute error of \\|μ\\| in e·Å (1 e·Å = 4.80 D). "
+        f"Both models were fitted to the dipoles of {len(train)} frames, default settings, in {seconds:.0f} s together."
     )
     example.finish(options, "01_dipoles", figure, header, rows, notes)
 

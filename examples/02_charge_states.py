@@ -1,22 +1,25 @@
 """Charge states of one composition.
 
-A short-range potential sees positions only. Where two charge states share a composition it gives both the same energy and
-forces and can, at best, split the difference. A charge-equilibration model is told the total charge.
+A short-range potential sees positions only. Where two charge states share a composition it gives both the
+same energy and forces and can, at best, split the difference. A charge-equilibration model is told the total
+charge.
 
-Left: test errors of the forces, by family, for a short-range model and two models with charges. Where the composition is
-shared and energies or geometries contradict each other (Ag3, ZnO) charges are worth a factor of two and more. Where each
-charge state has a composition of its own (the carbon chain, the salt cluster) they are worth less. And where geometries alone
-tell the states apart they are worth nothing: Ag3(+) is a triangle and Ag3(−) a chain, so without energies
-a short-range model learns the forces of both just as well.
+Left: test errors of the forces, by family, for a short-range model and two models with charges. Where the
+composition is shared and energies or geometries contradict each other (Ag3, ZnO) charges are worth a factor
+of two and more. Where each charge state has a composition of its own (the carbon chain, the salt cluster)
+they are worth less. And where geometries alone tell the states apart they are worth nothing: Ag3(+) is a
+triangle and Ag3(−) a chain, so without energies a short-range model learns the forces of both just as well.
 
-Right: where the charge of C10H3(+) sits, for each carbon with its hydrogens; Hirshfeld charges of the same DFT calculations for
-comparison, which no fit has seen. Both spread the positive charge over the whole chain, most of it at the ends, and
-disagree about single atoms. Charges are not observable: these were learned from energies, forces and, loosely, dipoles.
+Right: where the charge of C10H3(+) sits, for each carbon with its hydrogens; Hirshfeld charges of the same
+DFT calculations for comparison, which no fit has seen. Both spread the positive charge over the whole chain,
+most of it at the ends, and disagree about single atoms. Charges are not observable: these were learned from
+energies, forces and, loosely, dipoles.
 
-What does not work: the last family. Its factor is large only because the short-range model has to reconcile energies
-that differ by eight eV; in itself the error remains large, and a model for the cation alone (last row of the table) is no
-better: 24 frames of these open-shell cations are not enough for any of the models. Where energies of three charge
-states are asked for at once, remember that at a fixed geometry the energy is a parabola in the charge: two states determine it.
+What does not work: the last family. Its factor is large only because the short-range model has to reconcile
+energies that differ by eight eV; in itself the error remains large, and a model for the cation alone (last
+row of the table) is no better: 24 frames of these open-shell cations are not enough for any of the models.
+Where energies of three charge states are asked for at once, remember that at a fixed geometry the energy is a
+parabola in the charge: two states determine it.
 """
 
 import numpy as np
@@ -90,12 +93,15 @@ def main(argv=None):
     header = ["charge states", "test frames", *(f"forces: {label}" for label in MODELS)]
     header += [*(f"energy: {label}" for label in MODELS)]
     notes = (
-        "RMSE on test trajectories, forces in meV/Å, energies in meV/atom; PBE0. Energies are fitted and compared where charge "
-        "states can be compared (anions: basis def2-SVPD, all others: def2-SVP). Dipole noise 0.1 e·Å, everything else default."
+        "RMSE on test trajectories, forces in meV/Å, energies in meV/atom; PBE0. Energies are fitted and compared where "
+        "charge states can be compared (anions: basis def2-SVPD, all others: def2-SVP). Dipole noise 0.1 e·Å, "
+        "everything else default."
     )
     example.finish(options, "02_charge_states", figure, header, rows, notes)
     shared = [f for f in ("Ag3 +1, −1", "(ZnO)n 0, −1") if f in chosen]
-    assert all(errors[f, "QEq"]["forces"].rmse < 0.5 * errors[f, "short-range"]["forces"].rmse for f in shared)
+    assert all(
+        errors[f, "QEq"]["forces"].rmse < 0.5 * errors[f, "short-range"]["forces"].rmse for f in shared
+    )
 
 
 def draw_chain(axis, model, test):

@@ -1,19 +1,20 @@
 """Geometry optimisation of a charged cluster in a field.
 
-Na9Cl8(+) is relaxed without a field, then in fields along z, each time from the geometry before. Two things are special about
-a charged cluster in a field. It feels the net force $Q\\,\\mathbf{E}$ and would fly away for ever:
-`kqeq.optimise.optimise` (and `kqeq optimize`) hold the centre of mass. And it feels a torque, which is left alone: the
-weakest field turns the cluster until its dipole points along the field, and only then stronger fields stretch it.
+Na9Cl8(+) is relaxed without a field, then in fields along z, each time from the geometry before. Two things
+are special about a charged cluster in a field. It feels the net force $Q\\,\\mathbf{E}$ and would fly away
+for ever: `kqeq.optimise.optimise` (and `kqeq optimize`) hold the centre of mass. And it feels a torque, which
+is left alone: the weakest field turns the cluster until its dipole points along the field, and only then
+stronger fields stretch it.
 
 Left: the energy of the relaxed cluster, with straight lines of slope $-\\mu_z$ at each point. At a relaxed
-geometry $\\mathrm dE/\\mathrm d\\mathcal E = -\\mu_z$ holds although the geometry changes with the field, because forces vanish
-there; the lines are tangents, not fits. Right: the dipole of the relaxed cluster, and of the cluster frozen as it was in the
-weakest field. Their slopes are the polarizability with and without the nuclei: the ions, free to move, add a third to what
-the charges do alone.
+geometry $\\mathrm dE/\\mathrm d\\mathcal E = -\\mu_z$ holds although the geometry changes with the field,
+because forces vanish there; the lines are tangents, not fits. Right: the dipole of the relaxed cluster, and
+of the cluster frozen as it was in the weakest field. Their slopes are the polarizability with and without the
+nuclei: the ions, free to move, add a third to what the charges do alone.
 
-The table also gives the standard deviation of the energy that the model itself claims: half an eV. The training set
-holds no relaxed cluster, no field and 14 frames in all, so read this example as a mechanism, not as a
-prediction for Na9Cl8(+).
+The table also gives the standard deviation of the energy that the model itself claims: half an eV. The
+training set holds no relaxed cluster, no field and 14 frames in all, so read this example as a mechanism, not
+as a prediction for Na9Cl8(+).
 """
 
 import numpy as np
@@ -73,7 +74,9 @@ def main(argv=None):
     assert np.allclose(slopes, mean, rtol=0.02)
     frozen = np.array(
         [
-            model.predict(turned, total_charge=CHARGE, external_field=(0, 0, field), properties=["dipole"]).dipole[2]
+            model.predict(
+                turned, total_charge=CHARGE, external_field=(0, 0, field), properties=["dipole"]
+            ).dipole[2]
             for field in fields[1:]
         ]
     )
@@ -83,21 +86,37 @@ def main(argv=None):
     half = 0.012
     for number, (f, e, mu) in enumerate(zip(fields, energies, dipoles, strict=True)):
         label = "slope −μ along the field" if number == 0 else None
-        axes[0].plot([f - half, f + half], [e + mu * half, e - mu * half], color=example.COLOURS["highlight"], label=label)
+        axes[0].plot(
+            [f - half, f + half],
+            [e + mu * half, e - mu * half],
+            color=example.COLOURS["highlight"],
+            label=label,
+        )
     axes[0].set(xlabel="field (V/Å)", ylabel="energy relative to no field (eV)")
     axes[0].legend(loc="lower left")
     axes[1].plot(fields, dipoles, "-o", color=example.COLOURS["QEq"], label="relaxed in each field")
-    axes[1].plot(fields[1:], frozen, "--s", color=example.COLOURS["short-range"], label="frozen after it turned")
+    axes[1].plot(
+        fields[1:], frozen, "--s", color=example.COLOURS["short-range"], label="frozen after it turned"
+    )
     axes[1].annotate("  the cluster turns", (0.5 * fields[1], 0.5 * (dipoles[0] + dipoles[1])), fontsize=8)
     axes[1].set(xlabel="field (V/Å)", ylabel="dipole along the field (e·Å)")
     axes[1].legend(loc="lower right")
 
-    alpha = [COULOMB * (values[-1] - values[0]) / (fields[-1] - fields[1]) for values in (frozen, dipoles[1:])]
-    header = ["field, V/Å", "steps", "energy, eV", "μ along the field, e·Å", "\\|μ\\|, e·Å", "std of the energy, eV"]
+    alpha = [
+        COULOMB * (values[-1] - values[0]) / (fields[-1] - fields[1]) for values in (frozen, dipoles[1:])
+    ]
+    header = [
+        "field, V/Å",
+        "steps",
+        "energy, eV",
+        "μ along the field, e·Å",
+        "\\|μ\\|, e·Å",
+        "std of the energy, eV",
+    ]
     notes = (
-        f"Na9Cl8(+), QEq with learned hardness, fitted to {len(train)} PBE0 frames; largest force 5 meV/Å; dipoles about the "
-        f"centre of mass. Polarizability along the field between {fields[1]:g} and {fields[-1]:g} V/Å: {alpha[0]:.0f} Å³ with "
-        f"frozen nuclei, {alpha[1]:.0f} Å³ relaxed."
+        f"Na9Cl8(+), QEq with learned hardness, fitted to {len(train)} PBE0 frames; largest force 5 meV/Å; dipoles "
+        f"about the centre of mass. Polarizability along the field between {fields[1]:g} and {fields[-1]:g} V/Å: "
+        f"{alpha[0]:.0f} Å³ with frozen nuclei, {alpha[1]:.0f} Å³ relaxed."
     )
     example.finish(options, "06_charged_in_field", figure, header, rows, notes)
 

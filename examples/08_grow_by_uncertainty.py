@@ -1,16 +1,16 @@
 """A training set that grows where the model is uncertain.
 
 `kqeq.select(model, pool, n)` names the frames of a pool whose labels would teach the model most. Variances do
-not depend on labels, so the pool needs none, and after each choice they are conditioned on the labels that it would
-bring: a batch does not ask the same question twice.
+not depend on labels, so the pool needs none, and after each choice they are conditioned on the labels that it
+would bring: a batch does not ask the same question twice.
 
 Left, the case that it is made for: a model that knows four single water molecules is to learn clusters up to
-pentamers, H3O(+) and OH(−). It goes for the pentamers first. The same number of frames drawn at random is the band:
-smallest to largest error of all draws.
+pentamers, H3O(+) and OH(−). It goes for the pentamers first. The same number of frames drawn at random is the
+band: smallest to largest error of all draws.
 
-Right, a case where it does not help: a pool in which four families of molecules are mixed just as in the test set. The
-model asks for the largest molecules, which leave it the least certain, whether or not they are tested most. Where pool and test
-come from the same distribution, drawing at random is hard to beat.
+Right, a case where it does not help: a pool in which four families of molecules are mixed just as in the test
+set. The model asks for the largest molecules, which leave it the least certain, whether or not they are
+tested most. Where pool and test come from the same distribution, drawing at random is hard to beat.
 
 Labels here are dipoles; `quantity="energy"` does the same for models with energies.
 """
@@ -51,8 +51,8 @@ def main(argv=None):
     draws, limit = (2, 3) if options.quick else (8, 99)
     figure, axes = example.panels(len(CASES), width=3.6, height=3.1)
     rows, first = [], []
-    for axis, (title, (sets, system, size, step, rounds)) in zip(axes, CASES.items(), strict=True):
-        rounds = min(rounds, limit)
+    for axis, (title, (sets, system, size, step, most)) in zip(axes, CASES.items(), strict=True):
+        rounds = min(most, limit)
         parts = [kqeq.datasets.split(name) for name in sets]
         pool, test = ([atoms for part in parts for atoms in part[i]] for i in (0, 1))
         order = np.random.default_rng(0).permutation(len(pool))
@@ -66,7 +66,9 @@ def main(argv=None):
             others = [i for i in np.random.default_rng(seed + 1).permutation(len(pool)) if i not in start]
             random.append([error(pool, [*start, *others[: n - size]], test)[1] for n in sizes])
         random = np.array(random)
-        axis.fill_between(sizes, random.min(axis=0), random.max(axis=0), color="0.88", label=f"random, {draws} draws")
+        axis.fill_between(
+            sizes, random.min(axis=0), random.max(axis=0), color="0.88", label=f"random, {draws} draws"
+        )
         axis.plot(sizes, random.mean(axis=0), "--s", color=example.COLOURS["short-range"], label="their mean")
         axis.plot(sizes, selected, "-o", color=example.COLOURS["highlight"], label="chosen by uncertainty")
         axis.set(xlabel="labelled frames", ylabel="test RMSE of the dipole (e·Å)", title=title)

@@ -1,19 +1,22 @@
 """A baseline under kQEq: stable dynamics from few frames.
 
-A potential fitted to a handful of frames knows nothing of geometries that are not among them, and dynamics finds those
-within femtoseconds. A baseline is a known potential that is subtracted from the labels and added to predictions: the fit
-learns a small smooth difference, and where it knows nothing the baseline remains. Here it is GFN1-xTB, through the
-ASE calculator of tblite (`pip install tblite`). Without tblite the example runs with the built-in screened repulsion of nuclei,
-`baseline="zbl"`, which only keeps atoms apart.
+A potential fitted to a handful of frames knows nothing of geometries that are not among them, and dynamics
+finds those within femtoseconds. A baseline is a known potential that is subtracted from the labels and added
+to predictions: the fit learns a small smooth difference, and where it knows nothing the baseline remains.
+Here it is GFN1-xTB, through the ASE calculator of tblite (`pip install tblite`). Without tblite the example
+runs with the built-in screened repulsion of nuclei, `baseline="zbl"`, which only keeps atoms apart.
 
-Left: test errors of the forces for water trimers to pentamers against the number of training frames. Right: for how long
-Langevin dynamics of a pentamer at 300 K stays intact: an O–H bond beyond 1.6 Å or two atoms closer than 0.6 Å end it.
+Left: test errors of the forces for water trimers to pentamers against the number of training frames. Right:
+for how long Langevin dynamics of a pentamer at 300 K stays intact: an O–H bond beyond 1.6 Å or two atoms
+closer than 0.6 Å end it.
 
-The baseline is a plain function of the geometry: it feels neither the model's charges nor the field, and adds nothing to dipole or
-polarizability; those come from kQEq alone. It costs what it costs: a step takes as long as a GFN1-xTB calculation.
+The baseline is a plain function of the geometry: it feels neither the model's charges nor the field, and adds
+nothing to dipole or polarizability; those come from kQEq alone. It costs what it costs: a step takes as long
+as a GFN1-xTB calculation.
 
-ZBL is *not* a good baseline for water: its switch reaches to the sum of the covalent radii, which is the length of an
-O–H bond, so that the fit has to undo it where it matters most. It is for dense or hot systems of heavier atoms.
+ZBL is *not* a good baseline for water: its switch reaches to the sum of the covalent radii, which is the
+length of an O–H bond, so that the fit has to undo it where it matters most. It is for dense or hot systems of
+heavier atoms.
 """
 
 import time
@@ -68,9 +71,7 @@ def main(argv=None):
     """Fit with each baseline and growing training sets; test forces; run dynamics."""
     options = example.options(__doc__, argv)
     sizes, steps, runs = ((3, 6), 60, 1) if options.quick else ((3, 6, 12, 24), 400, 3)
-    train, test = (
-        [a for a in part if a.info["system"] in SYSTEMS] for part in kqeq.datasets.split("water")
-    )
+    train, test = ([a for a in part if a.info["system"] in SYSTEMS] for part in kqeq.datasets.split("water"))
     pentamer = next(a for a in test if a.info["system"] == "water5")
     rows, errors, times = [], {}, {}
     for name, baseline in baselines().items():
@@ -82,7 +83,15 @@ def main(argv=None):
             errors[name, size] = 1e3 * found["forces"].rmse
             fitted = time.perf_counter() - started
             rows.append(
-                [name, size, f"{1e3 * found['energy'].rmse:.1f}", f"{errors[name, size]:.0f}", "–", "–", f"{fitted:.1f}"]
+                [
+                    name,
+                    size,
+                    f"{1e3 * found['energy'].rmse:.1f}",
+                    f"{errors[name, size]:.0f}",
+                    "–",
+                    "–",
+                    f"{fitted:.1f}",
+                ]
             )
             if size not in sizes[1::2]:
                 continue  # dynamics takes most of the time of this example
@@ -95,9 +104,15 @@ def main(argv=None):
 
     figure, axes = example.panels(2, width=3.6, height=3.1)
     for name in dict.fromkeys(name for name, _ in errors):
-        style = {"color": example.COLOURS[COLOURS[name]], "marker": example.MARKERS[COLOURS[name]], "label": name}
+        style = {
+            "color": example.COLOURS[COLOURS[name]],
+            "marker": example.MARKERS[COLOURS[name]],
+            "label": name,
+        }
         axes[0].plot(sizes, [errors[name, size] for size in sizes], **style)
-    axes[0].set(xscale="log", yscale="log", xlabel="training frames", ylabel="test RMSE of the forces (meV/Å)")
+    axes[0].set(
+        xscale="log", yscale="log", xlabel="training frames", ylabel="test RMSE of the forces (meV/Å)"
+    )
     axes[0].set_xticks(sizes, [str(size) for size in sizes])
     axes[0].minorticks_off()
     axes[0].legend()
@@ -112,11 +127,19 @@ def main(argv=None):
     axes[1].set_xticks(places, [f"{name}\n{size} frames" for name, size in times], fontsize=7.5, rotation=25)
     axes[1].set(ylabel="time until something breaks (fs)", ylim=(0.0, 1.15 * steps * STEP))
 
-    header = ["baseline", "frames", "energy, meV/atom", "forces, meV/Å", "intact for, fs", "whole run", "fit, s"]
+    header = [
+        "baseline",
+        "frames",
+        "energy, meV/atom",
+        "forces, meV/Å",
+        "intact for, fs",
+        "whole run",
+        "fit, s",
+    ]
     notes = (
-        f"Test RMSE on {len(test)} PBE0 frames of independent trajectories; {runs} run(s) of {steps * STEP:.0f} fs of Langevin "
-        f"dynamics at {TEMPERATURE:.0f} K where a time is given, mean time until an O–H bond is longer than 1.6 Å or two atoms are "
-        "closer than 0.6 Å."
+        f"Test RMSE on {len(test)} PBE0 frames of independent trajectories; {runs} run(s) of {steps * STEP:.0f} fs "
+        f"of Langevin dynamics at {TEMPERATURE:.0f} K where a time is given, mean time until an O–H bond is longer "
+        "than 1.6 Å or two atoms are closer than 0.6 Å."
     )
     example.finish(options, "09_baseline", figure, header, rows, notes)
 

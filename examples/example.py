@@ -55,17 +55,23 @@ class Options:
 def options(description: str | None, argv: Sequence[str] | None = None) -> Options:
     """Read ``--output DIR`` and ``--quick``; the folder is created."""
     parser = argparse.ArgumentParser(description=(description or "").strip().partition("\n")[0])
-    parser.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="where figure and table go")
+    parser.add_argument(
+        "--output", type=Path, default=Path(), metavar="DIR", help="where figure and table go"
+    )
     parser.add_argument("--quick", action="store_true", help="less data or fewer steps, for tests")
     found = parser.parse_args(argv)
     found.output.mkdir(parents=True, exist_ok=True)
     return Options(found.output, found.quick)
 
 
-def panels(n: int = 1, *, width: float = 3.4, height: float = 3.0, **kwargs: Any) -> tuple[Figure, list[Axes]]:
+def panels(
+    n: int = 1, *, width: float = 3.4, height: float = 3.0, **kwargs: Any
+) -> tuple[Figure, list[Axes]]:
     """A figure with ``n`` panels in a row, each ``width`` by ``height`` inches; and its axes, always as a list."""
     plt.rcParams.update(STYLE)  # also for what is drawn later: legends, tick labels
-    figure, axes = plt.subplots(1, n, figsize=(width * n, height), layout="constrained", squeeze=False, **kwargs)
+    figure, axes = plt.subplots(
+        1, n, figsize=(width * n, height), layout="constrained", squeeze=False, **kwargs
+    )
     return figure, list(axes[0])
 
 
