@@ -246,11 +246,9 @@ def _inverse(lower: FloatArray) -> FloatArray:
 
 
 def column_groups(parameters: Parameters) -> tuple[tuple[str, IntArray], ...]:
-    """The columns that share a prior spread, with a name: kernels and offsets of both site quantities."""
+    """The columns that share a prior spread, with a name: kernels and offsets of all parts."""
     groups: list[tuple[str, IntArray]] = []
-    for name, part in (("chi", parameters.chi), ("energy", parameters.energy)):
-        if part is None:
-            continue
+    for name, part in parameters.parts.items():
         start = part.columns.start
         kernel = np.arange(start, start + part.kernel_size)
         offsets = np.arange(start + part.kernel_size, start + part.kernel_size + len(part.offset_mean))

@@ -7,7 +7,7 @@ a memory budget; beyond it they are computed again in every iteration.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,11 @@ import numpy as np
 
 from kqeq.charges.base import ChargeSystem
 from kqeq.descriptors import evaluate_states
-from kqeq.descriptors.base import DescriptorState
+from kqeq.descriptors.base import Descriptor, DescriptorState
 from kqeq.fitting.parameters import Parameters
+from kqeq.kernels import FeatureMap
 from kqeq.labels import Labels
+from kqeq.potential import BATCH_ATOMS
 from kqeq.structures import Structure
 from kqeq.typing import FloatArray
 
@@ -64,13 +66,17 @@ class FrameFeatures:
     chi_state : DescriptorState
         Descriptors of the electronegativities, for derivatives.
     system : ChargeSystem
-        ``None`` if element parameters are learned: then it changes with them.
+        ``None`` if site parameters are learned: then it changes with them.
     energy : (p_sr + Z,) array
         ∂(E_sr + Σ e0)/∂u.
     positions : (3N, p_sr + Z) array
         Its derivative with respect to positions.
     strain : (9, p_sr + Z) array
         Its strain derivative.
+    sites : (N, p_θ) array
+        Features Φ of the site parameters that depend on the environment.
+    site_state : DescriptorState
+        Their descriptors, for derivatives.
     """
 
     chi: FloatArray | None
@@ -79,6 +85,8 @@ class FrameFeatures:
     energy: FloatArray | None
     positions: FloatArray | None
     strain: FloatArray | None
+    sites: FloatArray | None = None
+    site_state: DescriptorState | None = None
 
     @property
     def nbytes(self) -> int:
@@ -101,40 +109,79 @@ def _nbytes(item: Any, depth: int = 0) -> int:
 
 def compute_features(frame: TrainingFrame, parameters: Parameters) -> FrameFeatures:
     """Evaluate descriptors, kernel features and the charge problem of one frame."""
-    structure = frame.structure
-    numbers = structure.numbers
-    gradients = frame.needs_gradients
-    maps = [part.feature_map for part in (parameters.chi, parameters.energy) if part is not None]
-    states = evaluate_states((m.descriptor for m in maps if m is not None), structure, derivatives=gradients)
+    return compute_many([frame], parameters)[0]
 
-    chi = chi_state = system = None
+
+def compute_many(frames: Sequence[TrainingFrame], parameters: Parameters) -> list[FrameFeatures]:
+    """As :func:`compute_features`, for frames of the same elements: kernel features in one product per element."""
+    maps = [part.feature_map for part in parameters.parts.values()]
+    descriptors = [m.descriptor for m in maps if m is not None]
+    states = [
+        evaluate_states(descriptors, frame.structure, derivatives=frame.needs_gradients) for frame in frames
+    ]
+    numbers = [frame.structure.numbers for frame in frames]
+
+    def kernel_features(feature_map: FeatureMap | None) -> list[FloatArray | None]:
+        if feature_map is None:
+            return [None] * len(frames)
+        own = [found[feature_map.descriptor] for found in states]
+        return [*feature_map.features_many(own, numbers)]
+
+    environment = parameters.environment
+    columns = zip(
+        kernel_features(None if parameters.chi is None else parameters.chi.feature_map),
+        kernel_features(None if parameters.energy is None else parameters.energy.feature_map),
+        kernel_features(None if environment is None else environment.feature_map),
+        strict=True,
+    )
+    return [
+        _assemble(frame, parameters, found, *own)
+        for frame, found, own in zip(frames, states, columns, strict=True)
+    ]
+
+
+def _assemble(
+    frame: TrainingFrame,
+    parameters: Parameters,
+    states: Mapping[Descriptor, DescriptorState],
+    chi_kernel: FloatArray | None,
+    energy_kernel: FloatArray | None,
+    sites: FloatArray | None,
+) -> FrameFeatures:
+    """Offsets beside kernel features δΦ (N, p), their gradients, and the charge problem."""
+    structure, gradients = frame.structure, frame.needs_gradients
+    numbers = structure.numbers
+    chi = chi_state = system = site_state = None
+    if parameters.environment is not None:
+        site_state = states[parameters.environment.feature_map.descriptor]
     if parameters.chi is not None and parameters.charges is not None:
         part = parameters.chi
         chi = part.one_hot(numbers)
-        if part.feature_map is not None:
+        if part.feature_map is not None and chi_kernel is not None:
             chi_state = states[part.feature_map.descriptor]
-            chi = np.hstack([part.delta * part.feature_map.features(chi_state, numbers), chi])
+            chi = np.hstack([part.delta * chi_kernel, chi])
         if parameters.learned is None:
-            system = parameters.charges.bind(structure, many_responses=True)
+            fixed = parameters.sites(numbers, np.zeros(parameters.size), sites)
+            system = parameters.charges.bind(structure, fixed, many_responses=True)
 
     energy = positions = strain = None
     if parameters.energy is not None:
         part = parameters.energy
         energy = part.one_hot(numbers).sum(axis=0)
-        if part.feature_map is not None:
-            state = states[part.feature_map.descriptor]
-            energy = np.concatenate(
-                [part.delta * part.feature_map.features(state, numbers).sum(axis=0), energy]
-            )
+        if energy_kernel is not None:
+            energy = np.concatenate([part.delta * energy_kernel.sum(axis=0), energy])
         if gradients:
             positions = np.zeros((3 * len(structure), part.size))
             strain = np.zeros((9, part.size))
             if part.feature_map is not None:
                 weights = np.full(len(structure), part.delta)
+                state = states[part.feature_map.descriptor]
                 pulled = part.feature_map.feature_gradients(state, numbers, weights)
                 positions[:, : part.kernel_size] = pulled.positions
                 strain[:, : part.kernel_size] = pulled.strain
-    return FrameFeatures(chi, chi_state if gradients else None, system, energy, positions, strain)
+    if not gradients:
+        chi_state = site_state = None
+    return FrameFeatures(chi, chi_state, system, energy, positions, strain, sites, site_state)
 
 
 class FeatureStore:
@@ -143,6 +190,8 @@ class FeatureStore:
     Parameters
     ----------
     frames : sequence of TrainingFrame
+        Those of the same elements side by side are the faster the smaller they are: runs of them without gradients are
+        evaluated together.
     parameters : Parameters
     budget : int
         Bytes.
@@ -155,6 +204,7 @@ class FeatureStore:
         self.parameters = parameters
         self.budget = budget
         self._cache: dict[int, FrameFeatures] = {}
+        self._ahead: dict[int, FrameFeatures] = {}
         self._used = 0
 
     def __len__(self) -> int:
@@ -164,12 +214,42 @@ class FeatureStore:
         """Features of the i-th frame."""
         if i in self._cache:
             return self._cache[i]
-        features = compute_features(self.frames[i], self.parameters)
-        size = features.nbytes
-        if self._used + size <= self.budget:
-            self._cache[i] = features
-            self._used += size
+        if i not in self._ahead:
+            run = self._run(i)
+            found = compute_many([self.frames[j] for j in run], self.parameters)
+            self._ahead = dict(zip(run, found, strict=True))
+        features = self._ahead.pop(i)
+        if self.budget > self._used:
+            size = features.nbytes
+            if self._used + size <= self.budget:
+                self._cache[i] = features
+                self._used += size
         return features
 
+    def _run(self, i: int) -> range:
+        """The i-th frame and those after it that are worth evaluating with it."""
+        first = self.frames[i]
+        stop, atoms = i + 1, len(first.structure)
+        if first.needs_gradients:
+            return range(i, stop)  # which cost more than the products that would be shared
+        for frame in self.frames[stop:]:
+            atoms += len(frame.structure)
+            if (
+                frame.structure.species != first.structure.species
+                or frame.needs_gradients
+                or stop in self._cache
+                or atoms > BATCH_ATOMS
+            ):
+                break
+            stop += 1
+        return range(i, stop)
 
-__all__ = ["MEMORY_BUDGET", "FeatureStore", "FrameFeatures", "TrainingFrame", "compute_features"]
+
+__all__ = [
+    "MEMORY_BUDGET",
+    "FeatureStore",
+    "FrameFeatures",
+    "TrainingFrame",
+    "compute_features",
+    "compute_many",
+]

@@ -12,6 +12,7 @@ from kqeq.baseline import Baseline
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError
 from kqeq.fitting.blocks import BLOCKS
+from kqeq.fitting.equations import SOLVERS
 from kqeq.kernels import SOAPKernel
 
 DEFAULT_NOISE: Mapping[str, float] = {
@@ -44,6 +45,10 @@ class FitSettings:
     max_iterations : int
     optimize : "evidence" or None
         What noises and prior spreads are learned by; ``None`` keeps the given ones.
+    site_kernel : SOAPKernel or None
+        For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
+    solver : {"auto", "cholesky", "qr"}
+        How the linear problem of each step is solved (:mod:`kqeq.fitting.equations`).
     """
 
     electronegativity: SOAPKernel | None
@@ -55,6 +60,8 @@ class FitSettings:
     e0: Mapping[int, float] | None = None
     max_iterations: int = 30
     optimize: str | None = None
+    site_kernel: SOAPKernel | None = None
+    solver: str = "auto"
 
 
 def check_settings(settings: FitSettings) -> None:
@@ -64,7 +71,7 @@ def check_settings(settings: FitSettings) -> None:
     ------
     InputError
     """
-    for kernel in (settings.electronegativity, settings.short_range):
+    for kernel in (settings.electronegativity, settings.short_range, settings.site_kernel):
         if kernel is not None:
             kernel.check()
     if (settings.electronegativity is None) != (settings.charges is None):
@@ -79,6 +86,13 @@ def check_settings(settings: FitSettings) -> None:
         )
     if settings.charges is None and settings.short_range is None:
         raise InputError("there is nothing to fit: charges and short_range are both None")
+    if settings.site_kernel is not None and not (
+        settings.charges is not None and settings.charges.environment
+    ):
+        raise InputError(
+            "site_kernel was given, but no parameter of the charge model depends on the environment; mark some with "
+            '"kernel", for example charges=kqeq.QEq(hardness="kernel"), or leave site_kernel=None'
+        )
     for kind, value in settings.noise.items():
         if kind not in BLOCKS:
             raise InputError(f"noise for unknown label kind {kind!r}; expected some of {', '.join(BLOCKS)}")
@@ -96,6 +110,8 @@ def check_settings(settings: FitSettings) -> None:
                 'determine it. Mark element parameters with "learn", for example charges=kqeq.AtomicDipoles('
                 'kqeq.ACKS2(softness="learn"), polarizability="learn"), or leave it out'
             )
+    if settings.solver not in SOLVERS:
+        raise InputError(f"solver is {settings.solver!r}; expected one of {', '.join(SOLVERS)}")
     if settings.optimize not in (None, "evidence"):
         raise InputError(f'optimize is {settings.optimize!r}; expected "evidence" or None')
     if not isinstance(settings.max_iterations, Integral) or settings.max_iterations < 1:
