@@ -11,20 +11,28 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from kqeq import blas
+from kqeq.errors import WorkerError
 from kqeq.fitting.blocks import frame_rows
 from kqeq.fitting.features import MEMORY_BUDGET, FeatureStore, TrainingFrame
 from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.equations import Sums
 from kqeq.fitting.solver import CHUNK_ROWS, JacobianKind, LeastSquaresProblem, SumKind, sum_frames
-from kqeq.progress import track
+from kqeq.progress import say, track
 from kqeq.typing import FloatArray
 
 MAX_CHUNKS = 64
 """Each chunk returns a P×P matrix; more chunks than this would move more matrices than they save time."""
+
+RETRIES = 3
+"""How often in a row a pool of worker processes may break before a fit gives up."""
+
+Result = TypeVar("Result")
 
 _STORES: dict[tuple[str, int], FeatureStore] = {}
 _NUMBERS = itertools.count()
@@ -161,20 +169,52 @@ def _groups(frames: Sequence[TrainingFrame]) -> list[Sequence[TrainingFrame]]:
     return groups
 
 
-def joblib_engine(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) -> Sums:
-    """Sum the chunks of a :class:`FitProblem` through joblib.
+def map_chunks(
+    function: Callable[..., Result], problem: FitProblem, *arguments: Any, description: str
+) -> Iterable[Result]:
+    """``function(chunk, *arguments)`` for all chunks in order, through joblib; worker processes may die on the way.
 
     Serial by default; ``with joblib.parallel_config(backend="loky", n_jobs=2):`` around the fit, or any other
-    backend (``"threading"``, ``"dask"``), runs chunks in parallel.  The order of summation is fixed.
+    backend (``"threading"``, ``"dask"``), runs chunks in parallel.  A dask cluster repeats the work of a worker that dies
+    by itself; pools of local processes break, and are started again here.
+
+    Raises
+    ------
+    WorkerError
+        If worker processes die again and again on the same chunks.
     """
+    return track(_results(function, problem.chunks, arguments), description, total=len(problem.chunks))
+
+
+def _results(
+    function: Callable[..., Result], chunks: Sequence[Chunk], arguments: tuple[Any, ...]
+) -> Iterator[Result]:
     from joblib import Parallel, delayed
 
+    done = failures = 0
+    while done < len(chunks):
+        parallel = Parallel(return_as="generator")
+        tasks = (delayed(function)(chunk, *arguments) for chunk in chunks[done:])
+        try:
+            for result in parallel(tasks):
+                yield result
+                done, failures = done + 1, 0
+        except BrokenProcessPool as error:
+            failures += 1
+            if failures > RETRIES:
+                raise WorkerError(
+                    f"worker processes died {failures} times in a row, out of memory perhaps: use fewer of them (n_jobs), "
+                    "or a machine with more memory. A fit with resume=path continues from its checkpoint"
+                ) from error
+            say(f"a worker process died; {len(chunks) - done} of {len(chunks)} chunks are computed again")
+
+
+def joblib_engine(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) -> Sums:
+    """Sum the chunks of a :class:`FitProblem` in fixed order; see :func:`map_chunks`."""
     assert isinstance(problem, FitProblem)
-    parallel = Parallel(return_as="generator")
-    tasks = (delayed(_chunk_sums)(chunk, u, what) for chunk in problem.chunks)
     name = "iteration" if what in ("full", "triangle") else "step"
     total: Sums | None = None
-    for sums in track(parallel(tasks), name, total=len(problem.chunks)):
+    for sums in map_chunks(_chunk_sums, problem, u, what, description=name):
         if total is None:
             total = sums
         else:
@@ -183,4 +223,4 @@ def joblib_engine(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) ->
     return total
 
 
-__all__ = ["MAX_CHUNKS", "Chunk", "FitProblem", "joblib_engine"]
+__all__ = ["MAX_CHUNKS", "RETRIES", "Chunk", "FitProblem", "joblib_engine", "map_chunks"]
