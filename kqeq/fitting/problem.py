@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from kqeq import blas
 from kqeq.errors import WorkerError
 from kqeq.fitting.blocks import frame_rows
+from kqeq.fitting.cache import CacheFiles, CacheFolder
 from kqeq.fitting.features import MEMORY_BUDGET, FeatureStore, TrainingFrame
 from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.equations import Sums
@@ -54,6 +55,8 @@ class Chunk:
         Whether every label is linear in the parameters.
     budget : int
         Bytes that the features of this chunk may keep.
+    files : CacheFiles, optional
+        Where others may go.
     """
 
     token: str
@@ -63,6 +66,7 @@ class Chunk:
     noise: Mapping[str, float]
     linear: bool
     budget: int
+    files: CacheFiles | None = None
 
     @property
     def size(self) -> int:
@@ -89,7 +93,7 @@ def _store(chunk: Chunk) -> FeatureStore:
     if key not in _STORES:
         for old in [k for k in _STORES if k[0] != chunk.token and not k[0].startswith(f"{os.getpid()}-")]:
             del _STORES[old]  # a worker process serves one fit at a time
-        _STORES[key] = FeatureStore(chunk.frames, chunk.parameters, chunk.budget)
+        _STORES[key] = FeatureStore(chunk.frames, chunk.parameters, chunk.budget, chunk.files)
     return _STORES[key]
 
 
@@ -110,6 +114,8 @@ class FitProblem:
         Whether every label is linear in the parameters.
     budget : int
         Bytes that cached features may take in all.
+    cache : CacheFolder, optional
+        Where features may go that memory has no room for.
     """
 
     def __init__(
@@ -120,6 +126,7 @@ class FitProblem:
         *,
         linear: bool,
         budget: int = MEMORY_BUDGET,
+        cache: CacheFolder | None = None,
     ) -> None:
         # frames of the same elements share representatives in their layout, and products with them
         self.frames = frames = sorted(frames, key=lambda frame: frame.structure.species)
@@ -129,11 +136,17 @@ class FitProblem:
         self.budget = budget
         self.size = parameters.size
         self.token = f"{os.getpid()}-{next(_NUMBERS)}"
-        groups = _groups(frames)
-        self.chunks = [
-            Chunk(self.token, i, group, parameters, noise, linear, budget * len(group) // len(frames))
-            for i, group in enumerate(groups)
-        ]
+        parts = (parameters.chi, parameters.energy)
+        files = None
+        if cache is not None:
+            files = cache.files([None if part is None else part.feature_map for part in parts])
+        self.chunks = []
+        for i, group in enumerate(_groups(frames)):
+            share = len(group) / len(frames)
+            own = None if files is None else files.share(share)
+            self.chunks.append(
+                Chunk(self.token, i, group, parameters, noise, linear, int(budget * share), own)
+            )
 
     @property
     def linear_columns(self) -> slice | None:
