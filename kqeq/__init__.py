@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kqeq.calculator import KQEqCalculator
     from kqeq.charges import ACKS2, AtomicDipoles, QEq
     from kqeq.estimator import KQEq
+    from kqeq.fitting.cache import DiskCache
     from kqeq.kernels import SOAPKernel
     from kqeq.potential import Prediction
     from kqeq.selection import select
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _NAMES: dict[str, tuple[str, str | None]] = {
     "ACKS2": ("kqeq.charges", "ACKS2"),
     "AtomicDipoles": ("kqeq.charges", "AtomicDipoles"),
+    "DiskCache": ("kqeq.fitting.cache", "DiskCache"),
     "KQEq": ("kqeq.estimator", "KQEq"),
     "KQEqCalculator": ("kqeq.calculator", "KQEqCalculator"),
     "Prediction": ("kqeq.potential", "Prediction"),
@@ -41,6 +43,7 @@ _NAMES: dict[str, tuple[str, str | None]] = {
 __all__ = [
     "ACKS2",
     "AtomicDipoles",
+    "DiskCache",
     "KQEq",
     "KQEqCalculator",
     "Prediction",

@@ -7,6 +7,7 @@ Follows scikit-learn's conventions for estimators; the work is done by :mod:`kqe
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from os import PathLike
 from typing import Any, overload
@@ -20,6 +21,7 @@ from kqeq.charges import QEq
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError, ModelNotFittedError
 from kqeq.evaluation import evaluate_pairs
+from kqeq.fitting.cache import DiskCache, disk_cache
 from kqeq.fitting.equations import Prior
 from kqeq.fitting.fit import FitResult, fit_potential
 from kqeq.fitting.metrics import Evaluation
@@ -133,6 +135,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         charges_key: str | None = None,
         resume: str | PathLike[str] | None = None,
         optimize: str | None = None,
+        cache: str | PathLike[str] | DiskCache | None = None,
     ) -> KQEq:
         """Fit to labelled frames.
 
@@ -156,6 +159,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             fits to dipoles or charges alone, ζ of the electronegativities by maximising the marginal likelihood
             (:mod:`kqeq.fitting.hyperparameters`).  The given values are the start and the centre of bounds; what was
             learned is in ``posterior_`` and in the report.
+        cache : path-like or DiskCache, optional
+            A folder on a fast disk for kernel features that memory has no room for; :class:`kqeq.DiskCache` says more.
 
         Returns
         -------
@@ -174,7 +179,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         settings = replace(self._settings(targets), optimize=optimize)
         keys = self._keys(charges_key)
         pairs = list(read_frames(frames, keys, weights=sample_weight))
-        self._keep(fit_potential(pairs, settings, resume=resume), charges_key)
+        disk = disk_cache(cache)
+        with nullcontext() if disk is None else disk.open() as folder:
+            self._keep(fit_potential(pairs, settings, resume=resume, cache=folder), charges_key)
         return self
 
     def update(self, frames: Any, *, sample_weight: Sequence[float] | None = None) -> KQEq:
@@ -191,7 +198,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         frames : ase.Atoms or sequence of ase.Atoms
             With labels of the kinds that the model was fitted to, under the same names; elements that it knows.
         sample_weight : sequence of float, optional
-            One weight per frame, multiplied with those in the frames.
+            As in ``fit``.
 
         Returns
         -------
@@ -202,11 +209,6 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         ------
         ModelNotFittedError, InputError, UnsupportedError
             Also if the model was loaded from a file without its posterior.
-
-        Examples
-        --------
-        >>> model = kqeq.load("model.kqeq")  # saved with posterior=True
-        >>> model.update(more_frames).save("model.kqeq", posterior=True)
         """
         potential = self._fitted()
         posterior = require_posterior(self.posterior_, "adding frames needs")

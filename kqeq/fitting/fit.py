@@ -17,6 +17,7 @@ from kqeq.atomic_write import check_writable
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
 from kqeq.errors import InputError, KQEqError, KQEqWarning
 from kqeq.fitting.blocks import LINEAR_KINDS
+from kqeq.fitting.cache import CacheFolder
 from kqeq.fitting.checkpoint import fingerprint, read_checkpoint, write_checkpoint
 from kqeq.fitting.consistency import warn_contradictions
 from kqeq.fitting.features import MEMORY_BUDGET, TrainingFrame
@@ -165,6 +166,7 @@ def fit_potential(
     settings: FitSettings,
     *,
     resume: str | PathLike[str] | None = None,
+    cache: CacheFolder | None = None,
 ) -> FitResult:
     """Fit a potential to validated frames.
 
@@ -174,6 +176,8 @@ def fit_potential(
     settings : FitSettings
     resume : path-like, optional
         Checkpoint: written after every step, and continued from if it is there.
+    cache : CacheFolder, optional
+        Where features may go that memory has no room for.
 
     Raises
     ------
@@ -225,12 +229,13 @@ def fit_potential(
             mark=fingerprint(settings, frames) if resume is not None else "",
             resume=resume,
             report=say,
+            cache=cache,
         )
         parameters, noise = learned.parameters, learned.noise
         notes += learned.table
     # a closed-form fit meets every frame once: there is nothing to keep
     budget = 0 if linear else MEMORY_BUDGET
-    problem = FitProblem(frames, parameters, noise, linear=linear, budget=budget)
+    problem = FitProblem(frames, parameters, noise, linear=linear, budget=budget, cache=cache)
     try:
         solution = (
             _solve(problem, settings, resume) if learned is None else _minimise(problem, settings, learned.u)
