@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from kqeq import datasets, errors
     from kqeq.calculator import KQEqCalculator
+    from kqeq.charge_kernel import ChargeKernel
     from kqeq.charges import ACKS2, AtomicDipoles, QEq
     from kqeq.estimator import KQEq
     from kqeq.kernels import SOAPKernel
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _NAMES: dict[str, tuple[str, str | None]] = {
     "ACKS2": ("kqeq.charges", "ACKS2"),
     "AtomicDipoles": ("kqeq.charges", "AtomicDipoles"),
+    "ChargeKernel": ("kqeq.charge_kernel", "ChargeKernel"),
     "KQEq": ("kqeq.estimator", "KQEq"),
     "KQEqCalculator": ("kqeq.calculator", "KQEqCalculator"),
     "Prediction": ("kqeq.potential", "Prediction"),
@@ -41,6 +43,7 @@ _NAMES: dict[str, tuple[str, str | None]] = {
 __all__ = [
     "ACKS2",
     "AtomicDipoles",
+    "ChargeKernel",
     "KQEq",
     "KQEqCalculator",
     "Prediction",

@@ -18,6 +18,7 @@ from ase.data import atomic_numbers
 from sklearn.base import BaseEstimator
 
 from kqeq.baseline import resolve_baseline
+from kqeq.charge_kernel import ChargeKernel
 from kqeq.charges import QEq
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError, ModelNotFittedError
@@ -30,7 +31,13 @@ from kqeq.labels import LABEL_KINDS, LabelKeys, read_frames
 from kqeq.potential import Potential, Prediction, check_properties
 from kqeq.progress import track
 from kqeq.structures import as_frames, describe, read_structure
-from kqeq.uncertainty import Posterior, require_posterior, with_uncertainty
+from kqeq.uncertainty import (
+    AnyPosterior,
+    CoupledPosterior,
+    Posterior,
+    require_posterior,
+    with_uncertainty,
+)
 
 _DEFAULT: Any = "default"
 """Marks arguments that take the package's default (``None`` means: leave this part away)."""
@@ -82,6 +89,10 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         Kernel of the logarithms of the parameters marked with ``"kernel"``; its ``delta`` is their prior standard
         deviation around the element's value (by default 0.2, for softness 0.3).  ``None`` shares descriptors and
         representatives with the electronegativity.
+    charge_aware : ChargeKernel, optional
+        Lets the short-range energy see the charges, so that it can tell charge states of one geometry apart.  Fitted
+        in a second stage, with electronegativities and site parameters held; dipole, polarizability, chemical
+        potential and hardness are derivatives of the total energy then, and the dipole is not Σ q r.
 
     Attributes
     ----------
@@ -89,7 +100,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         The fitted parameters.
     fit_report_ : FitReport
         Labels used and ignored, sizes, convergence; print it.
-    posterior_ : Posterior or None
+    posterior_ : Posterior, CoupledPosterior or None
         What the fit knows about its parameters; ``None`` for models loaded from a file without it.
     species_ : tuple of str
         Elements the model knows.
@@ -108,6 +119,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         e0: Mapping[str, float] | None = None,
         max_iterations: int = 30,
         site_kernel: SOAPKernel | None = None,
+        charge_aware: ChargeKernel | None = None,
     ) -> None:
         # a default object of its own for every model, so that set_params never reaches another
         self.electronegativity = (
@@ -123,6 +135,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.e0 = e0
         self.max_iterations = max_iterations
         self.site_kernel = site_kernel
+        self.charge_aware = charge_aware
 
     # ------------------------------------------------------------------ fit
 
@@ -178,7 +191,11 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         keys = self._keys(charges_key)
         pairs = list(read_frames(frames, keys, weights=sample_weight))
         result = fit_potential(pairs, settings, resume=resume)
-        posterior = Posterior(result.parameters, result.solution.u, result.solution.lower, result.noise)
+        posterior: AnyPosterior
+        if result.coupled is None:
+            posterior = Posterior(result.parameters, result.solution.u, result.solution.lower, result.noise)
+        else:
+            posterior = CoupledPosterior.of(result.coupled, result.noise)
         self._set_fitted(result.potential, result.report, charges_key, posterior)
         self.result_: FitResult | None = result
         return self
@@ -206,6 +223,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             e0=e0,
             max_iterations=self.max_iterations,
             site_kernel=self.site_kernel,
+            charge_aware=self.charge_aware,
         )
 
     def _keys(self, charges_key: str | None) -> LabelKeys:
@@ -216,7 +234,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         potential: Potential,
         report: FitReport,
         charges_key: str | None,
-        posterior: Posterior | None = None,
+        posterior: AnyPosterior | None = None,
     ) -> None:
         from ase.data import chemical_symbols
 
@@ -281,7 +299,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             of the time.  All by default.
         uncertainty : bool
             Also give ``energy_std``, ``forces_std``, ``charges_std`` and ``dipole_std``, standard deviations of the
-            model's values (:mod:`kqeq.uncertainty`).  Those of forces take most of the time.
+            model's values (:mod:`kqeq.uncertainty`).  Those of forces take most of the time.  With ``charge_aware``
+            only the first two, for the short-range energy at given charges.
 
         Returns
         -------

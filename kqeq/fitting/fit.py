@@ -17,6 +17,7 @@ from kqeq.atomic_write import check_writable
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
 from kqeq.errors import InputError, KQEqError, KQEqWarning
 from kqeq.fitting.blocks import LINEAR_KINDS
+from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
 from kqeq.fitting.checkpoint import fingerprint, read_checkpoint, write_checkpoint
 from kqeq.fitting.consistency import warn_contradictions
 from kqeq.fitting.features import MEMORY_BUDGET, TrainingFrame
@@ -61,6 +62,8 @@ class FitResult:
     solution : Solution
     noise : dict of str to float
         Standard deviations of the labels.
+    coupled : CoupledFit or None
+        The second stage of a fit with a charge-aware short-range energy.
     """
 
     potential: Potential
@@ -68,6 +71,7 @@ class FitResult:
     parameters: Parameters
     solution: Solution
     noise: dict[str, float]
+    coupled: CoupledFit | None = None
 
 
 def _start(problem: FitProblem) -> FloatArray:
@@ -202,6 +206,11 @@ def fit_potential(
     if settings.short_range is not None and not has_energy:
         notes.append("no energies, forces or stresses are fitted: the short-range part is left out")
     short_range = settings.short_range if has_energy else None
+    if settings.charge_aware is not None and not has_energy:
+        raise InputError(
+            "charge_aware makes the short-range energy depend on charges, but no energies, forces or stresses are "
+            "fitted; leave it out, or fit such labels"
+        )
     if settings.charges is None and not has_energy:
         raise InputError("a model without charges needs energies or forces, and no frame has any")
 
@@ -247,6 +256,14 @@ def fit_potential(
         )
     total_charges = tuple(sorted({round(s.total_charge, 6) for s in structures}))
     potential = _potential(parameters, solution.u, settings, total_charges, has_energy)
+    coupled = None
+    if settings.charge_aware is not None and parameters.energy is not None:
+        coupled = fit_charge_aware(frames, potential, parameters.energy, noise, settings.charge_aware)
+        potential = coupled.potential
+        notes.append(
+            f"charge-aware short-range energy at the charges of this fit: {len(coupled.solution.u)} parameters, loss "
+            f"{coupled.solution.loss:.6g}"
+        )
     maps = {"electronegativity": parameters.chi, "short-range": parameters.energy}
     if settings.site_kernel is not None:
         maps["site parameter"] = (
@@ -273,7 +290,7 @@ def fit_potential(
         notes=tuple(notes),
         learned=_learned_table(parameters, solution),
     )
-    return FitResult(potential, report, parameters, solution, noise)
+    return FitResult(potential, report, parameters, solution, noise, coupled)
 
 
 def _parameters(
