@@ -172,8 +172,18 @@ class ChargeView:
         return bare.finish(self.structure, kinds, self.states, self.near, self.charged.system)
 
 
-class _Problem:
-    """The second stage as a linear least-squares problem."""
+class ChargeAwareProblem:
+    """The second stage as a linear least-squares problem.
+
+    Parameters
+    ----------
+    frames : sequence of TrainingFrame
+    potential : Potential
+    part : SitePart
+        Prior of one power of the charge, and of the offsets of elements.
+    noise : mapping of str to float
+    kernel : ChargeKernel
+    """
 
     linear = True
     linear_columns: slice | None = None
@@ -238,7 +248,7 @@ def fit_charge_aware(
     noise : mapping of str to float
     kernel : ChargeKernel
     """
-    problem = _Problem(frames, potential, part, noise, kernel)
+    problem = ChargeAwareProblem(frames, potential, part, noise, kernel)
     solution = minimise(problem, np.zeros(problem.size))
     return CoupledFit(_apply(potential, part, kernel, solution.u), part, solution)
 
@@ -266,4 +276,4 @@ def _apply(potential: Potential, part: SitePart, kernel: ChargeKernel, u: FloatA
     )
 
 
-__all__ = ["ChargeView", "CoupledFit", "fit_charge_aware"]
+__all__ = ["KINDS", "ChargeAwareProblem", "ChargeView", "CoupledFit", "fit_charge_aware"]
