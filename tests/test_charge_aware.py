@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import pairwise
 
+import joblib
 import numpy as np
 import pytest
 from ase import Atoms
@@ -327,6 +328,12 @@ def test_the_second_stage_is_a_minimum(pair, water_training):
     rng = np.random.default_rng(0)
     for _ in range(2):
         assert loss(u + 1e-2 * rng.normal(size=len(u))) > best
+
+
+def test_groups_of_frames_in_parallel_give_the_same(pair, water_training):
+    with joblib.parallel_config(backend="threading", n_jobs=2):
+        again = clone(pair[1]).fit(water_training)
+    assert_array_equal(again.result_.coupled.solution.u, pair[1].result_.coupled.solution.u)
 
 
 def test_a_weak_dependence_is_the_plain_model(water_training, pair):

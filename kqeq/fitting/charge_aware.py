@@ -19,6 +19,7 @@ from functools import cached_property
 
 import numpy as np
 
+from kqeq import blas
 from kqeq.charge_kernel import ChargeKernel
 from kqeq.charged import Charged
 from kqeq.charges.base import Response
@@ -28,12 +29,16 @@ from kqeq.descriptors.base import DescriptorState, SiteJacobian
 from kqeq.fitting.blocks import deviation, target_vector, to_stress, upper_triangle
 from kqeq.fitting.features import TrainingFrame
 from kqeq.fitting.parameters import SitePart
-from kqeq.fitting.solver import JacobianKind, Solution, minimise
+from kqeq.fitting.problem import MAX_CHUNKS
+from kqeq.fitting.solver import JacobianKind, LeastSquaresProblem, Solution, Sums, minimise, sum_frames
 from kqeq.potential import Potential, SiteModel
 from kqeq.prediction import Prediction
 from kqeq.progress import track
 from kqeq.structures import Structure
-from kqeq.typing import FloatArray
+from kqeq.typing import FloatArray, IntArray
+
+FRAMES_PER_TASK = 8
+"""Frames that are summed together at least; each group returns a matrix over all parameters."""
 
 KINDS = ("energy", "forces", "stress", "dipole", "polarizability")
 """Labels that the short-range energy acts on; partition charges are not among them."""
@@ -207,11 +212,16 @@ class ChargeAwareProblem:
         """Number of parameters."""
         return (self.kernel.order + 1) * self.part.kernel_size + len(self.part.offset_mean)
 
+    def part_of(self, index: IntArray) -> ChargeAwareProblem:
+        """The same problem for some of the frames."""
+        frames = [self.frames[int(i)] for i in index]
+        return ChargeAwareProblem(frames, self.potential, self.part, self.noise, self.kernel)
+
     def rows(
         self, u: FloatArray, *, jacobian: JacobianKind
     ) -> Iterator[tuple[FloatArray, FloatArray | None]]:
         """Weighted residuals and Jacobians, frame by frame."""
-        for frame in track(self.frames, "charge-aware", total=len(self.frames)):
+        for frame in self.frames:
             kinds = [kind for kind in frame.labels.kinds if kind in KINDS]
             if not kinds:
                 continue
@@ -248,9 +258,33 @@ def fit_charge_aware(
     noise : mapping of str to float
     kernel : ChargeKernel
     """
-    problem = ChargeAwareProblem(frames, potential, part, noise, kernel)
-    solution = minimise(problem, np.zeros(problem.size))
+    # labels are without the baseline, and calculators may not travel to other processes
+    problem = ChargeAwareProblem(frames, replace(potential, baseline=None), part, noise, kernel)
+    solution = minimise(problem, np.zeros(problem.size), engine=_in_parallel)
     return CoupledFit(_apply(potential, part, kernel, solution.u), part, solution)
+
+
+def _in_parallel(problem: LeastSquaresProblem, u: FloatArray, jacobian: JacobianKind) -> Sums:
+    """Sum groups of frames through joblib, in a fixed order; see :func:`kqeq.fitting.problem.joblib_engine`."""
+    from joblib import Parallel, delayed
+
+    assert isinstance(problem, ChargeAwareProblem)
+    count = max(1, min(MAX_CHUNKS, len(problem.frames) // FRAMES_PER_TASK))
+    groups = [problem.part_of(own) for own in np.array_split(np.arange(len(problem.frames)), count)]
+    tasks = (delayed(_sums)(group, u, jacobian) for group in groups)
+    total: Sums | None = None
+    for sums in track(Parallel(return_as="generator")(tasks), "charge-aware", total=count):
+        if total is None:
+            total = sums
+        else:
+            total.add(sums)
+    assert total is not None
+    return total
+
+
+def _sums(problem: ChargeAwareProblem, u: FloatArray, jacobian: JacobianKind) -> Sums:
+    with blas.one_thread():
+        return sum_frames(problem, u, jacobian)
 
 
 def _apply(potential: Potential, part: SitePart, kernel: ChargeKernel, u: FloatArray) -> Potential:
