@@ -513,7 +513,7 @@ def test_variance_of_a_dense_model_is_that_of_the_gaussian_process(kind, made):
 
 
 def test_forces_are_derivatives_of_the_energy_in_their_uncertainty_too(made):
-    """var F_k = ∂²/∂r_k∂r'_k cov(E(r), E(r')), for any first-order change δE = Σ_i (∂E/∂f_i)(r) g(p_i(r)) of each part."""
+    """var F_k = ∂²/∂r_k∂r'_k cov(E(r), E(r')) of first-order changes δE = Σ_i (∂E/∂f_i)(r) g(p_i(r)) of each part."""
     model = KQEq(
         small_kernel(3.0, n_representatives=3),
         small_kernel(3.5, n_representatives=2, zeta=4),
