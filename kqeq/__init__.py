@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from kqeq import datasets, errors
     from kqeq.calculator import KQEqCalculator
+    from kqeq.charge_kernel import ChargeKernel
     from kqeq.charges import ACKS2, AtomicDipoles, QEq
     from kqeq.estimator import KQEq
     from kqeq.fitting.cache import DiskCache
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _NAMES: dict[str, tuple[str, str | None]] = {
     "ACKS2": ("kqeq.charges", "ACKS2"),
     "AtomicDipoles": ("kqeq.charges", "AtomicDipoles"),
+    "ChargeKernel": ("kqeq.charge_kernel", "ChargeKernel"),
     "DiskCache": ("kqeq.fitting.cache", "DiskCache"),
     "KQEq": ("kqeq.estimator", "KQEq"),
     "KQEqCalculator": ("kqeq.calculator", "KQEqCalculator"),
@@ -43,6 +45,7 @@ _NAMES: dict[str, tuple[str, str | None]] = {
 __all__ = [
     "ACKS2",
     "AtomicDipoles",
+    "ChargeKernel",
     "DiskCache",
     "KQEq",
     "KQEqCalculator",

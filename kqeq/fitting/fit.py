@@ -18,6 +18,7 @@ from kqeq.charges.parameters import ENVIRONMENT_SPREADS
 from kqeq.errors import InputError, KQEqError, KQEqWarning
 from kqeq.fitting.blocks import LINEAR_KINDS
 from kqeq.fitting.cache import CacheFolder
+from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
 from kqeq.fitting.checkpoint import fingerprint, read_checkpoint, write_checkpoint
 from kqeq.fitting.consistency import warn_contradictions
 from kqeq.fitting.features import MEMORY_BUDGET, TrainingFrame
@@ -62,6 +63,8 @@ class FitResult:
     solution : Solution
     noise : dict of str to float
         Standard deviations of the labels.
+    coupled : CoupledFit or None
+        The second stage of a fit with a charge-aware short-range energy.
     """
 
     potential: Potential
@@ -69,6 +72,7 @@ class FitResult:
     parameters: Parameters
     solution: Solution
     noise: dict[str, float]
+    coupled: CoupledFit | None = None
 
 
 def _start(problem: FitProblem, solver: str) -> FloatArray:
@@ -209,6 +213,11 @@ def fit_potential(
     if settings.short_range is not None and not has_energy:
         notes.append("no energies, forces or stresses are fitted: the short-range part is left out")
     short_range = settings.short_range if has_energy else None
+    if settings.charge_aware is not None and not has_energy:
+        raise InputError(
+            "charge_aware makes the short-range energy depend on charges, but no energies, forces or stresses are "
+            "fitted; leave it out, or fit such labels"
+        )
     if settings.charges is None and not has_energy:
         raise InputError("a model without charges needs energies or forces, and no frame has any")
 
@@ -273,7 +282,16 @@ def fit_potential(
         notes=tuple(notes),
     )
     charges = [structure.total_charge for structure in structures]
-    return finish(parameters, solution, noise, settings, report, charges, has_energy, started)
+    result = finish(parameters, solution, noise, settings, report, charges, has_energy, started)
+    if settings.charge_aware is None or parameters.energy is None:
+        return result
+    coupled = fit_charge_aware(frames, result.potential, parameters.energy, noise, settings.charge_aware)
+    note = (
+        f"charge-aware short-range energy at the charges of this fit: {len(coupled.solution.u)} parameters, loss "
+        f"{coupled.solution.loss:.6g}"
+    )
+    report = replace(result.report, notes=(*result.report.notes, note), seconds=time.perf_counter() - started)
+    return replace(result, potential=coupled.potential, report=report, coupled=coupled)
 
 
 def warn_unconverged(solution: Solution) -> None:
