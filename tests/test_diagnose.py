@@ -75,6 +75,13 @@ def test_default_softness_is_too_large_and_says_so(short_alkanes):
 # ---------------------------------------------------------------------- salt
 
 
+def whole(atoms):
+    """The structure as one fragment, with its dipole."""
+    copy = kqeq.charges.assign_fragments(atoms, [range(len(atoms))], [1.0])
+    copy.info["dipole"] = atoms.get_dipole_moment()
+    return copy
+
+
 @pytest.fixture(scope="module")
 def salt():
     return [a for a in kqeq.datasets.load("nacl") if a.info["seed"] == 1]

@@ -111,7 +111,7 @@ def _respond(arguments: argparse.Namespace) -> int:
 
     _check_outputs(arguments.json, arguments.plot, arguments.cube)
     model = load_model(arguments.model)
-    atoms = read_one(arguments.structure, "looked at")
+    atoms = read_one(arguments.structure, "studied")
     given = {"total_charge": arguments.charge, "external_field": arguments.field}
     results: dict[str, Any] = {}
     skipped = []
@@ -182,7 +182,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 
     _check_outputs(arguments.json, arguments.plot)
     model = load_model(arguments.model)
-    atoms = None if arguments.structure is None else read_one(arguments.structure, "looked at")
+    atoms = None if arguments.structure is None else read_one(arguments.structure, "studied")
     diagnosis = diagnose(model, atoms, total_charge=arguments.charge, external_field=arguments.field)
     print(diagnosis)
     if arguments.json is not None:
