@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from kqeq import datasets, errors
+    from kqeq import analysis, datasets, errors
     from kqeq.calculator import KQEqCalculator
     from kqeq.charge_kernel import ChargeKernel
     from kqeq.charges import ACKS2, AtomicDipoles, QEq
@@ -36,6 +36,7 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "Prediction": ("kqeq.potential", "Prediction"),
     "QEq": ("kqeq.charges", "QEq"),
     "SOAPKernel": ("kqeq.kernels", "SOAPKernel"),
+    "analysis": ("kqeq.analysis", None),
     "datasets": ("kqeq.datasets", None),
     "errors": ("kqeq.errors", None),
     "load": ("kqeq.storage", "load_model"),
@@ -52,6 +53,7 @@ __all__ = [
     "Prediction",
     "QEq",
     "SOAPKernel",
+    "analysis",
     "datasets",
     "errors",
     "load",
