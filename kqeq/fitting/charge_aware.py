@@ -36,7 +36,6 @@ from kqeq.fitting.solver import (
     LeastSquaresProblem,
     Solution,
     SumKind,
-    Sums,
     minimise,
     sum_frames,
 )
