@@ -22,7 +22,8 @@ from kqeq.fitting.blocks import LINEAR_KINDS
 from kqeq.fitting.consistency import warn_contradictions
 from kqeq.fitting.equations import Prior
 from kqeq.fitting.features import MEMORY_BUDGET
-from kqeq.fitting.fit import FitResult, finish, warn_unconverged
+from kqeq.fitting.fit import FitResult, finish
+from kqeq.fitting.minimisation import warn_unconverged
 from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.problem import FitProblem, joblib_engine
 from kqeq.fitting.report import FitReport
