@@ -184,7 +184,12 @@ def _prior(part: SitePart | None) -> dict[str, Any] | None:
     """The prior of one part of the parameters as plain data."""
     if part is None:
         return None
-    return {"delta": part.delta, "mean": _by_symbol(part.offset_mean), "spread": part.offset_spread}
+    return {
+        "delta": part.delta,
+        "mean": _by_symbol(part.offset_mean),
+        "spread": part.offset_spread,
+        "remainder": part.remainder,
+    }
 
 
 def _element_prior(part: LearnedPart | None) -> dict[str, Any] | None:
@@ -231,6 +236,9 @@ def _posterior(
         energy_mean=None if energy is None else _by_number(energy["mean"]),
         energy_spread=0.0 if energy is None else energy["spread"],
         elements=_elements(stored["elements"]),
+    )
+    parameters = parameters.with_remainders(
+        {name: stored[name].get("remainder", 1.0) for name in ("chi", "energy") if stored[name] is not None}
     )
     u, lower = arrays["posterior/u"], arrays["posterior/lower"]
     if u.shape != (parameters.size,) or lower.shape != (parameters.size, parameters.size):

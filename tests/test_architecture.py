@@ -35,7 +35,7 @@ LAYERS = (
     {"kernels", "representatives", "charges"},
     {"potential"},
     {"fitting"},
-    {"uncertainty"},
+    {"uncertainty", "remainder"},
     {"estimator", "storage"},
     {"selection"},
     {"calculator", "optimise", "plots", "config", "demo", "cli"},

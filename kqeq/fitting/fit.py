@@ -61,6 +61,8 @@ class FitResult:
     solution : Solution
     noise : dict of str to float
         Standard deviations of the labels.
+    frames : sequence of TrainingFrame
+        As they were fitted.
     """
 
     potential: Potential
@@ -68,6 +70,7 @@ class FitResult:
     parameters: Parameters
     solution: Solution
     noise: dict[str, float]
+    frames: Sequence[TrainingFrame] = ()
 
 
 def _start(problem: FitProblem, solver: str) -> FloatArray:
@@ -266,7 +269,8 @@ def fit_potential(
         notes=tuple(notes),
     )
     charges = [structure.total_charge for structure in structures]
-    return finish(parameters, solution, noise, settings, report, charges, has_energy, started)
+    result = finish(parameters, solution, noise, settings, report, charges, has_energy, started)
+    return replace(result, frames=frames)
 
 
 def warn_unconverged(solution: Solution) -> None:

@@ -11,6 +11,7 @@ Dimensions: p_χ, p_sr kernel features; Z elements; L learned element parameters
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,6 +38,8 @@ class SitePart:
         Prior standard deviation of the offsets; 0 fixes them.
     columns : slice
         Its stretch of the parameter vector: kernel features, then one offset per element.
+    remainder : float
+        Variance of what the sparse features miss, relative to what the prior says it is (:mod:`kqeq.remainder`).
     """
 
     feature_map: FeatureMap | None
@@ -44,6 +47,7 @@ class SitePart:
     offset_mean: dict[int, float]
     offset_spread: float
     columns: slice
+    remainder: float = 1.0
 
     @property
     def kernel_size(self) -> int:
@@ -181,6 +185,18 @@ class Parameters:
     def freeze(self, u: FloatArray) -> Parameters:
         """The same layout with the element parameters fixed at u; nothing depends on their columns any more."""
         return replace(self, charges=self.charge_model(u), learned=None)
+
+    def with_remainders(self, values: Mapping[str, float]) -> Parameters:
+        """The same with other :attr:`SitePart.remainder` of ``chi`` and ``energy``, where named."""
+        parts = {name: getattr(self, name) for name in values}
+        return replace(
+            self,
+            **{
+                name: replace(part, remainder=float(values[name]))
+                for name, part in parts.items()
+                if part is not None
+            },
+        )
 
     @property
     def patience(self) -> int | None:
