@@ -326,4 +326,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
         print(json.dumps(measure(sys.argv[2], int(sys.argv[3]))))
     else:
-        main(__doc__ or "", {"growth": growth, "qm9": qm9, "nma": nma, "nma_accuracy": nma_accuracy, "selection": selection})
+        main(
+            __doc__ or "",
+            {"growth": growth, "qm9": qm9, "nma": nma, "nma_accuracy": nma_accuracy, "selection": selection},
+        )

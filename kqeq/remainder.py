@@ -1,10 +1,11 @@
 """How much the sparse features miss, learned from the training frames themselves.
 
-The prior says how large that part of a site quantity is which the sparse features cannot express, δ² (K − Φ Φᵀ), and no
-label constrains it (:mod:`kqeq.uncertainty`).  But δ is learned from what the features *can* express, the large and smooth
-part of the quantity; the fine rest of real energies is usually much smaller than a kernel that is no smoother than it
-looks would have it (energies of water clusters: by a factor of ten in the variance).  So its variance gets a factor κ of its own for each kernel,
-chosen for the best predictions of frames that are left out: with the labels of frame f left out, all in closed form,
+The prior says how large that part of a site quantity is which the sparse features cannot express, δ² (K − Φ Φᵀ), and
+no label constrains it (:mod:`kqeq.uncertainty`).  But δ is learned from what the features *can* express, the large
+and smooth part of the quantity; the fine rest of real energies is usually much smaller than a kernel that is no
+smoother than it looks would have it (energies of water clusters: by a factor of ten in the variance).  So its
+variance gets a factor κ of its own for each kernel, chosen for the best predictions of frames that are left out: with
+the labels of frame f left out, all in closed form,
 
     y_f − ŷ_f = (1 − H_ff)⁻¹ r_f,     variance (1 − H_ff)⁻¹ + Σ_parts κ ρ_f,        H_ff = J_f H⁻¹ J_fᵀ
 

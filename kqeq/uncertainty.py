@@ -10,8 +10,9 @@ that no label constrains (theory section 3).  g is mapped through the same linea
 
     var = |L⁻¹ jᵀ|² + Σ_parts κ ( δ² m K mᵀ − |j_kernel|² )
 
-with κ = 1 unless a fit by evidence has learned it (:mod:`kqeq.remainder`), K the kernel between all atoms of the structure, j_kernel = δ m Φ the part's stretch of j.  If every training
-environment is a representative this is the variance of the exact Gaussian process.
+with κ = 1 unless a fit by evidence has learned it (:mod:`kqeq.remainder`), K the kernel between all atoms of the
+structure, j_kernel = δ m Φ the part's stretch of j.  If every training environment is a representative this is the
+variance of the exact Gaussian process.
 
 A force is a functional of g *and* of its gradient, Σ_i a_i ∂g_i/∂r + Σ_i b_i g_i, with covariances
 

@@ -142,5 +142,8 @@ def test_selection_sees_the_factor(water_training, water_systems):
     one = _candidate(model.posterior_, read_structure(pool[0]), "energy")
     assert_close(_covariance(one, one), one.variance, rtol=1e-6, at_least=1e-9)
     assert_close(
-        one.variance[0], Uncertain(model.posterior_, one.structure).variance("energy"), rtol=1e-6, at_least=1e-9
+        one.variance[0],
+        Uncertain(model.posterior_, one.structure).variance("energy"),
+        rtol=1e-6,
+        at_least=1e-9,
     )

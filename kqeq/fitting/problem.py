@@ -20,9 +20,9 @@ from kqeq import blas
 from kqeq.errors import WorkerError
 from kqeq.fitting.blocks import frame_rows
 from kqeq.fitting.cache import CacheFiles, CacheFolder
+from kqeq.fitting.equations import Sums
 from kqeq.fitting.features import MEMORY_BUDGET, FeatureStore, TrainingFrame
 from kqeq.fitting.parameters import Parameters
-from kqeq.fitting.equations import Sums
 from kqeq.fitting.solver import CHUNK_ROWS, JacobianKind, LeastSquaresProblem, SumKind, sum_frames
 from kqeq.progress import say, track
 from kqeq.typing import FloatArray
@@ -216,7 +216,7 @@ def _results(
             failures += 1
             if failures > RETRIES:
                 raise WorkerError(
-                    f"worker processes died {failures} times in a row, out of memory perhaps: use fewer of them (n_jobs), "
+                    f"worker processes died {failures} times in a row, out of memory perhaps: use fewer (n_jobs), "
                     "or a machine with more memory. A fit with resume=path continues from its checkpoint"
                 ) from error
             say(f"a worker process died; {len(chunks) - done} of {len(chunks)} chunks are computed again")

@@ -1,11 +1,13 @@
 """More frames for a fitted model, without those it was fitted to.
 
-The posterior of a fit, N(u, H⁻¹), is the prior of what comes next (Bayes): with the old data as the quadratic form
-½ (u' − u)ᵀ H (u' − u), Gauss–Newton runs over the frames that are added, and nothing of the old ones is needed but H and u.
+The posterior of a fit, N(u, H⁻¹), is the prior of what comes next (Bayes): with the old data as the quadratic form ½
+(u' − u)ᵀ H (u' − u), Gauss–Newton runs over the frames that are added, and nothing of the old ones is needed but H
+and u.
 
-For labels that the model is linear in (dipoles, charges; energies and forces without charges) this is exact: the result
-is that of one fit to all frames with the same representatives, noises and priors.  Otherwise the quadratic form is the old
-loss only near u; the further the added frames move the parameters, the more a fit to all frames would differ.
+For labels that the model is linear in (dipoles, charges; energies and forces without charges) this is exact: the
+result is that of one fit to all frames with the same representatives, noises and priors.  Otherwise the quadratic
+form is the old loss only near u; the further the added frames move the parameters, the more a fit to all frames would
+differ.
 
 Representatives and element offsets' prior means stay as they are.
 """
@@ -79,7 +81,7 @@ def update_potential(
     if not found & set(kinds):
         raise InputError(
             f"the model was fitted to {', '.join(kinds)}, and the {len(pairs)} frames to add carry "
-            f"{', '.join(sorted(found)) or 'no labels'}; add frames with labels of those kinds, or fit again to all frames"
+            f"{', '.join(sorted(found)) or 'no labels'}; add frames with labels of those kinds, or fit again to all"
         )
     for i, (structure, _) in enumerate(pairs):
         potential.check(structure, f"frame {i}")
@@ -93,9 +95,7 @@ def update_potential(
     if potential.baseline is not None:
         frames = subtract_baseline(frames, potential.baseline)
     linear = settings.charges is None or (parameters.learned is None and used.keys() <= LINEAR_KINDS)
-    problem = FitProblem(
-        frames, parameters, noise, linear=linear, budget=0 if linear else MEMORY_BUDGET
-    )
+    problem = FitProblem(frames, parameters, noise, linear=linear, budget=0 if linear else MEMORY_BUDGET)
     try:
         solution = minimise(
             problem,
@@ -114,7 +114,9 @@ def update_potential(
         solution, loss=report.loss + solution.loss, n_residuals=report.n_residuals + solution.n_residuals
     )
     counts = Counter(report.used) + Counter(used)
-    line = f"continued from a fit to {report.n_frames} frames (loss {report.loss:.6g}) with {len(frames)} more"
+    line = (
+        f"continued from a fit to {report.n_frames} frames (loss {report.loss:.6g}) with {len(frames)} more"
+    )
     if not linear:
         line += "; the earlier ones enter through the quadratic form at their optimum"
     before = replace(
@@ -126,9 +128,7 @@ def update_potential(
         notes=(*report.notes, line),
     )
     charges = (*potential.training_charges, *(structure.total_charge for structure, _ in pairs))
-    return finish(
-        parameters, solution, dict(noise), settings, before, charges, potential.has_energy, started
-    )
+    return finish(parameters, solution, dict(noise), settings, before, charges, potential.has_energy, started)
 
 
 __all__ = ["update_potential"]
