@@ -62,6 +62,8 @@ class FitResult:
     solution : Solution
     noise : dict of str to float
         Standard deviations of the labels.
+    frames : sequence of TrainingFrame
+        As they were fitted.
     coupled : CoupledFit or None
         The second stage of a fit with a charge-aware short-range energy.
     """
@@ -71,6 +73,7 @@ class FitResult:
     parameters: Parameters
     solution: Solution
     noise: dict[str, float]
+    frames: Sequence[TrainingFrame] = ()
     coupled: CoupledFit | None = None
 
 
@@ -156,7 +159,9 @@ def fit_potential(
     problem = FitProblem(frames, parameters, noise, linear=linear, budget=budget, cache=cache)
     try:
         solution = (
-            solve(problem, settings, resume) if learned is None else minimise_from(problem, settings, learned.u)
+            solve(problem, settings, resume)
+            if learned is None
+            else minimise_from(problem, settings, learned.u)
         )
     finally:
         problem.close()
@@ -192,6 +197,7 @@ def fit_potential(
     )
     charges = [structure.total_charge for structure in structures]
     result = finish(parameters, solution, noise, settings, report, charges, has_energy, started)
+    result = replace(result, frames=frames)
     if settings.charge_aware is None or parameters.energy is None:
         return result
     coupled = fit_charge_aware(frames, result.potential, parameters.energy, noise, settings.charge_aware)
