@@ -241,26 +241,28 @@ def _pull(
         return Finding(title, UNTESTED, None, None, "", f"{error}")
     scans[name] = scan
     leak = _fraction(scan.fragment_charges[-1])
-    shown = ", ".join(f"{q:+.3f}" for q in scan.fragment_charges[-1])
     text = (
-        f"{len(groups)} fragments pulled {FAR:g} Å apart carry {shown} e (together, "
-        + ", ".join(f"{q:+.3f}" for q in scan.fragment_charges[0])
-        + "); apart, charges are whole numbers."
+        f"{len(groups)} fragments pulled {FAR:g} Å apart carry {_shown(scan.fragment_charges[-1])} e "
+        f"({_shown(scan.fragment_charges[0])} e together); once separated, charges should be whole numbers."
     )
+    if any(integers):
+        text += f" The charges {', '.join(f'{q:+g}' for q in integers)} e were given with the fragments."
     if leak > MAX_LEAK:
         return Finding(title, FLAGGED, leak, MAX_LEAK, "e", text, _leakage_remedy(potential.charges))
     verdict, remedy = OK, ""
     if abs(charge) > 1e-6:
-        text += f" The charges {', '.join(f'{q:+g}' for q in integers)} were given with the fragments."
         plain = _without_fragments(model, atoms, groups, charge)
         if plain is not None and _fraction(plain) > MAX_LEAK:
             verdict = NOTE
             remedy = (
                 "without them the total charge starts evenly spread and the fragments keep "
-                + ", ".join(f"{q:+.3f}" for q in plain)
-                + " e: use kqeq.charges.assign_fragments(atoms, groups, charges) where ions come apart"
+                + f"{_shown(plain)} e: use kqeq.charges.assign_fragments(atoms, groups, charges) where ions come apart"
             )
     return Finding(title, verdict, leak, MAX_LEAK, "e", text, remedy)
+
+
+def _shown(charges: FloatArray) -> str:
+    return ", ".join(f"{q:+.3f}" for q in np.round(charges, 3) + 0.0)
 
 
 def _spread(charge: float, groups: Sequence[Sequence[int]]) -> list[float]:
