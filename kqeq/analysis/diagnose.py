@@ -134,8 +134,8 @@ def _polarisation(potential: Potential, atoms: Atoms | None) -> tuple[ChainGrowt
     exponents = np.diff(np.log(alpha_n)) / np.diff(np.log(n))
     growth = ChainGrowth(chains.name, n, alpha_n, exponents)
     text = (
-        f"{chains.name}, {n[0]} to {n[-1]}: along the chain {alpha_n[0]:.3g} to {alpha_n[-1]:.3g} Å³, per unit "
-        f"{alpha_n[0] / n[0]:.3g} to {alpha_n[-1] / n[-1]:.3g}; at the end it grows as n^{exponents[-1]:.2f}. Additive "
+        f"{chains.name}, {n[0]} to {n[-1]}: along the chain {_short(alpha_n[0])} to {_short(alpha_n[-1])} Å³, per "
+        f"unit {_short(alpha_n[0] / n[0])} to {_short(alpha_n[-1] / n[-1])}; at the end it grows as n^{exponents[-1]:.2f}. Additive "
         "molecules have an exponent of 1"
     )
     text += ", DFT gives these chains 1.12 at C8." if chains.build is alkane else "."
@@ -148,6 +148,10 @@ def _polarisation(potential: Potential, atoms: Atoms | None) -> tuple[ChainGrowt
             else "for a metal such growth is physical; for an insulator it is not"
         )
     return growth, Finding(name, verdict, float(exponents[-1]), MAX_EXPONENT, "", text, remedy)
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000.0 else f"{value:.3g}"
 
 
 def _with_fragment(structure: Structure) -> Structure:
@@ -245,11 +249,11 @@ def _pull(
         f"{len(groups)} fragments pulled {FAR:g} Å apart carry {_shown(scan.fragment_charges[-1])} e "
         f"({_shown(scan.fragment_charges[0])} e together); once separated, charges should be whole numbers."
     )
-    if any(integers):
-        text += f" The charges {', '.join(f'{q:+g}' for q in integers)} e were given with the fragments."
     if leak > MAX_LEAK:
         return Finding(title, FLAGGED, leak, MAX_LEAK, "e", text, _leakage_remedy(potential.charges))
     verdict, remedy = OK, ""
+    if any(integers):
+        text += f" The charges {', '.join(f'{q:+g}' for q in integers)} e were given with the fragments."
     if abs(charge) > 1e-6:
         plain = _without_fragments(model, atoms, groups, charge)
         if plain is not None and _fraction(plain) > MAX_LEAK:
