@@ -17,7 +17,7 @@ from kqeq.descriptors import evaluate_states
 from kqeq.descriptors.base import Descriptor, DescriptorState
 from kqeq.kernels import FeatureMap, Similarity
 from kqeq.neighbours import Pairs
-from kqeq.potential import PROPERTIES, Potential, Prediction, in_threads_for
+from kqeq.potential import PROPERTIES, Potential, Prediction, _threads
 from kqeq.structures import Structure
 from kqeq.typing import FloatArray
 
@@ -55,17 +55,15 @@ class FixedGeometry:
         pairs : Pairs, optional
             A neighbour list that reaches the potential's cutoff.
         """
-        with in_threads_for(structure):
+        with _threads(structure):
             states = evaluate_states(potential.descriptors, structure, pairs=pairs)
             near = {
                 feature_map: feature_map.similarities(states[feature_map.descriptor], structure.numbers)
                 for feature_map in potential.feature_maps
             }
-            system = None
-            if potential.charges is not None:
-                # bound without charge where that is possible: then results do not depend on which charge came first
-                given = structure.fragment_charges is not None or structure.reference_charges is not None
-                system = potential.charges.bind(structure if given else replace(structure, total_charge=0.0))
+            # bound without charge where that is possible: then results do not depend on which charge came first
+            given = structure.fragment_charges is not None or structure.reference_charges is not None
+            system = potential.bind(structure if given else replace(structure, total_charge=0.0), near)
         return cls(potential, structure, states, near, system)
 
     def under(
@@ -91,8 +89,8 @@ class FixedGeometry:
 
     def predict(self, properties: Collection[str] = PROPERTIES) -> Prediction:
         """Predict under the conditions of the structure; see :meth:`kqeq.potential.Potential.predict`."""
-        with in_threads_for(self.structure):
-            return self.potential._finish(
+        with _threads(self.structure):
+            return self.potential.finish(
                 self.structure, properties, self.states, self.similarities, self.system
             )
 

@@ -201,6 +201,12 @@ class Potential:
                 "fit with charges=kqeq.QEq(), or remove the field"
             )
 
+    def bind(
+        self, structure: Structure, similarities: Mapping[FeatureMap, Sequence[Similarity]]
+    ) -> ChargeSystem | None:
+        """The charge problem of a geometry, factored; ``None`` without charges."""
+        return None if self.charges is None else self.charges.bind(structure)
+
     def warn_if_undetermined(self, structure: Structure) -> None:
         """Warn when a charge state is asked for whose chemical potential no label has fixed."""
         if self.charges is None or len(self.training_charges) != 1:
@@ -233,13 +239,13 @@ class Potential:
             A neighbour list that reaches ``cutoff``, for example one that is reused along a trajectory.
         """
         derivatives = _needs_derivatives(structure, properties)
-        with in_threads_for(structure):
+        with _threads(structure):
             states = evaluate_states(self.descriptors, structure, derivatives=derivatives, pairs=pairs)
             near = {
                 feature_map: feature_map.similarities(states[feature_map.descriptor], structure.numbers)
                 for feature_map in self.feature_maps
             }
-            return self._finish(structure, properties, states, near)
+            return self.finish(structure, properties, states, near)
 
     def predict_many(
         self, structures: Sequence[Structure], properties: Collection[str] = PROPERTIES
@@ -259,11 +265,11 @@ class Potential:
             }
             for i, structure in enumerate(batch):
                 own = {feature_map: lists[i] for feature_map, lists in near.items()}
-                with in_threads_for(structure):
-                    prediction = self._finish(structure, properties, states[i], own)
+                with _threads(structure):
+                    prediction = self.finish(structure, properties, states[i], own)
                 yield prediction
 
-    def _finish(
+    def finish(
         self,
         structure: Structure,
         properties: Collection[str],
@@ -273,7 +279,7 @@ class Potential:
     ) -> Prediction:
         """From descriptors and their dot products with the representatives to everything else.
 
-        ``system`` is the charge model bound to this geometry, where a caller has kept it.
+        ``system`` is the charge model bound to this geometry (:meth:`bind`), where a caller has kept it.
         """
         derivatives = _needs_derivatives(structure, properties)
         numbers = structure.numbers
@@ -300,7 +306,8 @@ class Potential:
             descriptor = self.electronegativity.feature_map.descriptor
             near = similarities[self.electronegativity.feature_map]
             chi = self.electronegativity.evaluate(near, numbers)
-            system = self.charges.bind(structure) if system is None else system
+            system = self.bind(structure, similarities) if system is None else system
+            assert system is not None
             charge_state = system.solve(chi, structure.external_field, structure.total_charge)
             if derivatives:
                 pulled = self.electronegativity.descriptor_gradient(
@@ -347,7 +354,7 @@ class Potential:
         )
 
 
-def in_threads_for(structure: Structure) -> AbstractContextManager[None]:
+def _threads(structure: Structure) -> AbstractContextManager[None]:
     """BLAS threads for one structure: one if it is small (see :mod:`kqeq.blas`)."""
     return blas.one_thread() if len(structure) <= BATCH_ATOMS else nullcontext()
 
@@ -414,6 +421,5 @@ __all__ = [
     "Prediction",
     "SiteModel",
     "check_properties",
-    "in_threads_for",
     "require_energy_model",
 ]

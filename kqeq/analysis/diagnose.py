@@ -121,11 +121,12 @@ def _polarisation(potential: Potential, atoms: Atoms | None) -> tuple[ChainGrowt
     assert potential.charges is not None
     values = []
     try:
-        for units in chains.units:
-            structure = _with_fragment(read_structure(chains.build(int(units))))
-            alpha = potential.charges.bind(structure).polarizability()
-            assert alpha is not None
-            values.append(COULOMB * float(np.linalg.eigvalsh(alpha)[-1]))
+        structures = [_with_fragment(read_structure(chains.build(int(n)))) for n in chains.units]
+        for structure in structures:
+            potential.check(structure)
+        for prediction in potential.predict_many(structures, ("polarizability",)):
+            assert prediction.polarizability is not None
+            values.append(COULOMB * float(np.linalg.eigvalsh(prediction.polarizability)[-1]))
     except KQEqError as error:
         return None, Finding(name, UNTESTED, None, None, "", f"{chains.name}: {error}")
     alpha_n, n = np.array(values), chains.units
@@ -135,8 +136,8 @@ def _polarisation(potential: Potential, atoms: Atoms | None) -> tuple[ChainGrowt
     growth = ChainGrowth(chains.name, n, alpha_n, exponents)
     text = (
         f"{chains.name}, {n[0]} to {n[-1]}: along the chain {_short(alpha_n[0])} to {_short(alpha_n[-1])} Å³, per "
-        f"unit {_short(alpha_n[0] / n[0])} to {_short(alpha_n[-1] / n[-1])}; at the end it grows as n^{exponents[-1]:.2f}. Additive "
-        "molecules have an exponent of 1"
+        f"unit {_short(alpha_n[0] / n[0])} to {_short(alpha_n[-1] / n[-1])}; at the end it grows as "
+        f"n^{exponents[-1]:.2f}. Additive molecules have an exponent of 1"
     )
     text += ", DFT gives these chains 1.12 at C8." if chains.build is alkane else "."
     verdict, remedy = OK, ""
