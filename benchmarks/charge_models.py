@@ -192,7 +192,7 @@ def draw_alkanes(curves: Mapping[str, Mapping[int, float]], path: Path) -> None:
         xlim=(1.5, 30.5),
         ylim=(1.5, 3.5),
     )
-    axes.legend(loc="upper left", bbox_to_anchor=(0.2, 1.0))
+    axes.legend(loc="lower right")
     save(axes, path)
 
 
@@ -206,7 +206,7 @@ def chain(quick: bool) -> Iterator[Row]:
 
 
 def fields(quick: bool) -> Iterator[Row]:
-    """Dipoles in strong fields, of models trained on weak ones.
+    """Dipoles in strong fields, of models trained on dipoles and polarizabilities in weak ones.
 
     Reference of the induced part: the labelled polarizability times the field (no frame exists with and without).
     """
@@ -228,7 +228,13 @@ def fields(quick: bool) -> Iterator[Row]:
         f"{name}, learned": pair[1] for name, pair in MODELS.items()
     }
     for name, model in cases.items():
-        estimator = kqeq.KQEq(kernel, None, charges=model, targets=["dipole"], noise={"dipole": 0.003})
+        estimator = kqeq.KQEq(
+            kernel,
+            None,
+            charges=model,
+            targets=["dipole", "polarizability"] if name.endswith("learned") else ["dipole"],
+            noise={"dipole": 0.003, "polarizability": 0.1 / COULOMB},
+        )
         estimator.fit(train)
         predictions = [estimator.predict(f, properties=["dipole", "polarizability"]) for f in test]
         errors = np.array([p.dipole for p in predictions]) - dipoles
