@@ -5,11 +5,11 @@ of ethane to hexane, electronegativities then from dipoles of alkanes in fields 
 at ±0.3 V/Å, octane among them, and the polarizability of longer chains.
 
 Left: dipole of octane along the field; no model has seen octane. QEq, whose charges cross the molecule as in a metal,
-overshoots; so does QEq with atomic dipoles, which mend the atom, not the chain. Charges that flow through bonds of
-finite softness do not.
+overshoots more than twofold. Charges that flow through bonds of finite softness do not.
 
-Right: the longitudinal polarizability of all-trans alkanes per carbon atom. QEq grows like a metal; ACKS2, with and
-without dipoles, saturates as DFT does.
+Right: the longitudinal polarizability of all-trans alkanes per carbon atom. QEq grows like a metal. Atomic dipoles on
+QEq mend the atom, not the chain: beyond the trained lengths it is the charges that grow. ACKS2, with and without
+dipoles, saturates as DFT does.
 
 What does not work: with the default parameters every model is off by tens of per cent; polarizability labels (or
 dipoles in fields) are needed. Electronegativities do not help: the polarizability does not depend on them. Nor do
@@ -116,7 +116,7 @@ def draw_growth(axes, models, chains):
         errors[name] = 100.0 * (values[-1] / reference[-1] - 1.0)
     axes.plot(carbons, reference, "x", color="black")
     axes.axvspan(2, 6, color="0.93", lw=0)
-    axes.text(4, 1.53, "training", color="0.4", ha="center")
+    axes.text(3.4, 2.9, "training", color="0.4", ha="center")
     axes.set(xlabel="carbon atoms n", ylabel="longitudinal polarizability / n (Å³)", ylim=(1.5, 3.0))
     return carbons[-1], errors
 
