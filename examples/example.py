@@ -68,18 +68,17 @@ def panels(
     n: int = 1, *, width: float = 3.4, height: float = 3.0, **kwargs: Any
 ) -> tuple[Figure, list[Axes]]:
     """A figure with ``n`` panels in a row, each ``width`` by ``height`` inches; and its axes, always as a list."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1, n, figsize=(width * n, height), layout="constrained", squeeze=False, **kwargs
-        )
+    plt.rcParams.update(STYLE)  # also for what is drawn later: legends, tick labels
+    figure, axes = plt.subplots(
+        1, n, figsize=(width * n, height), layout="constrained", squeeze=False, **kwargs
+    )
     return figure, list(axes[0])
 
 
 def one_legend(figure: Figure, axis: Axes) -> None:
     """One legend below all panels, with the entries of ``axis``."""
     handles, labels = axis.get_legend_handles_labels()
-    with plt.rc_context(STYLE):
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
 
 
 def short_legend(axis: Axes) -> None:
@@ -111,8 +110,7 @@ def finish(
 ) -> None:
     """Write ``NAME.png`` and ``NAME.md`` and print the table."""
     table = markdown(header, rows, notes)
-    with plt.rc_context(STYLE):
-        figure.savefig(chosen.output / f"{name}.png")
+    figure.savefig(chosen.output / f"{name}.png")
     plt.close(figure)
     (chosen.output / f"{name}.md").write_text(table, encoding="utf-8")
     print(table)

@@ -11,7 +11,14 @@
 
     [charges]
     model = "QEq"
-    hardness = { O = 12.0 }      # eV/e²; elements that are not named take the cited defaults
+    hardness = { O = 12.0 }      # eV/e²; elements that are not named take the cited defaults; or "learn", "kernel"
+
+    [site_kernel]                # for parameters marked "kernel"; without it they share the electronegativity's
+    delta = 0.2
+
+    [charge_aware]               # lets the short-range energy see the charges
+    order = 2
+    scale = 0.5                  # e
 
     [noise]
     forces = 0.05
@@ -29,10 +36,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from kqeq.charge_kernel import ChargeKernel
 from kqeq.charges import QEq, charge_model_from_dict
 from kqeq.errors import InputError
-from kqeq.estimator import KQEq, default_electronegativity, default_short_range
-from kqeq.kernels import SOAPKernel
+from kqeq.estimator import KQEq
+from kqeq.kernels import SOAPKernel, default_electronegativity, default_short_range
 
 
 def load_config(path: str | PathLike[str]) -> KQEq:
@@ -77,11 +85,17 @@ def model_from_dict(data: Mapping[str, Any]) -> KQEq:
     if unknown:
         raise InputError(f"unknown setting {unknown[0]!r}; expected some of {', '.join(known)}")
     settings: dict[str, Any] = dict(data)
-    kernels = {"electronegativity": default_electronegativity, "short_range": default_short_range}
+    kernels = {
+        "electronegativity": default_electronegativity,
+        "short_range": default_short_range,
+        "site_kernel": default_electronegativity,
+    }
     for name in kernels.keys() & settings.keys():
         settings[name] = _part(name, settings[name], partial(_kernel, name, kernels[name]()))
     if "charges" in settings:
         settings["charges"] = _part("charges", settings["charges"], _charges)
+    if "charge_aware" in settings:
+        settings["charge_aware"] = _part("charge_aware", settings["charge_aware"], _charge_kernel)
     for name in ("noise", "e0"):
         if name in settings:
             settings[name] = _numbers(name, settings[name])
@@ -122,6 +136,18 @@ def _kernel(name: str, kernel: SOAPKernel, table: dict[str, Any]) -> SOAPKernel:
             raise InputError(f"[{name}] {key} is {value!r}; expected a string")
         if key not in texts:
             _number(f"[{name}] {key}", value)
+    kernel.set_params(**table)
+    kernel.check()
+    return kernel
+
+
+def _charge_kernel(table: dict[str, Any]) -> ChargeKernel:
+    kernel = ChargeKernel()
+    known = kernel.get_params()
+    for key, value in table.items():
+        if key not in known:
+            raise InputError(f"[charge_aware] has no setting {key!r}; expected some of {', '.join(known)}")
+        _number(f"[charge_aware] {key}", value)
     kernel.set_params(**table)
     kernel.check()
     return kernel

@@ -7,43 +7,44 @@ Follows scikit-learn's conventions for estimators; the work is done by :mod:`kqe
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from numbers import Real
 from os import PathLike
 from typing import Any, overload
 
 import numpy as np
 from ase import Atoms
-from ase.data import atomic_numbers
 from sklearn.base import BaseEstimator
 
 from kqeq.baseline import resolve_baseline
+from kqeq.charge_kernel import ChargeKernel
 from kqeq.charges import QEq
 from kqeq.charges.base import ChargeModel
-from kqeq.errors import InputError, ModelNotFittedError
+from kqeq.errors import InputError, ModelNotFittedError, UnsupportedError
+from kqeq.evaluation import evaluate_pairs
+from kqeq.fitting.cache import DiskCache, disk_cache
+from kqeq.fitting.equations import Prior
 from kqeq.fitting.fit import FitResult, fit_potential
-from kqeq.fitting.metrics import Evaluation, compare
+from kqeq.fitting.metrics import Evaluation
 from kqeq.fitting.report import FitReport
-from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings
-from kqeq.kernels import SOAPKernel
-from kqeq.labels import LABEL_KINDS, LabelKeys, read_frames
+from kqeq.fitting.settings import FitSettings, complete_noise
+from kqeq.fitting.targets import element_energies
+from kqeq.fitting.update import update_potential
+from kqeq.kernels import SOAPKernel, default_electronegativity, default_short_range
+from kqeq.labels import LabelKeys, read_frames
 from kqeq.potential import Potential, Prediction, check_properties
 from kqeq.progress import track
 from kqeq.structures import as_frames, describe, read_structure
-from kqeq.uncertainty import Posterior, require_posterior, with_uncertainty
+from kqeq.uncertainty import (
+    AnyPosterior,
+    CoupledPosterior,
+    Posterior,
+    require_posterior,
+    with_uncertainty,
+)
 
 _DEFAULT: Any = "default"
 """Marks arguments that take the package's default (``None`` means: leave this part away)."""
-
-
-def default_electronegativity() -> SOAPKernel:
-    """Kernel settings of the electronegativity where none are given."""
-    return SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2)
-
-
-def default_short_range() -> SOAPKernel:
-    """Kernel settings of the short-range energy where none are given."""
-    return SOAPKernel(r_cut=5.0, n_max=8, l_max=6, sigma=0.5, zeta=4)
 
 
 class KQEq(BaseEstimator):  # type: ignore[misc]
@@ -58,7 +59,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     charges : charge model or None
         ``kqeq.QEq()`` by default.  Element parameters that it marks with ``"learn"`` are fitted together with the
         rest, from all labels and from polarizabilities, with priors around the defaults; the values are in
-        ``potential_.charges`` and in the report.
+        ``potential_.charges`` and in the report.  Hardness, polarizability and softness that it marks with ``"kernel"``
+        depend on the environment of the atom as well.
     baseline : None, "zbl" or ase.calculators.calculator.Calculator
         Subtracted from energies, forces and stresses before the fit and added in prediction.
     noise : dict, optional
@@ -77,6 +79,17 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         Energies of the elements by symbol, eV; fitted where ``None``.
     max_iterations : int
         Of the Gauss–Newton solver.
+    site_kernel : SOAPKernel, optional
+        Kernel of the logarithms of the parameters marked with ``"kernel"``; its ``delta`` is their prior standard
+        deviation around the element's value (by default 0.2, for softness 0.3).  ``None`` shares descriptors and
+        representatives with the electronegativity.
+    solver : {"auto", "cholesky", "qr"}
+        How the linear problem of each step is solved.  ``"auto"`` takes normal equations and a Cholesky factorisation
+        and turns to QR, at about three times the cost, where their condition number asks for it; the report tells.
+    charge_aware : ChargeKernel, optional
+        Lets the short-range energy see the charges, so that it can tell charge states of one geometry apart.  Fitted
+        in a second stage, with electronegativities and site parameters held; dipole, polarizability, chemical
+        potential and hardness are derivatives of the total energy then, and the dipole is not Σ q r.
 
     Attributes
     ----------
@@ -84,7 +97,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         The fitted parameters.
     fit_report_ : FitReport
         Labels used and ignored, sizes, convergence; print it.
-    posterior_ : Posterior or None
+    posterior_ : Posterior, CoupledPosterior or None
         What the fit knows about its parameters; ``None`` for models loaded from a file without it.
     species_ : tuple of str
         Elements the model knows.
@@ -102,6 +115,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         label_prefix: str = "",
         e0: Mapping[str, float] | None = None,
         max_iterations: int = 30,
+        site_kernel: SOAPKernel | None = None,
+        solver: str = "auto",
+        charge_aware: ChargeKernel | None = None,
     ) -> None:
         # a default object of its own for every model, so that set_params never reaches another
         self.electronegativity = (
@@ -116,6 +132,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.label_prefix = label_prefix
         self.e0 = e0
         self.max_iterations = max_iterations
+        self.site_kernel = site_kernel
+        self.solver = solver
+        self.charge_aware = charge_aware
 
     # ------------------------------------------------------------------ fit
 
@@ -129,6 +148,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         charges_key: str | None = None,
         resume: str | PathLike[str] | None = None,
         optimize: str | None = None,
+        cache: str | PathLike[str] | DiskCache | None = None,
     ) -> KQEq:
         """Fit to labelled frames.
 
@@ -152,6 +172,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             fits to dipoles or charges alone, ζ of the electronegativities by maximising the marginal likelihood
             (:mod:`kqeq.fitting.hyperparameters`).  The given values are the start and the centre of bounds; what was
             learned is in ``posterior_`` and in the report.
+        cache : path-like or DiskCache, optional
+            A folder on a fast disk for kernel features that memory has no room for; :class:`kqeq.DiskCache` says more.
 
         Returns
         -------
@@ -170,34 +192,83 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         settings = replace(self._settings(targets), optimize=optimize)
         keys = self._keys(charges_key)
         pairs = list(read_frames(frames, keys, weights=sample_weight))
-        result = fit_potential(pairs, settings, resume=resume)
-        posterior = Posterior(result.parameters, result.solution.u, result.solution.lower, result.noise)
-        self._set_fitted(result.potential, result.report, charges_key, posterior)
-        self.result_: FitResult | None = result
+        disk = disk_cache(cache)
+        with nullcontext() if disk is None else disk.open() as folder:
+            self._keep(fit_potential(pairs, settings, resume=resume, cache=folder), charges_key)
         return self
+
+    def update(self, frames: Any, *, sample_weight: Sequence[float] | None = None) -> KQEq:
+        """Add labelled frames to a fitted model without those that it was fitted to.
+
+        The posterior of the fit takes the place of the old data.  Where the model is linear in its labels (dipoles and
+        charges; energies and forces of models without charges) the result is that of one fit to all frames with the same
+        representatives and noises; otherwise an approximation that is good as long as the added frames do not move the
+        parameters far (:mod:`kqeq.fitting.update`).  Representatives stay as they are: for other kinds of environments,
+        fit again.
+
+        Parameters
+        ----------
+        frames : ase.Atoms or sequence of ase.Atoms
+            With labels of the kinds that the model was fitted to, under the same names; elements that it knows.
+        sample_weight : sequence of float, optional
+            As in ``fit``.
+
+        Returns
+        -------
+        KQEq
+            Itself, with the potential, report and posterior of all frames.
+
+        Raises
+        ------
+        ModelNotFittedError, InputError, UnsupportedError
+            Also if the model was loaded from a file without its posterior.
+        """
+        potential = self._fitted()
+        posterior = require_posterior(self.posterior_, "adding frames needs")
+        if isinstance(posterior, CoupledPosterior):
+            raise UnsupportedError(
+                "a charge-aware model is fitted in two stages, and its posterior is that of the second alone; fit again to "
+                "all frames"
+            )
+        pairs = list(read_frames(frames, self._keys(self.charges_key_), weights=sample_weight))
+        result = update_potential(
+            pairs,
+            self._settings(None),
+            potential,
+            posterior.parameters,
+            Prior(posterior.u, posterior.lower),
+            posterior.noise,
+            self.fit_report_,
+        )
+        self._keep(result, self.charges_key_)
+        return self
+
+    def _keep(self, result: FitResult, charges_key: str | None) -> None:
+        posterior: AnyPosterior
+        if result.coupled is None:
+            posterior = Posterior(result.parameters, result.solution.u, result.solution.lower, result.noise)
+        else:
+            posterior = CoupledPosterior.of(result.coupled, result.noise)
+        self._set_fitted(result.potential, result.report, charges_key, posterior)
 
     def _settings(self, targets: Sequence[str] | None) -> FitSettings:
         if isinstance(targets, str):
             targets = (targets,)
-        if not isinstance(self.noise or {}, Mapping):
-            raise InputError(f"noise is {self.noise!r}; expected a dict of standard deviations by label kind")
-        unknown = [kind for kind in {**(self.noise or {})} if kind not in DEFAULT_NOISE]
-        if unknown:
-            raise InputError(
-                f"noise names {', '.join(map(repr, unknown))}; expected some of {', '.join(DEFAULT_NOISE)}"
-            )
         e0 = None
         if self.e0 is not None:
-            e0 = _element_energies(self.e0)
+            e0 = element_energies(self.e0)
         return FitSettings(
             electronegativity=self.electronegativity,
             short_range=self.short_range,
             charges=self.charges,
             baseline=resolve_baseline(self.baseline),
-            noise={**DEFAULT_NOISE, **(self.noise or {})},
+            noise=complete_noise(self.noise),
             targets=None if targets is None else tuple(targets),
             e0=e0,
             max_iterations=self.max_iterations,
+            site_kernel=self.site_kernel,
+            solver=self.solver,
+            charge_aware=self.charge_aware,
         )
 
     def _keys(self, charges_key: str | None) -> LabelKeys:
@@ -208,7 +279,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         potential: Potential,
         report: FitReport,
         charges_key: str | None,
-        posterior: Posterior | None = None,
+        posterior: AnyPosterior | None = None,
     ) -> None:
         from ase.data import chemical_symbols
 
@@ -273,7 +344,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             of the time.  All by default.
         uncertainty : bool
             Also give ``energy_std``, ``forces_std``, ``charges_std`` and ``dipole_std``, standard deviations of the
-            model's values (:mod:`kqeq.uncertainty`).  Those of forces take most of the time.
+            model's values (:mod:`kqeq.uncertainty`).  Those of forces take most of the time.  With ``charge_aware``
+            only the first two, for the short-range energy at given charges.
 
         Returns
         -------
@@ -332,32 +404,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         potential = self._fitted()
         posterior = require_posterior(self.posterior_) if calibration else None
         pairs = list(read_frames(frames, self._keys(self.charges_key_)))
-        if not any(labels.kinds for _, labels in pairs):
-            raise InputError(
-                f"none of the {len(pairs)} frames carries a label; looked for {', '.join(LABEL_KINDS)} in atoms.info, "
-                f'atoms.arrays and single-point results (label_prefix="{self.label_prefix}")'
-            )
-        skipped = {}
-        if not potential.has_energy:
-            reason = "the model was fitted without energies and forces"
-            skipped = dict.fromkeys(("energy", "forces", "stress"), reason)
-        for i, (structure, _) in enumerate(pairs):
-            potential.check(structure, f"frame {i}")
-        wanted = {kind for _, labels in pairs for kind in labels.kinds}
-        predictions = potential.predict_many([structure for structure, _ in pairs], wanted)
-        if posterior is not None:
-            known = posterior
-            predictions = (
-                with_uncertainty(prediction, known, structure, wanted)
-                for prediction, (structure, _) in zip(predictions, pairs, strict=True)
-            )
-        triples = (
-            (structure, labels, prediction)
-            for (structure, labels), prediction in zip(
-                pairs, track(predictions, "evaluate", total=len(pairs)), strict=True
-            )
-        )
-        return compare(triples, skipped, None if posterior is None else posterior.noise)
+        return evaluate_pairs(potential, pairs, posterior, label_prefix=self.label_prefix)
 
     def score(self, frames: Any, y: None = None) -> float:
         """Mean coefficient of determination over the labelled quantities; 1 is perfect.
@@ -393,21 +440,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         save_model(self, path, posterior=posterior)
 
 
-def _element_energies(e0: Any) -> dict[int, float]:
-    """Validate energies by element symbol and key them by atomic number."""
-    if not isinstance(e0, Mapping):
-        raise InputError(f"e0 is {e0!r}; expected a dict of energies (eV) by element symbol, or None")
-    bad = [symbol for symbol in e0 if symbol not in atomic_numbers]
-    if bad:
-        raise InputError(f"e0 names {bad}, which are no element symbols")
-    for symbol, value in e0.items():
-        if not isinstance(value, Real) or not np.isfinite(float(value)):
-            raise InputError(f'e0["{symbol}"] is {value!r}; expected one finite energy in eV')
-    return {atomic_numbers[symbol]: float(value) for symbol, value in e0.items()}
-
-
 def _is_default(value: Any) -> bool:
     return isinstance(value, str) and value == _DEFAULT
 
 
-__all__ = ["KQEq", "default_electronegativity", "default_short_range"]
+__all__ = ["KQEq"]

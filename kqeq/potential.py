@@ -12,27 +12,28 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from ase.data import chemical_symbols
 
 from kqeq import blas
 from kqeq.baseline import Baseline
-from kqeq.charges.base import ChargeModel, ChargeState, ChargeSystem
+from kqeq.charge_kernel import ChargeCoupling, ChargeKernel
+from kqeq.charged import Charged
+from kqeq.charges.base import ChargeModel, ChargeSystem, SiteParameters
+from kqeq.charges.parameters import multiply_sites
 from kqeq.descriptors import evaluate_states, longest_cutoff
 from kqeq.descriptors.base import Descriptor, DescriptorState
 from kqeq.errors import InputError, UndeterminedWarning, UnsupportedError
 from kqeq.kernels import FeatureMap, Similarity
 from kqeq.neighbours import Pairs
+from kqeq.prediction import PROPERTIES, Prediction, check_properties
 from kqeq.structures import Structure
 from kqeq.typing import FloatArray, IntArray
 
 BATCH_ATOMS = 512
 """Atoms whose descriptors are kept at once when many structures are predicted."""
-
-PROPERTIES: tuple[str, ...] = ("energy", "forces", "stress", "charges", "dipole", "polarizability")
-"""What can be asked of a prediction."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,66 +72,6 @@ class SiteModel:
 
 
 @dataclass(frozen=True, eq=False)
-class Prediction:
-    """What a model says about one structure; ``None`` where it was not asked for or is not defined.
-
-    Attributes
-    ----------
-    energy : float
-        Total energy, eV: the sum of the next four.
-    energy_offsets, energy_short_range, energy_electrostatic, energy_baseline : float
-        Parts of the energy, eV: element offsets; short-range kernel; electronegativities, hardness, Coulomb and
-        field; baseline.
-    forces : (N, 3) array
-        eV/Å.
-    stress : (3, 3) array
-        eV/Å³ (ASE sign), symmetric; periodic structures only.
-    charges : (N,) array
-        e.
-    atomic_dipoles : (N, 3) array
-        e·Å; only for charge models that have them.
-    dipole : (3,) array
-        −∂E/∂field in e·Å, about the coordinate origin.
-    polarizability : (3, 3) array
-        e²·Å²/eV; times :data:`kqeq.constants.COULOMB` in Å³.
-    electronegativity : (N,) array
-        eV/e.
-    chemical_potential : float
-        ∂E/∂Q, eV/e.
-    hardness : float
-        ∂²E/∂Q², eV/e²; of systems that are solved iteratively only together with the polarizability.
-    total_charge : float
-        The total charge that the prediction is for, e.
-    external_field : (3,) array
-        The field that it is for, V/Å.
-    energy_std, forces_std, charges_std, dipole_std : float, (N, 3), (N,), (3,) arrays
-        Standard deviations of the quantities of the same names, with ``predict(..., uncertainty=True)``; those of the
-        model's own values, without the noise of labels (:mod:`kqeq.uncertainty`).
-    """
-
-    energy: float
-    energy_offsets: float
-    energy_short_range: float
-    energy_electrostatic: float
-    energy_baseline: float
-    forces: FloatArray | None
-    stress: FloatArray | None
-    charges: FloatArray | None
-    atomic_dipoles: FloatArray | None
-    dipole: FloatArray | None
-    polarizability: FloatArray | None
-    electronegativity: FloatArray | None
-    chemical_potential: float | None
-    hardness: float | None
-    total_charge: float
-    external_field: FloatArray
-    energy_std: float | None = None
-    forces_std: FloatArray | None = None
-    charges_std: FloatArray | None = None
-    dipole_std: FloatArray | None = None
-
-
-@dataclass(frozen=True, eq=False)
 class Potential:
     """All that prediction needs.
 
@@ -141,7 +82,8 @@ class Potential:
     energy_offsets : dict of int to float
         e0 by element, eV.
     electronegativity, charges :
-        Kernel model of χ and the charge model; both or neither.
+        Kernel model of χ and the charge model; both or neither.  The charge model alone knows the values of site
+        parameters by element; :meth:`bind` knows those in the environment.
     short_range : SiteModel, optional
         Offsets zero: they are in ``energy_offsets``.
     baseline : Baseline, optional
@@ -149,6 +91,12 @@ class Potential:
         Distinct total charges of the training frames.
     has_energy : bool
         Whether energies or forces were among the fitted labels.
+    sites : dict of str to SiteModel
+        By kind of site parameter, ln θ_i/θ(Z_i): its dependence on the environment.
+    charge_kernel : ChargeKernel, optional
+        How the short-range energy depends on charges.
+    charge_powers : tuple of SiteModel
+        Then the expansions f_b for b = 1 and up; ``short_range`` is that for b = 0.
     """
 
     species: tuple[int, ...]
@@ -159,12 +107,15 @@ class Potential:
     baseline: Baseline | None
     training_charges: tuple[float, ...]
     has_energy: bool
+    sites: Mapping[str, SiteModel] = field(default_factory=dict)
+    charge_kernel: ChargeKernel | None = None
+    charge_powers: tuple[SiteModel, ...] = ()
 
     @property
     def feature_maps(self) -> list[FeatureMap]:
-        """The feature maps of all kernel models."""
-        parts = (self.electronegativity, self.short_range)
-        return [part.feature_map for part in parts if part is not None]
+        """The feature maps of all kernel models, each once."""
+        parts = (self.electronegativity, self.short_range, *self.sites.values())
+        return list(dict.fromkeys(part.feature_map for part in parts if part is not None))
 
     @property
     def descriptors(self) -> list[Descriptor]:
@@ -201,6 +152,53 @@ class Potential:
                 "fit with charges=kqeq.QEq(), or remove the field"
             )
 
+    def site_parameters(
+        self, numbers: IntArray, similarities: Mapping[FeatureMap, Sequence[Similarity]]
+    ) -> SiteParameters | None:
+        """Hardness and the like of every atom in its environment; ``None`` without charges.
+
+        Parameters
+        ----------
+        numbers : (N,) array
+        similarities : dict
+            For (at least) the feature maps of ``sites``.
+        """
+        if self.charges is None:
+            return None
+        logarithms = {
+            kind: model.evaluate(similarities[model.feature_map], numbers)
+            for kind, model in self.sites.items()
+        }
+        return multiply_sites(self.charges.site_parameters(numbers), logarithms)
+
+    def bind(
+        self, structure: Structure, similarities: Mapping[FeatureMap, Sequence[Similarity]]
+    ) -> ChargeSystem | None:
+        """The charge problem of a geometry, factored; ``None`` without charges."""
+        if self.charges is None:
+            return None
+        return self.charges.bind(structure, self.site_parameters(structure.numbers, similarities))
+
+    def charged(
+        self,
+        structure: Structure,
+        similarities: Mapping[FeatureMap, Sequence[Similarity]],
+        system: ChargeSystem | None = None,
+    ) -> tuple[Charged, FloatArray] | None:
+        """Charges of the charge model alone, and electronegativities (N,); ``None`` without charges.
+
+        ``system`` is what :meth:`bind` gave for this geometry, where a caller has kept it.
+        """
+        if self.electronegativity is None or self.charges is None:
+            return None
+        numbers = structure.numbers
+        chi = self.electronegativity.evaluate(similarities[self.electronegativity.feature_map], numbers)
+        sites = self.site_parameters(numbers, similarities)
+        assert sites is not None
+        system = self.charges.bind(structure, sites) if system is None else system
+        state = system.solve(chi, structure.external_field, structure.total_charge)
+        return Charged(system, state, sites, tuple(self.sites)), chi
+
     def warn_if_undetermined(self, structure: Structure) -> None:
         """Warn when a charge state is asked for whose chemical potential no label has fixed."""
         if self.charges is None or len(self.training_charges) != 1:
@@ -233,13 +231,13 @@ class Potential:
             A neighbour list that reaches ``cutoff``, for example one that is reused along a trajectory.
         """
         derivatives = _needs_derivatives(structure, properties)
-        with _threads(structure):
+        with in_threads_for(structure):
             states = evaluate_states(self.descriptors, structure, derivatives=derivatives, pairs=pairs)
             near = {
                 feature_map: feature_map.similarities(states[feature_map.descriptor], structure.numbers)
                 for feature_map in self.feature_maps
             }
-            return self._finish(structure, properties, states, near)
+            return self.finish(structure, properties, states, near)
 
     def predict_many(
         self, structures: Sequence[Structure], properties: Collection[str] = PROPERTIES
@@ -259,18 +257,22 @@ class Potential:
             }
             for i, structure in enumerate(batch):
                 own = {feature_map: lists[i] for feature_map, lists in near.items()}
-                with _threads(structure):
-                    prediction = self._finish(structure, properties, states[i], own)
+                with in_threads_for(structure):
+                    prediction = self.finish(structure, properties, states[i], own)
                 yield prediction
 
-    def _finish(
+    def finish(
         self,
         structure: Structure,
         properties: Collection[str],
         states: Mapping[Descriptor, DescriptorState],
         similarities: Mapping[FeatureMap, Sequence[Similarity]],
+        system: ChargeSystem | None = None,
     ) -> Prediction:
-        """From descriptors and their dot products with the representatives to everything else."""
+        """From descriptors and their dot products with the representatives to everything else.
+
+        ``system`` is the charge model bound to this geometry (:meth:`bind`), where a caller has kept it.
+        """
         derivatives = _needs_derivatives(structure, properties)
         numbers = structure.numbers
 
@@ -282,31 +284,36 @@ class Potential:
         positions = np.zeros((len(structure), 3))
         strain = np.zeros((3, 3))
 
+        def pull(model: SiteModel, weights: FloatArray | None = None) -> None:
+            """Add weights_i ∂f_i/∂p_i to the gradient of the model's descriptor."""
+            descriptor = model.feature_map.descriptor
+            own = model.descriptor_gradient(similarities[model.feature_map], states[descriptor], weights)
+            gradients[descriptor] = gradients.get(descriptor, 0.0) + own
+
+        found = self.charged(structure, similarities, system)
+        charged, chi = (None, None) if found is None else found
         energy_short_range = 0.0
         if self.short_range is not None:
-            descriptor = self.short_range.feature_map.descriptor
             near = similarities[self.short_range.feature_map]
-            energy_short_range = float(self.short_range.evaluate(near, numbers).sum())
-            if derivatives:
-                gradients[descriptor] = self.short_range.descriptor_gradient(near, states[descriptor])
-
-        chi: FloatArray | None = None
-        system: ChargeSystem | None = None
-        charge_state: ChargeState | None = None
-        if self.electronegativity is not None and self.charges is not None:
-            descriptor = self.electronegativity.feature_map.descriptor
-            near = similarities[self.electronegativity.feature_map]
-            chi = self.electronegativity.evaluate(near, numbers)
-            system = self.charges.bind(structure)
-            charge_state = system.solve(chi, structure.external_field, structure.total_charge)
-            if derivatives:
-                pulled = self.electronegativity.descriptor_gradient(
-                    near, states[descriptor], charge_state.electronegativity_gradient()
-                )
-                gradients[descriptor] = gradients.get(descriptor, 0.0) + pulled
-                positions += charge_state.gradient()
-                if structure.periodic:
-                    strain += charge_state.strain()
+            powers = (self.short_range, *self.charge_powers)
+            expansions = np.array([model.evaluate(near, numbers) for model in powers])
+            weights = [None]
+            energy_short_range = float(expansions[0].sum())
+            if self.charge_kernel is not None and charged is not None:
+                coupling = ChargeCoupling.at(self.charge_kernel, charged.state.charges, expansions)
+                charged = replace(charged, coupling=coupling)
+                energy_short_range = coupling.energy
+                weights = [None, *coupling.weights[1:]]
+            for model, own in zip(powers, weights, strict=True):
+                if derivatives:
+                    pull(model, own)
+        if charged is not None and derivatives and self.electronegativity is not None:
+            pull(self.electronegativity, charged.electronegativity_gradient())
+            for kind, slopes in charged.site_gradients().items():
+                pull(self.sites[kind], slopes)
+            positions += charged.gradient()
+            if structure.periodic:
+                strain += charged.strain()
 
         energy_baseline = 0.0
         if self.baseline is not None:
@@ -320,8 +327,10 @@ class Potential:
             strain += pulled_back.strain
 
         # each costs a whole solution where no matrix is factored
-        responses = system is not None and (system.responses_are_cheap or "polarizability" in properties)
-        energy_electrostatic = 0.0 if charge_state is None else charge_state.energy
+        responses = charged is not None and (
+            charged.system.responses_are_cheap or "polarizability" in properties
+        )
+        energy_electrostatic = 0.0 if charged is None else charged.state.energy
         return Prediction(
             energy=energy_offsets + energy_short_range + energy_electrostatic + energy_baseline,
             energy_offsets=energy_offsets,
@@ -330,21 +339,21 @@ class Potential:
             energy_baseline=energy_baseline,
             forces=-positions if "forces" in properties else None,
             stress=_stress(strain, structure) if "stress" in properties else None,
-            charges=None if charge_state is None else charge_state.charges,
-            atomic_dipoles=None if charge_state is None else charge_state.atomic_dipoles,
-            dipole=None if charge_state is None else charge_state.dipole,
+            charges=None if charged is None else charged.state.charges,
+            atomic_dipoles=None if charged is None else charged.state.atomic_dipoles,
+            dipole=None if charged is None else charged.dipole,
             polarizability=(
-                system.polarizability() if system is not None and "polarizability" in properties else None
+                charged.polarizability() if charged is not None and "polarizability" in properties else None
             ),
             electronegativity=chi,
-            chemical_potential=None if charge_state is None else charge_state.chemical_potential,
-            hardness=system.hardness() if system is not None and responses else None,
+            chemical_potential=None if charged is None else charged.chemical_potential,
+            hardness=charged.hardness() if charged is not None and responses else None,
             total_charge=structure.total_charge,
             external_field=structure.external_field,
         )
 
 
-def _threads(structure: Structure) -> AbstractContextManager[None]:
+def in_threads_for(structure: Structure) -> AbstractContextManager[None]:
     """BLAS threads for one structure: one if it is small (see :mod:`kqeq.blas`)."""
     return blas.one_thread() if len(structure) <= BATCH_ATOMS else nullcontext()
 
@@ -374,23 +383,6 @@ def _stress(strain: FloatArray, structure: Structure) -> FloatArray | None:
     return 0.5 * (strain + strain.T) / structure.volume
 
 
-def check_properties(properties: Collection[str] | None) -> tuple[str, ...]:
-    """Validate a choice of properties; ``None`` means all.
-
-    Raises
-    ------
-    InputError
-    """
-    if properties is None:
-        return PROPERTIES
-    if isinstance(properties, str):
-        properties = (properties,)
-    unknown = [name for name in properties if name not in PROPERTIES]
-    if unknown:
-        raise InputError(f"unknown properties {unknown}; expected some of {', '.join(PROPERTIES)}")
-    return tuple(properties)
-
-
 def require_energy_model(potential: Potential) -> None:
     """Refuse energies and forces from a model that was fitted on dipoles or charges only.
 
@@ -411,5 +403,6 @@ __all__ = [
     "Prediction",
     "SiteModel",
     "check_properties",
+    "in_threads_for",
     "require_energy_model",
 ]

@@ -25,6 +25,9 @@ the sparse features only: uncertainties of forces err on the large side.
 
 Standard deviations are those of the model's own value; a label scatters around it with its noise on top.
 
+With a charge-aware short-range energy (:mod:`kqeq.fitting.charge_aware`) they cover that energy at given charges: what
+the charges themselves leave open is not in them, and charges and dipoles have none.
+
 Dimensions: N atoms, P parameters, n rows of one label.
 """
 
@@ -37,15 +40,17 @@ from functools import cached_property
 import numpy as np
 
 from kqeq.charges.base import Response
+from kqeq.charges.parameters import logarithmic_directions
 from kqeq.descriptors import evaluate_states
 from kqeq.errors import UnsupportedError
 from kqeq.fitting.blocks import BLOCKS, Linearisation
+from kqeq.fitting.charge_aware import ChargeView, CoupledFit
 from kqeq.fitting.features import TrainingFrame, compute_features
 from kqeq.fitting.parameters import Parameters, SitePart
 from kqeq.kernels import FeatureMap
 from kqeq.labels import Labels
 from kqeq.linalg import solve_lower
-from kqeq.potential import Prediction
+from kqeq.potential import Potential, Prediction
 from kqeq.structures import Structure
 from kqeq.typing import BoolArray, FloatArray
 
@@ -94,99 +99,56 @@ class LinearMap:
     sites: tuple[tuple[SitePart, FloatArray], ...]
 
 
-class Uncertain:
-    """One structure seen through a posterior; what several quantities share is computed once.
+@dataclass(frozen=True, eq=False)
+class CoupledPosterior:
+    """What a fit knows about a charge-aware short-range energy, at given charges.
+
+    Attributes
+    ----------
+    potential : Potential
+    part : SitePart
+        Prior of one power of the charge.
+    u, lower : (P,), (P, P) arrays
+        The most probable parameters, and the Cholesky factor of their precision.
+    noise : mapping of str to float
+        Standard deviation of labels by kind, as fitted.
+    """
+
+    potential: Potential
+    part: SitePart
+    u: FloatArray
+    lower: FloatArray
+    noise: Mapping[str, float]
+
+    @classmethod
+    def of(cls, fit: CoupledFit, noise: Mapping[str, float]) -> CoupledPosterior:
+        """The posterior of a second stage."""
+        return cls(fit.potential, fit.part, fit.solution.u, fit.solution.lower, noise)
+
+
+AnyPosterior = Posterior | CoupledPosterior
+
+
+class _Environments:
+    """Prior covariances between the environments of one structure.
 
     Parameters
     ----------
-    posterior : Posterior
     structure : Structure
-    forces : bool
-        Whether forces will be asked for.
+    maps : collection of FeatureMap
     """
 
-    def __init__(self, posterior: Posterior, structure: Structure, *, forces: bool = False) -> None:
-        self.posterior = posterior
+    def __init__(self, structure: Structure, maps: Collection[FeatureMap]) -> None:
         self.structure = structure
-        parameters = posterior.parameters
-        labels = Labels(forces=np.zeros((len(structure), 3))) if forces else Labels(energy=0.0)
-        frame = TrainingFrame(structure, labels, 0)
-        self.line = Linearisation(frame, compute_features(frame, parameters), parameters, posterior.u)
-        maps = {part.feature_map for part in self._kernel_parts()}
-        states = evaluate_states([m.descriptor for m in maps if m is not None], structure, derivatives=False)
-        self.values = {m: states[m.descriptor].values for m in maps if m is not None}
+        states = evaluate_states([m.descriptor for m in maps], structure, derivatives=False)
+        self.values = {m: states[m.descriptor].values for m in maps}
         self.same: BoolArray = structure.numbers[:, None] == structure.numbers[None, :]
-
-    def _kernel_parts(self) -> list[SitePart]:
-        parts = (self.posterior.parameters.chi, self.posterior.parameters.energy)
-        return [part for part in parts if part is not None and part.feature_map is not None]
-
-    def linear_map(self, kind: str) -> LinearMap:
-        """Derivatives of energy, dipole or charges; forces depend on derivatives of the sites as well."""
-        parameters = self.posterior.parameters
-        rows = BLOCKS[kind](self.line, True)[1]
-        assert rows is not None
-        sites = []
-        if kind == "energy" and parameters.energy is not None and parameters.energy.feature_map is not None:
-            sites.append((parameters.energy, np.ones((1, len(self.structure)))))
-        if parameters.chi is not None and self.line.state is not None:
-            if kind == "energy":
-                change: FloatArray | None = self.line.state.electronegativity_gradient()[None, :]
-            else:
-                change = getattr(self._site_response, kind)
-            if parameters.chi.feature_map is not None and change is not None:
-                sites.append((parameters.chi, change))
-        return LinearMap(rows, tuple(sites))
-
-    @cached_property
-    def _site_response(self) -> Response:
-        """Response to the electronegativity of each atom."""
-        system = self.line.system
-        assert system is not None
-        return system.respond(np.eye(len(self.structure)))
 
     def kernel(self, feature_map: FeatureMap) -> FloatArray:
         """K between all atoms of the structure, zero between elements, (N, N)."""
         values = self.values[feature_map]
         dots = np.clip(values @ values.T, 0.0, None)
         return np.where(self.same, dots**feature_map.zeta, 0.0)
-
-    def variance(self, kind: str) -> FloatArray:
-        """Posterior variance of each component of a quantity, (n,)."""
-        if kind == "forces":
-            rows = BLOCKS["forces"](self.line, True)[1]
-            assert rows is not None
-            remainder = self._force_remainder(rows)
-        else:
-            mapped = self.linear_map(kind)
-            rows, remainder = mapped.rows, np.zeros(len(mapped.rows))
-            for part, sites in mapped.sites:
-                assert part.feature_map is not None
-                prior = np.einsum("ni,ij,nj->n", sites, self.kernel(part.feature_map), sites, optimize=True)
-                remainder += np.maximum(part.delta**2 * prior - _explained(part, rows), 0.0)
-        scaled = solve_lower(self.posterior.lower, rows.T)
-        return np.asarray(np.einsum("pn,pn->n", scaled, scaled) + remainder)
-
-    def _force_remainder(self, rows: FloatArray) -> FloatArray:
-        """What sparse features miss in each force component, (3N,)."""
-        atoms = len(self.structure)
-        result = np.zeros(3 * atoms)
-        parameters, line = self.posterior.parameters, self.line
-        for part in self._kernel_parts():
-            assert part.feature_map is not None
-            if part is parameters.energy:
-                slopes, values = np.ones(atoms), np.zeros((3 * atoms, atoms))
-            else:
-                state = line.state
-                assert state is not None
-                response = self._site_response
-                slopes = state.electronegativity_gradient()
-                values = state.gradient_response(response).reshape(3 * atoms, atoms)
-                if line.site_jacobian is not None:
-                    values = values + line.site_jacobian.positions @ response.charges
-            prior = self._gradient_prior(part.feature_map, slopes, values)
-            result += np.maximum(part.delta**2 * prior - _explained(part, rows), 0.0)
-        return result
 
     def _gradient_prior(self, feature_map: FeatureMap, slopes: FloatArray, values: FloatArray) -> FloatArray:
         """Prior variance of Σ_i slopes_i ∂g_i/∂r_k + Σ_i values_ki g_i for every coordinate k and δ = 1, (3N,)."""
@@ -219,14 +181,156 @@ class Uncertain:
         return np.asarray((ends[0] - ends[1]) / (2.0 * STEP))
 
 
+class Uncertain(_Environments):
+    """One structure seen through a posterior; what several quantities share is computed once.
+
+    Parameters
+    ----------
+    posterior : Posterior
+    structure : Structure
+    forces : bool
+        Whether forces will be asked for.
+    """
+
+    def __init__(self, posterior: Posterior, structure: Structure, *, forces: bool = False) -> None:
+        self.posterior = posterior
+        maps = {part.feature_map for part in self._kernel_parts().values()}
+        super().__init__(structure, [m for m in maps if m is not None])
+        parameters = posterior.parameters
+        labels = Labels(forces=np.zeros((len(structure), 3))) if forces else Labels(energy=0.0)
+        frame = TrainingFrame(structure, labels, 0)
+        self.line = Linearisation(frame, compute_features(frame, parameters), parameters, posterior.u)
+
+    def _kernel_parts(self) -> dict[str, SitePart]:
+        parts = self.posterior.parameters.parts
+        return {name: part for name, part in parts.items() if part.feature_map is not None}
+
+    def linear_map(self, kind: str) -> LinearMap:
+        """Derivatives of energy, dipole or charges; forces depend on derivatives of the sites as well."""
+        parameters = self.posterior.parameters
+        rows = BLOCKS[kind](self.line, True)[1]
+        assert rows is not None
+        sites = []
+        if kind == "energy" and parameters.energy is not None and parameters.energy.feature_map is not None:
+            sites.append((parameters.energy, np.ones((1, len(self.structure)))))
+        if parameters.chi is not None and self.line.state is not None:
+            if kind == "energy":
+                change: FloatArray | None = self.line.state.electronegativity_gradient()[None, :]
+            else:
+                change = getattr(self._site_response, kind)
+            if parameters.chi.feature_map is not None and change is not None:
+                sites.append((parameters.chi, change))
+            for name, slopes in self.line.site_slopes.items():
+                change = slopes[None, :] if kind == "energy" else getattr(self._responses[name], kind)
+                if change is not None:
+                    sites.append((parameters.parts[name], change))
+        return LinearMap(rows, tuple(sites))
+
+    @cached_property
+    def _site_response(self) -> Response:
+        """Response to the electronegativity of each atom."""
+        system = self.line.system
+        assert system is not None
+        return system.respond(np.eye(len(self.structure)))
+
+    @cached_property
+    def _responses(self) -> dict[str, Response]:
+        """Responses to the logarithm of each atom's hardness and so on, for kinds that depend on the environment."""
+        state = self.line.state
+        assert state is not None
+        return {
+            name: state.respond_sites(logarithmic_directions(self.line.sites, (name,)))
+            for name in self.line.site_slopes
+        }
+
+    def variance(self, kind: str) -> FloatArray:
+        """Posterior variance of each component of a quantity, (n,)."""
+        if kind == "forces":
+            rows = BLOCKS["forces"](self.line, True)[1]
+            assert rows is not None
+            remainder = self._force_remainder(rows)
+        else:
+            mapped = self.linear_map(kind)
+            rows, remainder = mapped.rows, np.zeros(len(mapped.rows))
+            for part, sites in mapped.sites:
+                assert part.feature_map is not None
+                prior = np.einsum("ni,ij,nj->n", sites, self.kernel(part.feature_map), sites, optimize=True)
+                remainder += np.maximum(part.delta**2 * prior - _explained(part, rows), 0.0)
+        scaled = solve_lower(self.posterior.lower, rows.T)
+        return np.asarray(np.einsum("pn,pn->n", scaled, scaled) + remainder)
+
+    def _force_remainder(self, rows: FloatArray) -> FloatArray:
+        """What sparse features miss in each force component, (3N,)."""
+        atoms = len(self.structure)
+        result = np.zeros(3 * atoms)
+        parameters, line = self.posterior.parameters, self.line
+        for name, part in self._kernel_parts().items():
+            assert part.feature_map is not None
+            if part is parameters.energy:
+                slopes, values = np.ones(atoms), np.zeros((3 * atoms, atoms))
+            else:
+                state = line.state
+                assert state is not None
+                chi = part is parameters.chi
+                response = self._site_response if chi else self._responses[name]
+                slopes = state.electronegativity_gradient() if chi else line.site_slopes[name]
+                values = state.gradient_response(response).reshape(3 * atoms, atoms)
+                if line.site_jacobian is not None:
+                    values = values + line.site_jacobian.positions @ response.charges
+                for kind, change in line.site_slope_response(response).items():
+                    values = values + line.site_jacobians[kind].positions @ change
+            prior = self._gradient_prior(part.feature_map, slopes, values)
+            result += np.maximum(part.delta**2 * prior - _explained(part, rows), 0.0)
+        return result
+
+
 def _explained(part: SitePart, rows: FloatArray) -> FloatArray:
     """|j_kernel|² of each row: the prior variance that the sparse features carry, (n,)."""
     kernel = rows[:, part.columns][:, : part.kernel_size]
     return np.asarray(np.einsum("np,np->n", kernel, kernel))
 
 
+class CoupledUncertain(_Environments):
+    """One structure seen through the posterior of a charge-aware short-range energy.
+
+    With k_q(q, q') = Σ_b ψ_b ψ_b' each power b is a Gaussian process of its own: ψ_b multiplies its values, and
+    ψ'_b ∂q/∂r its values in a force.
+
+    Parameters
+    ----------
+    posterior : CoupledPosterior
+    structure : Structure
+    forces : bool
+        Whether forces will be asked for.
+    """
+
+    def __init__(self, posterior: CoupledPosterior, structure: Structure, *, forces: bool = False) -> None:
+        self.posterior = posterior
+        kernel = posterior.potential.charge_kernel
+        assert kernel is not None and posterior.part.feature_map is not None
+        self.feature_map = posterior.part.feature_map
+        super().__init__(structure, [self.feature_map])
+        self.view = ChargeView(posterior.potential, structure, kernel, derivatives=forces)
+
+    def variance(self, kind: str) -> FloatArray:
+        """Posterior variance of the energy (1,) or of the forces (3N,)."""
+        part, view, size = self.posterior.part, self.view, self.posterior.part.kernel_size
+        rows = view.rows(kind, part)
+        scaled = solve_lower(self.posterior.lower, rows.T)
+        result = np.einsum("pn,pn->n", scaled, scaled)
+        moved = view.charge_derivatives() if kind == "forces" else None
+        for b, (value, slope) in enumerate(zip(view.values, view.slopes, strict=True)):
+            if moved is None:
+                prior = np.atleast_1d(value @ self.kernel(self.feature_map) @ value)
+            else:
+                prior = self._gradient_prior(self.feature_map, value, moved * slope)
+            own = rows[:, b * size : (b + 1) * size]
+            result += np.maximum(part.delta**2 * prior - np.einsum("np,np->n", own, own), 0.0)
+        return np.asarray(result)
+
+
 def with_uncertainty(
-    prediction: Prediction, posterior: Posterior, structure: Structure, properties: Collection[str]
+    prediction: Prediction, posterior: AnyPosterior, structure: Structure, properties: Collection[str]
 ) -> Prediction:
     """A prediction with its standard deviations filled in.
 
@@ -245,6 +349,8 @@ def with_uncertainty(
         With ``energy_std`` (eV), ``forces_std`` (N, 3) (eV/Å), ``charges_std`` (N,) (e) and ``dipole_std`` (3,)
         (e·Å); ``None`` where the quantity was not asked for or is not defined.
     """
+    if isinstance(posterior, CoupledPosterior):
+        return _coupled(prediction, posterior, structure, "forces" in properties)
     has_energy = posterior.parameters.energy is not None
     forces = "forces" in properties and has_energy
     view = Uncertain(posterior, structure, forces=forces)
@@ -267,8 +373,26 @@ def with_uncertainty(
     )
 
 
-def require_posterior(posterior: Posterior | None) -> Posterior:
+def _coupled(
+    prediction: Prediction, posterior: CoupledPosterior, structure: Structure, forces: bool
+) -> Prediction:
+    """Standard deviations of energy and forces at given charges."""
+    view = CoupledUncertain(posterior, structure, forces=forces)
+    return replace(
+        prediction,
+        energy_std=float(np.sqrt(view.variance("energy")[0])),
+        forces_std=np.sqrt(view.variance("forces")).reshape(-1, 3) if forces else None,
+    )
+
+
+def require_posterior(posterior: AnyPosterior | None, what: str = "uncertainties need") -> AnyPosterior:
     """The posterior, or an error that says how to get one.
+
+    Parameters
+    ----------
+    posterior : Posterior or None
+    what : str
+        Who needs it, for the message.
 
     Raises
     ------
@@ -276,10 +400,20 @@ def require_posterior(posterior: Posterior | None) -> Posterior:
     """
     if posterior is None:
         raise UnsupportedError(
-            "uncertainties need the posterior of the fit, and this model was loaded from a file that does not hold it; "
+            f"{what} the posterior of the fit, and this model was loaded from a file that does not hold it; "
             "save it with model.save(path, posterior=True) after fitting"
         )
     return posterior
 
 
-__all__ = ["KINDS", "LinearMap", "Posterior", "Uncertain", "require_posterior", "with_uncertainty"]
+__all__ = [
+    "KINDS",
+    "AnyPosterior",
+    "CoupledPosterior",
+    "CoupledUncertain",
+    "LinearMap",
+    "Posterior",
+    "Uncertain",
+    "require_posterior",
+    "with_uncertainty",
+]

@@ -32,13 +32,15 @@ LAYERS = (
         "datasets",
     },
     {"descriptors", "electrostatics", "baseline"},
-    {"kernels", "representatives", "charges"},
-    {"potential"},
+    {"kernels", "representatives", "charges", "charge_kernel"},
+    {"charged", "prediction", "potential", "fixed_geometry"},
     {"fitting"},
-    {"uncertainty"},
+    {"uncertainty", "evaluation"},
     {"estimator", "storage"},
     {"selection"},
-    {"calculator", "optimise", "plots", "config", "demo", "cli"},
+    {"calculator", "optimise"},
+    {"analysis"},
+    {"plots", "config", "demo", "cli"},
 )
 
 LAZY = {("estimator", "storage")}

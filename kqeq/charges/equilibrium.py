@@ -100,7 +100,7 @@ class Equilibrium:
             For a field that the boundary conditions do not define.
         """
         atoms = len(self.structure)
-        reference = self.reference + (total_charge - self.reference.sum()) / atoms
+        reference = self.reference + (total_charge - self.structure.total_charge) / atoms
         self._check_field(external_field, reference)
         if self.links is None:
             external_field = self.open_directions @ external_field
@@ -206,12 +206,30 @@ class Equilibrium:
         response = self.respond_field()
         size = self.size
         slopes = response.unknowns[:size]
-        result = -np.einsum("na,nbc->abc", slopes, self.hessian_change(change, slopes), optimize=True)
+        result = -self._curvature_change(change, slopes)
         if self.links is not None and change.softness is not None:
             drops = self.links.drops(response.unknowns[size:], response.field)
             weights = 0.5 * self.softness_change(change.softness)
-            result += np.einsum("pa,pb,pc->abc", drops, drops, weights, optimize=True)
+            result += _weighted_squares(drops, weights)
         return np.asarray(result)
+
+    def _curvature_change(self, change: SiteChange, vectors: FloatArray) -> FloatArray:
+        """vectorsᵀ ∂H vectors for each of c changes, (m, m, c): what is diagonal in H needs no (n, m, c) array."""
+        atoms = len(self.structure)
+        columns = vectors.shape[1]
+        result = np.zeros((columns, columns, change.columns))
+        if change.hardness is not None:
+            result += _weighted_squares(vectors[:atoms], change.hardness)
+        if change.polarizability is not None and self.sites.polarizability is not None:
+            scale = -change.polarizability / self.sites.polarizability[:, None] ** 2
+            dipoles = vectors[atoms:].reshape(atoms, 3, columns)
+            squares = np.einsum("ika,ikb->abi", dipoles, dipoles)
+            result += squares @ scale
+        if change.width is not None:
+            moving = np.flatnonzero(change.width.any(axis=0))
+            own = self.hessian_change(SiteChange(width=change.width[:, moving]), vectors)
+            result[..., moving] += np.einsum("na,nbc->abc", vectors, own, optimize=True)
+        return result
 
     def hardness(self) -> float:
         """∂²E/∂Q²."""
@@ -306,6 +324,12 @@ class Equilibrium:
         kappa = self.sites.softness[:, None]
         logarithmic = np.divide(change, kappa, out=np.zeros_like(change), where=kappa > 0.0)
         return 0.5 * (logarithmic[self.links.i] + logarithmic[self.links.j])
+
+
+def _weighted_squares(vectors: FloatArray, weights: FloatArray) -> FloatArray:
+    """Σ_i w_ic v_ia v_ib, (m, m, c), from (N, m) vectors and (N, c) weights."""
+    squares: FloatArray = vectors.T[:, None, :] * vectors.T[None, :, :]
+    return squares @ weights
 
 
 __all__ = ["Equilibrium"]

@@ -9,16 +9,26 @@ Dimensions: N atoms, p learned parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from ase.data import chemical_symbols
 
-from kqeq.charges.base import SITE_KINDS, ChargeModel, SiteChange, SiteParameters
+from kqeq.charges.base import (
+    SITE_KINDS,
+    ChargeModel,
+    ChargeState,
+    Response,
+    SiteChange,
+    SiteParameters,
+)
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError
 from kqeq.typing import FloatArray, IntArray
+
+ENVIRONMENT_SPREADS: Mapping[str, float] = {"hardness": 0.2, "polarizability": 0.2, "softness": 0.3}
+"""Default standard deviations of the part of the logarithms that depends on the environment."""
 
 SPREADS: Mapping[str, float] = {"hardness": 0.7, "width": 0.4, "polarizability": 0.7, "softness": 1.0}
 """Default standard deviations of the logarithms: how far parameters of atoms in molecules are from the defaults."""
@@ -97,7 +107,7 @@ class ElementParameters:
         return np.asarray(self.values(u) * np.array([_UNITS.get(kind, 1.0) for kind in self.kinds]))
 
     def apply(self, model: ChargeModel, u: FloatArray) -> ChargeModel:
-        """The model with parameters in place of ``"learn"``."""
+        """The model with parameters in place of ``"learn"`` and ``"kernel"``."""
         given: dict[str, dict[str, float]] = {kind: {} for kind in model.learned}
         for kind, z, value in zip(self.kinds, self.species, self.user_values(u), strict=True):
             given[kind][chemical_symbols[z]] = float(value)
@@ -128,4 +138,55 @@ def contract_sites(gradient: SiteParameters, change: SiteChange) -> FloatArray:
     return result
 
 
-__all__ = ["SPREADS", "ElementParameters", "contract_sites"]
+def multiply_sites(sites: SiteParameters, logarithms: Mapping[str, FloatArray]) -> SiteParameters:
+    """Site parameters times exp(logarithm) of the kinds that are named, each (N,)."""
+    return replace(
+        sites, **{kind: getattr(sites, kind) * np.exp(values) for kind, values in logarithms.items()}
+    )
+
+
+def logarithmic_directions(sites: SiteParameters, kinds: Sequence[str]) -> SiteChange:
+    """∂θ/∂ln θ of every atom and kind: c = (number of kinds)·N columns, kind after kind."""
+    atoms = len(sites.hardness)
+    blocks = {}
+    for number, kind in enumerate(kinds):
+        block = np.zeros((atoms, len(kinds) * atoms))
+        own = np.arange(atoms)
+        block[own, number * atoms + own] = getattr(sites, kind)
+        blocks[kind] = block
+    return SiteChange(**blocks)
+
+
+def logarithmic_gradient(
+    state: ChargeState, sites: SiteParameters, kinds: Sequence[str]
+) -> dict[str, FloatArray]:
+    """∂E/∂ln θ_i, (N,), of the kinds that are named; ``sites`` are those of the state."""
+    gradient = state.site_gradient() if kinds else None
+    return {kind: getattr(sites, kind) * getattr(gradient, kind) for kind in kinds}
+
+
+def logarithmic_gradient_response(
+    state: ChargeState, sites: SiteParameters, kinds: Sequence[str], response: Response
+) -> dict[str, FloatArray]:
+    """Change of :func:`logarithmic_gradient` with a response, (N, c) each."""
+    if not kinds:
+        return {}
+    gradient, change, result = state.site_gradient(), state.site_gradient_response(response), {}
+    for kind in kinds:
+        result[kind] = getattr(sites, kind)[:, None] * getattr(change, kind)
+        own = None if response.sites is None else getattr(response.sites, kind)
+        if own is not None:
+            result[kind] += getattr(gradient, kind)[:, None] * own
+    return result
+
+
+__all__ = [
+    "ENVIRONMENT_SPREADS",
+    "SPREADS",
+    "ElementParameters",
+    "contract_sites",
+    "logarithmic_directions",
+    "logarithmic_gradient",
+    "logarithmic_gradient_response",
+    "multiply_sites",
+]

@@ -118,6 +118,36 @@ class EquilibriumState:
             softness = np.divide(-0.25 * pairs, kappa, out=np.zeros(atoms), where=kappa > 0.0)
         return SiteParameters(0.5 * self.charges**2, width, polarizability, softness)
 
+    def site_gradient_response(self, response: Response) -> SiteChange:
+        """Changes q ∂q, −d ∂d/α² + d² ∂α/α³ and −¼ ∂(Σ k Δ²)/κ + ¼ Σ k Δ² ∂κ/κ²; see the protocol."""
+        system, atoms = self.system, len(self.system.structure)
+        sites = SiteChange() if response.sites is None else response.sites
+        polarizability = softness = None
+        dipoles, alpha = self.atomic_dipoles, system.sites.polarizability
+        if dipoles is not None and alpha is not None:
+            change = response.unknowns[atoms : len(self.unknowns)].reshape(atoms, 3, -1)
+            polarizability = -np.einsum("ia,iac->ic", dipoles, change) / alpha[:, None] ** 2
+            if sites.polarizability is not None:
+                square = (dipoles**2).sum(axis=1)
+                polarizability += (square / alpha**3)[:, None] * sites.polarizability
+        links, kappa = system.links, system.sites.softness
+        if links is not None and kappa is not None:
+            drops = self._drops()
+            moved = links.drops(response.unknowns[len(self.unknowns) :], response.field)
+            terms = (2.0 * links.softness * drops)[:, None] * moved
+            if sites.softness is not None:
+                terms += (links.softness * drops**2)[:, None] * system.relative_softness(sites.softness)
+            soft = np.where(kappa > 0.0, kappa, np.inf)[:, None]
+            softness = -0.25 * links.collect(terms) / soft
+            if sites.softness is not None:
+                total = links.collect((links.softness * drops**2)[:, None])
+                softness += 0.25 * total * sites.softness / soft**2
+        return SiteChange(
+            hardness=self.charges[:, None] * response.charges,
+            polarizability=polarizability,
+            softness=softness,
+        )
+
     # ------------------------------------------------------------------ derivatives at fixed unknowns
 
     def gradient(self) -> FloatArray:

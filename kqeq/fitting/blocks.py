@@ -17,11 +17,15 @@ from functools import cached_property
 
 import numpy as np
 
-from kqeq.charges.base import ChargeState, ChargeSystem, Response, SiteChange
-from kqeq.charges.parameters import contract_sites
+from kqeq.charges.base import ChargeState, ChargeSystem, Response, SiteParameters
+from kqeq.charges.parameters import (
+    contract_sites,
+    logarithmic_gradient,
+    logarithmic_gradient_response,
+)
 from kqeq.descriptors.base import FeatureGradients, SiteJacobian
 from kqeq.fitting.features import FrameFeatures, TrainingFrame
-from kqeq.fitting.parameters import Parameters
+from kqeq.fitting.parameters import Parameters, SiteDirections
 from kqeq.fitting.solver import JacobianKind
 from kqeq.typing import FloatArray
 
@@ -37,12 +41,16 @@ class Linearisation:
 
     @cached_property
     def system(self) -> ChargeSystem | None:
-        """The charge problem at the current element parameters."""
-        learned, charges, structure = self.parameters.learned, self.parameters.charges, self.frame.structure
-        if learned is None or charges is None:
+        """The charge problem at the current site parameters."""
+        charges = self.parameters.charges
+        if self.parameters.learned is None or charges is None:
             return self.features.system
-        sites = learned.sites(charges, structure.numbers, self.u)
-        return charges.bind(structure, sites, many_responses=True)
+        return charges.bind(self.frame.structure, self.sites, many_responses=True)
+
+    @cached_property
+    def sites(self) -> SiteParameters:
+        """Site parameters of the atoms at the current parameters."""
+        return self.parameters.sites(self.frame.structure.numbers, self.u, self.features.sites)
 
     @cached_property
     def state(self) -> ChargeState | None:
@@ -61,18 +69,64 @@ class Linearisation:
         return self.system.respond(self.features.chi)
 
     @cached_property
-    def site_change(self) -> SiteChange | None:
-        """Change of the site parameters with the learned element parameters; ``None`` if none are learned."""
-        learned = self.parameters.learned
-        return None if learned is None else learned.directions(self.frame.structure.numbers, self.u)
+    def site_directions(self) -> SiteDirections | None:
+        """Change of the site parameters with the parameters that determine them; ``None`` if none are learned."""
+        if self.parameters.learned is None:
+            return None
+        numbers = self.frame.structure.numbers
+        return self.parameters.site_directions(self.sites, numbers, self.u, self.features.sites)
 
     @cached_property
-    def learned_response(self) -> Response | None:
-        """Response of the charge state to the learned element parameters; ``None`` if none are learned."""
-        if self.site_change is None:
+    def site_response(self) -> Response | None:
+        """Response of the charge state along :attr:`site_directions`, not mixed; ``None`` if none are learned."""
+        if self.site_directions is None:
             return None
         assert self.state is not None
-        return self.state.respond_sites(self.site_change)
+        return self.state.respond_sites(self.site_directions.change)
+
+    @cached_property
+    def site_slopes(self) -> dict[str, FloatArray]:
+        """∂E/∂ln θ_i, (N,), of the site parameters θ that depend on the environment."""
+        environment = self.parameters.environment
+        if environment is None or self.state is None:
+            return {}
+        return logarithmic_gradient(self.state, self.sites, tuple(environment.parts))
+
+    def site_slope_response(self, response: Response) -> dict[str, FloatArray]:
+        """Change of :attr:`site_slopes` with a response, (N, c) each."""
+        assert self.state is not None
+        return logarithmic_gradient_response(self.state, self.sites, tuple(self.site_slopes), response)
+
+    @cached_property
+    def site_jacobians(self) -> dict[str, SiteJacobian]:
+        """∂ln θ_i/∂r and ∂ln θ_i/∂ε of the site parameters that depend on the environment."""
+        environment, state = self.parameters.environment, self.features.site_state
+        if environment is None or state is None:
+            return {}
+        feature_map = environment.feature_map
+        near = feature_map.similarities(state, self.frame.structure.numbers)
+        shape = state.values.shape
+        coefficients = {
+            kind: feature_map.coefficients(environment.weights(kind, self.u)) for kind in environment.parts
+        }
+        return {
+            kind: state.site_jacobian(feature_map.descriptor_gradient(near, shape, own))
+            for kind, own in coefficients.items()
+        }
+
+    @cached_property
+    def site_feature_gradients(self) -> dict[str, FeatureGradients]:
+        """Σ_i ∂E/∂ln θ_i ∂²ln θ_i/∂r∂u for the kernel parameters of each kind."""
+        environment, state = self.parameters.environment, self.features.site_state
+        if environment is None or state is None or environment.fixed is not None:
+            return {}
+        numbers = self.frame.structure.numbers
+        return {
+            kind: environment.feature_map.feature_gradients(
+                state, numbers, environment.parts[kind].delta * slopes
+            )
+            for kind, slopes in self.site_slopes.items()
+        }
 
     @cached_property
     def _chi_coefficients(self) -> dict[int, FloatArray]:
@@ -115,9 +169,9 @@ def _energy(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray
             rows[0, line.parameters.chi.columns] = (
                 line.features.chi.T @ line.state.electronegativity_gradient()
             )
-            if line.parameters.learned is not None and line.site_change is not None:
-                slopes = contract_sites(line.state.site_gradient(), line.site_change)
-                rows[0, line.parameters.learned.columns] = slopes
+            if line.site_directions is not None:
+                slopes = contract_sites(line.state.site_gradient(), line.site_directions.change)
+                rows[0, line.parameters.site_columns] = line.site_directions.mix(slopes)
     return np.array([value]), rows
 
 
@@ -141,21 +195,32 @@ def _position_derivative(
     sites = None if site is None else (site.strain if strain else site.positions)
     if sites is not None:
         value += sites @ state.electronegativity_gradient()
+    logarithms = {kind: j.strain if strain else j.positions for kind, j in line.site_jacobians.items()}
+    for kind, jacobians in logarithms.items():
+        value += jacobians @ line.site_slopes[kind]
     if rows is not None:
 
         def follow(response: Response) -> FloatArray:
             """What the derivative gains as the charges change."""
             change = state.strain_response(response) if strain else state.gradient_response(response)
             block = change.reshape(n, -1)
-            return block if sites is None else block + sites @ response.charges
+            if sites is not None:
+                block = block + sites @ response.charges
+            if logarithms:
+                for kind, slopes in line.site_slope_response(response).items():
+                    block = block + logarithms[kind] @ slopes
+            return block
 
         block = follow(line.response)
         gradients = line.chi_gradients
         if gradients is not None:
             block[:, : part.kernel_size] += gradients.strain if strain else gradients.positions
         rows[:, part.columns] = block
-        if line.parameters.learned is not None and line.learned_response is not None:
-            rows[:, line.parameters.learned.columns] = follow(line.learned_response)
+        if line.site_directions is not None and line.site_response is not None:
+            rows[:, line.parameters.site_columns] = line.site_directions.mix(follow(line.site_response))
+        for kind, gradients in line.site_feature_gradients.items():
+            columns = line.parameters.parts[kind].columns
+            rows[:, columns] += gradients.strain if strain else gradients.positions
     return value, rows
 
 
@@ -172,10 +237,10 @@ _VOIGT_TRANSPOSED = np.array([0, 4, 8, 7, 6, 3])
 def _stress(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray | None]:
     value, rows = _position_derivative(line, jacobian, strain=True)
     volume = line.frame.structure.volume
-    return _to_stress(value, volume), None if rows is None else _to_stress(rows, volume)
+    return to_stress(value, volume), None if rows is None else to_stress(rows, volume)
 
 
-def _to_stress(strain: FloatArray, volume: float) -> FloatArray:
+def to_stress(strain: FloatArray, volume: float) -> FloatArray:
     """Strain derivatives (9, ...) to stress in Voigt order (6, ...)."""
     stress: FloatArray = 0.5 * (strain[_VOIGT] + strain[_VOIGT_TRANSPOSED]) / volume
     return stress
@@ -185,48 +250,51 @@ def _dipole(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray
     assert line.state is not None and line.state.dipole is not None
     if not jacobian:
         return line.state.dipole, None
-    learned = line.learned_response
+    sites = line.site_response
     assert line.response.dipole is not None
-    return line.state.dipole, _spread(line, line.response.dipole, None if learned is None else learned.dipole)
+    return line.state.dipole, _spread(line, line.response.dipole, None if sites is None else sites.dipole)
 
 
 def _charges(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray | None]:
     assert line.state is not None
     if not jacobian:
         return line.state.charges, None
-    learned = line.learned_response
-    return line.state.charges, _spread(
-        line, line.response.charges, None if learned is None else learned.charges
-    )
+    sites = line.site_response
+    return line.state.charges, _spread(line, line.response.charges, None if sites is None else sites.charges)
 
 
-def _spread(line: Linearisation, block: FloatArray, learned: FloatArray | None) -> FloatArray:
-    """Rows over the parameters of electronegativities and elements to rows over all parameters."""
+def _spread(line: Linearisation, block: FloatArray, sites: FloatArray | None) -> FloatArray:
+    """Rows over the parameters of electronegativities, and over directions of sites, to rows over all parameters."""
     assert line.parameters.chi is not None
     rows = np.zeros((len(block), line.parameters.size))
     rows[:, line.parameters.chi.columns] = block
-    if line.parameters.learned is not None and learned is not None:
-        rows[:, line.parameters.learned.columns] = learned
+    if line.site_directions is not None and sites is not None:
+        rows[:, line.parameters.site_columns] = line.site_directions.mix(sites)
     return rows
 
 
-# a symmetric tensor as six numbers whose squares add up to those of all nine components
 _UPPER = np.triu_indices(3)
 _UPPER_WEIGHTS = np.where(_UPPER[0] == _UPPER[1], 1.0, np.sqrt(2.0))
 
 
+def upper_triangle(tensor: FloatArray) -> FloatArray:
+    """A symmetric tensor (3, 3, ...) as rows (6, ...) whose squares add up to those of all nine components."""
+    rows = tensor[_UPPER]
+    return np.asarray(_UPPER_WEIGHTS.reshape(-1, *[1] * (rows.ndim - 1)) * rows)
+
+
 def _polarizability(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray | None]:
-    """It depends on element parameters only (theory section 3)."""
+    """It depends on site parameters only (theory section 3)."""
     assert line.system is not None
     alpha = line.system.polarizability()
     assert alpha is not None
-    value = _UPPER_WEIGHTS * alpha[_UPPER]
+    value = upper_triangle(alpha)
     if not jacobian:
         return value, None
     rows = np.zeros((len(value), line.parameters.size))
-    if line.parameters.learned is not None and line.site_change is not None:
-        change = line.system.polarizability_response(line.site_change)
-        rows[:, line.parameters.learned.columns] = _UPPER_WEIGHTS[:, None] * change[_UPPER]
+    if line.site_directions is not None:
+        change = line.system.polarizability_response(line.site_directions.change)
+        rows[:, line.parameters.site_columns] = line.site_directions.mix(upper_triangle(change))
     return value, rows
 
 
@@ -253,7 +321,7 @@ def target_vector(frame: TrainingFrame, kind: str) -> FloatArray:
     if kind == "stress":
         return np.asarray(value.ravel()[_VOIGT])
     if kind == "polarizability":
-        return np.asarray(_UPPER_WEIGHTS * value[_UPPER])
+        return upper_triangle(value)
     return np.asarray(value.reshape(-1))
 
 
@@ -270,7 +338,7 @@ def _linear_rows(frame: TrainingFrame, features: FrameFeatures, kind: str, size:
     if kind == "forces" and features.positions is not None:
         return -features.positions
     if kind == "stress" and features.strain is not None:
-        return _to_stress(features.strain, frame.structure.volume)
+        return to_stress(features.strain, frame.structure.volume)
     return np.zeros((target_vector(frame, kind).size, size))
 
 
@@ -319,4 +387,6 @@ __all__ = [
     "deviation",
     "frame_rows",
     "target_vector",
+    "to_stress",
+    "upper_triangle",
 ]

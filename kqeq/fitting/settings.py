@@ -9,9 +9,11 @@ from numbers import Integral, Real
 import numpy as np
 
 from kqeq.baseline import Baseline
+from kqeq.charge_kernel import ChargeKernel
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError
 from kqeq.fitting.blocks import BLOCKS
+from kqeq.fitting.equations import SOLVERS
 from kqeq.kernels import SOAPKernel
 
 DEFAULT_NOISE: Mapping[str, float] = {
@@ -44,6 +46,12 @@ class FitSettings:
     max_iterations : int
     optimize : "evidence" or None
         What noises and prior spreads are learned by; ``None`` keeps the given ones.
+    site_kernel : SOAPKernel or None
+        For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
+    solver : {"auto", "cholesky", "qr"}
+        How the linear problem of each step is solved (:mod:`kqeq.fitting.equations`).
+    charge_aware : ChargeKernel or None
+        How the short-range energy depends on charges.
     """
 
     electronegativity: SOAPKernel | None
@@ -55,6 +63,28 @@ class FitSettings:
     e0: Mapping[int, float] | None = None
     max_iterations: int = 30
     optimize: str | None = None
+    site_kernel: SOAPKernel | None = None
+    charge_aware: ChargeKernel | None = None
+    solver: str = "auto"
+
+
+def complete_noise(noise: Mapping[str, float] | None) -> dict[str, float]:
+    """Standard deviations of all label kinds; defaults where none are given.
+
+    Raises
+    ------
+    InputError
+        For anything but a mapping, and for unknown kinds.
+    """
+    if not isinstance(noise or {}, Mapping):
+        raise InputError(f"noise is {noise!r}; expected a dict of standard deviations by label kind")
+    given = dict(noise or {})
+    unknown = [kind for kind in given if kind not in DEFAULT_NOISE]
+    if unknown:
+        raise InputError(
+            f"noise names {', '.join(map(repr, unknown))}; expected some of {', '.join(DEFAULT_NOISE)}"
+        )
+    return {**DEFAULT_NOISE, **given}
 
 
 def check_settings(settings: FitSettings) -> None:
@@ -64,7 +94,7 @@ def check_settings(settings: FitSettings) -> None:
     ------
     InputError
     """
-    for kernel in (settings.electronegativity, settings.short_range):
+    for kernel in (settings.electronegativity, settings.short_range, settings.site_kernel):
         if kernel is not None:
             kernel.check()
     if (settings.electronegativity is None) != (settings.charges is None):
@@ -79,6 +109,25 @@ def check_settings(settings: FitSettings) -> None:
         )
     if settings.charges is None and settings.short_range is None:
         raise InputError("there is nothing to fit: charges and short_range are both None")
+    if settings.site_kernel is not None and not (
+        settings.charges is not None and settings.charges.environment
+    ):
+        raise InputError(
+            "site_kernel was given, but no parameter of the charge model depends on the environment; mark some with "
+            '"kernel", for example charges=kqeq.QEq(hardness="kernel"), or leave site_kernel=None'
+        )
+    if settings.charge_aware is not None:
+        if not isinstance(settings.charge_aware, ChargeKernel):
+            raise InputError(
+                f"charge_aware is {settings.charge_aware!r}; expected kqeq.ChargeKernel(...), or None"
+            )
+        settings.charge_aware.check()
+        if settings.charges is None or settings.short_range is None:
+            raise InputError(
+                "charge_aware makes the short-range energy depend on charges, but the model has no "
+                f"{'charges' if settings.charges is None else 'short-range energy'}: charges and short_range may "
+                "not be None with it"
+            )
     for kind, value in settings.noise.items():
         if kind not in BLOCKS:
             raise InputError(f"noise for unknown label kind {kind!r}; expected some of {', '.join(BLOCKS)}")
@@ -96,6 +145,8 @@ def check_settings(settings: FitSettings) -> None:
                 'determine it. Mark element parameters with "learn", for example charges=kqeq.AtomicDipoles('
                 'kqeq.ACKS2(softness="learn"), polarizability="learn"), or leave it out'
             )
+    if settings.solver not in SOLVERS:
+        raise InputError(f"solver is {settings.solver!r}; expected one of {', '.join(SOLVERS)}")
     if settings.optimize not in (None, "evidence"):
         raise InputError(f'optimize is {settings.optimize!r}; expected "evidence" or None')
     if not isinstance(settings.max_iterations, Integral) or settings.max_iterations < 1:
@@ -104,4 +155,4 @@ def check_settings(settings: FitSettings) -> None:
         )
 
 
-__all__ = ["DEFAULT_NOISE", "FitSettings", "check_settings"]
+__all__ = ["DEFAULT_NOISE", "FitSettings", "check_settings", "complete_noise"]
