@@ -366,3 +366,27 @@ def test_vibrations_follow_from_hessian_and_born_charges(frames):
     # harmonic wavenumbers from experiment: 1649, 3832, 3943; PBE0 lies a few per cent higher
     np.testing.assert_allclose(np.ravel(water.info["frequencies"]), [1649, 3832, 3943], rtol=0.05)
     assert 50 < water.info["intensities"][0] < 110  # km/mol, bending
+
+
+def test_energies_in_fields_fit_the_dipoles(frames):
+    # along one direction E(f) = E(0) - mu f - alpha f^2 / 2, whose slope at the field is minus the dipole there
+    train, test = datasets.split("fields")
+    strongest = [max(np.linalg.norm(a.info["external_field"]) for a in part) for part in (train, test)]
+    np.testing.assert_allclose(strongest, [0.1, 0.3])
+    groups = {}
+    for atoms in frames["fields"]:
+        key = (atoms.info["system"], atoms.info["seed"], atoms.positions.round(3).tobytes())
+        groups.setdefault(key, []).append(atoms)
+    compared = 0
+    for group in groups.values():
+        zero = next((a for a in group if not a.info["external_field"].any()), None)
+        for atoms in group:
+            if zero is None or atoms is zero:
+                continue
+            field = atoms.info["external_field"]
+            mean = 0.5 * (atoms.get_dipole_moment() + zero.get_dipole_moment())
+            change = atoms.get_potential_energy() - zero.get_potential_energy()
+            # trapezoidal rule; its error is of third order in the field
+            assert change == pytest.approx(-mean @ field, abs=0.01 * np.linalg.norm(field) ** 3 + 1e-5)
+            compared += 1
+    assert compared > 20

@@ -11,7 +11,7 @@ import pytest
 from conftest import NOISE, small_kernel
 from kqeq import KQEq
 from kqeq.errors import WorkerError
-from kqeq.fitting import fit as fitting
+from kqeq.fitting import minimisation as fitting
 from kqeq.fitting import problem as problems
 
 

@@ -15,13 +15,13 @@ from kqeq import KQEq
 from kqeq.archive import read_archive
 from kqeq.errors import InputError, ModelFileError
 from kqeq.fitting import checkpoint as ck
-from kqeq.fitting import fit as fitting
+from kqeq.fitting import minimisation as fitting
 
 SCRIPT = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from test_resume import make, training
-from kqeq.fitting import fit as fitting
+from kqeq.fitting import minimisation as fitting
 
 # slow enough to be caught between two checkpoints
 original = fitting.write_checkpoint
