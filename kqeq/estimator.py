@@ -19,15 +19,16 @@ from kqeq.baseline import resolve_baseline
 from kqeq.charges import QEq
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError, ModelNotFittedError
+from kqeq.evaluation import evaluate_pairs
 from kqeq.fitting.equations import Prior
 from kqeq.fitting.fit import FitResult, fit_potential
-from kqeq.fitting.metrics import Evaluation, compare
+from kqeq.fitting.metrics import Evaluation
 from kqeq.fitting.report import FitReport
-from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings
+from kqeq.fitting.settings import FitSettings, complete_noise
 from kqeq.fitting.targets import element_energies
 from kqeq.fitting.update import update_potential
 from kqeq.kernels import SOAPKernel, default_electronegativity, default_short_range
-from kqeq.labels import LABEL_KINDS, LabelKeys, read_frames
+from kqeq.labels import LabelKeys, read_frames
 from kqeq.potential import Potential, Prediction, check_properties
 from kqeq.progress import track
 from kqeq.structures import as_frames, describe, read_structure
@@ -229,13 +230,6 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     def _settings(self, targets: Sequence[str] | None) -> FitSettings:
         if isinstance(targets, str):
             targets = (targets,)
-        if not isinstance(self.noise or {}, Mapping):
-            raise InputError(f"noise is {self.noise!r}; expected a dict of standard deviations by label kind")
-        unknown = [kind for kind in {**(self.noise or {})} if kind not in DEFAULT_NOISE]
-        if unknown:
-            raise InputError(
-                f"noise names {', '.join(map(repr, unknown))}; expected some of {', '.join(DEFAULT_NOISE)}"
-            )
         e0 = None
         if self.e0 is not None:
             e0 = element_energies(self.e0)
@@ -244,7 +238,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             short_range=self.short_range,
             charges=self.charges,
             baseline=resolve_baseline(self.baseline),
-            noise={**DEFAULT_NOISE, **(self.noise or {})},
+            noise=complete_noise(self.noise),
             targets=None if targets is None else tuple(targets),
             e0=e0,
             max_iterations=self.max_iterations,
@@ -384,32 +378,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         potential = self._fitted()
         posterior = require_posterior(self.posterior_) if calibration else None
         pairs = list(read_frames(frames, self._keys(self.charges_key_)))
-        if not any(labels.kinds for _, labels in pairs):
-            raise InputError(
-                f"none of the {len(pairs)} frames carries a label; looked for {', '.join(LABEL_KINDS)} in atoms.info, "
-                f'atoms.arrays and single-point results (label_prefix="{self.label_prefix}")'
-            )
-        skipped = {}
-        if not potential.has_energy:
-            reason = "the model was fitted without energies and forces"
-            skipped = dict.fromkeys(("energy", "forces", "stress"), reason)
-        for i, (structure, _) in enumerate(pairs):
-            potential.check(structure, f"frame {i}")
-        wanted = {kind for _, labels in pairs for kind in labels.kinds}
-        predictions = potential.predict_many([structure for structure, _ in pairs], wanted)
-        if posterior is not None:
-            known = posterior
-            predictions = (
-                with_uncertainty(prediction, known, structure, wanted)
-                for prediction, (structure, _) in zip(predictions, pairs, strict=True)
-            )
-        triples = (
-            (structure, labels, prediction)
-            for (structure, labels), prediction in zip(
-                pairs, track(predictions, "evaluate", total=len(pairs)), strict=True
-            )
-        )
-        return compare(triples, skipped, None if posterior is None else posterior.noise)
+        return evaluate_pairs(potential, pairs, posterior, label_prefix=self.label_prefix)
 
     def score(self, frames: Any, y: None = None) -> float:
         """Mean coefficient of determination over the labelled quantities; 1 is perfect.

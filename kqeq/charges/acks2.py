@@ -136,11 +136,11 @@ class ACKS2(Recipe):
     ) -> Equilibrium:
         """Put the problem together, on request with atomic dipoles."""
         assert sites.softness is not None
-        links = Links.build(structure, sites.softness, self.decay, self.cutoff)
         reference = reference_charges(structure, self.reference_charges)
         what = f"the ACKS2 matrix of {len(structure)} atoms"
         provider = self._products(structure, sites, dipoles=dipoles, many_responses=many_responses)
         if provider is not None:
+            links = Links.build(structure, sites.softness, self.decay, self.cutoff)
             solver: Solver = IterativeSolver.split(
                 provider,
                 added_diagonal(sites, dipoles=dipoles, damped=damped),
@@ -152,6 +152,7 @@ class ACKS2(Recipe):
             )
             return Equilibrium.build(structure, sites, provider, solver, links, reference, damped)
         provider, hessian, elimination = build_hessian(structure, sites, dipoles=dipoles, damped=damped)
+        links = Links.build(structure, sites.softness, self.decay, self.cutoff)
         core = SplitChargeCore.build(
             hessian if elimination is None else elimination.hessian,
             links.laplacian() if len(structure) > DENSE_LAPLACIAN else links.laplacian_array(),

@@ -155,7 +155,8 @@ class Links:
     def laplacian_array(self) -> FloatArray:
         """L as an array: for small N sparse matrices cost more than they save."""
         cells = self.i * self.atoms + self.j
-        matrix = -np.bincount(cells, self.softness, minlength=self.atoms**2).reshape(self.atoms, self.atoms)
+        total = np.asarray(np.bincount(cells, self.softness, minlength=self.atoms**2), dtype=np.float64)
+        matrix: FloatArray = -total.reshape(self.atoms, self.atoms)
         matrix[np.diag_indices(self.atoms)] -= matrix.sum(axis=1)
         return matrix
 

@@ -36,7 +36,9 @@ CONDITION_LIMIT = 1e13
 """Condition number of the normal equations beyond which ``auto`` turns to QR (measured; see docs/architecture.md)."""
 
 _WHAT = "the matrix of the normal equations"
-_REMEDY = "labels or noise levels span too many orders of magnitude: check units, and raise the smallest noise"
+_REMEDY = (
+    "labels or noise levels span too many orders of magnitude: check units, and raise the smallest noise"
+)
 _BLOCK = 64
 
 

@@ -254,7 +254,10 @@ def _learn_linear(
         powers, part = state.powers, state.parameters.chi
         assert powers is not None and part is not None and part.feature_map is not None
         beside = [
-            (sign, round(float(np.clip(part.feature_map.zeta * math.exp(sign * powers.step), *ZETA_RANGE)), 3))
+            (
+                sign,
+                round(float(np.clip(part.feature_map.zeta * math.exp(sign * powers.step), *ZETA_RANGE)), 3),
+            )
             for sign in (powers.direction, -powers.direction)
         ]
         untried = [(sign, zeta) for sign, zeta in beside if zeta not in powers.tried]

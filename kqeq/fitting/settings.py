@@ -64,6 +64,25 @@ class FitSettings:
     solver: str = "auto"
 
 
+def complete_noise(noise: Mapping[str, float] | None) -> dict[str, float]:
+    """Standard deviations of all label kinds; defaults where none are given.
+
+    Raises
+    ------
+    InputError
+        For anything but a mapping, and for unknown kinds.
+    """
+    if not isinstance(noise or {}, Mapping):
+        raise InputError(f"noise is {noise!r}; expected a dict of standard deviations by label kind")
+    given = dict(noise or {})
+    unknown = [kind for kind in given if kind not in DEFAULT_NOISE]
+    if unknown:
+        raise InputError(
+            f"noise names {', '.join(map(repr, unknown))}; expected some of {', '.join(DEFAULT_NOISE)}"
+        )
+    return {**DEFAULT_NOISE, **given}
+
+
 def check_settings(settings: FitSettings) -> None:
     """Validate settings that do not depend on frames.
 
@@ -120,4 +139,4 @@ def check_settings(settings: FitSettings) -> None:
         )
 
 
-__all__ = ["DEFAULT_NOISE", "FitSettings", "check_settings"]
+__all__ = ["DEFAULT_NOISE", "FitSettings", "check_settings", "complete_noise"]

@@ -93,9 +93,7 @@ def update_potential(
     if potential.baseline is not None:
         frames = subtract_baseline(frames, potential.baseline)
     linear = settings.charges is None or (parameters.learned is None and used.keys() <= LINEAR_KINDS)
-    problem = FitProblem(
-        frames, parameters, noise, linear=linear, budget=0 if linear else MEMORY_BUDGET
-    )
+    problem = FitProblem(frames, parameters, noise, linear=linear, budget=0 if linear else MEMORY_BUDGET)
     try:
         solution = minimise(
             problem,
@@ -114,7 +112,9 @@ def update_potential(
         solution, loss=report.loss + solution.loss, n_residuals=report.n_residuals + solution.n_residuals
     )
     counts = Counter(report.used) + Counter(used)
-    line = f"continued from a fit to {report.n_frames} frames (loss {report.loss:.6g}) with {len(frames)} more"
+    line = (
+        f"continued from a fit to {report.n_frames} frames (loss {report.loss:.6g}) with {len(frames)} more"
+    )
     if not linear:
         line += "; the earlier ones enter through the quadratic form at their optimum"
     before = replace(
@@ -126,9 +126,7 @@ def update_potential(
         notes=(*report.notes, line),
     )
     charges = (*potential.training_charges, *(structure.total_charge for structure, _ in pairs))
-    return finish(
-        parameters, solution, dict(noise), settings, before, charges, potential.has_energy, started
-    )
+    return finish(parameters, solution, dict(noise), settings, before, charges, potential.has_energy, started)
 
 
 __all__ = ["update_potential"]
