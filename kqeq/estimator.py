@@ -7,6 +7,7 @@ Follows scikit-learn's conventions for estimators; the work is done by :mod:`kqe
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from os import PathLike
 from typing import Any, overload
@@ -16,10 +17,12 @@ from ase import Atoms
 from sklearn.base import BaseEstimator
 
 from kqeq.baseline import resolve_baseline
+from kqeq.charge_kernel import ChargeKernel
 from kqeq.charges import QEq
 from kqeq.charges.base import ChargeModel
-from kqeq.errors import InputError, ModelNotFittedError
+from kqeq.errors import InputError, ModelNotFittedError, UnsupportedError
 from kqeq.evaluation import evaluate_pairs
+from kqeq.fitting.cache import DiskCache, disk_cache
 from kqeq.fitting.equations import Prior
 from kqeq.fitting.fit import FitResult, fit_potential
 from kqeq.fitting.metrics import Evaluation
@@ -32,7 +35,13 @@ from kqeq.labels import LabelKeys, read_frames
 from kqeq.potential import Potential, Prediction, check_properties
 from kqeq.progress import track
 from kqeq.structures import as_frames, describe, read_structure
-from kqeq.uncertainty import Posterior, require_posterior, with_uncertainty
+from kqeq.uncertainty import (
+    AnyPosterior,
+    CoupledPosterior,
+    Posterior,
+    require_posterior,
+    with_uncertainty,
+)
 
 _DEFAULT: Any = "default"
 """Marks arguments that take the package's default (``None`` means: leave this part away)."""
@@ -77,6 +86,10 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     solver : {"auto", "cholesky", "qr"}
         How the linear problem of each step is solved.  ``"auto"`` takes normal equations and a Cholesky factorisation
         and turns to QR, at about three times the cost, where their condition number asks for it; the report tells.
+    charge_aware : ChargeKernel, optional
+        Lets the short-range energy see the charges, so that it can tell charge states of one geometry apart.  Fitted
+        in a second stage, with electronegativities and site parameters held; dipole, polarizability, chemical
+        potential and hardness are derivatives of the total energy then, and the dipole is not Σ q r.
 
     Attributes
     ----------
@@ -84,7 +97,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         The fitted parameters.
     fit_report_ : FitReport
         Labels used and ignored, sizes, convergence; print it.
-    posterior_ : Posterior or None
+    posterior_ : Posterior, CoupledPosterior or None
         What the fit knows about its parameters; ``None`` for models loaded from a file without it.
     species_ : tuple of str
         Elements the model knows.
@@ -104,6 +117,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         max_iterations: int = 30,
         site_kernel: SOAPKernel | None = None,
         solver: str = "auto",
+        charge_aware: ChargeKernel | None = None,
     ) -> None:
         # a default object of its own for every model, so that set_params never reaches another
         self.electronegativity = (
@@ -120,6 +134,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.max_iterations = max_iterations
         self.site_kernel = site_kernel
         self.solver = solver
+        self.charge_aware = charge_aware
 
     # ------------------------------------------------------------------ fit
 
@@ -133,6 +148,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         charges_key: str | None = None,
         resume: str | PathLike[str] | None = None,
         optimize: str | None = None,
+        cache: str | PathLike[str] | DiskCache | None = None,
     ) -> KQEq:
         """Fit to labelled frames.
 
@@ -156,6 +172,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             fits to dipoles or charges alone, ζ of the electronegativities by maximising the marginal likelihood
             (:mod:`kqeq.fitting.hyperparameters`).  The given values are the start and the centre of bounds; what was
             learned is in ``posterior_`` and in the report.
+        cache : path-like or DiskCache, optional
+            A folder on a fast disk for kernel features that memory has no room for; :class:`kqeq.DiskCache` says more.
 
         Returns
         -------
@@ -174,7 +192,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         settings = replace(self._settings(targets), optimize=optimize)
         keys = self._keys(charges_key)
         pairs = list(read_frames(frames, keys, weights=sample_weight))
-        self._keep(fit_potential(pairs, settings, resume=resume), charges_key)
+        disk = disk_cache(cache)
+        with nullcontext() if disk is None else disk.open() as folder:
+            self._keep(fit_potential(pairs, settings, resume=resume, cache=folder), charges_key)
         return self
 
     def update(self, frames: Any, *, sample_weight: Sequence[float] | None = None) -> KQEq:
@@ -191,7 +211,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         frames : ase.Atoms or sequence of ase.Atoms
             With labels of the kinds that the model was fitted to, under the same names; elements that it knows.
         sample_weight : sequence of float, optional
-            One weight per frame, multiplied with those in the frames.
+            As in ``fit``.
 
         Returns
         -------
@@ -202,14 +222,14 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         ------
         ModelNotFittedError, InputError, UnsupportedError
             Also if the model was loaded from a file without its posterior.
-
-        Examples
-        --------
-        >>> model = kqeq.load("model.kqeq")  # saved with posterior=True
-        >>> model.update(more_frames).save("model.kqeq", posterior=True)
         """
         potential = self._fitted()
         posterior = require_posterior(self.posterior_, "adding frames needs")
+        if isinstance(posterior, CoupledPosterior):
+            raise UnsupportedError(
+                "a charge-aware model is fitted in two stages, and its posterior is that of the second alone; fit again to "
+                "all frames"
+            )
         pairs = list(read_frames(frames, self._keys(self.charges_key_), weights=sample_weight))
         result = update_potential(
             pairs,
@@ -224,7 +244,11 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         return self
 
     def _keep(self, result: FitResult, charges_key: str | None) -> None:
-        posterior = Posterior(result.parameters, result.solution.u, result.solution.lower, result.noise)
+        posterior: AnyPosterior
+        if result.coupled is None:
+            posterior = Posterior(result.parameters, result.solution.u, result.solution.lower, result.noise)
+        else:
+            posterior = CoupledPosterior.of(result.coupled, result.noise)
         self._set_fitted(result.potential, result.report, charges_key, posterior)
 
     def _settings(self, targets: Sequence[str] | None) -> FitSettings:
@@ -244,6 +268,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             max_iterations=self.max_iterations,
             site_kernel=self.site_kernel,
             solver=self.solver,
+            charge_aware=self.charge_aware,
         )
 
     def _keys(self, charges_key: str | None) -> LabelKeys:
@@ -254,7 +279,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         potential: Potential,
         report: FitReport,
         charges_key: str | None,
-        posterior: Posterior | None = None,
+        posterior: AnyPosterior | None = None,
     ) -> None:
         from ase.data import chemical_symbols
 
@@ -319,7 +344,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             of the time.  All by default.
         uncertainty : bool
             Also give ``energy_std``, ``forces_std``, ``charges_std`` and ``dipole_std``, standard deviations of the
-            model's values (:mod:`kqeq.uncertainty`).  Those of forces take most of the time.
+            model's values (:mod:`kqeq.uncertainty`).  Those of forces take most of the time.  With ``charge_aware``
+            only the first two, for the short-range energy at given charges.
 
         Returns
         -------

@@ -10,13 +10,13 @@ from kqeq.labels import LABEL_KINDS, Labels
 from kqeq.potential import Potential
 from kqeq.progress import track
 from kqeq.structures import Structure
-from kqeq.uncertainty import Posterior, with_uncertainty
+from kqeq.uncertainty import AnyPosterior, with_uncertainty
 
 
 def evaluate_pairs(
     potential: Potential,
     pairs: Sequence[tuple[Structure, Labels]],
-    posterior: Posterior | None = None,
+    posterior: AnyPosterior | None = None,
     *,
     label_prefix: str = "",
 ) -> Evaluation:

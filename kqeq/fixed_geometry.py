@@ -90,7 +90,7 @@ class FixedGeometry:
     def predict(self, properties: Collection[str] = PROPERTIES) -> Prediction:
         """Predict under the conditions of the structure; see :meth:`kqeq.potential.Potential.predict`."""
         with in_threads_for(self.structure):
-            return self.potential._finish(
+            return self.potential.finish(
                 self.structure, properties, self.states, self.similarities, self.system
             )
 

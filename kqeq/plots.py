@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kqeq.analysis.diagnose import MAX_EXPONENT, NOVELTY_FLAG, NOVELTY_LEAST
 from kqeq.errors import InputError
 from kqeq.typing import FloatArray
 
@@ -155,6 +156,7 @@ def by_atom(axes: Axes, numbers: Any, series: Mapping[str, Any], *, label: str) 
         axes.set_xticks(atoms, [f"{chemical_symbols[z]}{i}" for i, z in enumerate(numbers)], fontsize="small")
     else:
         axes.set_xlabel("atom")
+        axes.locator_params(axis="x", integer=True)
     axes.set_ylabel(label)
     if len(series) > 1:
         axes.legend(frameon=False, fontsize="small")
@@ -194,6 +196,15 @@ def chain_growth(axes: Axes, growth: Mapping[str, ChainGrowth]) -> None:
             label=f"{name}: grows as n^{found.exponents[-1]:.2f} at the end",
         )
         axes.set_title(found.name, fontsize="medium")
+    first = next(iter(growth.values()))
+    middle = len(first.lengths) // 2
+    scale = (
+        first.polarizabilities[middle] / first.lengths[middle] / first.lengths[middle] ** (MAX_EXPONENT - 1.0)
+    )
+    guide = scale * first.lengths ** (MAX_EXPONENT - 1.0)
+    axes.plot(
+        first.lengths, guide, color="0.6", linestyle="--", label=f"slope of the limit, n^{MAX_EXPONENT:g}"
+    )
     axes.set(xlabel="length n", ylabel="polarizability along the chain / n (Å³)", ylim=(0.0, None))
     axes.legend(frameon=False, fontsize="small")
 
@@ -207,7 +218,7 @@ def dissociation(axes: Axes, scans: Mapping[str, DissociationScan]) -> None:
                 scan.fragment_charges[:, fragment],
                 color=_COLOURS[k % len(_COLOURS)],
                 linestyle=("-", "--", ":", "-.")[fragment % 4],
-                label=name if fragment == 0 else None,
+                label=f"{name} (first line, second dashed)" if fragment == 0 else None,
             )
     low, high = axes.get_ylim()
     for whole in range(int(np.floor(low)), int(np.ceil(high)) + 1):
@@ -219,6 +230,8 @@ def dissociation(axes: Axes, scans: Mapping[str, DissociationScan]) -> None:
 def charges_in_range(axes: Axes, numbers: Any, charges: FloatArray, ranges: FloatArray) -> None:
     """Charges of the atoms before the ranges that are physical."""
     atoms = np.arange(len(charges))
+    low, high = min(-1.0, float(charges.min())), max(1.0, float(charges.max()))
+    axes.set_ylim(low - 0.25 * (high - low), high + 0.25 * (high - low))
     axes.bar(
         atoms,
         ranges[:, 1] - ranges[:, 0],
@@ -291,7 +304,7 @@ def response_figure(title: str, results: Mapping[str, Any]) -> Figure:
         names.insert(0, "born_charges")
     if not names:
         raise InputError("there is nothing to draw: none of the quantities is available for this model")
-    figure, panels = _figure(len(names))
+    figure, panels = _figure(len(names), columns=3 if len(names) > 4 else 2)
     for axes, name in zip(panels, names, strict=True):
         found = results[name]
         if name in ("charge_response", "born_charges"):
@@ -300,6 +313,9 @@ def response_figure(title: str, results: Mapping[str, Any]) -> Figure:
                 series["Born charge, ⅓ trace"] = born.isotropic
             by_atom(axes, found.numbers, series, label="charge (e)")
             axes.set_title("charges")
+        elif name == "charge_scan":
+            charge_states(axes, found)
+            axes.set_title("charge states at this geometry")
         elif name == "field_scan":
             field_response(axes, found)
             axes.set_title("in a field")
@@ -350,8 +366,10 @@ def diagnosis_figure(diagnosis: Diagnosis) -> Figure:
         elif diagnosis.novelty is not None:
             label = "distance / spread of the training data"
             by_atom(axes, diagnosis.novelty.numbers, {"distance": diagnosis.novelty.relative}, label=label)
-            axes.axhline(2.0, color=_RED, linewidth=1.0, linestyle="--")
-            axes.set_title("extrapolation (flagged above the line)", fontsize="medium")
+            axes.axhline(NOVELTY_FLAG, color=_RED, linewidth=1.0, linestyle="--")
+            axes.set_title(
+                f"extrapolation (far: above the line and 1 − k > {NOVELTY_LEAST:g})", fontsize="medium"
+            )
     figure.suptitle(f"diagnosis of {diagnosis.model}")
     return figure
 

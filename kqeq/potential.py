@@ -237,7 +237,7 @@ class Potential:
                 feature_map: feature_map.similarities(states[feature_map.descriptor], structure.numbers)
                 for feature_map in self.feature_maps
             }
-            return self._finish(structure, properties, states, near)
+            return self.finish(structure, properties, states, near)
 
     def predict_many(
         self, structures: Sequence[Structure], properties: Collection[str] = PROPERTIES
@@ -258,10 +258,10 @@ class Potential:
             for i, structure in enumerate(batch):
                 own = {feature_map: lists[i] for feature_map, lists in near.items()}
                 with in_threads_for(structure):
-                    prediction = self._finish(structure, properties, states[i], own)
+                    prediction = self.finish(structure, properties, states[i], own)
                 yield prediction
 
-    def _finish(
+    def finish(
         self,
         structure: Structure,
         properties: Collection[str],

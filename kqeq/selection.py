@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kqeq.errors import InputError
+from kqeq.errors import InputError, UnsupportedError
 from kqeq.fitting.parameters import SitePart
 from kqeq.linalg import solve_lower
 from kqeq.progress import track
 from kqeq.structures import Structure, as_frames, describe, read_structure
 from kqeq.typing import FloatArray
-from kqeq.uncertainty import Posterior, Uncertain, require_posterior
+from kqeq.uncertainty import CoupledPosterior, Posterior, Uncertain, require_posterior
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -91,6 +91,11 @@ def select(model: KQEq, pool: Atoms | Sequence[Atoms], n: int, *, quantity: str 
     """
     potential = model._fitted()
     posterior = require_posterior(model.posterior_)
+    if isinstance(posterior, CoupledPosterior):
+        raise UnsupportedError(
+            "selection needs what the fit knows about all parameters together, and a model with a charge-aware "
+            "short-range energy knows those of the charges apart; select with a model without charge_aware"
+        )
     kind = _quantity(quantity, posterior)
     frames = as_frames(pool)
     if not isinstance(n, Integral) or not 1 <= n <= len(frames):

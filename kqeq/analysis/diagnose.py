@@ -15,16 +15,16 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from kqeq.analysis.dissociation import DissociationScan, connected_fragments, dissociation_scan
-from kqeq.analysis.entry import bare, fix, potential_of
+from kqeq.analysis.entry import bare, fix, formula, potential_of
 from kqeq.analysis.findings import FLAGGED, NOTE, OK, UNTESTED, ChainGrowth, Diagnosis, Finding
 from kqeq.analysis.novelty import Novelty, novelty
-from kqeq.analysis.probes import atom_chain, chains_for, polar_pair
+from kqeq.analysis.probes import alkane, atom_chain, chains_for, polar_pair
 from kqeq.analysis.ranges import charge_ranges
 from kqeq.charges import ACKS2, AtomicDipoles, QEq
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, KQEqError
 from kqeq.potential import Potential
-from kqeq.structures import Structure, conditions, describe, read_structure
+from kqeq.structures import Structure, conditions, read_structure
 from kqeq.typing import FloatArray
 
 MAX_EXPONENT = 1.3
@@ -136,8 +136,9 @@ def _polarisation(potential: Potential, atoms: Atoms | None) -> tuple[ChainGrowt
     text = (
         f"{chains.name}, {n[0]} to {n[-1]}: along the chain {alpha_n[0]:.3g} to {alpha_n[-1]:.3g} Å³, per unit "
         f"{alpha_n[0] / n[0]:.3g} to {alpha_n[-1] / n[-1]:.3g}; at the end it grows as n^{exponents[-1]:.2f}. Additive "
-        "molecules have an exponent of 1, DFT gives all-trans alkanes 1.12 at C8."
+        "molecules have an exponent of 1"
     )
+    text += ", DFT gives these chains 1.12 at C8." if chains.build is alkane else "."
     verdict, remedy = OK, ""
     if exponents[-1] > MAX_EXPONENT:
         verdict = FLAGGED if chains.insulating else NOTE
@@ -189,7 +190,7 @@ def _leakage(
     if atoms is not None and not atoms.pbc.any() and len(atoms) > 1:
         charge, _ = conditions(atoms, total_charge=total_charge, external_field=external_field)
         groups, how = _groups(atoms)
-        name = f"{atoms.get_chemical_formula()}{f' {charge:+g}' if charge else ''}, {how}"
+        name = f"{formula(atoms)}{f' {charge:+g}' if charge else ''}, {how}"
         findings.append(_pull(model, potential, bare(atoms), groups, charge, name, scans))
     if not findings:
         text = "the model knows one element and no geometry was given: there is nothing to pull apart"
@@ -361,7 +362,7 @@ def _extrapolation(
             parts.append(f"dipole {np.linalg.norm(prediction.dipole_std):.2g} e·Å")
         text += f" Standard deviations of the model here: {', '.join(parts)}."
     remedy = (
-        f"the model extrapolates for {describe(atoms)}: label such structures and add them to the training set "
+        f"the model extrapolates for {formula(atoms)}: label such structures and add them to the training set "
         "(kqeq.select finds the most useful ones of a pool)"
     )
     verdict = FLAGGED if beyond else NOTE if value > NOVELTY_NOTE else OK
@@ -369,4 +370,4 @@ def _extrapolation(
     return Finding(name, verdict, value, NOVELTY_FLAG, "", text, "" if verdict == OK else remedy)
 
 
-__all__ = ["FAR", "MAX_EXPONENT", "MAX_LEAK", "describe_charges", "diagnose"]
+__all__ = ["FAR", "MAX_EXPONENT", "MAX_LEAK", "NOVELTY_FLAG", "NOVELTY_LEAST", "describe_charges", "diagnose"]

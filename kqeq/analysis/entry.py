@@ -80,6 +80,11 @@ def derivative(function: Callable[[float], FloatArray], step: float) -> FloatArr
     return np.asarray((8.0 * near - far) / (12.0 * step))
 
 
+def formula(atoms: Atoms) -> str:
+    """Chemical formula as chemists write it: Hill's order with carbon, metals first without."""
+    return str(atoms.get_chemical_formula("hill" if 6 in atoms.numbers else "metal"))
+
+
 def bare(atoms: Atoms) -> Atoms:
     """Elements and geometry alone."""
     return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
@@ -107,6 +112,7 @@ __all__ = [
     "defined",
     "derivative",
     "fix",
+    "formula",
     "potential_of",
     "read",
     "require_charges",

@@ -2,7 +2,7 @@
 
 The distance of an atom is 1 − max_m k(p_i, p_m) over the representatives m of its element: 0 for an environment that was
 seen, 1 for one that resembles none.  What counts as far depends on kernel and data, so the distance is also given in
-units of the largest distance from one representative to its nearest other.
+units of the largest distance from one representative to its nearest other (0.1 at most).
 
 Dimensions: N atoms, M representatives.
 """
@@ -22,8 +22,8 @@ from kqeq.typing import FloatArray, IntArray
 SINGLE = 0.05
 """Scale of elements with one representative."""
 
-FLOOR = 1e-6
-"""Smallest scale: representatives may be copies of each other."""
+FLOOR, CEILING = 1e-6, 0.1
+"""Smallest scale (representatives may be copies of each other) and largest (or they may be few and far between)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +61,12 @@ def novelty(geometry: FixedGeometry) -> Novelty:
 
 
 def spread(feature_map: FeatureMap, element: int) -> float:
-    """Largest distance of a representative of an element to its nearest other."""
+    """Largest distance of a representative of an element to its nearest other, at most :data:`CEILING`."""
     dots = np.maximum(gram(feature_map.representatives[element]), 0.0)
     if len(dots) < 2:
         return SINGLE
     np.fill_diagonal(dots, 0.0)
-    return float(max((1.0 - dots.max(axis=1) ** feature_map.zeta).max(), FLOOR))
+    return float(np.clip((1.0 - dots.max(axis=1) ** feature_map.zeta).max(), FLOOR, CEILING))
 
 
 __all__ = ["Novelty", "novelty", "spread"]

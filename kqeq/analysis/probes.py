@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
 
 from kqeq import elements
+from kqeq.analysis.entry import formula
 from kqeq.typing import FloatArray, IntArray
 
 CONTACT = 1.6
@@ -112,9 +113,8 @@ def chains_for(species: Sequence[int], atoms: Atoms | None) -> Chains:
         return Chains("chains of water, per H2O", np.arange(1, 11), water_chain, True)
     if atoms is not None and not atoms.pbc.any():
         copies = np.arange(1, max(4, min(9, 160 // len(atoms) + 1)))
-        formula = atoms.get_chemical_formula()
         metal = len(set(atoms.numbers)) == 1 and is_metal(int(atoms.numbers[0]))
-        return Chains(f"stacks of {formula}, per copy", copies, lambda n: stack(atoms, n), not metal)
+        return Chains(f"stacks of {formula(atoms)}, per copy", copies, lambda n: stack(atoms, n), not metal)
     pair = polar_pair(species)
     if pair is None:
         (only,) = known

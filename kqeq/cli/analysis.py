@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -104,12 +105,13 @@ def _respond(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from kqeq import analysis
-    from kqeq.errors import KQEqError
+    from kqeq.analysis.entry import formula
+    from kqeq.errors import KQEqError, UndeterminedWarning
     from kqeq.storage import load_model
 
     _check_outputs(arguments.json, arguments.plot, arguments.cube)
     model = load_model(arguments.model)
-    atoms = read_one(arguments.structure, "looked at")
+    atoms = read_one(arguments.structure, "studied")
     given = {"total_charge": arguments.charge, "external_field": arguments.field}
     results: dict[str, Any] = {}
     skipped = []
@@ -126,18 +128,24 @@ def _respond(arguments: argparse.Namespace) -> int:
     ask("born_charges", analysis.born_charges)
     ask("charge_response", analysis.charge_response)
     if model.potential_.has_energy:
-        ask("ionisation", analysis.ionisation)
+        charge = prediction.total_charge
+        with warnings.catch_warnings():
+            # the table says where the prior decides
+            warnings.simplefilter("ignore", UndeterminedWarning)
+            ask("ionisation", analysis.ionisation)
+            ask("charge_scan", _three_states, charge=charge)
     direction = arguments.direction
     if direction is None:
         direction = (0.0, 0.0, 1.0)
         if polarizability is not None:
             direction = np.linalg.eigh(polarizability.total)[1][:, -1]
+            direction = direction * np.sign(direction[np.argmax(np.abs(direction))])
     strengths = np.linspace(-STRONGEST_FIELD, STRONGEST_FIELD, 21)
     ask("field_scan", analysis.field_scan, strengths=strengths, direction=direction)
     if arguments.infrared:
         ask("infrared", analysis.infrared)
 
-    print(f"{atoms.get_chemical_formula()} at charge {prediction.total_charge:g} e", end="")
+    print(f"{formula(atoms)} at charge {prediction.total_charge:g} e", end="")
     print(
         f" in the field {_vector(prediction.external_field)} V/Å" if prediction.external_field.any() else ""
     )
@@ -157,8 +165,15 @@ def _respond(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         from kqeq import plots
 
-        plots.save(arguments.plot, plots.response_figure(atoms.get_chemical_formula(), results))
+        plots.save(arguments.plot, plots.response_figure(formula(atoms), results))
     return OK
+
+
+def _three_states(model: Any, atoms: Any, *, charge: float, external_field: Any, total_charge: Any) -> Any:
+    """The charge state and its neighbours."""
+    from kqeq.analysis import charge_scan
+
+    return charge_scan(model, atoms, (charge - 1.0, charge, charge + 1.0), external_field=external_field)
 
 
 def _diagnose(arguments: argparse.Namespace) -> int:
@@ -167,7 +182,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 
     _check_outputs(arguments.json, arguments.plot)
     model = load_model(arguments.model)
-    atoms = None if arguments.structure is None else read_one(arguments.structure, "looked at")
+    atoms = None if arguments.structure is None else read_one(arguments.structure, "studied")
     diagnosis = diagnose(model, atoms, total_charge=arguments.charge, external_field=arguments.field)
     print(diagnosis)
     if arguments.json is not None:

@@ -237,10 +237,10 @@ _VOIGT_TRANSPOSED = np.array([0, 4, 8, 7, 6, 3])
 def _stress(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray | None]:
     value, rows = _position_derivative(line, jacobian, strain=True)
     volume = line.frame.structure.volume
-    return _to_stress(value, volume), None if rows is None else _to_stress(rows, volume)
+    return to_stress(value, volume), None if rows is None else to_stress(rows, volume)
 
 
-def _to_stress(strain: FloatArray, volume: float) -> FloatArray:
+def to_stress(strain: FloatArray, volume: float) -> FloatArray:
     """Strain derivatives (9, ...) to stress in Voigt order (6, ...)."""
     stress: FloatArray = 0.5 * (strain[_VOIGT] + strain[_VOIGT_TRANSPOSED]) / volume
     return stress
@@ -273,9 +273,14 @@ def _spread(line: Linearisation, block: FloatArray, sites: FloatArray | None) ->
     return rows
 
 
-# a symmetric tensor as six numbers whose squares add up to those of all nine components
 _UPPER = np.triu_indices(3)
 _UPPER_WEIGHTS = np.where(_UPPER[0] == _UPPER[1], 1.0, np.sqrt(2.0))
+
+
+def upper_triangle(tensor: FloatArray) -> FloatArray:
+    """A symmetric tensor (3, 3, ...) as rows (6, ...) whose squares add up to those of all nine components."""
+    rows = tensor[_UPPER]
+    return np.asarray(_UPPER_WEIGHTS.reshape(-1, *[1] * (rows.ndim - 1)) * rows)
 
 
 def _polarizability(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray | None]:
@@ -283,15 +288,13 @@ def _polarizability(line: Linearisation, jacobian: bool) -> tuple[FloatArray, Fl
     assert line.system is not None
     alpha = line.system.polarizability()
     assert alpha is not None
-    value = _UPPER_WEIGHTS * alpha[_UPPER]
+    value = upper_triangle(alpha)
     if not jacobian:
         return value, None
     rows = np.zeros((len(value), line.parameters.size))
     if line.site_directions is not None:
         change = line.system.polarizability_response(line.site_directions.change)
-        rows[:, line.parameters.site_columns] = _UPPER_WEIGHTS[:, None] * line.site_directions.mix(
-            change[_UPPER]
-        )
+        rows[:, line.parameters.site_columns] = line.site_directions.mix(upper_triangle(change))
     return value, rows
 
 
@@ -318,7 +321,7 @@ def target_vector(frame: TrainingFrame, kind: str) -> FloatArray:
     if kind == "stress":
         return np.asarray(value.ravel()[_VOIGT])
     if kind == "polarizability":
-        return np.asarray(_UPPER_WEIGHTS * value[_UPPER])
+        return upper_triangle(value)
     return np.asarray(value.reshape(-1))
 
 
@@ -335,7 +338,7 @@ def _linear_rows(frame: TrainingFrame, features: FrameFeatures, kind: str, size:
     if kind == "forces" and features.positions is not None:
         return -features.positions
     if kind == "stress" and features.strain is not None:
-        return _to_stress(features.strain, frame.structure.volume)
+        return to_stress(features.strain, frame.structure.volume)
     return np.zeros((target_vector(frame, kind).size, size))
 
 
@@ -384,4 +387,6 @@ __all__ = [
     "deviation",
     "frame_rows",
     "target_vector",
+    "to_stress",
+    "upper_triangle",
 ]

@@ -17,6 +17,8 @@ from kqeq.atomic_write import check_writable
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
 from kqeq.errors import InputError, KQEqError, KQEqWarning
 from kqeq.fitting.blocks import LINEAR_KINDS
+from kqeq.fitting.cache import CacheFolder
+from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
 from kqeq.fitting.checkpoint import fingerprint, read_checkpoint, write_checkpoint
 from kqeq.fitting.consistency import warn_contradictions
 from kqeq.fitting.features import MEMORY_BUDGET, TrainingFrame
@@ -61,6 +63,8 @@ class FitResult:
     solution : Solution
     noise : dict of str to float
         Standard deviations of the labels.
+    coupled : CoupledFit or None
+        The second stage of a fit with a charge-aware short-range energy.
     """
 
     potential: Potential
@@ -68,6 +72,7 @@ class FitResult:
     parameters: Parameters
     solution: Solution
     noise: dict[str, float]
+    coupled: CoupledFit | None = None
 
 
 def _start(problem: FitProblem, solver: str) -> FloatArray:
@@ -165,6 +170,7 @@ def fit_potential(
     settings: FitSettings,
     *,
     resume: str | PathLike[str] | None = None,
+    cache: CacheFolder | None = None,
 ) -> FitResult:
     """Fit a potential to validated frames.
 
@@ -174,6 +180,8 @@ def fit_potential(
     settings : FitSettings
     resume : path-like, optional
         Checkpoint: written after every step, and continued from if it is there.
+    cache : CacheFolder, optional
+        Where features may go that memory has no room for.
 
     Raises
     ------
@@ -205,6 +213,11 @@ def fit_potential(
     if settings.short_range is not None and not has_energy:
         notes.append("no energies, forces or stresses are fitted: the short-range part is left out")
     short_range = settings.short_range if has_energy else None
+    if settings.charge_aware is not None and not has_energy:
+        raise InputError(
+            "charge_aware makes the short-range energy depend on charges, but no energies, forces or stresses are "
+            "fitted; leave it out, or fit such labels"
+        )
     if settings.charges is None and not has_energy:
         raise InputError("a model without charges needs energies or forces, and no frame has any")
 
@@ -225,12 +238,13 @@ def fit_potential(
             mark=fingerprint(settings, frames) if resume is not None else "",
             resume=resume,
             report=say,
+            cache=cache,
         )
         parameters, noise = learned.parameters, learned.noise
         notes += learned.table
     # a closed-form fit meets every frame once: there is nothing to keep
     budget = 0 if linear else MEMORY_BUDGET
-    problem = FitProblem(frames, parameters, noise, linear=linear, budget=budget)
+    problem = FitProblem(frames, parameters, noise, linear=linear, budget=budget, cache=cache)
     try:
         solution = (
             _solve(problem, settings, resume) if learned is None else _minimise(problem, settings, learned.u)
@@ -268,7 +282,16 @@ def fit_potential(
         notes=tuple(notes),
     )
     charges = [structure.total_charge for structure in structures]
-    return finish(parameters, solution, noise, settings, report, charges, has_energy, started)
+    result = finish(parameters, solution, noise, settings, report, charges, has_energy, started)
+    if settings.charge_aware is None or parameters.energy is None:
+        return result
+    coupled = fit_charge_aware(frames, result.potential, parameters.energy, noise, settings.charge_aware)
+    note = (
+        f"charge-aware short-range energy at the charges of this fit: {len(coupled.solution.u)} parameters, loss "
+        f"{coupled.solution.loss:.6g}"
+    )
+    report = replace(result.report, notes=(*result.report.notes, note), seconds=time.perf_counter() - started)
+    return replace(result, potential=coupled.potential, report=report, coupled=coupled)
 
 
 def warn_unconverged(solution: Solution) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from kqeq.archive import read_archive, write_archive
 from kqeq.errors import ModelFileError
+from kqeq.fitting.cache import CacheFolder
 from kqeq.fitting.evidence import AnyEvidence, collect, column_groups, maximise
 from kqeq.fitting.features import MEMORY_BUDGET, TrainingFrame
 from kqeq.fitting.parameters import Parameters
@@ -139,6 +140,7 @@ def learn(
     mark: str = "",
     resume: str | PathLike[str] | None = None,
     report: Callable[[str], None] = lambda _: None,
+    cache: CacheFolder | None = None,
 ) -> Learned:
     """Learn noises, prior spreads and, for closed-form fits, the power of the kernel.
 
@@ -158,6 +160,8 @@ def learn(
         Checkpoint: written after every step, and continued from if it is there.
     report : callable
         Called with a line after every step.
+    cache : CacheFolder, optional
+        Where features may go that memory has no room for.
 
     Returns
     -------
@@ -172,7 +176,7 @@ def learn(
         """Fit and linearise."""
         # a closed-form fit meets every frame once: there is nothing to keep
         budget = 0 if linear else MEMORY_BUDGET
-        problem = FitProblem(frames, candidate, own, linear=linear, budget=budget)
+        problem = FitProblem(frames, candidate, own, linear=linear, budget=budget, cache=cache)
         try:
             if linear:
                 u = np.zeros(problem.size)  # any point serves

@@ -9,6 +9,7 @@ from numbers import Integral, Real
 import numpy as np
 
 from kqeq.baseline import Baseline
+from kqeq.charge_kernel import ChargeKernel
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError
 from kqeq.fitting.blocks import BLOCKS
@@ -49,6 +50,8 @@ class FitSettings:
         For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
     solver : {"auto", "cholesky", "qr"}
         How the linear problem of each step is solved (:mod:`kqeq.fitting.equations`).
+    charge_aware : ChargeKernel or None
+        How the short-range energy depends on charges.
     """
 
     electronegativity: SOAPKernel | None
@@ -61,6 +64,7 @@ class FitSettings:
     max_iterations: int = 30
     optimize: str | None = None
     site_kernel: SOAPKernel | None = None
+    charge_aware: ChargeKernel | None = None
     solver: str = "auto"
 
 
@@ -112,6 +116,18 @@ def check_settings(settings: FitSettings) -> None:
             "site_kernel was given, but no parameter of the charge model depends on the environment; mark some with "
             '"kernel", for example charges=kqeq.QEq(hardness="kernel"), or leave site_kernel=None'
         )
+    if settings.charge_aware is not None:
+        if not isinstance(settings.charge_aware, ChargeKernel):
+            raise InputError(
+                f"charge_aware is {settings.charge_aware!r}; expected kqeq.ChargeKernel(...), or None"
+            )
+        settings.charge_aware.check()
+        if settings.charges is None or settings.short_range is None:
+            raise InputError(
+                "charge_aware makes the short-range energy depend on charges, but the model has no "
+                f"{'charges' if settings.charges is None else 'short-range energy'}: charges and short_range may "
+                "not be None with it"
+            )
     for kind, value in settings.noise.items():
         if kind not in BLOCKS:
             raise InputError(f"noise for unknown label kind {kind!r}; expected some of {', '.join(BLOCKS)}")
