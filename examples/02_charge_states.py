@@ -4,11 +4,13 @@ A short-range potential sees positions only. Where two charge states share a com
 same energy and forces and can, at best, split the difference. A charge-equilibration model is told the total
 charge.
 
-Left: test errors of the forces, by family, for a short-range model and two models with charges. Where the composition
-is shared and energies or geometries contradict each other (Ag3, ZnO) charges are worth a factor of two and more. Where
-each charge state has a composition of its own (the carbon chain, the salt cluster) they are worth less. And where
-geometries alone tell the states apart they are worth nothing: Ag3(+) is a triangle and Ag3(−) a chain, so without
-energies a short-range model learns the forces of both just as well.
+Left: test errors of the forces, by family, for a short-range model, QEq, and QEq with a short-range energy that sees the
+charges (`charge_aware=kqeq.ChargeKernel()`). Where the composition is shared and energies or geometries contradict each
+other (Ag3, ZnO) charges are worth a factor of two and more. Where each charge state has a composition of its own (the
+carbon chain, the salt cluster) they are worth less. And where geometries alone tell the states apart they are worth
+nothing: Ag3(+) is a triangle and Ag3(−) a chain, so without energies a short-range model learns the forces of both just
+as well. The charge-aware energy is one more set of parameters: it helps where the charges carry information (ZnO with
+and without an additional electron) and hurts where they do not.
 
 Right: where the charge of C10H3(+) sits, for each carbon with its hydrogens; Hirshfeld charges of the same
 DFT calculations for comparison, which no fit has seen. Both spread the positive charge over the whole chain,
@@ -43,8 +45,9 @@ QUICK = ("Ag3 +1, −1", "Na8Cl8 +1, Na9Cl8 +1")
 MODELS = {
     "short-range": {"electronegativity": None, "charges": None},
     "QEq": {"charges": kqeq.QEq()},
-    "ACKS2 + dipoles": {"charges": kqeq.AtomicDipoles(kqeq.ACKS2())},
+    "QEq, charge-aware": {"charges": kqeq.QEq(), "charge_aware": kqeq.ChargeKernel()},
 }
+COLOURS = dict(zip(MODELS, ("short-range", "QEq", "QEq + dipoles"), strict=True))
 
 
 def frames_of(family):
@@ -79,7 +82,7 @@ def main(argv=None):
     for number, label in enumerate(MODELS):
         values = [1e3 * errors[family, label]["forces"].rmse for family in chosen]
         bars = axes[0].barh(
-            places - 0.27 * (number - 1), values, 0.25, color=example.COLOURS[label], label=label
+            places - 0.27 * (number - 1), values, 0.25, color=example.COLOURS[COLOURS[label]], label=label
         )
         axes[0].bar_label(bars, fmt="%.0f", fontsize=7, padding=2)
     axes[0].set_yticks(places, chosen)
