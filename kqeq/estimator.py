@@ -34,6 +34,7 @@ from kqeq.kernels import SOAPKernel, default_electronegativity, default_short_ra
 from kqeq.labels import LabelKeys, read_frames
 from kqeq.potential import Potential, Prediction, check_properties
 from kqeq.progress import track
+from kqeq.remainder import learn_remainder
 from kqeq.structures import as_frames, describe, read_structure
 from kqeq.uncertainty import (
     AnyPosterior,
@@ -171,7 +172,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             Learn the noise of every label kind, the prior spreads (δ of the kernels, spreads of the offsets) and, for
             fits to dipoles or charges alone, ζ of the electronegativities by maximising the marginal likelihood
             (:mod:`kqeq.fitting.hyperparameters`).  The given values are the start and the centre of bounds; what was
-            learned is in ``posterior_`` and in the report.
+            learned is in ``posterior_`` and in the report; uncertainties are calibrated (:mod:`kqeq.remainder`).
         cache : path-like or DiskCache, optional
             A folder on a fast disk for kernel features that memory has no room for; :class:`kqeq.DiskCache` says more.
 
@@ -194,7 +195,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         pairs = list(read_frames(frames, keys, weights=sample_weight))
         disk = disk_cache(cache)
         with nullcontext() if disk is None else disk.open() as folder:
-            self._keep(fit_potential(pairs, settings, resume=resume, cache=folder), charges_key)
+            result = fit_potential(pairs, settings, resume=resume, cache=folder)
+        self._keep(result, charges_key, calibrate=optimize is not None)
         return self
 
     def update(self, frames: Any, *, sample_weight: Sequence[float] | None = None) -> KQEq:
@@ -212,11 +214,6 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             With labels of the kinds that the model was fitted to, under the same names; elements that it knows.
         sample_weight : sequence of float, optional
             As in ``fit``.
-
-        Returns
-        -------
-        KQEq
-            Itself, with the potential, report and posterior of all frames.
 
         Raises
         ------
@@ -243,13 +240,17 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self._keep(result, self.charges_key_)
         return self
 
-    def _keep(self, result: FitResult, charges_key: str | None) -> None:
+    def _keep(self, result: FitResult, charges_key: str | None, *, calibrate: bool = False) -> None:
         posterior: AnyPosterior
+        report = result.report
         if result.coupled is None:
             posterior = Posterior(result.parameters, result.solution.u, result.solution.lower, result.noise)
+            if calibrate:
+                posterior, line = learn_remainder(posterior, result.frames)
+                report = replace(report, notes=(*report.notes, line))
         else:
             posterior = CoupledPosterior.of(result.coupled, result.noise)
-        self._set_fitted(result.potential, result.report, charges_key, posterior)
+        self._set_fitted(result.potential, report, charges_key, posterior)
 
     def _settings(self, targets: Sequence[str] | None) -> FitSettings:
         if isinstance(targets, str):

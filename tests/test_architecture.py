@@ -35,7 +35,7 @@ LAYERS = (
     {"kernels", "representatives", "charges", "charge_kernel"},
     {"charged", "prediction", "potential", "fixed_geometry"},
     {"fitting"},
-    {"uncertainty", "evaluation"},
+    {"uncertainty", "remainder", "evaluation"},
     {"estimator", "storage"},
     {"selection"},
     {"calculator", "optimise"},

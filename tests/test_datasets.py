@@ -155,7 +155,7 @@ def test_no_frame_occurs_twice(frames, name):
         seen.add(key)
 
 
-@pytest.mark.parametrize("name", ["relaxed"])
+@pytest.mark.parametrize("name", ["ag3", "relaxed"])
 def test_charge_states_share_a_basis(frames, name):
     # energies of two basis sets differ by electronvolts that no hardness explains
     methods = {}

@@ -335,12 +335,12 @@ def test_models_without_charges_or_energies_pass(short_range_model, dipole_model
 
 
 def tampered(monkeypatch, change):
-    original = Potential._finish
+    original = Potential.finish
 
     def spoiled(self, structure, properties, *others):
         return change(original(self, structure, properties, *others), structure)
 
-    monkeypatch.setattr(Potential, "_finish", spoiled)
+    monkeypatch.setattr(Potential, "finish", spoiled)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 """Kernel features of training frames on disk, for fits whose features do not fit into memory.
 
-One file of plain numbers per frame, in a folder whose name is a hash of everything that determines kernel features but
-their scale: kernel settings, representatives, and the version of the package; the name of the file is a hash of the
-structure.  Other settings and other structures never meet each other's files, other noises and prior spreads (a search by
-evidence) use the same ones.  Files appear whole or not at all, several processes may read and write the same folder, and a
-file that is missing, damaged or of a wrong size counts as not there.
+One file of plain numbers per frame, in a folder whose name is a hash of everything that determines kernel features
+but their scale: kernel settings, representatives, and the version of the package; the name of the file is a hash of
+the structure.  Other settings and other structures never meet each other's files, other noises and prior spreads (a
+search by evidence) use the same ones.  Files appear whole or not at all, several processes may read and write the
+same folder, and a file that is missing, damaged or of a wrong size counts as not there.
 """
 
 from __future__ import annotations

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -15,19 +13,20 @@ from ase.data import chemical_symbols
 from kqeq import elements
 from kqeq.atomic_write import check_writable
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
-from kqeq.errors import InputError, KQEqError, KQEqWarning
+from kqeq.errors import InputError, KQEqError
 from kqeq.fitting.blocks import LINEAR_KINDS
 from kqeq.fitting.cache import CacheFolder
 from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
-from kqeq.fitting.checkpoint import fingerprint, read_checkpoint, write_checkpoint
+from kqeq.fitting.checkpoint import fingerprint
 from kqeq.fitting.consistency import warn_contradictions
 from kqeq.fitting.features import MEMORY_BUDGET, TrainingFrame
 from kqeq.fitting.hyperparameters import learn
+from kqeq.fitting.minimisation import minimise_from, solve, warn_unconverged
 from kqeq.fitting.parameters import Parameters
-from kqeq.fitting.problem import FitProblem, joblib_engine
+from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings
-from kqeq.fitting.solver import Solution, SolverState, minimise
+from kqeq.fitting.solver import Solution
 from kqeq.fitting.targets import choose_labels, energy_offsets, subtract_baseline
 from kqeq.kernels import FeatureMap, SOAPKernel
 from kqeq.labels import Labels
@@ -63,6 +62,8 @@ class FitResult:
     solution : Solution
     noise : dict of str to float
         Standard deviations of the labels.
+    frames : sequence of TrainingFrame
+        As they were fitted.
     coupled : CoupledFit or None
         The second stage of a fit with a charge-aware short-range energy.
     """
@@ -72,97 +73,8 @@ class FitResult:
     parameters: Parameters
     solution: Solution
     noise: dict[str, float]
+    frames: Sequence[TrainingFrame] = ()
     coupled: CoupledFit | None = None
-
-
-def _start(problem: FitProblem, solver: str) -> FloatArray:
-    """Electronegativities fitted to dipoles and charges alone, in closed form: where the iteration starts.
-
-    Energies are quadratic in electronegativities; from here the quadratic model is good, from zero it is not.
-    Site parameters, if any are learned, are fitted to the polarizabilities before, which depend on nothing else.
-    """
-    parameters, start = problem.parameters, np.zeros(problem.size)
-    if parameters.learned is not None:
-        found = _fit_part(problem, parameters, frozenset({"polarizability"}), solver, linear=False)
-        start = start if found is None else found
-        parameters = parameters.freeze(start)
-    found = _fit_part(problem, parameters, LINEAR_KINDS, solver, linear=True)
-    # one leaves the electronegativities at zero, the other the site parameters
-    return start if found is None else start + found
-
-
-def _fit_part(
-    problem: FitProblem, parameters: Parameters, kinds: frozenset[str], solver: str, *, linear: bool
-) -> FloatArray | None:
-    """Parameters fitted to the labels of some kinds alone; ``None`` where there are no such labels."""
-    frames = []
-    for frame in problem.frames:
-        drop: dict[str, Any] = {kind: None for kind in frame.labels.kinds if kind not in kinds}
-        labels = replace(frame.labels, **drop)
-        if labels.kinds:
-            frames.append(replace(frame, labels=labels))
-    if not frames:
-        return None
-    # a closed-form fit meets every frame once: there is nothing to keep
-    budget = 0 if linear else problem.budget
-    part = FitProblem(frames, parameters, problem.noise, linear=linear, budget=budget)
-    start = np.zeros(problem.size)
-    try:
-        found = minimise(
-            part,
-            start,
-            engine=joblib_engine,
-            step_factor=parameters.step_factor,
-            patience=parameters.patience,
-            solver=solver,
-        )
-        return found.u
-    finally:
-        part.close()
-
-
-def _minimise(problem: FitProblem, settings: FitSettings, u: FloatArray | None) -> Solution:
-    """Minimise from ``u``, or from the closed-form start."""
-    if u is None:
-        u = _start(problem, settings.solver)
-    return minimise(
-        problem,
-        u,
-        max_iterations=settings.max_iterations,
-        engine=joblib_engine,
-        step_factor=problem.parameters.step_factor,
-        patience=problem.parameters.patience,
-        solver=settings.solver,
-    )
-
-
-def _solve(problem: FitProblem, settings: FitSettings, resume: str | PathLike[str] | None) -> Solution:
-    """Minimise, from the checkpoint if there is one."""
-    state, mark = None, ""
-    if resume is not None:
-        mark = fingerprint(settings, problem.frames)
-        state = read_checkpoint(resume, mark, problem.size)
-    start = np.zeros(problem.size)
-    if state is None and not problem.linear:
-        start = _start(problem, settings.solver)
-        if resume is not None:
-            write_checkpoint(resume, mark, SolverState(start, 0.0, ()))
-
-    def checkpoint(reached: SolverState) -> None:
-        if resume is not None:
-            write_checkpoint(resume, mark, reached)
-
-    return minimise(
-        problem,
-        start,
-        max_iterations=settings.max_iterations,
-        engine=joblib_engine,
-        state=state,
-        checkpoint=checkpoint,
-        step_factor=problem.parameters.step_factor,
-        patience=problem.parameters.patience,
-        solver=settings.solver,
-    )
 
 
 def fit_potential(
@@ -234,7 +146,7 @@ def fit_potential(
             parameters,
             noise,
             linear=linear,
-            solve=lambda problem, u: _minimise(problem, settings, u),
+            solve=lambda problem, u: minimise_from(problem, settings, u),
             mark=fingerprint(settings, frames) if resume is not None else "",
             resume=resume,
             report=say,
@@ -247,7 +159,9 @@ def fit_potential(
     problem = FitProblem(frames, parameters, noise, linear=linear, budget=budget, cache=cache)
     try:
         solution = (
-            _solve(problem, settings, resume) if learned is None else _minimise(problem, settings, learned.u)
+            solve(problem, settings, resume)
+            if learned is None
+            else minimise_from(problem, settings, learned.u)
         )
     finally:
         problem.close()
@@ -283,6 +197,7 @@ def fit_potential(
     )
     charges = [structure.total_charge for structure in structures]
     result = finish(parameters, solution, noise, settings, report, charges, has_energy, started)
+    result = replace(result, frames=frames)
     if settings.charge_aware is None or parameters.energy is None:
         return result
     coupled = fit_charge_aware(frames, result.potential, parameters.energy, noise, settings.charge_aware)
@@ -292,17 +207,6 @@ def fit_potential(
     )
     report = replace(result.report, notes=(*result.report.notes, note), seconds=time.perf_counter() - started)
     return replace(result, potential=coupled.potential, report=report, coupled=coupled)
-
-
-def warn_unconverged(solution: Solution) -> None:
-    """Warn if a fit stopped early."""
-    if not solution.converged:
-        warnings.warn(
-            f"the fit stopped after {len(solution.iterations)} iterations without converging (loss {solution.loss:.6g}); "
-            "print model.fit_report_ for the table, raise max_iterations, or raise the noise levels",
-            KQEqWarning,
-            stacklevel=4,
-        )
 
 
 def finish(

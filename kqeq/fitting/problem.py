@@ -213,7 +213,7 @@ def _results(
             failures += 1
             if failures > RETRIES:
                 raise WorkerError(
-                    f"worker processes died {failures} times in a row, out of memory perhaps: use fewer of them (n_jobs), "
+                    f"worker processes died {failures} times in a row, out of memory perhaps: use fewer (n_jobs), "
                     "or a machine with more memory. A fit with resume=path continues from its checkpoint"
                 ) from error
             say(f"a worker process died; {len(chunks) - done} of {len(chunks)} chunks are computed again")
