@@ -77,7 +77,7 @@ def main(argv=None):
             if FAMILIES[family][0] == "carbon_chain" and label == "QEq":
                 chain = model, test
 
-    figure, axes = example.panels(2 if chain else 1, width=4.6, height=3.4)
+    figure, axes = example.panels(2 if chain else 1, width=4.6, height=3.9)
     places = np.arange(len(chosen))[::-1]
     for number, label in enumerate(MODELS):
         values = [1e3 * errors[family, label]["forces"].rmse for family in chosen]
