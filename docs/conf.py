@@ -1,5 +1,6 @@
 """Sphinx configuration. Build with ``python docs/build.py``; ``pages.py`` writes what follows from sources."""
 
+import pkgutil
 import sys
 from pathlib import Path
 
@@ -39,6 +40,8 @@ napoleon_use_ivar = True
 nitpick_ignore_regex = [("py:class", r".*"), ("py:exc", r".*")]
 # inherited docstrings that refer to a sibling; private limits that a docstring names
 nitpick_ignore = [("py:meth", "check"), ("py:data", "kqeq.charges.parameters.SPREADS")]
+# modules that exist may be referred to without a page of their own; those that do not exist are still found
+nitpick_ignore += [("py:mod", module.name) for module in pkgutil.walk_packages(kqeq.__path__, "kqeq.")]
 
 html_theme = "furo"
 html_title = f"kqeq {version}"

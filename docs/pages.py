@@ -15,6 +15,7 @@ MODULES = {
     "kqeq.analysis": "Questions about charged systems and fields, one call each",
     "kqeq.datasets": "Packaged data",
     "kqeq.charges": "Charge models and what belongs to them",
+    "kqeq.charge_kernel": "A short-range energy that sees charges",
     "kqeq.optimise": "Geometry optimisation",
     "kqeq.plots": "Figures",
     "kqeq.config": "Settings files",

@@ -71,7 +71,7 @@ def main(argv=None):
     }
 
     figure, axes = example.panels(3, width=3.5, height=3.4)
-    panels = {"kQEq, QEq": predicted["QEq"], "charges of Hirshfeld": hirshfeld}
+    panels = {"kQEq, QEq": predicted["QEq"], "Hirshfeld charges": hirshfeld}
     panels["kQEq, ACKS2 + dipoles"] = predicted["ACKS2 + dipoles"]
     for axis, (title, values) in zip(axes, panels.items(), strict=True):
         parity(

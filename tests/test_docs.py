@@ -58,7 +58,7 @@ def test_quick_start_from_the_first_to_the_last_command(tmp_path, monkeypatch):
             ["bash", "-c", shell + "\n".join(lines)], check=False, capture_output=True, text=True, timeout=300
         )
         assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert done == ["fit", "fit", "evaluate", "predict", "optimize"]
+    assert done == ["fit", "fit", "evaluate", "predict", "optimize", "respond", "diagnose", "check"]
     for name in ("model.kqeq", "errors.json", "predicted.xyz", "relaxed.xyz"):
         assert (tmp_path / name).stat().st_size > 0
 
