@@ -14,9 +14,7 @@ The baseline is a plain function of the geometry: it feels neither the model's c
 nothing to dipole or polarizability; those come from kQEq alone. It costs what it costs: a step takes as long
 as a GFN1-xTB calculation.
 
-ZBL is *not* a good baseline for water: its switch reaches to the sum of the covalent radii, which is the
-length of an O–H bond, so that the fit has to undo it where it matters most. It is for dense or hot systems of
-heavier atoms.
+ZBL acts on collisions only: it ends at 0.8 of the sum of the covalent radii, below the length of bonds.
 """
 
 import time

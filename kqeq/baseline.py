@@ -67,8 +67,8 @@ class ZBL:
         φ(x) = 0.18175 e^(−3.1998 x) + 0.50986 e^(−0.94229 x) + 0.28022 e^(−0.4029 x) + 0.02817 e^(−0.20162 x)
 
     S falls from 1 to 0 between ``inner`` and ``outer`` as 1 − 10 t³ + 15 t⁴ − 6 t⁵, so that energy, forces and
-    their first derivatives are continuous.  By default the repulsion ends at the sum of the covalent radii: it leaves
-    atoms at ordinary bond lengths almost alone and acts on compressed ones only.
+    their first derivatives are continuous.  By default the repulsion ends at 0.8 of the sum of the covalent radii, which
+    bonds do not reach at ordinary temperatures (those to hydrogen come closest): it acts on collisions only.
 
     J. F. Ziegler, J. P. Biersack, U. Littmark, *The Stopping and Range of Ions in Solids*, Pergamon, New York 1985.
 
@@ -83,8 +83,8 @@ class ZBL:
         Unless 0 ≤ inner < outer.
     """
 
-    inner: float = 0.5
-    outer: float = 1.0
+    inner: float = 0.3
+    outer: float = 0.8
 
     def __post_init__(self) -> None:
         if not (np.isfinite([self.inner, self.outer]).all() and 0.0 <= self.inner < self.outer):
