@@ -28,14 +28,28 @@ from ase.data import chemical_symbols
 from scipy import sparse
 from sklearn.base import BaseEstimator
 
+from kqeq.backend import (
+    asarray_like,
+    chunk_elements,
+    empty,
+    full,
+    is_numpy,
+    namespace,
+    place,
+    put_rows,
+    zeros,
+)
 from kqeq.descriptors.base import Descriptor, DescriptorState, FeatureGradients
 from kqeq.descriptors.soap import SOAPDescriptor
 from kqeq.errors import InputError
 from kqeq.linalg import factorise_with_jitter, solve_lower
-from kqeq.typing import FloatArray, IntArray
+from kqeq.typing import Array, FloatArray, IntArray
 
 DEFAULT_REPRESENTATIVES = 300
 """Representatives per element where none are asked for."""
+
+_BLOCK_ELEMENTS = 1 << 20
+"""Elements of a kernel matrix that are worked on at once on the host."""
 
 SELECTIONS = ("fps", "cur", "leverage")
 """Ways to choose representative environments."""
@@ -138,16 +152,19 @@ class Similarity:
     ----------
     element : int
     centres : (n,) array
-        The atoms.
+        The atoms, on the host.
     directions : (M, F) array
         The representatives in the layout of the structure.
     dots : (n, M) array
+    index : (n,) array
+        The atoms where the dot products are.
     """
 
     element: int
     centres: IntArray
-    directions: FloatArray
-    dots: FloatArray
+    directions: Array
+    dots: Array
+    index: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,11 +188,12 @@ class FeatureMap:
     _projected: dict[tuple[int, ...], dict[int, FloatArray]] = field(
         default_factory=dict, repr=False, compare=False
     )
+    _copies: dict[tuple[Any, ...], Array] = field(default_factory=dict, repr=False, compare=False)
     _prepared: dict[tuple[tuple[int, ...], int], Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave caches behind when the model is pickled to a worker."""
-        return {**self.__dict__, "_projected": {}, "_prepared": {}}
+        return {**self.__dict__, "_projected": {}, "_prepared": {}, "_copies": {}}
 
     @cached_property
     def lower(self) -> dict[int, FloatArray]:
@@ -223,60 +241,94 @@ class FeatureMap:
             }
         return self._projected[species]
 
-    def _directions(self, species: tuple[int, ...], z: int) -> Any:
+    def _copy(self, values: Array, like: Array, *key: Any, single: bool = False) -> Array:
+        """``values`` of the model on the device of ``like`` (in single precision on request), kept under ``key``."""
+        if is_numpy(like) and not single:
+            return values
+        full_key = (*key, single, *place(like))
+        if full_key not in self._copies:
+            if len(self._copies) >= 256:
+                self._copies.pop(next(iter(self._copies)))
+            self._copies[full_key] = asarray_like(values.astype(np.float32) if single else values, like)
+        return self._copies[full_key]
+
+    def _directions(self, species: tuple[int, ...], z: int, like: Array) -> Any:
         """Projected representatives of one element as the descriptor wants them for feature gradients."""
+        rows = self.project(species)[z]
+        if not is_numpy(like):
+            return self._copy(rows, like, "directions", species, z)
         key = (species, z)
         if key not in self._prepared:
             if len(self._prepared) >= 64:
                 self._prepared.pop(next(iter(self._prepared)))
-            self._prepared[key] = self.descriptor.prepare_directions(species, self.project(species)[z])
+            self._prepared[key] = self.descriptor.prepare_directions(species, rows)
         return self._prepared[key]
 
-    def similarities(self, state: DescriptorState, numbers: IntArray) -> list[Similarity]:
+    def _lower(self, z: int, like: Array) -> Array:
+        return self._copy(self.lower[z], like, "lower", z)
+
+    def similarities(
+        self, state: DescriptorState, numbers: IntArray, *, single: bool = False
+    ) -> list[Similarity]:
         """Dot products of all atoms with the representatives of their elements; shared by what follows."""
-        return self.similarities_many([state], [numbers])[0]
+        return self.similarities_many([state], [numbers], single=single)[0]
 
     def similarities_many(
-        self, states: Sequence[DescriptorState], numbers: Sequence[IntArray]
+        self, states: Sequence[DescriptorState], numbers: Sequence[IntArray], *, single: bool = False
     ) -> list[list[Similarity]]:
         """Dot products for several structures of the same elements, in one matrix product per element.
 
         The representatives, not the atoms, fill the memory that such a product reads: for small molecules one
         pass over them serves the whole batch.
+
+        Parameters
+        ----------
+        states, numbers : sequences
+            Descriptors and atomic numbers.
+        single : bool
+            Multiply in single precision.
         """
         results: list[list[Similarity]] = [[] for _ in states]
-        for z, directions in self.project(states[0].species).items():
+        like = states[0].values
+        xp = namespace(like)
+        for z, rows in self.project(states[0].species).items():
+            directions = self._copy(rows, like, "directions", states[0].species, z, single=single)
             centres = [np.flatnonzero(n == z) for n in numbers]
-            rows = [state.values[own] for state, own in zip(states, centres, strict=True)]
-            dots = (np.concatenate(rows) if len(rows) > 1 else rows[0]) @ directions.T
+            index = [asarray_like(own, like) for own in centres]
+            values = [xp.take(state.values, own, axis=0) for state, own in zip(states, index, strict=True)]
+            dots = _product(xp.concat(values) if len(values) > 1 else values[0], directions.T)
             start = 0
-            for result, own in zip(results, centres, strict=True):
-                result.append(Similarity(z, own, directions, dots[start : start + len(own)]))
+            for result, own, there in zip(results, centres, index, strict=True):
+                result.append(Similarity(z, own, directions, dots[start : start + len(own), :], there))
                 start += len(own)
         return results
 
-    def features(self, state: DescriptorState, numbers: IntArray) -> FloatArray:
+    def features(self, state: DescriptorState, numbers: IntArray) -> Array:
         """Φ, shape (N, p)."""
-        phi = np.zeros((len(numbers), self.size))
+        like = state.values
+        near_by_element = {near.element: near for near in self.similarities(state, numbers)}
+        phi = zeros((len(numbers), self.size), like)
         columns = self.columns
-        for near in self.similarities(state, numbers):
-            z = near.element
-            phi[near.centres, columns[z]] = solve_lower(self.lower[z], _power(near.dots, self.zeta).T).T
+        for z, near in near_by_element.items():
+            block = solve_lower(self._lower(z, like), _power(near.dots, self.zeta).T).T
+            phi[:, columns[z]] = put_rows(phi[:, columns[z]], near.index, block)
         return phi
 
     def feature_gradients(
-        self, state: DescriptorState, numbers: IntArray, weights: FloatArray
+        self, state: DescriptorState, numbers: IntArray, weights: Array
     ) -> FeatureGradients:
         """Derivatives of Σ_i weights_i Φ_i with respect to positions (3N, p) and strain (9, p)."""
-        positions = np.zeros((3 * len(numbers), self.size))
-        strain = np.zeros((9, self.size))
+        like = state.values
+        xp = namespace(like)
+        positions = zeros((3 * len(numbers), self.size), like)
+        strain = zeros((9, self.size), like)
         columns = self.columns
         for near in self.similarities(state, numbers):
             z = near.element
-            slopes = weights[near.centres, None] * _slope(near.dots, self.zeta)
-            raw = state.feature_gradients(near.centres, self._directions(state.species, z), slopes)
-            positions[:, columns[z]] = solve_lower(self.lower[z], raw.positions.T).T
-            strain[:, columns[z]] = solve_lower(self.lower[z], raw.strain.T).T
+            slopes = xp.take(weights, near.index)[:, None] * _slope(near.dots, self.zeta)
+            raw = state.feature_gradients(near.centres, self._directions(state.species, z, like), slopes)
+            positions[:, columns[z]] = solve_lower(self._lower(z, like), raw.positions.T).T
+            strain[:, columns[z]] = solve_lower(self._lower(z, like), raw.strain.T).T
         return FeatureGradients(positions, strain)
 
     def coefficients(self, weights: FloatArray) -> dict[int, FloatArray]:
@@ -288,11 +340,16 @@ class FeatureMap:
 
     def expand(
         self, similarities: Sequence[Similarity], size: int, coefficients: Mapping[int, FloatArray]
-    ) -> FloatArray:
+    ) -> Array:
         """f_i = Σ_m k(p_i, p_m) c_m for ``size`` atoms, shape (N,)."""
-        values = np.zeros(size)
+        like = similarities[0].dots
+        values = zeros(size, like)
         for near in similarities:
-            values[near.centres] = _power(near.dots, self.zeta) @ coefficients[near.element]
+            own = asarray_like(coefficients[near.element], like)
+            part = empty(int(near.dots.shape[0]), like)
+            for rows in _row_blocks(near.dots):
+                part[rows] = _power(near.dots[rows, :], self.zeta) @ own
+            values = put_rows(values, near.index, part)
         return values
 
     def descriptor_gradient(
@@ -300,16 +357,36 @@ class FeatureMap:
         similarities: Sequence[Similarity],
         shape: tuple[int, ...],
         coefficients: Mapping[int, FloatArray],
-        weights: FloatArray | None = None,
-    ) -> FloatArray:
+        weights: Array | None = None,
+    ) -> Array:
         """weights_i ∂f_i/∂p_i, of the given shape (N, F); all weights 1 if none are given."""
-        gradient = np.zeros(shape)
+        like = similarities[0].dots
+        xp = namespace(like)
+        gradient = zeros(shape, like)
         for near in similarities:
-            slopes = _slope(near.dots, self.zeta) * coefficients[near.element]
-            if weights is not None:
-                slopes *= weights[near.centres, None]
-            gradient[near.centres] = slopes @ near.directions
+            own = asarray_like(coefficients[near.element], like)
+            for rows in _row_blocks(near.dots):
+                index = near.index[rows]
+                slopes = _slope(near.dots[rows, :], self.zeta) * own
+                if weights is not None:
+                    slopes *= xp.take(weights, index)[:, None]
+                gradient = put_rows(gradient, index, _product(slopes, near.directions))
         return gradient
+
+
+def _row_blocks(dots: Array) -> list[slice]:
+    """Rows of an (n, M) array that are worked on at once."""
+    n, m = (int(size) for size in dots.shape)
+    step = max(1, chunk_elements(dots, 4, _BLOCK_ELEMENTS) // max(1, m))
+    return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+
+
+def _product(left: Array, right: Array) -> Array:
+    """Matrix product in the precision of ``right``, the result in double precision."""
+    xp = namespace(left)
+    if right.dtype == xp.float64:
+        return left @ right
+    return xp.astype(xp.astype(left, right.dtype) @ right, xp.float64)
 
 
 def gram(rows: sparse.csr_array) -> FloatArray:
@@ -335,19 +412,19 @@ def layout_columns(descriptor: Descriptor, part: Sequence[int], whole: Sequence[
     return columns
 
 
-def _power(dots: FloatArray, zeta: float) -> FloatArray:
+def _power(dots: Array, zeta: float) -> Array:
     """Dot products to the power ζ; whole powers by multiplication."""
     if zeta == 1:
         return dots
     if float(zeta).is_integer():
-        return np.asarray(dots ** int(zeta))
+        return dots ** int(zeta)
     # dot products of power spectra are not negative; rounding may say otherwise
-    return np.asarray(np.maximum(dots, 0.0) ** zeta)
+    return namespace(dots).clip(dots, 0.0, None) ** float(zeta)
 
 
-def _slope(dots: FloatArray, zeta: float) -> FloatArray:
+def _slope(dots: Array, zeta: float) -> Array:
     """ζ dots^(ζ−1)."""
-    return np.full_like(dots, 1.0) if zeta == 1 else zeta * _power(dots, zeta - 1)
+    return full(dots.shape, 1.0, dots) if zeta == 1 else zeta * _power(dots, zeta - 1)
 
 
 __all__ = ["SELECTIONS", "FeatureMap", "SOAPKernel", "Similarity", "gram", "layout_columns", "used_columns"]

@@ -9,9 +9,7 @@ import numpy as np
 
 from kqeq.backend import Device, asarray_like, namespace, place, to_numpy
 
-STRICT = Device(
-    "strict", array_api_strict.asarray(np.empty(0), device=array_api_strict.Device("device1"))
-)
+STRICT = Device("strict", array_api_strict.asarray(np.empty(0), device=array_api_strict.Device("device1")))
 
 
 def on_device(x):
