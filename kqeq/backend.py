@@ -268,6 +268,13 @@ def erfc(x: Array) -> Array:
     return _special(x, lambda module: module.erfc)
 
 
+def inverse_or_zero(x: Array) -> Array:
+    """1/x for positive elements, 0 elsewhere."""
+    xp = namespace(x)
+    positive = x > 0.0
+    return xp.where(positive, 1.0 / xp.where(positive, x, xp.ones_like(x)), xp.zeros_like(x))
+
+
 def segment_sum(values: Array, index: Array, size: int) -> Array:
     """Sum ``values`` by ``index``: result[k] = Σ_p values[p] over index[p] = k, shape (size,)."""
     if is_cupy(values):
@@ -465,6 +472,7 @@ __all__ = [
     "full",
     "index_add",
     "inverse",
+    "inverse_or_zero",
     "irfftn",
     "is_cupy",
     "is_numpy",

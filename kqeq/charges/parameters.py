@@ -18,7 +18,7 @@ from ase.data import chemical_symbols
 from kqeq.charges.base import SITE_KINDS, ChargeModel, SiteChange, SiteParameters
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError
-from kqeq.typing import FloatArray, IntArray
+from kqeq.typing import Array, FloatArray, IntArray
 
 SPREADS: Mapping[str, float] = {"hardness": 0.7, "width": 0.4, "polarizability": 0.7, "softness": 1.0}
 """Default standard deviations of the logarithms: how far parameters of atoms in molecules are from the defaults."""
@@ -118,13 +118,13 @@ class ElementParameters:
         return SiteChange(**blocks)
 
 
-def contract_sites(gradient: SiteParameters, change: SiteChange) -> FloatArray:
+def contract_sites(gradient: SiteParameters, change: SiteChange) -> Array:
     """Change of an energy with each of c changes of the site parameters, (c,), from its gradient by site parameters."""
-    result = np.zeros(change.columns)
+    result: Array = 0.0
     for kind in SITE_KINDS:
         slopes, block = getattr(gradient, kind), getattr(change, kind)
         if slopes is not None and block is not None:
-            result += slopes @ block
+            result = result + slopes @ block
     return result
 
 

@@ -291,13 +291,6 @@ def blocks(centres: IntArray, own: Array, pairs: ArrayPairs, n_species: int) -> 
         )
 
 
-def inverse(norms: Array) -> Array:
-    """1 / norms, and 0 for 0."""
-    xp = namespace(norms)
-    positive = norms > 0
-    return xp.where(positive, 1.0 / xp.where(positive, norms, xp.ones_like(norms)), xp.zeros_like(norms))
-
-
 __all__ = [
     "ArrayPairs",
     "ArrayTables",
@@ -305,7 +298,6 @@ __all__ = [
     "array_tables",
     "blocks",
     "chunks",
-    "inverse",
     "packing",
     "solid_harmonics",
 ]

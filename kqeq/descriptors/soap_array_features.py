@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kqeq.backend import asarray_like, namespace, zeros
+from kqeq.backend import asarray_like, inverse_or_zero, namespace, zeros
 from kqeq.descriptors.base import FeatureGradients
-from kqeq.descriptors.soap_array_blocks import Block, blocks, chunks, inverse, solid_harmonics
+from kqeq.descriptors.soap_array_blocks import Block, blocks, chunks, solid_harmonics
 from kqeq.errors import InputError
 from kqeq.typing import Array, IntArray
 
@@ -45,7 +45,7 @@ def feature_gradients(
         )
     index = asarray_like(host, state.values)
     rows = xp.take(state.values, index, axis=0)
-    scaled = coefficients * inverse(xp.take(state.norms, index))[:, None]
+    scaled = coefficients * inverse_or_zero(xp.take(state.norms, index))[:, None]
     projections = rows @ xp.permute_dims(directions, (1, 0))
     along = state.pair_gradients(state.values, normalised=False)
     n_species, width = len(state.species), int(state.coefficients[0].shape[2])

@@ -19,6 +19,7 @@ import numpy as np
 from kqeq.backend import (
     arange,
     asarray_like,
+    inverse_or_zero,
     memory_budget,
     namespace,
     pair_matrix,
@@ -35,7 +36,6 @@ from kqeq.descriptors.soap_array_blocks import (
     array_tables,
     blocks,
     chunks,
-    inverse,
     solid_harmonics,
 )
 from kqeq.errors import InputError
@@ -96,7 +96,7 @@ class ArraySOAPState:
             if normalised:
                 unit = self.values[part, :]
                 rows = rows - xp.sum(unit * rows, axis=1, keepdims=True) * unit
-                rows = rows * inverse(self.norms[part])[:, None]
+                rows = rows * inverse_or_zero(self.norms[part])[:, None]
             slopes = self._coefficient_slopes(rows, part)
             own = arange(part.start, part.stop, self.pairs.start)
             for block in blocks(everyone[part], own, self.pairs, n_species):
@@ -256,7 +256,7 @@ def evaluate(
         flat = xp.reshape(xp.stack(square, axis=1), (number, degrees * width * width))
         rows = xp.take(flat, arrays.pack, axis=1) * arrays.pack_factors
         norm = xp.sqrt(xp.sum(rows * rows, axis=1))
-        values.append(rows * inverse(norm)[:, None])
+        values.append(rows * inverse_or_zero(norm)[:, None])
         norms.append(norm)
     return ArraySOAPState(
         xp.concat(values, axis=0),
