@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import array_api_compat
 import numpy as np
@@ -384,7 +384,7 @@ def cholesky(matrix: Array) -> Array | None:
 
 def solve_triangular(lower: Array, rhs: Array, *, transposed: bool = False) -> Array:
     """Solve L x = rhs (or Lᵀ x = rhs) for a lower triangular L (n, n), rhs of shape (n,) or (n, c)."""
-    trans = "T" if transposed else "N"
+    trans: Literal["N", "T"] = "T" if transposed else "N"
     if is_cupy(lower):
         import cupyx.scipy.linalg as cupy_linalg
 
@@ -446,6 +446,13 @@ def cuda_device() -> Device:
     return Device("cuda", like)
 
 
+def cuda_versions() -> tuple[int, int]:
+    """CUDA versions that the driver supports (0: no driver) and that CuPy was built for, as 1000 major + 10 minor."""
+    import cupy
+
+    return int(cupy.cuda.runtime.driverGetVersion()), int(cupy.cuda.runtime.runtimeGetVersion())
+
+
 def cuda_name() -> str:
     """Name of the current CUDA device."""
     import cupy
@@ -465,6 +472,7 @@ __all__ = [
     "chunk_elements",
     "cuda_device",
     "cuda_name",
+    "cuda_versions",
     "empty",
     "erf",
     "erfc",

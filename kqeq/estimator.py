@@ -17,9 +17,12 @@ from ase import Atoms
 from ase.data import atomic_numbers
 from sklearn.base import BaseEstimator
 
+from kqeq import devices
+from kqeq.backend import Device
 from kqeq.baseline import resolve_baseline
 from kqeq.charges import QEq
 from kqeq.charges.base import ChargeModel
+from kqeq.devices import check_precision
 from kqeq.errors import InputError, ModelNotFittedError
 from kqeq.fitting.fit import FitResult, fit_potential
 from kqeq.fitting.metrics import Evaluation, compare
@@ -237,6 +240,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         external_field: Any = ...,
         properties: Collection[str] | None = ...,
         uncertainty: bool = ...,
+        device: str | Device = ...,
+        precision: str = ...,
     ) -> Prediction: ...
 
     @overload
@@ -248,6 +253,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         external_field: Any = ...,
         properties: Collection[str] | None = ...,
         uncertainty: bool = ...,
+        device: str | Device = ...,
+        precision: str = ...,
     ) -> list[Prediction]: ...
 
     def predict(
@@ -258,6 +265,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         external_field: Any = None,
         properties: Collection[str] | None = None,
         uncertainty: bool = False,
+        device: str | Device = "cpu",
+        precision: str = "float64",
     ) -> Prediction | list[Prediction]:
         """Predict energies, forces, charges, dipoles and responses.
 
@@ -273,7 +282,11 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             of the time.  All by default.
         uncertainty : bool
             Also give ``energy_std``, ``forces_std``, ``charges_std`` and ``dipole_std``, standard deviations of the
-            model's values (:mod:`kqeq.uncertainty`).  Those of forces take most of the time.
+            model's values (:mod:`kqeq.uncertainty`).  Those of forces take most of the time; the CPU does the work.
+        device : {"cpu", "cuda", "auto"}
+            Where to compute (:mod:`kqeq.devices`); pays for large structures.  Results do not depend on it.
+        precision : {"float64", "float32"}
+            Of kernel matrix products; everything else is always float64.  See docs/performance.md for the errors.
 
         Returns
         -------
@@ -281,11 +294,12 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
 
         Raises
         ------
-        ModelNotFittedError, InputError, UnsupportedError
+        ModelNotFittedError, InputError, UnsupportedError, DeviceError
             Also if uncertainties are asked of a model that was loaded without its posterior.
         """
         potential = self._fitted()
         chosen = check_properties(properties)
+        single_precision = check_precision(precision)
         single = isinstance(frames, Atoms)
         atoms_list = as_frames(frames)
         structures = []
@@ -298,14 +312,16 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             structures.append(structure)
         for structure in structures:
             potential.warn_if_undetermined(structure)
-        results = potential.predict_many(structures, chosen)
-        if uncertainty:
-            posterior = require_posterior(self.posterior_)
-            results = (
-                with_uncertainty(prediction, posterior, structure, chosen)
-                for prediction, structure in zip(results, structures, strict=True)
-            )
-        predictions = list(track(results, "predict", total=len(structures)))
+        posterior = require_posterior(self.posterior_) if uncertainty else None
+
+        def work(where: Device) -> list[Prediction]:
+            results = potential.predict_many(structures, chosen, device=where, single=single_precision)
+            return list(track(results, "predict", total=len(structures)))
+
+        predictions, _ = devices.run(device, work)
+        if posterior is not None:
+            both = track(zip(predictions, structures, strict=True), "uncertainty", total=len(structures))
+            predictions = [with_uncertainty(p, posterior, s, chosen) for p, s in both]
         return predictions[0] if single else predictions
 
     # ------------------------------------------------------------- evaluate

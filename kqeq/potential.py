@@ -18,6 +18,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from kqeq import blas
+from kqeq.backend import CPU, Device, asarray_like, namespace, to_float, to_numpy, zeros
 from kqeq.baseline import Baseline
 from kqeq.charges.base import ChargeModel, ChargeState, ChargeSystem
 from kqeq.descriptors import evaluate_states, longest_cutoff
@@ -26,7 +27,7 @@ from kqeq.errors import InputError, UndeterminedWarning, UnsupportedError
 from kqeq.kernels import FeatureMap, Similarity
 from kqeq.neighbours import Pairs
 from kqeq.structures import Structure
-from kqeq.typing import FloatArray, IntArray
+from kqeq.typing import Array, FloatArray, IntArray
 
 BATCH_ATOMS = 512
 """Atoms whose descriptors are kept at once when many structures are predicted."""
@@ -52,18 +53,19 @@ class SiteModel:
     coefficients: Mapping[int, FloatArray]
     offsets: Mapping[int, float]
 
-    def evaluate(self, similarities: Sequence[Similarity], numbers: IntArray) -> FloatArray:
+    def evaluate(self, similarities: Sequence[Similarity], numbers: IntArray) -> Array:
         """Values of all atoms, (N,)."""
         table = np.zeros(max(self.offsets) + 1)
         table[list(self.offsets)] = list(self.offsets.values())
-        return table[numbers] + self.feature_map.expand(similarities, len(numbers), self.coefficients)
+        values = self.feature_map.expand(similarities, len(numbers), self.coefficients)
+        return asarray_like(table[numbers], values) + values
 
     def descriptor_gradient(
         self,
         similarities: Sequence[Similarity],
         state: DescriptorState,
-        weights: FloatArray | None = None,
-    ) -> FloatArray:
+        weights: Array | None = None,
+    ) -> Array:
         """weights_i ∂f_i/∂p_i, (N, F)."""
         return self.feature_map.descriptor_gradient(
             similarities, state.values.shape, self.coefficients, weights
@@ -221,6 +223,8 @@ class Potential:
         properties: Collection[str] = PROPERTIES,
         *,
         pairs: Pairs | None = None,
+        device: Device = CPU,
+        single: bool = False,
     ) -> Prediction:
         """Predict one validated structure.
 
@@ -231,36 +235,51 @@ class Potential:
             Subset of :data:`PROPERTIES`; energies are always computed.
         pairs : Pairs, optional
             A neighbour list that reaches ``cutoff``, for example one that is reused along a trajectory.
+        device : Device
+            Where to compute; what is returned is on the host.
+        single : bool
+            Whether kernel products are done in single precision.
         """
         derivatives = _needs_derivatives(structure, properties)
         with _threads(structure):
-            states = evaluate_states(self.descriptors, structure, derivatives=derivatives, pairs=pairs)
+            states = evaluate_states(
+                self.descriptors, structure, derivatives=derivatives, pairs=pairs, device=device
+            )
             near = {
-                feature_map: feature_map.similarities(states[feature_map.descriptor], structure.numbers)
+                feature_map: feature_map.similarities(
+                    states[feature_map.descriptor], structure.numbers, single=single
+                )
                 for feature_map in self.feature_maps
             }
-            return self._finish(structure, properties, states, near)
+            return self._finish(structure, properties, states, near, device)
 
     def predict_many(
-        self, structures: Sequence[Structure], properties: Collection[str] = PROPERTIES
+        self,
+        structures: Sequence[Structure],
+        properties: Collection[str] = PROPERTIES,
+        *,
+        device: Device = CPU,
+        single: bool = False,
     ) -> Iterator[Prediction]:
         """Predict structures one after another; neighbours in the list that share their elements are batched."""
         for batch in _batches(structures):
             states = [
-                evaluate_states(self.descriptors, s, derivatives=_needs_derivatives(s, properties))
+                evaluate_states(
+                    self.descriptors, s, derivatives=_needs_derivatives(s, properties), device=device
+                )
                 for s in batch
             ]
             numbers = [s.numbers for s in batch]
             near = {
                 feature_map: feature_map.similarities_many(
-                    [own[feature_map.descriptor] for own in states], numbers
+                    [own[feature_map.descriptor] for own in states], numbers, single=single
                 )
                 for feature_map in self.feature_maps
             }
             for i, structure in enumerate(batch):
                 own = {feature_map: lists[i] for feature_map, lists in near.items()}
                 with _threads(structure):
-                    prediction = self._finish(structure, properties, states[i], own)
+                    prediction = self._finish(structure, properties, states[i], own, device)
                 yield prediction
 
     def _finish(
@@ -269,6 +288,7 @@ class Potential:
         properties: Collection[str],
         states: Mapping[Descriptor, DescriptorState],
         similarities: Mapping[FeatureMap, Sequence[Similarity]],
+        device: Device,
     ) -> Prediction:
         """From descriptors and their dot products with the representatives to everything else."""
         derivatives = _needs_derivatives(structure, properties)
@@ -278,26 +298,27 @@ class Potential:
         energy_offsets = float(
             sum(n * self.energy_offsets[int(z)] for z, n in zip(present, counts, strict=True))
         )
-        gradients: dict[Descriptor, FloatArray] = {}
-        positions = np.zeros((len(structure), 3))
-        strain = np.zeros((3, 3))
+        gradients: dict[Descriptor, Array] = {}
+        positions = zeros((len(structure), 3), device.like)
+        strain = zeros((3, 3), device.like)
 
         energy_short_range = 0.0
         if self.short_range is not None:
             descriptor = self.short_range.feature_map.descriptor
             near = similarities[self.short_range.feature_map]
-            energy_short_range = float(self.short_range.evaluate(near, numbers).sum())
+            energies = self.short_range.evaluate(near, numbers)
+            energy_short_range = to_float(namespace(energies).sum(energies))
             if derivatives:
                 gradients[descriptor] = self.short_range.descriptor_gradient(near, states[descriptor])
 
-        chi: FloatArray | None = None
+        chi: Array | None = None
         system: ChargeSystem | None = None
         charge_state: ChargeState | None = None
         if self.electronegativity is not None and self.charges is not None:
             descriptor = self.electronegativity.feature_map.descriptor
             near = similarities[self.electronegativity.feature_map]
             chi = self.electronegativity.evaluate(near, numbers)
-            system = self.charges.bind(structure)
+            system = self.charges.bind(structure, device=device)
             charge_state = system.solve(chi, structure.external_field, structure.total_charge)
             if derivatives:
                 pulled = self.electronegativity.descriptor_gradient(
@@ -308,16 +329,17 @@ class Potential:
                 if structure.periodic:
                     strain += charge_state.strain()
 
+        for descriptor, gradient in gradients.items():
+            pulled_back = states[descriptor].adjoint(gradient)
+            positions += pulled_back.positions
+            strain += pulled_back.strain
+        positions, strain = to_numpy(positions), to_numpy(strain)
+
         energy_baseline = 0.0
         if self.baseline is not None:
             energy_baseline, base_gradient, base_strain = self.baseline.evaluate(structure)
             positions += base_gradient
             strain += base_strain
-
-        for descriptor, gradient in gradients.items():
-            pulled_back = states[descriptor].adjoint(gradient)
-            positions += pulled_back.positions
-            strain += pulled_back.strain
 
         # each costs a whole solution where no matrix is factored
         responses = system is not None and (system.responses_are_cheap or "polarizability" in properties)
@@ -330,18 +352,24 @@ class Potential:
             energy_baseline=energy_baseline,
             forces=-positions if "forces" in properties else None,
             stress=_stress(strain, structure) if "stress" in properties else None,
-            charges=None if charge_state is None else charge_state.charges,
-            atomic_dipoles=None if charge_state is None else charge_state.atomic_dipoles,
-            dipole=None if charge_state is None else charge_state.dipole,
+            charges=None if charge_state is None else to_numpy(charge_state.charges),
+            atomic_dipoles=None if charge_state is None else _on_host(charge_state.atomic_dipoles),
+            dipole=None if charge_state is None else _on_host(charge_state.dipole),
             polarizability=(
-                system.polarizability() if system is not None and "polarizability" in properties else None
+                _on_host(system.polarizability())
+                if system is not None and "polarizability" in properties
+                else None
             ),
-            electronegativity=chi,
+            electronegativity=_on_host(chi),
             chemical_potential=None if charge_state is None else charge_state.chemical_potential,
             hardness=system.hardness() if system is not None and responses else None,
             total_charge=structure.total_charge,
             external_field=structure.external_field,
         )
+
+
+def _on_host(values: Array | None) -> FloatArray | None:
+    return None if values is None else to_numpy(values)
 
 
 def _threads(structure: Structure) -> AbstractContextManager[None]:

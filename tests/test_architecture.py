@@ -30,6 +30,7 @@ LAYERS = (
         "archive",
         "blas",
         "datasets",
+        "devices",
     },
     {"descriptors", "electrostatics", "baseline"},
     {"kernels", "representatives", "charges"},
