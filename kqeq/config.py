@@ -31,7 +31,8 @@ from typing import Any
 
 from kqeq.charges import QEq, charge_model_from_dict
 from kqeq.errors import InputError
-from kqeq.estimator import KQEq, default_electronegativity, default_short_range
+from kqeq.estimator import KQEq
+from kqeq.kernels import default_electronegativity, default_short_range
 from kqeq.kernels import SOAPKernel
 
 

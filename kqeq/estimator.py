@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from numbers import Real
 from os import PathLike
 from typing import Any, overload
 
 import numpy as np
 from ase import Atoms
-from ase.data import atomic_numbers
 from sklearn.base import BaseEstimator
 
 from kqeq import devices
@@ -24,11 +22,14 @@ from kqeq.charges import QEq
 from kqeq.charges.base import ChargeModel
 from kqeq.devices import check_precision
 from kqeq.errors import InputError, ModelNotFittedError
+from kqeq.fitting.equations import Prior
 from kqeq.fitting.fit import FitResult, fit_potential
 from kqeq.fitting.metrics import Evaluation, compare
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings
-from kqeq.kernels import SOAPKernel
+from kqeq.fitting.targets import element_energies
+from kqeq.fitting.update import update_potential
+from kqeq.kernels import SOAPKernel, default_electronegativity, default_short_range
 from kqeq.labels import LABEL_KINDS, LabelKeys, read_frames
 from kqeq.potential import Potential, Prediction, check_properties
 from kqeq.progress import track
@@ -37,16 +38,6 @@ from kqeq.uncertainty import Posterior, require_posterior, with_uncertainty
 
 _DEFAULT: Any = "default"
 """Marks arguments that take the package's default (``None`` means: leave this part away)."""
-
-
-def default_electronegativity() -> SOAPKernel:
-    """Kernel settings of the electronegativity where none are given."""
-    return SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2)
-
-
-def default_short_range() -> SOAPKernel:
-    """Kernel settings of the short-range energy where none are given."""
-    return SOAPKernel(r_cut=5.0, n_max=8, l_max=6, sigma=0.5, zeta=4)
 
 
 class KQEq(BaseEstimator):  # type: ignore[misc]
@@ -80,6 +71,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         Energies of the elements by symbol, eV; fitted where ``None``.
     max_iterations : int
         Of the Gauss–Newton solver.
+    solver : {"auto", "cholesky", "qr"}
+        How the linear problem of each step is solved.  ``"auto"`` takes normal equations and a Cholesky factorisation
+        and turns to QR, at about three times the cost, where their condition number asks for it; the report tells.
 
     Attributes
     ----------
@@ -105,6 +99,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         label_prefix: str = "",
         e0: Mapping[str, float] | None = None,
         max_iterations: int = 30,
+        solver: str = "auto",
     ) -> None:
         # a default object of its own for every model, so that set_params never reaches another
         self.electronegativity = (
@@ -119,6 +114,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.label_prefix = label_prefix
         self.e0 = e0
         self.max_iterations = max_iterations
+        self.solver = solver
 
     # ------------------------------------------------------------------ fit
 
@@ -173,11 +169,58 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         settings = replace(self._settings(targets), optimize=optimize)
         keys = self._keys(charges_key)
         pairs = list(read_frames(frames, keys, weights=sample_weight))
-        result = fit_potential(pairs, settings, resume=resume)
+        self._keep(fit_potential(pairs, settings, resume=resume), charges_key)
+        return self
+
+    def update(self, frames: Any, *, sample_weight: Sequence[float] | None = None) -> KQEq:
+        """Add labelled frames to a fitted model without those that it was fitted to.
+
+        The posterior of the fit takes the place of the old data.  Where the model is linear in its labels (dipoles and
+        charges; energies and forces of models without charges) the result is that of one fit to all frames with the same
+        representatives and noises; otherwise an approximation that is good as long as the added frames do not move the
+        parameters far (:mod:`kqeq.fitting.update`).  Representatives stay as they are: for other kinds of environments,
+        fit again.
+
+        Parameters
+        ----------
+        frames : ase.Atoms or sequence of ase.Atoms
+            With labels of the kinds that the model was fitted to, under the same names; elements that it knows.
+        sample_weight : sequence of float, optional
+            One weight per frame, multiplied with those in the frames.
+
+        Returns
+        -------
+        KQEq
+            Itself, with the potential, report and posterior of all frames.
+
+        Raises
+        ------
+        ModelNotFittedError, InputError, UnsupportedError
+            Also if the model was loaded from a file without its posterior.
+
+        Examples
+        --------
+        >>> model = kqeq.load("model.kqeq")  # saved with posterior=True
+        >>> model.update(more_frames).save("model.kqeq", posterior=True)
+        """
+        potential = self._fitted()
+        posterior = require_posterior(self.posterior_, "adding frames needs")
+        pairs = list(read_frames(frames, self._keys(self.charges_key_), weights=sample_weight))
+        result = update_potential(
+            pairs,
+            self._settings(None),
+            potential,
+            posterior.parameters,
+            Prior(posterior.u, posterior.lower),
+            posterior.noise,
+            self.fit_report_,
+        )
+        self._keep(result, self.charges_key_)
+        return self
+
+    def _keep(self, result: FitResult, charges_key: str | None) -> None:
         posterior = Posterior(result.parameters, result.solution.u, result.solution.lower, result.noise)
         self._set_fitted(result.potential, result.report, charges_key, posterior)
-        self.result_: FitResult | None = result
-        return self
 
     def _settings(self, targets: Sequence[str] | None) -> FitSettings:
         if isinstance(targets, str):
@@ -191,7 +234,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             )
         e0 = None
         if self.e0 is not None:
-            e0 = _element_energies(self.e0)
+            e0 = element_energies(self.e0)
         return FitSettings(
             electronegativity=self.electronegativity,
             short_range=self.short_range,
@@ -201,6 +244,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             targets=None if targets is None else tuple(targets),
             e0=e0,
             max_iterations=self.max_iterations,
+            solver=self.solver,
         )
 
     def _keys(self, charges_key: str | None) -> LabelKeys:
@@ -409,21 +453,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         save_model(self, path, posterior=posterior)
 
 
-def _element_energies(e0: Any) -> dict[int, float]:
-    """Validate energies by element symbol and key them by atomic number."""
-    if not isinstance(e0, Mapping):
-        raise InputError(f"e0 is {e0!r}; expected a dict of energies (eV) by element symbol, or None")
-    bad = [symbol for symbol in e0 if symbol not in atomic_numbers]
-    if bad:
-        raise InputError(f"e0 names {bad}, which are no element symbols")
-    for symbol, value in e0.items():
-        if not isinstance(value, Real) or not np.isfinite(float(value)):
-            raise InputError(f'e0["{symbol}"] is {value!r}; expected one finite energy in eV')
-    return {atomic_numbers[symbol]: float(value) for symbol, value in e0.items()}
-
-
 def _is_default(value: Any) -> bool:
     return isinstance(value, str) and value == _DEFAULT
 
 
-__all__ = ["KQEq", "default_electronegativity", "default_short_range"]
+__all__ = ["KQEq"]

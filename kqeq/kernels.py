@@ -140,6 +140,16 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         return dict(self.get_params(deep=False))
 
 
+def default_electronegativity() -> SOAPKernel:
+    """Kernel settings of the electronegativity where none are given."""
+    return SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2)
+
+
+def default_short_range() -> SOAPKernel:
+    """Kernel settings of the short-range energy where none are given."""
+    return SOAPKernel(r_cut=5.0, n_max=8, l_max=6, sigma=0.5, zeta=4)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and math.isfinite(value)
 
@@ -427,4 +437,14 @@ def _slope(dots: Array, zeta: float) -> Array:
     return full(dots.shape, 1.0, dots) if zeta == 1 else zeta * _power(dots, zeta - 1)
 
 
-__all__ = ["SELECTIONS", "FeatureMap", "SOAPKernel", "Similarity", "gram", "layout_columns", "used_columns"]
+__all__ = [
+    "SELECTIONS",
+    "FeatureMap",
+    "SOAPKernel",
+    "Similarity",
+    "default_electronegativity",
+    "default_short_range",
+    "gram",
+    "layout_columns",
+    "used_columns",
+]

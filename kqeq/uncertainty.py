@@ -267,8 +267,14 @@ def with_uncertainty(
     )
 
 
-def require_posterior(posterior: Posterior | None) -> Posterior:
+def require_posterior(posterior: Posterior | None, what: str = "uncertainties need") -> Posterior:
     """The posterior, or an error that says how to get one.
+
+    Parameters
+    ----------
+    posterior : Posterior or None
+    what : str
+        Who needs it, for the message.
 
     Raises
     ------
@@ -276,7 +282,7 @@ def require_posterior(posterior: Posterior | None) -> Posterior:
     """
     if posterior is None:
         raise UnsupportedError(
-            "uncertainties need the posterior of the fit, and this model was loaded from a file that does not hold it; "
+            f"{what} the posterior of the fit, and this model was loaded from a file that does not hold it; "
             "save it with model.save(path, posterior=True) after fitting"
         )
     return posterior

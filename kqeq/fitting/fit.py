@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
@@ -69,7 +69,7 @@ class FitResult:
     noise: dict[str, float]
 
 
-def _start(problem: FitProblem) -> FloatArray:
+def _start(problem: FitProblem, solver: str) -> FloatArray:
     """Electronegativities fitted to dipoles and charges alone, in closed form: where the iteration starts.
 
     Energies are quadratic in electronegativities; from here the quadratic model is good, from zero it is not.
@@ -77,16 +77,16 @@ def _start(problem: FitProblem) -> FloatArray:
     """
     parameters, start = problem.parameters, np.zeros(problem.size)
     if parameters.learned is not None:
-        found = _fit_part(problem, parameters, frozenset({"polarizability"}), linear=False)
+        found = _fit_part(problem, parameters, frozenset({"polarizability"}), solver, linear=False)
         start = start if found is None else found
         parameters = parameters.freeze(start)
-    found = _fit_part(problem, parameters, LINEAR_KINDS, linear=True)
+    found = _fit_part(problem, parameters, LINEAR_KINDS, solver, linear=True)
     # one leaves the electronegativities at zero, the other the element parameters
     return start if found is None else start + found
 
 
 def _fit_part(
-    problem: FitProblem, parameters: Parameters, kinds: frozenset[str], *, linear: bool
+    problem: FitProblem, parameters: Parameters, kinds: frozenset[str], solver: str, *, linear: bool
 ) -> FloatArray | None:
     """Parameters fitted to the labels of some kinds alone; ``None`` where there are no such labels."""
     frames = []
@@ -108,6 +108,7 @@ def _fit_part(
             engine=joblib_engine,
             step_factor=parameters.step_factor,
             patience=parameters.patience,
+            solver=solver,
         )
         return found.u
     finally:
@@ -117,7 +118,7 @@ def _fit_part(
 def _minimise(problem: FitProblem, settings: FitSettings, u: FloatArray | None) -> Solution:
     """Minimise from ``u``, or from the closed-form start."""
     if u is None:
-        u = _start(problem)
+        u = _start(problem, settings.solver)
     return minimise(
         problem,
         u,
@@ -125,6 +126,7 @@ def _minimise(problem: FitProblem, settings: FitSettings, u: FloatArray | None) 
         engine=joblib_engine,
         step_factor=problem.parameters.step_factor,
         patience=problem.parameters.patience,
+        solver=settings.solver,
     )
 
 
@@ -136,7 +138,7 @@ def _solve(problem: FitProblem, settings: FitSettings, resume: str | PathLike[st
         state = read_checkpoint(resume, mark, problem.size)
     start = np.zeros(problem.size)
     if state is None and not problem.linear:
-        start = _start(problem)
+        start = _start(problem, settings.solver)
         if resume is not None:
             write_checkpoint(resume, mark, SolverState(start, 0.0, ()))
 
@@ -153,6 +155,7 @@ def _solve(problem: FitProblem, settings: FitSettings, resume: str | PathLike[st
         checkpoint=checkpoint,
         step_factor=problem.parameters.step_factor,
         patience=problem.parameters.patience,
+        solver=settings.solver,
     )
 
 
@@ -233,19 +236,11 @@ def fit_potential(
         )
     finally:
         problem.close()
-    if not solution.converged:
-        warnings.warn(
-            f"the fit stopped after {len(solution.iterations)} iterations without converging (loss {solution.loss:.6g}); "
-            "print model.fit_report_ for the table, raise max_iterations, or raise the noise levels",
-            KQEqWarning,
-            stacklevel=3,
-        )
+    warn_unconverged(solution)
     if solution.n_residuals < parameters.size:
         notes.append(
             f"fewer labels ({solution.n_residuals}) than parameters ({parameters.size}): the prior settles the rest"
         )
-    total_charges = tuple(sorted({round(s.total_charge, 6) for s in structures}))
-    potential = _potential(parameters, solution.u, settings, total_charges, has_energy)
     counts = {
         name: {chemical_symbols[z]: rows.shape[0] for z, rows in part.feature_map.representatives.items()}
         for name, part in (("electronegativity", parameters.chi), ("short-range", parameters.energy))
@@ -259,13 +254,63 @@ def fit_potential(
         used=used,
         ignored=ignored,
         representatives=counts,
+        iterations=(),
+        converged=False,
+        loss=0.0,
+        seconds=0.0,
+        notes=tuple(notes),
+    )
+    charges = [structure.total_charge for structure in structures]
+    return finish(parameters, solution, noise, settings, report, charges, has_energy, started)
+
+
+def warn_unconverged(solution: Solution) -> None:
+    """Warn if a fit stopped early."""
+    if not solution.converged:
+        warnings.warn(
+            f"the fit stopped after {len(solution.iterations)} iterations without converging (loss {solution.loss:.6g}); "
+            "print model.fit_report_ for the table, raise max_iterations, or raise the noise levels",
+            KQEqWarning,
+            stacklevel=4,
+        )
+
+
+def finish(
+    parameters: Parameters,
+    solution: Solution,
+    noise: dict[str, float],
+    settings: FitSettings,
+    report: FitReport,
+    charges: Iterable[float],
+    has_energy: bool,
+    started: float,
+) -> FitResult:
+    """Freeze a solution into a potential, and complete the report with how it was reached.
+
+    Parameters
+    ----------
+    parameters, solution, noise, settings :
+        As of the fit.
+    report : FitReport
+        What was known before the solver ran.
+    charges : iterable of float
+        Total charges of the frames.
+    has_energy : bool
+        Whether energies or forces were fitted.
+    started : float
+        ``time.perf_counter()`` at the start.
+    """
+    total_charges = tuple(sorted({round(charge, 6) for charge in charges}))
+    report = replace(
+        report,
+        n_residuals=solution.n_residuals,
         iterations=solution.iterations,
         converged=solution.converged,
         loss=solution.loss,
         seconds=time.perf_counter() - started,
-        notes=tuple(notes),
         learned=_learned_table(parameters, solution),
     )
+    potential = _potential(parameters, solution.u, settings, total_charges, has_energy)
     return FitResult(potential, report, parameters, solution, noise)
 
 
@@ -359,4 +404,4 @@ def _potential(
     )
 
 
-__all__ = ["FitResult", "fit_potential"]
+__all__ = ["FitResult", "finish", "fit_potential", "warn_unconverged"]

@@ -18,7 +18,8 @@ from kqeq import blas
 from kqeq.fitting.blocks import frame_rows
 from kqeq.fitting.features import MEMORY_BUDGET, FeatureStore, TrainingFrame
 from kqeq.fitting.parameters import Parameters
-from kqeq.fitting.solver import CHUNK_ROWS, JacobianKind, LeastSquaresProblem, Sums, sum_frames
+from kqeq.fitting.equations import Sums
+from kqeq.fitting.solver import CHUNK_ROWS, JacobianKind, LeastSquaresProblem, SumKind, sum_frames
 from kqeq.progress import track
 from kqeq.typing import FloatArray
 
@@ -84,9 +85,9 @@ def _store(chunk: Chunk) -> FeatureStore:
     return _STORES[key]
 
 
-def _chunk_sums(chunk: Chunk, u: FloatArray, jacobian: JacobianKind) -> Sums:
+def _chunk_sums(chunk: Chunk, u: FloatArray, what: SumKind) -> Sums:
     with blas.one_thread():
-        return sum_frames(chunk, u, jacobian)
+        return sum_frames(chunk, u, what)
 
 
 class FitProblem:
@@ -159,7 +160,7 @@ def _groups(frames: Sequence[TrainingFrame]) -> list[Sequence[TrainingFrame]]:
     return groups
 
 
-def joblib_engine(problem: LeastSquaresProblem, u: FloatArray, jacobian: JacobianKind) -> Sums:
+def joblib_engine(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) -> Sums:
     """Sum the chunks of a :class:`FitProblem` through joblib.
 
     Serial by default; ``with joblib.parallel_config(backend="loky", n_jobs=2):`` around the fit, or any other
@@ -169,10 +170,10 @@ def joblib_engine(problem: LeastSquaresProblem, u: FloatArray, jacobian: Jacobia
 
     assert isinstance(problem, FitProblem)
     parallel = Parallel(return_as="generator")
-    tasks = (delayed(_chunk_sums)(chunk, u, jacobian) for chunk in problem.chunks)
-    what = {"full": "iteration", "linear": "step", "none": "step"}[jacobian]
+    tasks = (delayed(_chunk_sums)(chunk, u, what) for chunk in problem.chunks)
+    name = "iteration" if what in ("full", "triangle") else "step"
     total: Sums | None = None
-    for sums in track(parallel(tasks), what, total=len(problem.chunks)):
+    for sums in track(parallel(tasks), name, total=len(problem.chunks)):
         if total is None:
             total = sums
         else:

@@ -12,6 +12,7 @@ from kqeq.baseline import Baseline
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError
 from kqeq.fitting.blocks import BLOCKS
+from kqeq.fitting.equations import SOLVERS
 from kqeq.kernels import SOAPKernel
 
 DEFAULT_NOISE: Mapping[str, float] = {
@@ -44,6 +45,8 @@ class FitSettings:
     max_iterations : int
     optimize : "evidence" or None
         What noises and prior spreads are learned by; ``None`` keeps the given ones.
+    solver : {"auto", "cholesky", "qr"}
+        How the linear problem of each step is solved (:mod:`kqeq.fitting.equations`).
     """
 
     electronegativity: SOAPKernel | None
@@ -55,6 +58,7 @@ class FitSettings:
     e0: Mapping[int, float] | None = None
     max_iterations: int = 30
     optimize: str | None = None
+    solver: str = "auto"
 
 
 def check_settings(settings: FitSettings) -> None:
@@ -96,6 +100,8 @@ def check_settings(settings: FitSettings) -> None:
                 'determine it. Mark element parameters with "learn", for example charges=kqeq.AtomicDipoles('
                 'kqeq.ACKS2(softness="learn"), polarizability="learn"), or leave it out'
             )
+    if settings.solver not in SOLVERS:
+        raise InputError(f"solver is {settings.solver!r}; expected one of {', '.join(SOLVERS)}")
     if settings.optimize not in (None, "evidence"):
         raise InputError(f'optimize is {settings.optimize!r}; expected "evidence" or None')
     if not isinstance(settings.max_iterations, Integral) or settings.max_iterations < 1:
