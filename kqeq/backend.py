@@ -123,7 +123,7 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
         return x
     record = _record.get()
     if record is not None:
-        record.to_host.append(int(getattr(x, "nbytes", 8 * array_api_compat.size(x))))
+        record.to_host.append(nbytes(x) or 0)
     if is_cupy(x):
         return np.asarray(x.get())
     return np.asarray(_buffer(x))
@@ -232,6 +232,20 @@ def memory_budget(like: Array) -> int:
 
     free, _ = cupy.cuda.Device().mem_info
     return int((free + cupy.get_default_memory_pool().free_bytes()) // _DEVICE_SHARE)
+
+
+def cache_budget(like: Array, on_host: int) -> int:
+    """Bytes that may be kept on the device of ``like``: ``on_host`` there, half of what a GPU has free."""
+    return memory_budget(like) * _DEVICE_SHARE // 2 if is_cupy(like) else on_host
+
+
+def nbytes(x: Any) -> int | None:
+    """Bytes of an array of any library; ``None`` for anything else."""
+    if isinstance(x, np.ndarray):
+        return x.nbytes
+    if not array_api_compat.is_array_api_obj(x):
+        return None
+    return int(getattr(x, "nbytes", 8 * (array_api_compat.size(x) or 0)))
 
 
 def chunk_elements(like: Array, arrays: int, on_host: int) -> int:
@@ -467,6 +481,7 @@ __all__ = [
     "Transfers",
     "arange",
     "asarray_like",
+    "cache_budget",
     "cho_solve",
     "cholesky",
     "chunk_elements",
@@ -487,6 +502,7 @@ __all__ = [
     "limit_memory",
     "memory_budget",
     "namespace",
+    "nbytes",
     "pair_matrix",
     "place",
     "put_rows",

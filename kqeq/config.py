@@ -11,7 +11,10 @@
 
     [charges]
     model = "QEq"
-    hardness = { O = 12.0 }      # eV/e²; elements that are not named take the cited defaults
+    hardness = { O = 12.0 }      # eV/e²; elements that are not named take the cited defaults; or "learn", "kernel"
+
+    [site_kernel]                # for parameters marked "kernel"; without it they share the electronegativity's
+    delta = 0.2
 
     [noise]
     forces = 0.05
@@ -32,8 +35,7 @@ from typing import Any
 from kqeq.charges import QEq, charge_model_from_dict
 from kqeq.errors import InputError
 from kqeq.estimator import KQEq
-from kqeq.kernels import default_electronegativity, default_short_range
-from kqeq.kernels import SOAPKernel
+from kqeq.kernels import SOAPKernel, default_electronegativity, default_short_range
 
 
 def load_config(path: str | PathLike[str]) -> KQEq:
@@ -78,7 +80,11 @@ def model_from_dict(data: Mapping[str, Any]) -> KQEq:
     if unknown:
         raise InputError(f"unknown setting {unknown[0]!r}; expected some of {', '.join(known)}")
     settings: dict[str, Any] = dict(data)
-    kernels = {"electronegativity": default_electronegativity, "short_range": default_short_range}
+    kernels = {
+        "electronegativity": default_electronegativity,
+        "short_range": default_short_range,
+        "site_kernel": default_electronegativity,
+    }
     for name in kernels.keys() & settings.keys():
         settings[name] = _part(name, settings[name], partial(_kernel, name, kernels[name]()))
     if "charges" in settings:

@@ -52,7 +52,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     charges : charge model or None
         ``kqeq.QEq()`` by default.  Element parameters that it marks with ``"learn"`` are fitted together with the
         rest, from all labels and from polarizabilities, with priors around the defaults; the values are in
-        ``potential_.charges`` and in the report.
+        ``potential_.charges`` and in the report.  Hardness, polarizability and softness that it marks with ``"kernel"``
+        depend on the environment of the atom as well.
     baseline : None, "zbl" or ase.calculators.calculator.Calculator
         Subtracted from energies, forces and stresses before the fit and added in prediction.
     noise : dict, optional
@@ -74,6 +75,10 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     solver : {"auto", "cholesky", "qr"}
         How the linear problem of each step is solved.  ``"auto"`` takes normal equations and a Cholesky factorisation
         and turns to QR, at about three times the cost, where their condition number asks for it; the report tells.
+    site_kernel : SOAPKernel, optional
+        Kernel of the logarithms of the parameters marked with ``"kernel"``; its ``delta`` is their prior standard
+        deviation around the element's value (by default 0.2, for softness 0.3).  ``None`` shares descriptors and
+        representatives with the electronegativity.
 
     Attributes
     ----------
@@ -100,6 +105,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         e0: Mapping[str, float] | None = None,
         max_iterations: int = 30,
         solver: str = "auto",
+        site_kernel: SOAPKernel | None = None,
     ) -> None:
         # a default object of its own for every model, so that set_params never reaches another
         self.electronegativity = (
@@ -115,6 +121,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.e0 = e0
         self.max_iterations = max_iterations
         self.solver = solver
+        self.site_kernel = site_kernel
 
     # ------------------------------------------------------------------ fit
 
@@ -128,6 +135,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         charges_key: str | None = None,
         resume: str | PathLike[str] | None = None,
         optimize: str | None = None,
+        device: str | Device = "cpu",
     ) -> KQEq:
         """Fit to labelled frames.
 
@@ -151,6 +159,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             fits to dipoles or charges alone, ζ of the electronegativities by maximising the marginal likelihood
             (:mod:`kqeq.fitting.hyperparameters`).  The given values are the start and the centre of bounds; what was
             learned is in ``posterior_`` and in the report.
+        device : {"cpu", "cuda", "auto"}
+            Where to compute features, sums over frames and steps; results do not depend on it.
 
         Returns
         -------
@@ -163,13 +173,18 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             For settings, frames or labels that cannot be used; before any long work.
         UnsupportedError
             For structures that the charge model cannot treat.
+        DeviceError
+            If a GPU is asked for and does not work.
         """
         targets = self.targets if targets is None else targets
         charges_key = self.charges_key if charges_key is None else charges_key
         settings = replace(self._settings(targets), optimize=optimize)
         keys = self._keys(charges_key)
         pairs = list(read_frames(frames, keys, weights=sample_weight))
-        self._keep(fit_potential(pairs, settings, resume=resume), charges_key)
+        result, _ = devices.run(
+            device, lambda where: fit_potential(pairs, replace(settings, device=where), resume=resume)
+        )
+        self._keep(result, charges_key)
         return self
 
     def update(self, frames: Any, *, sample_weight: Sequence[float] | None = None) -> KQEq:
@@ -245,6 +260,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             e0=e0,
             max_iterations=self.max_iterations,
             solver=self.solver,
+            site_kernel=self.site_kernel,
         )
 
     def _keys(self, charges_key: str | None) -> LabelKeys:

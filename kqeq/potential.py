@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -20,7 +20,8 @@ from ase.data import chemical_symbols
 from kqeq import blas
 from kqeq.backend import CPU, Device, asarray_like, namespace, to_float, to_numpy, zeros
 from kqeq.baseline import Baseline
-from kqeq.charges.base import ChargeModel, ChargeState, ChargeSystem
+from kqeq.charges.base import ChargeModel, ChargeState, ChargeSystem, SiteParameters
+from kqeq.charges.parameters import multiply_sites
 from kqeq.descriptors import evaluate_states, longest_cutoff
 from kqeq.descriptors.base import Descriptor, DescriptorState
 from kqeq.errors import InputError, UndeterminedWarning, UnsupportedError
@@ -143,7 +144,8 @@ class Potential:
     energy_offsets : dict of int to float
         e0 by element, eV.
     electronegativity, charges :
-        Kernel model of χ and the charge model; both or neither.
+        Kernel model of χ and the charge model; both or neither.  The charge model alone knows the values of site
+        parameters by element: bind it with :meth:`site_parameters`.
     short_range : SiteModel, optional
         Offsets zero: they are in ``energy_offsets``.
     baseline : Baseline, optional
@@ -151,6 +153,8 @@ class Potential:
         Distinct total charges of the training frames.
     has_energy : bool
         Whether energies or forces were among the fitted labels.
+    sites : dict of str to SiteModel
+        By kind of site parameter, ln θ_i/θ(Z_i): its dependence on the environment.
     """
 
     species: tuple[int, ...]
@@ -161,12 +165,13 @@ class Potential:
     baseline: Baseline | None
     training_charges: tuple[float, ...]
     has_energy: bool
+    sites: Mapping[str, SiteModel] = field(default_factory=dict)
 
     @property
     def feature_maps(self) -> list[FeatureMap]:
-        """The feature maps of all kernel models."""
-        parts = (self.electronegativity, self.short_range)
-        return [part.feature_map for part in parts if part is not None]
+        """The feature maps of all kernel models, each once."""
+        parts = (self.electronegativity, self.short_range, *self.sites.values())
+        return list(dict.fromkeys(part.feature_map for part in parts if part is not None))
 
     @property
     def descriptors(self) -> list[Descriptor]:
@@ -202,6 +207,25 @@ class Potential:
                 f"{where} is in an external field, but the model has no charges for the field to act on; "
                 "fit with charges=kqeq.QEq(), or remove the field"
             )
+
+    def site_parameters(
+        self, numbers: IntArray, similarities: Mapping[FeatureMap, Sequence[Similarity]]
+    ) -> SiteParameters | None:
+        """Hardness and the like of every atom in its environment; ``None`` without charges.
+
+        Parameters
+        ----------
+        numbers : (N,) array
+        similarities : dict
+            For (at least) the feature maps of ``sites``.
+        """
+        if self.charges is None:
+            return None
+        logarithms = {
+            kind: model.evaluate(similarities[model.feature_map], numbers)
+            for kind, model in self.sites.items()
+        }
+        return multiply_sites(self.charges.site_parameters(numbers), logarithms)
 
     def warn_if_undetermined(self, structure: Structure) -> None:
         """Warn when a charge state is asked for whose chemical potential no label has fixed."""
@@ -318,13 +342,22 @@ class Potential:
             descriptor = self.electronegativity.feature_map.descriptor
             near = similarities[self.electronegativity.feature_map]
             chi = self.electronegativity.evaluate(near, numbers)
-            system = self.charges.bind(structure, device=device)
+            sites = self.site_parameters(numbers, similarities)
+            system = self.charges.bind(structure, sites, device=device)
             charge_state = system.solve(chi, structure.external_field, structure.total_charge)
             if derivatives:
                 pulled = self.electronegativity.descriptor_gradient(
                     near, states[descriptor], charge_state.electronegativity_gradient()
                 )
                 gradients[descriptor] = gradients.get(descriptor, 0.0) + pulled
+                slopes = charge_state.site_gradient() if self.sites else None
+                for kind, model in self.sites.items():
+                    descriptor = model.feature_map.descriptor
+                    weights = getattr(sites, kind) * getattr(slopes, kind)
+                    pulled = model.descriptor_gradient(
+                        similarities[model.feature_map], states[descriptor], weights
+                    )
+                    gradients[descriptor] = gradients.get(descriptor, 0.0) + pulled
                 positions += charge_state.gradient()
                 if structure.periodic:
                     strain += charge_state.strain()

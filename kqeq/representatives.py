@@ -215,8 +215,8 @@ def _independent(rows: sparse.csr_array, order: IntArray) -> IntArray:
 
 def _farthest(rows: sparse.csr_array, n: int, start: list[int]) -> IntArray:
     """Continue a selection with the rows that are farthest from it, up to ``n`` rows."""
-    from skmatter.sample_selection import FPS
     from sklearn import config_context
+    from skmatter.sample_selection import FPS
 
     selector = FPS(n_to_select=n, initialize=start)
     with config_context(assume_finite=True):  # otherwise every step looks for NaN in all rows

@@ -3,7 +3,8 @@
 Layout, version 1::
 
     header.json          format, version, library version, settings, element offsets, report
-    <part>/<Z>/data|indices|indptr    representatives of one element, sparse rows (part: chi, short_range)
+    <part>/<Z>/data|indices|indptr    representatives of one element, sparse rows (part: electronegativity, short_range,
+                                      or a kind of site parameter), unless the part shares them with another
     <part>/<Z>/coefficients           kernel coefficients
     posterior/lower, posterior/u      optional: Cholesky factor of the posterior precision, parameters
 
@@ -25,7 +26,7 @@ from scipy import sparse
 from kqeq.archive import read_archive, write_archive
 from kqeq.baseline import Baseline, resolve_baseline
 from kqeq.charges import charge_model_from_dict
-from kqeq.charges.base import ChargeModel
+from kqeq.charges.base import ENVIRONMENT_KINDS, ChargeModel
 from kqeq.charges.parameters import ElementParameters
 from kqeq.errors import InputError, ModelFileError
 from kqeq.estimator import KQEq
@@ -47,13 +48,16 @@ def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = Fals
     potential = model._fitted()
     arrays: dict[str, Any] = {}
     parts: dict[str, Any] = {}
-    for name in PARTS:
-        part: SiteModel | None = getattr(potential, name)
+    homes: dict[FeatureMap, str] = {}
+    for name, part in _site_models(potential).items():
         if part is None:
             parts[name] = None
             continue
         feature_map = part.feature_map
+        shared = homes.get(feature_map)
+        homes.setdefault(feature_map, name)
         parts[name] = {
+            "features": name if shared is None else shared,
             "zeta": feature_map.zeta,
             "species": list(feature_map.species),
             "offsets": _by_symbol(part.offsets),
@@ -61,10 +65,11 @@ def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = Fals
         }
         for z, rows in feature_map.representatives.items():
             prefix = f"{name}/{chemical_symbols[z]}"
-            arrays[f"{prefix}/data"] = rows.data
-            arrays[f"{prefix}/indices"] = rows.indices
-            arrays[f"{prefix}/indptr"] = rows.indptr
-            arrays[f"{prefix}/shape"] = np.array(rows.shape)
+            if shared is None:
+                arrays[f"{prefix}/data"] = rows.data
+                arrays[f"{prefix}/indices"] = rows.indices
+                arrays[f"{prefix}/indptr"] = rows.indptr
+                arrays[f"{prefix}/shape"] = np.array(rows.shape)
             arrays[f"{prefix}/coefficients"] = part.coefficients[z]
     stored_posterior = None
     if posterior:
@@ -80,6 +85,7 @@ def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = Fals
             "chi": _prior(known.parameters.chi),
             "energy": _prior(known.parameters.energy),
             "elements": _element_prior(known.parameters.learned),
+            "sites": {kind: known.parameters.parts[kind].delta for kind in potential.sites},
         }
     header = {
         "settings": _settings(model),
@@ -91,6 +97,7 @@ def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = Fals
         "baseline": None if potential.baseline is None else potential.baseline.name,
         "charges": None if potential.charges is None else potential.charges.to_dict(),
         "parts": parts,
+        "sites": list(potential.sites),
         "report": asdict(model.fit_report_),
         "posterior": stored_posterior,
     }
@@ -148,7 +155,7 @@ def _settings(model: KQEq) -> dict[str, Any]:
     """Constructor arguments as plain data."""
     settings = model.get_params(deep=False)
     settings.pop("baseline")
-    for name in ("electronegativity", "short_range", "charges"):
+    for name in ("electronegativity", "short_range", "charges", "site_kernel"):
         settings[name] = None if settings[name] is None else settings[name].to_dict()
     if settings["targets"] is not None and not isinstance(settings["targets"], str):
         settings["targets"] = list(settings["targets"])
@@ -157,20 +164,30 @@ def _settings(model: KQEq) -> dict[str, Any]:
 
 def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: Baseline | None) -> KQEq:
     settings = dict(header["settings"])
-    for name in ("electronegativity", "short_range"):
-        settings[name] = None if settings[name] is None else SOAPKernel(**settings[name])
+    for name in ("electronegativity", "short_range", "site_kernel"):
+        settings[name] = None if settings.get(name) is None else SOAPKernel(**settings[name])
     settings["charges"] = None if settings["charges"] is None else charge_model_from_dict(settings["charges"])
     model = KQEq(**settings, baseline=spec)
     charges = header["charges"]  # with learned values in place of "learn"
+    kernels = {
+        **dict.fromkeys(ENVIRONMENT_KINDS, model.site_kernel or model.electronegativity),
+        "electronegativity": model.electronegativity,
+        "short_range": model.short_range,
+    }
+    models: dict[str, SiteModel | None] = {}
+    kinds = header.get("sites", [])
+    for name in (*PARTS, *kinds):
+        models[name] = _site_model(header, arrays, name, kernels[name], models)
     potential = Potential(
         species=tuple(atomic_numbers[symbol] for symbol in header["species"]),
         energy_offsets=_by_number(header["energy_offsets"]),
-        electronegativity=_site_model(header, arrays, "electronegativity", model.electronegativity),
+        electronegativity=models["electronegativity"],
         charges=None if charges is None else charge_model_from_dict(charges),
-        short_range=_site_model(header, arrays, "short_range", model.short_range),
+        short_range=models["short_range"],
         baseline=resolved,
         training_charges=tuple(header["training_charges"]),
         has_energy=header["has_energy"],
+        sites={kind: own for kind in kinds if (own := models[kind]) is not None},
     )
     report = dict(header["report"])
     report["iterations"] = tuple(Iteration(**row) for row in report["iterations"])
@@ -231,6 +248,8 @@ def _posterior(
         energy_mean=None if energy is None else _by_number(energy["mean"]),
         energy_spread=0.0 if energy is None else energy["spread"],
         elements=_elements(stored["elements"]),
+        site_map=next((own.feature_map for own in potential.sites.values()), None),
+        site_deltas={kind: stored["sites"][kind] for kind in potential.sites},
     )
     u, lower = arrays["posterior/u"], arrays["posterior/lower"]
     if u.shape != (parameters.size,) or lower.shape != (parameters.size, parameters.size):
@@ -255,29 +274,56 @@ def _baseline(name: str | None, given: Any) -> tuple[Any, Baseline | None]:
     return spec, resolved
 
 
+def _site_models(potential: Potential) -> dict[str, SiteModel | None]:
+    """All kernel models by the names of their parts in the file."""
+    return {name: getattr(potential, name) for name in PARTS} | dict(potential.sites)
+
+
 def _site_model(
-    header: dict[str, Any], arrays: dict[str, Any], name: str, kernel: SOAPKernel | None
+    header: dict[str, Any],
+    arrays: dict[str, Any],
+    name: str,
+    kernel: SOAPKernel | None,
+    before: Mapping[str, SiteModel | None],
 ) -> SiteModel | None:
+    """The kernel model of one part; its features may be those of a part ``before``."""
     stored = header["parts"][name]
     if stored is None or kernel is None:
         return None
+    coefficients: dict[int, FloatArray] = {
+        atomic_numbers[symbol]: arrays[f"{name}/{symbol}/coefficients"] for symbol in stored["elements"]
+    }
+    home = stored.get("features", name)
+    if home == name:
+        feature_map = _feature_map(stored, arrays, name, kernel)
+    else:
+        owner = before[home]
+        if owner is None:
+            raise ValueError(f"{name} shares the features of {home}, which the file does not hold")
+        feature_map = owner.feature_map
+    for z, rows in feature_map.representatives.items():
+        if coefficients[z].shape != (rows.shape[0],):
+            raise ValueError(f"the arrays of {chemical_symbols[z]} in {name} do not fit together")
+    return SiteModel(feature_map, coefficients, _by_number(stored["offsets"]))
+
+
+def _feature_map(
+    stored: Mapping[str, Any], arrays: dict[str, Any], name: str, kernel: SOAPKernel
+) -> FeatureMap:
     representatives: dict[int, sparse.csr_array] = {}
-    coefficients: dict[int, FloatArray] = {}
     for symbol in stored["elements"]:
         prefix = f"{name}/{symbol}"
-        z = atomic_numbers[symbol]
-        representatives[z] = sparse.csr_array(
+        representatives[atomic_numbers[symbol]] = sparse.csr_array(
             (arrays[f"{prefix}/data"], arrays[f"{prefix}/indices"], arrays[f"{prefix}/indptr"]),
             shape=(int(arrays[f"{prefix}/shape"][0]), int(arrays[f"{prefix}/shape"][1])),
         )
-        coefficients[z] = arrays[f"{prefix}/coefficients"]
     species = tuple(int(z) for z in stored["species"])
     feature_map = FeatureMap(kernel.descriptor(), float(stored["zeta"]), representatives, species)
     features = max(block.stop for block in feature_map.descriptor.block_slices(species).values())
     for z, rows in representatives.items():
-        if z not in species or rows.shape[1] != features or coefficients[z].shape != (rows.shape[0],):
+        if z not in species or rows.shape[1] != features:
             raise ValueError(f"the arrays of {chemical_symbols[z]} in {name} do not fit together")
-    return SiteModel(feature_map, coefficients, _by_number(stored["offsets"]))
+    return feature_map
 
 
 __all__ = ["FORMAT", "VERSION", "load_model", "save_model"]

@@ -37,6 +37,7 @@ from functools import cached_property
 import numpy as np
 
 from kqeq.charges.base import Response
+from kqeq.charges.parameters import logarithmic_directions
 from kqeq.descriptors import evaluate_states
 from kqeq.errors import UnsupportedError
 from kqeq.fitting.blocks import BLOCKS, Linearisation
@@ -112,14 +113,14 @@ class Uncertain:
         labels = Labels(forces=np.zeros((len(structure), 3))) if forces else Labels(energy=0.0)
         frame = TrainingFrame(structure, labels, 0)
         self.line = Linearisation(frame, compute_features(frame, parameters), parameters, posterior.u)
-        maps = {part.feature_map for part in self._kernel_parts()}
+        maps = {part.feature_map for part in self._kernel_parts().values()}
         states = evaluate_states([m.descriptor for m in maps if m is not None], structure, derivatives=False)
         self.values = {m: states[m.descriptor].values for m in maps if m is not None}
         self.same: BoolArray = structure.numbers[:, None] == structure.numbers[None, :]
 
-    def _kernel_parts(self) -> list[SitePart]:
-        parts = (self.posterior.parameters.chi, self.posterior.parameters.energy)
-        return [part for part in parts if part is not None and part.feature_map is not None]
+    def _kernel_parts(self) -> dict[str, SitePart]:
+        parts = self.posterior.parameters.parts
+        return {name: part for name, part in parts.items() if part.feature_map is not None}
 
     def linear_map(self, kind: str) -> LinearMap:
         """Derivatives of energy, dipole or charges; forces depend on derivatives of the sites as well."""
@@ -136,6 +137,10 @@ class Uncertain:
                 change = getattr(self._site_response, kind)
             if parameters.chi.feature_map is not None and change is not None:
                 sites.append((parameters.chi, change))
+            for name, slopes in self.line.site_slopes.items():
+                change = slopes[None, :] if kind == "energy" else getattr(self._responses[name], kind)
+                if change is not None:
+                    sites.append((parameters.parts[name], change))
         return LinearMap(rows, tuple(sites))
 
     @cached_property
@@ -144,6 +149,16 @@ class Uncertain:
         system = self.line.system
         assert system is not None
         return system.respond(np.eye(len(self.structure)))
+
+    @cached_property
+    def _responses(self) -> dict[str, Response]:
+        """Responses to the logarithm of each atom's hardness and so on, for kinds that depend on the environment."""
+        state = self.line.state
+        assert state is not None
+        return {
+            name: state.respond_sites(logarithmic_directions(self.line.sites, (name,)))
+            for name in self.line.site_slopes
+        }
 
     def kernel(self, feature_map: FeatureMap) -> FloatArray:
         """K between all atoms of the structure, zero between elements, (N, N)."""
@@ -172,18 +187,21 @@ class Uncertain:
         atoms = len(self.structure)
         result = np.zeros(3 * atoms)
         parameters, line = self.posterior.parameters, self.line
-        for part in self._kernel_parts():
+        for name, part in self._kernel_parts().items():
             assert part.feature_map is not None
             if part is parameters.energy:
                 slopes, values = np.ones(atoms), np.zeros((3 * atoms, atoms))
             else:
                 state = line.state
                 assert state is not None
-                response = self._site_response
-                slopes = state.electronegativity_gradient()
+                chi = part is parameters.chi
+                response = self._site_response if chi else self._responses[name]
+                slopes = state.electronegativity_gradient() if chi else line.site_slopes[name]
                 values = state.gradient_response(response).reshape(3 * atoms, atoms)
                 if line.site_jacobian is not None:
                     values = values + line.site_jacobian.positions @ response.charges
+                for kind, change in line.site_slope_response(response).items():
+                    values = values + line.site_jacobians[kind].positions @ change
             prior = self._gradient_prior(part.feature_map, slopes, values)
             result += np.maximum(part.delta**2 * prior - _explained(part, rows), 0.0)
         return result

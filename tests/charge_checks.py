@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.testing import assert_allclose
 
-from kqeq.charges.base import SITE_KINDS, SiteChange, SiteParameters
+from kqeq.charges.base import ENVIRONMENT_KINDS, SITE_KINDS, SiteChange, SiteParameters
 from kqeq.structures import Structure
 
 TRICLINIC = np.array([[4.6, 0.3, -0.2], [1.0, 4.9, 0.1], [-0.7, 1.2, 5.6]])
@@ -150,6 +150,15 @@ def check_field(case: Case):
         [central(lambda t, e=e: case.state(field=case.field + t * e).strain(), 1e-2) for e in allowed]
     )
     close(np.einsum("ed,abd->eab", allowed, state.strain_response(response)), strain)
+    for e in allowed:
+        one = replace(
+            response,
+            unknowns=response.unknowns @ e[:, None],
+            charges=response.charges @ e[:, None],
+            dipole=response.dipole @ e[:, None],
+            field=response.field @ e[:, None],
+        )
+        compare_site_gradient(state, one, lambda t, e=e: case.state(field=case.field + t * e), 1e-2)
     assert_allclose(alpha, alpha.T, atol=1e-12)
     assert (np.linalg.eigvalsh(alpha) > -1e-10).all()
 
@@ -173,6 +182,24 @@ def check_total_charge(case: Case):
     compare_response(case, response, lambda t: case.state(total_charge=q + t), 0.1, along)
 
 
+def compare_site_gradient(state, response, solve, step: float, rtol: float = 1e-6):
+    """The change of ∂E/∂(site parameter), one column, against states along the same direction."""
+    change = state.site_gradient_response(response)
+    assert change.width is None
+    checked = 0
+    for kind in ENVIRONMENT_KINDS:
+        value = getattr(change, kind)
+        assert (value is None) == (getattr(state.site_gradient(), kind) is None)
+        if value is None:
+            continue
+        checked += 1
+        assert value.shape == (len(state.charges), 1)
+        numeric = central(lambda t, kind=kind: getattr(solve(t).site_gradient(), kind), step)
+        not_trivial(numeric, 1e-5)
+        close(value[:, 0], numeric, rtol)
+    assert checked >= 1
+
+
 def compare_response(case: Case, response, solve, step: float, allowed=None):
     """One response column against states along the same direction; dipoles along ``allowed``."""
     allowed = directions(case) if allowed is None else allowed
@@ -191,6 +218,7 @@ def compare_response(case: Case, response, solve, step: float, allowed=None):
     numeric = central(lambda t: solve(t).strain(), step)
     not_trivial(numeric)
     close(state.strain_response(response)[..., 0], numeric)
+    compare_site_gradient(state, response, solve, step)
 
 
 def check_electronegativity(case: Case):
@@ -239,6 +267,7 @@ def check_site_parameters(case: Case):
         close(state.gradient_response(response)[..., 0], numeric, 3e-6)
         numeric = central(lambda t, f=changed: case.state(sites=f(t)).strain(), step)
         close(state.strain_response(response)[..., 0], numeric, 3e-6)
+        compare_site_gradient(state, response, lambda t, f=changed: case.state(sites=f(t)), step, 3e-6)
         if case.system().polarizability() is not None:
             numeric = central(lambda t, f=changed: case.system(sites=f(t)).polarizability(), step)
             not_trivial(numeric, 1e-4)

@@ -28,7 +28,7 @@ from charge_checks import (
     strained,
 )
 from kqeq.charges import ACKS2, AtomicDipoles, QEq, charge_model_from_dict, recipe, solve_at_potential
-from kqeq.charges.base import SiteChange
+from kqeq.charges.base import ENVIRONMENT_KINDS, SiteChange
 from kqeq.electrostatics import MeshCoulomb
 from kqeq.errors import ConvergenceError, InputError, NotPositiveDefiniteError, UnsupportedError
 from kqeq.linalg import conjugate_gradients
@@ -120,6 +120,14 @@ def test_responses_equal_dense(name):
         assert_allclose(value.dipole, reference.dipole, atol=5e-8)
         assert_allclose(got.gradient_response(value), expected.gradient_response(reference), atol=2e-7)
         assert_allclose(got.strain_response(value), expected.strain_response(reference), atol=1e-6)
+        for kind in ENVIRONMENT_KINDS:
+            one, two = (
+                getattr(s.site_gradient_response(r), kind) for s, r in ((got, value), (expected, reference))
+            )
+            assert (one is None) == (two is None)
+            if two is not None:
+                not_trivial(two, 1e-4)
+                assert_allclose(one, two, atol=5e-7)
     assert_allclose(
         got.system.polarizability_response(change), expected.system.polarizability_response(change), atol=1e-7
     )

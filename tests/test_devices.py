@@ -113,7 +113,11 @@ def test_calculator_on_a_device(water_model, water_systems):
         values = {}
         for device in ("cpu", STRICT):
             atoms.calc = kqeq.KQEqCalculator(water_model, device=device)
-            values[device] = (atoms.get_potential_energy(), atoms.get_forces(), atoms.calc.results.get("stress"))
+            values[device] = (
+                atoms.get_potential_energy(),
+                atoms.get_forces(),
+                atoms.calc.results.get("stress"),
+            )
         assert values[STRICT][0] == pytest.approx(values["cpu"][0], rel=1e-10)
         np.testing.assert_allclose(values[STRICT][1], values["cpu"][1], atol=1e-9)
         if atoms.pbc.any():
@@ -161,7 +165,11 @@ def fake_cupy(monkeypatch, error, driver=13000):
 
 TROUBLE = {
     "no cupy": (None, 0, "CuPy is not installed"),
-    "no libraries": (ImportError("Failure finding libcublasLt.so.13\nmore"), 13000, r"libcublasLt.*cupy-cuda13x\[ctk\]"),
+    "no libraries": (
+        ImportError("Failure finding libcublasLt.so.13\nmore"),
+        13000,
+        r"libcublasLt.*cupy-cuda13x\[ctk\]",
+    ),
     "no driver": (
         CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient"),
         0,
@@ -172,7 +180,11 @@ TROUBLE = {
         12040,
         r"supports CUDA 12\.4, and the installed CuPy needs 13\.0",
     ),
-    "no device": (CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected"), 13000, "VISIBLE"),
+    "no device": (
+        CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected"),
+        13000,
+        "VISIBLE",
+    ),
     "full": (MemoryError("Out of memory allocating 512 bytes"), 13000, "no memory left"),
     "broken": (CUDARuntimeError("cudaErrorUnknown: unknown error"), 13000, "does not work: cudaErrorUnknown"),
 }
@@ -217,8 +229,11 @@ class Failing(Device):
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (MemoryError("Out of memory allocating 8,000,000 bytes"), "ran out of memory.*solver=\"iterative\""),
-        (CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access"), "failed: cudaErrorIllegalAddress"),
+        (MemoryError("Out of memory allocating 8,000,000 bytes"), 'ran out of memory.*solver="iterative"'),
+        (
+            CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access"),
+            "failed: cudaErrorIllegalAddress",
+        ),
     ],
     ids=["memory", "illegal"],
 )

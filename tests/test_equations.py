@@ -85,7 +85,9 @@ def test_the_triangle_does_not_depend_on_how_rows_are_collected(chunk, monkeypat
 @pytest.mark.parametrize("make", [valley, lambda: partly_linear()[0]])
 def test_problems_that_are_not_linear_end_at_the_same_point(make):
     start = np.array([-1.2, 1.0]) if make is valley else np.zeros(5)
-    first, second = (minimise(make(), start, solver=method, max_iterations=100) for method in ("cholesky", "qr"))
+    first, second = (
+        minimise(make(), start, solver=method, max_iterations=100) for method in ("cholesky", "qr")
+    )
     np.testing.assert_allclose(second.u, first.u, atol=1e-8)
     np.testing.assert_allclose(losses(second), losses(first), rtol=1e-8)
     assert {it.method for it in second.iterations} == {"qr"}

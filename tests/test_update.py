@@ -116,7 +116,9 @@ def test_after_loading(frames, tmp_path):
 def test_other_models_come_close_to_one_fit_to_all_frames(water_systems):
     """Energies, forces and dipoles of charged models: the old frames are a quadratic form."""
     names = ("water1", "water2", "hydronium", "hydroxide")
-    first, more = ([water_systems[n][i] for n in names for i in part] for part in ((0, 2, 3, 5, 6, 8), (1, 7)))
+    first, more = (
+        [water_systems[n][i] for n in names for i in part] for part in ((0, 2, 3, 5, 6, 8), (1, 7))
+    )
     model = everything().fit(first)
     old = model.posterior_.u
     before = model.evaluate(more)

@@ -43,7 +43,8 @@ class ACKS2(Recipe):
     softness : dict, optional
         Bond softness κ by element symbol in e²/eV, not negative; a pair at the sum of its covalent radii has
         √(κ_i κ_j).  Elements that are not named, and ``None``, take α/R² of the free atom
-        (:mod:`kqeq.charges.softness`); ``"learn"`` starts from there.  Large values recover QEq, zero forbids flow.
+        (:mod:`kqeq.charges.softness`); ``"learn"`` starts from there, and ``"kernel"`` also learns how κ depends on
+        the environment.  Large values recover QEq, zero forbids flow.
     hardness, width : dict, optional
         As for :class:`kqeq.QEq`.
     decay : float

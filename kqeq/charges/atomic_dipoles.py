@@ -18,9 +18,9 @@ from kqeq.backend import CPU, Device
 from kqeq.charges.acks2 import ACKS2
 from kqeq.charges.base import SiteParameters
 from kqeq.charges.equilibrium import Equilibrium
-from kqeq.charges.recipe import ElementValues, Recipe, element_values
+from kqeq.charges.recipe import KERNEL, ElementValues, Recipe, element_values, not_learned_yet
 from kqeq.constants import COULOMB
-from kqeq.errors import InputError, UnsupportedError
+from kqeq.errors import InputError
 from kqeq.structures import Structure
 from kqeq.typing import IntArray
 
@@ -34,7 +34,8 @@ class AtomicDipoles(BaseEstimator):  # type: ignore[misc]
         The charge model underneath; ``None`` for ``kqeq.ACKS2()``, the combination to recommend.
     polarizability : dict, optional
         α by element symbol in Å³; elements that are not named, and ``None``, take that of the free atom
-        (:mod:`kqeq.elements`); ``"learn"`` starts from there.
+        (:mod:`kqeq.elements`); ``"learn"`` starts from there, and ``"kernel"`` also learns how α depends on the
+        environment.
     damping : bool
         Whether dipoles have the self interaction of their Gaussian, 1/α_eff = 1/α + 1/(6√π σ³) with α in Å³: then no
         parameters and no geometry can cause a polarization catastrophe.  Without, an isolated atom has
@@ -64,9 +65,19 @@ class AtomicDipoles(BaseEstimator):  # type: ignore[misc]
 
     @property
     def learned(self) -> tuple[str, ...]:
-        """Kinds of site parameters that are to be learned."""
+        """Kinds of site parameters whose values by element are to be learned."""
         own = ("polarizability",) if isinstance(self.polarizability, str) else ()
         return (*self._inner.learned, *own)
+
+    @property
+    def environment(self) -> tuple[str, ...]:
+        """Kinds of site parameters that depend on the environment."""
+        own = (
+            ("polarizability",)
+            if isinstance(self.polarizability, str) and self.polarizability == KERNEL
+            else ()
+        )
+        return (*self._inner.environment, *own)
 
     def with_parameters(self, values: Mapping[str, Mapping[str, float]]) -> Self:
         """A copy with parameters by kind and element symbol; elements that are not named keep their values."""
@@ -83,11 +94,7 @@ class AtomicDipoles(BaseEstimator):  # type: ignore[misc]
         self.site_parameters(structure.numbers)
         self._inner.check(structure)
         if isinstance(self.polarizability, str):
-            raise UnsupportedError(
-                'polarizability="learn": the parameters were not learned yet; fit a '
-                "kqeq.KQEq with this model, or call kqeq.fitting.learning.learn_from_polarizabilities(model, structures, "
-                "polarizabilities) first, or give a dict of values by element, or None for the defaults"
-            )
+            raise not_learned_yet({"polarizability": self.polarizability})
 
     def check_structure(self, structure: Structure) -> None:
         """As :meth:`check`, for models with parameters that are still to be learned as well."""

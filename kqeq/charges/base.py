@@ -38,6 +38,9 @@ from kqeq.typing import Array, IntArray
 SITE_KINDS: tuple[str, ...] = ("hardness", "width", "polarizability", "softness")
 """Every kind of parameter per atom that is not an electronegativity."""
 
+ENVIRONMENT_KINDS: tuple[str, ...] = ("hardness", "polarizability", "softness")
+"""Those of them that may depend on the environment of the atom (``"kernel"``)."""
+
 
 class _Sites:
     """What the two below share: one array, or none, for each kind."""
@@ -162,8 +165,14 @@ class ChargeState(Protocol):
     def site_gradient(self) -> SiteParameters:
         """∂E/∂(site parameter)_i for every kind that the model has, each (N,)."""
 
+    def site_gradient_response(self, response: Response) -> SiteChange:
+        """Change of :meth:`site_gradient`, (N, c) arrays, for the kinds in :data:`ENVIRONMENT_KINDS`.
+
+        Explicit second derivatives are included where the response changes the site parameters themselves.
+        """
+
     def gradient(self) -> Array:
-        """∂E/∂r at fixed y, χ and field, (N, 3) array in eV/Å."""
+        """∂E/∂r at fixed y, χ, site parameters and field, (N, 3) array in eV/Å."""
 
     def strain(self) -> Array:
         """∂E/∂ε at fixed y, χ and field, (3, 3) array in eV."""
@@ -218,7 +227,11 @@ class ChargeModel(Protocol):
 
     @property
     def learned(self) -> tuple[str, ...]:
-        """The kinds of site parameters that are to be learned (``"learn"``), a subset of SITE_KINDS."""
+        """The kinds whose values by element are to be learned (``"learn"``, ``"kernel"``), a subset of SITE_KINDS."""
+
+    @property
+    def environment(self) -> tuple[str, ...]:
+        """The kinds that depend on the environment (``"kernel"``), a subset of ENVIRONMENT_KINDS."""
 
     def with_parameters(self, values: Mapping[str, Mapping[str, float]]) -> ChargeModel:
         """A copy with values by kind and element symbol in place of what it had, for those kinds."""
@@ -268,6 +281,7 @@ class ChargeModel(Protocol):
 
 
 __all__ = [
+    "ENVIRONMENT_KINDS",
     "SITE_KINDS",
     "ChargeModel",
     "ChargeState",

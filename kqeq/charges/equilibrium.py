@@ -233,15 +233,34 @@ class Equilibrium:
         response = self.respond_field()
         size = self.size
         slopes = response.unknowns[:size, :]
-        xp = namespace(slopes)
-        moved = self.hessian_change(change, slopes)
-        result = -xp.reshape(slopes.T @ xp.reshape(moved, (size, -1)), (3, 3, change.columns))
+        result = -self._curvature_change(change, slopes)
         if self.links is not None and change.softness is not None:
             drops = self.links.drops(response.unknowns[size:, :], response.field)
             weights = 0.5 * self.softness_change(change.softness)
-            squares = xp.reshape(drops[:, :, None] * drops[:, None, :], (-1, 9))
-            result += xp.reshape(squares.T @ weights, (3, 3, change.columns))
+            result += _weighted_squares(drops, weights)
         return result
+
+    def _curvature_change(self, change: SiteChange, vectors: Array) -> Array:
+        """vectorsᵀ ∂H vectors for each of c changes, (m, m, c): what is diagonal in H needs no (n, m, c) array."""
+        xp = namespace(vectors)
+        atoms = len(self.structure)
+        columns = int(vectors.shape[1])
+        result = zeros((columns, columns, change.columns), vectors)
+        if change.hardness is not None:
+            result += _weighted_squares(vectors[:atoms, :], change.hardness)
+        if change.polarizability is not None and self.sites.polarizability is not None:
+            scale = -change.polarizability / self.sites.polarizability[:, None] ** 2
+            result += _weighted_squares(vectors[atoms:, :], xp.repeat(scale, 3, axis=0))
+        if change.width is not None:
+            for c in self._moving(change.width):
+                own = self.hessian_change(SiteChange(width=change.width[:, c : c + 1]), vectors)
+                result[:, :, c] += vectors.T @ own[:, :, 0]
+        return result
+
+    def _moving(self, change: Array) -> list[int]:
+        """Columns of (N, c) changes that change anything."""
+        moving = namespace(change).any(change != 0.0, axis=0)
+        return [int(c) for c in np.flatnonzero(to_numpy(moving))]
 
     def hardness(self) -> float:
         """∂²E/∂Q²."""
@@ -319,7 +338,7 @@ class Equilibrium:
             scale = -change.polarizability / self.sites.polarizability[:, None] ** 2
             result[atoms:, :, :] += vectors[atoms:, :, None] * xp.repeat(scale, 3, axis=0)[:, None, :]
         if change.width is not None:
-            for c in map(int, np.flatnonzero(to_numpy(xp.any(change.width != 0.0, axis=0)))):
+            for c in self._moving(change.width):
                 for m in range(vectors.shape[1]):
                     result[:, m, c] += self.provider.width_derivative(
                         xp.asarray(vectors[:, m], copy=True), xp.asarray(change.width[:, c], copy=True)
@@ -340,6 +359,11 @@ class Equilibrium:
         xp = namespace(change)
         logarithmic = change * inverse_or_zero(self.sites.softness)[:, None]
         return 0.5 * (xp.take(logarithmic, self.links.i, axis=0) + xp.take(logarithmic, self.links.j, axis=0))
+
+
+def _weighted_squares(vectors: Array, weights: Array) -> Array:
+    """Σ_i w_ic v_ia v_ib, (m, m, c), from (N, m) vectors and (N, c) weights."""
+    return (vectors.T[:, None, :] * vectors.T[None, :, :]) @ weights
 
 
 __all__ = ["Equilibrium"]

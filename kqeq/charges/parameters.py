@@ -9,16 +9,20 @@ Dimensions: N atoms, p learned parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from ase.data import chemical_symbols
 
+from kqeq.backend import eye, namespace, zeros
 from kqeq.charges.base import SITE_KINDS, ChargeModel, SiteChange, SiteParameters
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError
 from kqeq.typing import Array, FloatArray, IntArray
+
+ENVIRONMENT_SPREADS: Mapping[str, float] = {"hardness": 0.2, "polarizability": 0.2, "softness": 0.3}
+"""Default standard deviations of the part of the logarithms that depends on the environment."""
 
 SPREADS: Mapping[str, float] = {"hardness": 0.7, "width": 0.4, "polarizability": 0.7, "softness": 1.0}
 """Default standard deviations of the logarithms: how far parameters of atoms in molecules are from the defaults."""
@@ -97,7 +101,7 @@ class ElementParameters:
         return np.asarray(self.values(u) * np.array([_UNITS.get(kind, 1.0) for kind in self.kinds]))
 
     def apply(self, model: ChargeModel, u: FloatArray) -> ChargeModel:
-        """The model with parameters in place of ``"learn"``."""
+        """The model with parameters in place of ``"learn"`` and ``"kernel"``."""
         given: dict[str, dict[str, float]] = {kind: {} for kind in model.learned}
         for kind, z, value in zip(self.kinds, self.species, self.user_values(u), strict=True):
             given[kind][chemical_symbols[z]] = float(value)
@@ -128,4 +132,34 @@ def contract_sites(gradient: SiteParameters, change: SiteChange) -> Array:
     return result
 
 
-__all__ = ["SPREADS", "ElementParameters", "contract_sites"]
+def multiply_sites(sites: SiteParameters, logarithms: Mapping[str, Array]) -> SiteParameters:
+    """Site parameters times exp(logarithm) of the kinds that are named, each (N,), on the device of these."""
+    if not logarithms:
+        return sites
+    like = next(iter(logarithms.values()))
+    xp, sites = namespace(like), sites.on(like)
+    return replace(
+        sites, **{kind: getattr(sites, kind) * xp.exp(values) for kind, values in logarithms.items()}
+    )
+
+
+def logarithmic_directions(sites: SiteParameters, kinds: Sequence[str]) -> SiteChange:
+    """∂θ/∂ln θ of every atom and kind: c = (number of kinds)·N columns, kind after kind."""
+    atoms = int(sites.hardness.shape[0])
+    blocks = {}
+    for number, kind in enumerate(kinds):
+        block = zeros((atoms, len(kinds) * atoms), sites.hardness)
+        own = eye(atoms, sites.hardness) * getattr(sites, kind)[:, None]
+        block[:, number * atoms : (number + 1) * atoms] = own
+        blocks[kind] = block
+    return SiteChange(**blocks)
+
+
+__all__ = [
+    "ENVIRONMENT_SPREADS",
+    "SPREADS",
+    "ElementParameters",
+    "contract_sites",
+    "logarithmic_directions",
+    "multiply_sites",
+]

@@ -36,9 +36,10 @@ class QEq(Recipe):
     ----------
     hardness : dict, optional
         η by element symbol in eV/e², for example ``{"O": 12.0}``; elements that are not named, and
-        ``None``, take the cited defaults of :mod:`kqeq.elements`.  ``"learn"`` starts from the defaults.
+        ``None``, take the cited defaults of :mod:`kqeq.elements`.  ``"learn"`` starts from the defaults; ``"kernel"``
+        also learns how η depends on the environment of the atom (``KQEq(site_kernel=...)``).
     width : dict, optional
-        Gaussian width σ by element symbol in Å, likewise.
+        Gaussian width σ by element symbol in Å, likewise, without ``"kernel"``.
     fragments : bool
         Whether each fragment of a structure keeps its own charge: ``atoms.arrays["fragments"]`` and
         ``atoms.info["fragment_charges"]``, see :func:`kqeq.charges.assign_fragments`.

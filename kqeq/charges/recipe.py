@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator, clone
 
 from kqeq import elements
 from kqeq.backend import CPU, Device, namespace, to_numpy
-from kqeq.charges.base import SITE_KINDS, SiteParameters
+from kqeq.charges.base import ENVIRONMENT_KINDS, SITE_KINDS, SiteParameters
 from kqeq.charges.boundaries import check_periodicity, periodic_part, refuse_periodic_field
 from kqeq.charges.cores import DipoleElimination, self_interaction
 from kqeq.charges.equilibrium import Equilibrium
@@ -25,7 +25,10 @@ from kqeq.structures import Structure
 from kqeq.typing import Array, FloatArray, IntArray
 
 ElementValues = Mapping[str, float] | str | None
-"""Parameters by element symbol; ``None`` for the cited defaults; ``"learn"`` to learn them from there."""
+"""Parameters by element symbol; ``None`` for the cited defaults; ``"learn"`` to learn them from there; ``"kernel"`` to
+learn how they depend on the environment as well."""
+
+LEARN, KERNEL = "learn", "kernel"
 
 SOLVERS: tuple[str, ...] = ("auto", "dense", "iterative")
 """How a charge problem may be solved."""
@@ -50,20 +53,32 @@ HARDNESS_REMEDY = (
 
 
 def element_values(values: ElementValues, numbers: IntArray, default: Any, kind: str) -> FloatArray:
-    """Spread parameters over atoms; ``"learn"`` starts from the defaults.
+    """Spread parameters over atoms; ``"learn"`` and ``"kernel"`` start from the defaults.
 
     Raises
     ------
     InputError
-        For strings other than ``"learn"`` and whatever :func:`kqeq.elements.resolve` refuses.
+        For other strings and whatever :func:`kqeq.elements.resolve` refuses.
     """
     if isinstance(values, str):
-        if values != "learn":
+        allowed = (LEARN, KERNEL) if kind in ENVIRONMENT_KINDS else (LEARN,)
+        if values not in allowed:
+            words = ", ".join(f'"{word}"' for word in allowed)
             raise InputError(
-                f'{kind} is {values!r}; expected a dict of values by element, "learn", or None for the defaults'
+                f"{kind} is {values!r}; expected a dict of values by element, {words}, or None for the defaults"
             )
         values = None
     return elements.resolve(values, numbers, default, kind)
+
+
+def not_learned_yet(values: Mapping[str, str]) -> UnsupportedError:
+    """The error for a model whose parameters are still ``"learn"`` or ``"kernel"``, by kind."""
+    text = ", ".join(f'{kind}="{value}"' for kind, value in values.items())
+    return UnsupportedError(
+        f"{text}: the parameters were not learned yet; fit a "
+        "kqeq.KQEq with this model, or call kqeq.fitting.learning.learn_from_polarizabilities(model, structures, "
+        "polarizabilities) first, or give a dict of values by element, or None for the defaults"
+    )
 
 
 class Recipe(BaseEstimator):  # type: ignore[misc]
@@ -75,8 +90,13 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
 
     @property
     def learned(self) -> tuple[str, ...]:
-        """Kinds of site parameters that are to be learned."""
+        """Kinds of site parameters whose values by element are to be learned."""
         return tuple(kind for kind in self._kinds() if isinstance(getattr(self, kind), str))
+
+    @property
+    def environment(self) -> tuple[str, ...]:
+        """Kinds of site parameters that depend on the environment."""
+        return tuple(kind for kind in self.learned if getattr(self, kind) == KERNEL)
 
     def with_parameters(self, values: Mapping[str, Mapping[str, float]]) -> Self:
         """A copy with parameters by kind and element symbol; elements that are not named keep their values."""
@@ -111,11 +131,7 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
         """
         self.check_structure(structure)
         if self.learned:
-            raise UnsupportedError(
-                f'{", ".join(self.learned)}="learn": the parameters were not learned yet; fit a '
-                "kqeq.KQEq with this model, or call kqeq.fitting.learning.learn_from_polarizabilities(model, structures, "
-                "polarizabilities) first, or give a dict of values by element, or None for the defaults"
-            )
+            raise not_learned_yet({kind: getattr(self, kind) for kind in self.learned})
 
     def check_structure(self, structure: Structure) -> None:
         """As :meth:`check`, for models with parameters that are still to be learned as well."""
@@ -292,10 +308,13 @@ def catastrophe(damped: bool) -> str:
 __all__ = [
     "DEFAULT_ACCURACY",
     "HARDNESS_REMEDY",
+    "KERNEL",
+    "LEARN",
     "ElementValues",
     "Recipe",
     "added_diagonal",
     "build_hessian",
     "element_values",
     "iterative_remedy",
+    "not_learned_yet",
 ]

@@ -118,6 +118,37 @@ class EquilibriumState:
             softness = -0.25 * pairs * inverse_or_zero(system.sites.softness)
         return SiteParameters(0.5 * self.charges**2, width, polarizability, softness)
 
+    def site_gradient_response(self, response: Response) -> SiteChange:
+        """Changes q ∂q, −d ∂d/α² + d² ∂α/α³ and −¼ ∂(Σ k Δ²)/κ + ¼ Σ k Δ² ∂κ/κ²; see the protocol."""
+        xp = namespace(self.unknowns)
+        system, atoms = self.system, len(self.system.structure)
+        sites = SiteChange() if response.sites is None else response.sites
+        polarizability = softness = None
+        dipoles, alpha = self.atomic_dipoles, system.sites.polarizability
+        if dipoles is not None and alpha is not None:
+            change = xp.reshape(response.unknowns[atoms : system.size, :], (atoms, 3, -1))
+            polarizability = -xp.sum(dipoles[:, :, None] * change, axis=1) / alpha[:, None] ** 2
+            if sites.polarizability is not None:
+                square = xp.sum(dipoles**2, axis=1)
+                polarizability += (square / alpha**3)[:, None] * sites.polarizability
+        links, kappa = system.links, system.sites.softness
+        if links is not None and kappa is not None:
+            drops = self._drops()
+            moved = links.drops(response.unknowns[system.size :, :], response.field)
+            terms = (2.0 * links.softness * drops)[:, None] * moved
+            if sites.softness is not None:
+                terms += (links.softness * drops**2)[:, None] * system.relative_softness(sites.softness)
+            inverse = inverse_or_zero(kappa)[:, None]
+            softness = -0.25 * links.collect(terms) * inverse
+            if sites.softness is not None:
+                total = links.collect((links.softness * drops**2)[:, None])
+                softness += 0.25 * total * sites.softness * inverse**2
+        return SiteChange(
+            hardness=self.charges[:, None] * response.charges,
+            polarizability=polarizability,
+            softness=softness,
+        )
+
     # ------------------------------------------------------------------ derivatives at fixed unknowns
 
     def gradient(self) -> Array:

@@ -11,38 +11,60 @@ Dimensions: N atoms, P parameters, n rows of one label.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from kqeq.charges.base import ChargeState, ChargeSystem, Response, SiteChange
+from kqeq.backend import asarray_like, namespace, zeros
+from kqeq.charges.base import ChargeState, ChargeSystem, Response, SiteParameters
 from kqeq.charges.parameters import contract_sites
 from kqeq.descriptors.base import FeatureGradients, SiteJacobian
 from kqeq.fitting.features import FrameFeatures, TrainingFrame
-from kqeq.fitting.parameters import Parameters
+from kqeq.fitting.parameters import Parameters, SiteDirections
 from kqeq.fitting.solver import JacobianKind
-from kqeq.typing import FloatArray
+from kqeq.typing import Array, FloatArray
 
 
 @dataclass(eq=False)
 class Linearisation:
-    """One frame at the current parameters, with the derivatives that its labels share."""
+    """One frame at the current parameters, with the derivatives that its labels share.
+
+    Arrays live on the device of the features.
+    """
 
     frame: TrainingFrame
     features: FrameFeatures
     parameters: Parameters
     u: FloatArray
+    copy: Array | None = None
+
+    @cached_property
+    def there(self) -> Array:
+        """The parameters where the features are: ``copy`` if one was given, for many frames at once."""
+        return asarray_like(self.u, self.features.device.like) if self.copy is None else self.copy
+
+    def put(self, values: FloatArray) -> Array:
+        """What comes from the host, on the device of the features."""
+        return asarray_like(values, self.features.device.like)
 
     @cached_property
     def system(self) -> ChargeSystem | None:
-        """The charge problem at the current element parameters."""
-        learned, charges, structure = self.parameters.learned, self.parameters.charges, self.frame.structure
-        if learned is None or charges is None:
+        """The charge problem at the current site parameters."""
+        charges = self.parameters.charges
+        if self.parameters.learned is None or charges is None:
             return self.features.system
-        sites = learned.sites(charges, structure.numbers, self.u)
-        return charges.bind(structure, sites, many_responses=True)
+        return charges.bind(
+            self.frame.structure, self.sites, many_responses=True, device=self.features.device
+        )
+
+    @cached_property
+    def sites(self) -> SiteParameters:
+        """Site parameters of the atoms at the current parameters."""
+        sites = self.parameters.sites(self.frame.structure.numbers, self.u, self.features.sites)
+        return sites.on(self.features.device.like)
 
     @cached_property
     def state(self) -> ChargeState | None:
@@ -51,7 +73,7 @@ class Linearisation:
         if part is None or self.system is None or features.chi is None:
             return None
         structure = self.frame.structure
-        chi = part.mean(structure.numbers) + features.chi @ self.u[part.columns]
+        chi = self.put(part.mean(structure.numbers)) + features.chi @ self.there[part.columns]
         return self.system.solve(chi, structure.external_field, structure.total_charge)
 
     @cached_property
@@ -61,24 +83,80 @@ class Linearisation:
         return self.system.respond(self.features.chi)
 
     @cached_property
-    def site_change(self) -> SiteChange | None:
-        """Change of the site parameters with the learned element parameters; ``None`` if none are learned."""
-        learned = self.parameters.learned
-        return None if learned is None else learned.directions(self.frame.structure.numbers, self.u)
+    def site_directions(self) -> SiteDirections | None:
+        """Change of the site parameters with the parameters that determine them; ``None`` if none are learned."""
+        if self.parameters.learned is None:
+            return None
+        numbers = self.frame.structure.numbers
+        return self.parameters.site_directions(self.sites, numbers, self.u, self.features.sites)
 
     @cached_property
-    def learned_response(self) -> Response | None:
-        """Response of the charge state to the learned element parameters; ``None`` if none are learned."""
-        if self.site_change is None:
+    def site_response(self) -> Response | None:
+        """Response of the charge state along :attr:`site_directions`, not mixed; ``None`` if none are learned."""
+        if self.site_directions is None:
             return None
         assert self.state is not None
-        return self.state.respond_sites(self.site_change)
+        return self.state.respond_sites(self.site_directions.change)
 
     @cached_property
-    def _chi_coefficients(self) -> dict[int, FloatArray]:
+    def site_slopes(self) -> dict[str, Array]:
+        """∂E/∂ln θ_i, (N,), of the site parameters θ that depend on the environment."""
+        environment = self.parameters.environment
+        if environment is None or self.state is None:
+            return {}
+        gradient = self.state.site_gradient()
+        return {kind: getattr(self.sites, kind) * getattr(gradient, kind) for kind in environment.parts}
+
+    def site_slope_response(self, response: Response) -> dict[str, Array]:
+        """Change of :attr:`site_slopes` with a response, (N, c) each."""
+        assert self.state is not None
+        change = self.state.site_gradient_response(response)
+        result = {}
+        for kind, slopes in self.site_slopes.items():
+            values = getattr(self.sites, kind)[:, None]
+            result[kind] = values * getattr(change, kind)
+            own = None if response.sites is None else getattr(response.sites, kind)
+            if own is not None:
+                result[kind] += (slopes[:, None] / values) * own
+        return result
+
+    @cached_property
+    def site_jacobians(self) -> dict[str, SiteJacobian]:
+        """∂ln θ_i/∂r and ∂ln θ_i/∂ε of the site parameters that depend on the environment."""
+        environment, state = self.parameters.environment, self.features.site_state
+        if environment is None or state is None:
+            return {}
+        feature_map = environment.feature_map
+        near = feature_map.similarities(state, self.frame.structure.numbers)
+        shape = state.values.shape
+        coefficients = {
+            kind: feature_map.coefficients(environment.weights(kind, self.there))
+            for kind in environment.parts
+        }
+        return {
+            kind: state.site_jacobian(feature_map.descriptor_gradient(near, shape, own))
+            for kind, own in coefficients.items()
+        }
+
+    @cached_property
+    def site_feature_gradients(self) -> dict[str, FeatureGradients]:
+        """Σ_i ∂E/∂ln θ_i ∂²ln θ_i/∂r∂u for the kernel parameters of each kind."""
+        environment, state = self.parameters.environment, self.features.site_state
+        if environment is None or state is None or environment.fixed is not None:
+            return {}
+        numbers = self.frame.structure.numbers
+        return {
+            kind: environment.feature_map.feature_gradients(
+                state, numbers, environment.parts[kind].delta * slopes
+            )
+            for kind, slopes in self.site_slopes.items()
+        }
+
+    @cached_property
+    def _chi_coefficients(self) -> dict[int, Array]:
         part = self.parameters.chi
         assert part is not None and part.feature_map is not None
-        return part.feature_map.coefficients(part.kernel_weights(self.u))
+        return part.feature_map.coefficients(part.kernel_weights(self.there))
 
     @cached_property
     def site_jacobian(self) -> SiteJacobian | None:
@@ -101,12 +179,13 @@ class Linearisation:
         return part.feature_map.feature_gradients(state, self.frame.structure.numbers, weights)
 
 
-def _energy(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray | None]:
-    value, rows = 0.0, np.zeros((1, line.parameters.size)) if jacobian else None
+def _energy(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
+    like = line.features.device.like
+    value, rows = zeros(1, like), zeros((1, line.parameters.size), like) if jacobian else None
     part = line.parameters.energy
     if part is not None and line.features.energy is not None:
-        numbers = line.frame.structure.numbers
-        value += float(part.mean(numbers).sum() + line.features.energy @ line.u[part.columns])
+        value += float(part.mean(line.frame.structure.numbers).sum())
+        value += line.features.energy @ line.there[part.columns]
         if rows is not None:
             rows[0, part.columns] = line.features.energy
     if line.state is not None and line.parameters.chi is not None and line.features.chi is not None:
@@ -115,51 +194,62 @@ def _energy(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray
             rows[0, line.parameters.chi.columns] = (
                 line.features.chi.T @ line.state.electronegativity_gradient()
             )
-            if line.parameters.learned is not None and line.site_change is not None:
-                slopes = contract_sites(line.state.site_gradient(), line.site_change)
-                rows[0, line.parameters.learned.columns] = slopes
-    return np.array([value]), rows
+            if line.site_directions is not None:
+                slopes = contract_sites(line.state.site_gradient(), line.site_directions.change)
+                rows[0, line.parameters.site_columns] = line.site_directions.mix(slopes)
+    return value, rows
 
 
-def _position_derivative(
-    line: Linearisation, jacobian: bool, strain: bool
-) -> tuple[FloatArray, FloatArray | None]:
+def _position_derivative(line: Linearisation, jacobian: bool, strain: bool) -> tuple[Array, Array | None]:
     """∂E/∂r as (3N,), or ∂E/∂ε as (9,), and its Jacobian."""
+    like = line.features.device.like
+    xp = namespace(like)
     n = 9 if strain else 3 * len(line.frame.structure)
-    value, rows = np.zeros(n), np.zeros((n, line.parameters.size)) if jacobian else None
+    value, rows = zeros(n, like), zeros((n, line.parameters.size), like) if jacobian else None
     part = line.parameters.energy
     linear = line.features.strain if strain else line.features.positions
     if part is not None and linear is not None:
-        value += linear @ line.u[part.columns]
+        value += linear @ line.there[part.columns]
         if rows is not None:
             rows[:, part.columns] = linear
     part, state = line.parameters.chi, line.state
     if part is None or state is None:
         return value, rows
-    value += (state.strain() if strain else state.gradient()).ravel()
+    value += xp.reshape(state.strain() if strain else state.gradient(), (-1,))
     site = line.site_jacobian
     sites = None if site is None else (site.strain if strain else site.positions)
     if sites is not None:
         value += sites @ state.electronegativity_gradient()
+    logarithms = {kind: j.strain if strain else j.positions for kind, j in line.site_jacobians.items()}
+    for kind, jacobians in logarithms.items():
+        value += jacobians @ line.site_slopes[kind]
     if rows is not None:
 
-        def follow(response: Response) -> FloatArray:
+        def follow(response: Response) -> Array:
             """What the derivative gains as the charges change."""
             change = state.strain_response(response) if strain else state.gradient_response(response)
-            block = change.reshape(n, -1)
-            return block if sites is None else block + sites @ response.charges
+            block = xp.reshape(change, (n, -1))
+            if sites is not None:
+                block = block + sites @ response.charges
+            if logarithms:
+                for kind, slopes in line.site_slope_response(response).items():
+                    block = block + logarithms[kind] @ slopes
+            return block
 
         block = follow(line.response)
         gradients = line.chi_gradients
         if gradients is not None:
             block[:, : part.kernel_size] += gradients.strain if strain else gradients.positions
         rows[:, part.columns] = block
-        if line.parameters.learned is not None and line.learned_response is not None:
-            rows[:, line.parameters.learned.columns] = follow(line.learned_response)
+        if line.site_directions is not None and line.site_response is not None:
+            rows[:, line.parameters.site_columns] = line.site_directions.mix(follow(line.site_response))
+        for kind, gradients in line.site_feature_gradients.items():
+            columns = line.parameters.parts[kind].columns
+            rows[:, columns] += gradients.strain if strain else gradients.positions
     return value, rows
 
 
-def _forces(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray | None]:
+def _forces(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
     value, rows = _position_derivative(line, jacobian, strain=False)
     return -value, None if rows is None else -rows
 
@@ -169,44 +259,42 @@ _VOIGT = np.array([0, 4, 8, 5, 2, 1])
 _VOIGT_TRANSPOSED = np.array([0, 4, 8, 7, 6, 3])
 
 
-def _stress(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray | None]:
+def _stress(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
     value, rows = _position_derivative(line, jacobian, strain=True)
     volume = line.frame.structure.volume
     return _to_stress(value, volume), None if rows is None else _to_stress(rows, volume)
 
 
-def _to_stress(strain: FloatArray, volume: float) -> FloatArray:
+def _to_stress(strain: Array, volume: float) -> Array:
     """Strain derivatives (9, ...) to stress in Voigt order (6, ...)."""
-    stress: FloatArray = 0.5 * (strain[_VOIGT] + strain[_VOIGT_TRANSPOSED]) / volume
-    return stress
+    rows = [strain[int(a), ...] + strain[int(b), ...] for a, b in zip(_VOIGT, _VOIGT_TRANSPOSED, strict=True)]
+    return namespace(strain).stack(rows, axis=0) * (0.5 / volume)
 
 
-def _dipole(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray | None]:
+def _dipole(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
     assert line.state is not None and line.state.dipole is not None
     if not jacobian:
         return line.state.dipole, None
-    learned = line.learned_response
+    sites = line.site_response
     assert line.response.dipole is not None
-    return line.state.dipole, _spread(line, line.response.dipole, None if learned is None else learned.dipole)
+    return line.state.dipole, _spread(line, line.response.dipole, None if sites is None else sites.dipole)
 
 
-def _charges(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray | None]:
+def _charges(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
     assert line.state is not None
     if not jacobian:
         return line.state.charges, None
-    learned = line.learned_response
-    return line.state.charges, _spread(
-        line, line.response.charges, None if learned is None else learned.charges
-    )
+    sites = line.site_response
+    return line.state.charges, _spread(line, line.response.charges, None if sites is None else sites.charges)
 
 
-def _spread(line: Linearisation, block: FloatArray, learned: FloatArray | None) -> FloatArray:
-    """Rows over the parameters of electronegativities and elements to rows over all parameters."""
+def _spread(line: Linearisation, block: Array, sites: Array | None) -> Array:
+    """Rows over the parameters of electronegativities, and over directions of sites, to rows over all parameters."""
     assert line.parameters.chi is not None
-    rows = np.zeros((len(block), line.parameters.size))
+    rows = zeros((int(block.shape[0]), line.parameters.size), block)
     rows[:, line.parameters.chi.columns] = block
-    if line.parameters.learned is not None and learned is not None:
-        rows[:, line.parameters.learned.columns] = learned
+    if line.site_directions is not None and sites is not None:
+        rows[:, line.parameters.site_columns] = line.site_directions.mix(sites)
     return rows
 
 
@@ -215,22 +303,29 @@ _UPPER = np.triu_indices(3)
 _UPPER_WEIGHTS = np.where(_UPPER[0] == _UPPER[1], 1.0, np.sqrt(2.0))
 
 
-def _polarizability(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray | None]:
-    """It depends on element parameters only (theory section 3)."""
+def _polarizability(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
+    """It depends on site parameters only (theory section 3)."""
     assert line.system is not None
     alpha = line.system.polarizability()
     assert alpha is not None
-    value = _UPPER_WEIGHTS * alpha[_UPPER]
+    value = _upper(alpha)
     if not jacobian:
         return value, None
-    rows = np.zeros((len(value), line.parameters.size))
-    if line.parameters.learned is not None and line.site_change is not None:
-        change = line.system.polarizability_response(line.site_change)
-        rows[:, line.parameters.learned.columns] = _UPPER_WEIGHTS[:, None] * change[_UPPER]
+    rows = zeros((6, line.parameters.size), alpha)
+    if line.site_directions is not None:
+        change = line.system.polarizability_response(line.site_directions.change)
+        rows[:, line.parameters.site_columns] = line.site_directions.mix(_upper(change))
     return value, rows
 
 
-Block = Callable[[Linearisation, bool], tuple[FloatArray, FloatArray | None]]
+def _upper(tensor: Array) -> Array:
+    """Six numbers for each symmetric tensor in a (3, 3, ...) array, (6, ...)."""
+    elements = zip(*_UPPER, _UPPER_WEIGHTS, strict=True)
+    rows = [tensor[int(a), int(b), ...] * float(weight) for a, b, weight in elements]
+    return namespace(tensor).stack(rows, axis=0)
+
+
+Block = Callable[[Linearisation, bool], tuple[Array, Array | None]]
 
 BLOCKS: Mapping[str, Block] = {
     "energy": _energy,
@@ -263,7 +358,7 @@ def deviation(frame: TrainingFrame, kind: str, noise: Mapping[str, float]) -> fl
     return float(noise[kind] * scale)
 
 
-def _linear_rows(frame: TrainingFrame, features: FrameFeatures, kind: str, size: int) -> FloatArray:
+def _linear_rows(frame: TrainingFrame, features: FrameFeatures, kind: str, size: int) -> Array:
     """Jacobian of one label with respect to the energy parameters (n, p); it does not depend on u."""
     if kind == "energy" and features.energy is not None:
         return features.energy[None, :]
@@ -271,7 +366,7 @@ def _linear_rows(frame: TrainingFrame, features: FrameFeatures, kind: str, size:
         return -features.positions
     if kind == "stress" and features.strain is not None:
         return _to_stress(features.strain, frame.structure.volume)
-    return np.zeros((target_vector(frame, kind).size, size))
+    return zeros((target_vector(frame, kind).size, size), features.device.like)
 
 
 def frame_rows(
@@ -282,7 +377,8 @@ def frame_rows(
     noise: Mapping[str, float],
     *,
     jacobian: JacobianKind,
-) -> tuple[FloatArray, FloatArray | None]:
+    copy: Array | None = None,
+) -> tuple[Array, Array | None]:
     """Weighted residuals (y − ŷ)/σ of a frame, and the Jacobian of ŷ/σ.
 
     Parameters
@@ -293,23 +389,27 @@ def frame_rows(
         Standard deviation by label kind.
     jacobian : {"none", "linear", "full"}
         No Jacobian, that of the energy parameters (the linear ones), or that of all.
+    copy : (P,) array, optional
+        ``u`` on the device of the features.
 
     Returns
     -------
     (n,) array, (n, P) array or (n, p) array or None
+        On the device of the features.
     """
-    line = Linearisation(frame, features, parameters, u)
+    line = Linearisation(frame, features, parameters, u, copy)
     linear_size = 0 if parameters.energy is None else parameters.energy.size
     residuals, jacobians = [], []
     for kind in frame.labels.kinds:
         value, rows = BLOCKS[kind](line, jacobian == "full")
         if jacobian == "linear":
             rows = _linear_rows(frame, features, kind, linear_size)
-        scale = np.sqrt(frame.labels.weight) / deviation(frame, kind, noise)
-        residuals.append(scale * (target_vector(frame, kind) - value))
+        scale = math.sqrt(frame.labels.weight) / deviation(frame, kind, noise)
+        residuals.append(scale * (line.put(target_vector(frame, kind)) - value))
         if rows is not None:
             jacobians.append(scale * rows)
-    return np.concatenate(residuals), np.concatenate(jacobians) if jacobians else None
+    xp = namespace(residuals[0])
+    return xp.concat(residuals), xp.concat(jacobians) if jacobians else None
 
 
 __all__ = [

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kqeq import blas
+from kqeq.backend import to_numpy
 from kqeq.errors import NotPositiveDefiniteError
 from kqeq.fitting.blocks import deviation, target_vector
 from kqeq.fitting.parameters import Parameters
@@ -246,11 +247,9 @@ def _inverse(lower: FloatArray) -> FloatArray:
 
 
 def column_groups(parameters: Parameters) -> tuple[tuple[str, IntArray], ...]:
-    """The columns that share a prior spread, with a name: kernels and offsets of both site quantities."""
+    """The columns that share a prior spread, with a name: kernels and offsets of all parts."""
     groups: list[tuple[str, IntArray]] = []
-    for name, part in (("chi", parameters.chi), ("energy", parameters.energy)):
-        if part is None:
-            continue
+    for name, part in parameters.parts.items():
         start = part.columns.start
         kernel = np.arange(start, start + part.kernel_size)
         offsets = np.arange(start + part.kernel_size, start + part.kernel_size + len(part.offset_mean))
@@ -309,8 +308,9 @@ def _chunk_rows(chunk: Chunk, u: FloatArray) -> list[tuple[str, FloatArray, Floa
 
 def _blocks(chunk: Chunk, u: FloatArray) -> Iterator[tuple[str, FloatArray, FloatArray, float]]:
     """Kind, rows, targets y − ŷ + J u and share of the constant for every label of a chunk."""
-    for frame, (residual, rows) in zip(chunk.frames, chunk.rows(u, jacobian="full"), strict=True):
-        assert rows is not None
+    for frame, (found, jacobian) in zip(chunk.frames, chunk.rows(u, jacobian="full"), strict=True):
+        assert jacobian is not None
+        residual, rows = to_numpy(found), to_numpy(jacobian)
         targets = residual + rows @ u
         start = 0
         for kind in frame.labels.kinds:

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from kqeq.backend import CPU, Device, asarray_like, full, namespace, nbytes, zeros
 from kqeq.charges.base import ChargeSystem
 from kqeq.descriptors import evaluate_states
 from kqeq.descriptors.base import DescriptorState
 from kqeq.fitting.parameters import Parameters
 from kqeq.labels import Labels
 from kqeq.structures import Structure
-from kqeq.typing import FloatArray
+from kqeq.typing import Array
 
 MEMORY_BUDGET = 4_000_000_000
 """Bytes that cached features may take."""
@@ -64,21 +65,30 @@ class FrameFeatures:
     chi_state : DescriptorState
         Descriptors of the electronegativities, for derivatives.
     system : ChargeSystem
-        ``None`` if element parameters are learned: then it changes with them.
+        ``None`` if site parameters are learned: then it changes with them.
     energy : (p_sr + Z,) array
         ∂(E_sr + Σ e0)/∂u.
     positions : (3N, p_sr + Z) array
         Its derivative with respect to positions.
     strain : (9, p_sr + Z) array
         Its strain derivative.
+    sites : (N, p_θ) array
+        Features Φ of the site parameters that depend on the environment.
+    site_state : DescriptorState
+        Their descriptors, for derivatives.
+    device : Device
+        Where all of this lives.
     """
 
-    chi: FloatArray | None
+    chi: Array | None
     chi_state: DescriptorState | None
     system: ChargeSystem | None
-    energy: FloatArray | None
-    positions: FloatArray | None
-    strain: FloatArray | None
+    energy: Array | None
+    positions: Array | None
+    strain: Array | None
+    sites: Array | None = None
+    site_state: DescriptorState | None = None
+    device: Device = CPU
 
     @property
     def nbytes(self) -> int:
@@ -88,8 +98,9 @@ class FrameFeatures:
 
 def _nbytes(item: Any, depth: int = 0) -> int:
     """Bytes in the arrays that an object holds, a few levels deep."""
-    if isinstance(item, np.ndarray):
-        return item.nbytes
+    size = nbytes(item)
+    if size is not None:
+        return size
     if depth > 3:
         return 0
     if isinstance(item, dict):
@@ -99,42 +110,51 @@ def _nbytes(item: Any, depth: int = 0) -> int:
     return _nbytes(vars(item), depth + 1) if hasattr(item, "__dict__") else sys.getsizeof(item)
 
 
-def compute_features(frame: TrainingFrame, parameters: Parameters) -> FrameFeatures:
+def compute_features(frame: TrainingFrame, parameters: Parameters, device: Device = CPU) -> FrameFeatures:
     """Evaluate descriptors, kernel features and the charge problem of one frame."""
     structure = frame.structure
     numbers = structure.numbers
     gradients = frame.needs_gradients
-    maps = [part.feature_map for part in (parameters.chi, parameters.energy) if part is not None]
-    states = evaluate_states((m.descriptor for m in maps if m is not None), structure, derivatives=gradients)
+    xp = namespace(device.like)
+    maps = [part.feature_map for part in parameters.parts.values()]
+    states = evaluate_states(
+        (m.descriptor for m in maps if m is not None), structure, derivatives=gradients, device=device
+    )
 
-    chi = chi_state = system = None
+    chi = chi_state = system = sites = site_state = None
+    if parameters.environment is not None:
+        feature_map = parameters.environment.feature_map
+        site_state = states[feature_map.descriptor]
+        sites = feature_map.features(site_state, numbers)
     if parameters.chi is not None and parameters.charges is not None:
         part = parameters.chi
-        chi = part.one_hot(numbers)
+        chi = asarray_like(part.one_hot(numbers), device.like)
         if part.feature_map is not None:
             chi_state = states[part.feature_map.descriptor]
-            chi = np.hstack([part.delta * part.feature_map.features(chi_state, numbers), chi])
+            chi = xp.concat([part.delta * part.feature_map.features(chi_state, numbers), chi], axis=1)
         if parameters.learned is None:
-            system = parameters.charges.bind(structure, many_responses=True)
+            fixed = parameters.sites(numbers, np.zeros(parameters.size), sites)
+            system = parameters.charges.bind(structure, fixed, many_responses=True, device=device)
 
     energy = positions = strain = None
     if parameters.energy is not None:
         part = parameters.energy
-        energy = part.one_hot(numbers).sum(axis=0)
+        energy = asarray_like(part.one_hot(numbers).sum(axis=0), device.like)
         if part.feature_map is not None:
             state = states[part.feature_map.descriptor]
-            energy = np.concatenate(
-                [part.delta * part.feature_map.features(state, numbers).sum(axis=0), energy]
-            )
+            summed = xp.sum(part.feature_map.features(state, numbers), axis=0)
+            energy = xp.concat([part.delta * summed, energy])
         if gradients:
-            positions = np.zeros((3 * len(structure), part.size))
-            strain = np.zeros((9, part.size))
+            positions = zeros((3 * len(structure), part.size), device.like)
+            strain = zeros((9, part.size), device.like)
             if part.feature_map is not None:
-                weights = np.full(len(structure), part.delta)
+                weights = full(len(structure), part.delta, device.like)
                 pulled = part.feature_map.feature_gradients(state, numbers, weights)
                 positions[:, : part.kernel_size] = pulled.positions
                 strain[:, : part.kernel_size] = pulled.strain
-    return FrameFeatures(chi, chi_state if gradients else None, system, energy, positions, strain)
+    if not gradients:
+        chi_state = site_state = None
+    return FrameFeatures(chi, chi_state, system, energy, positions, strain, sites, site_state, device=device)
 
 
 class FeatureStore:
@@ -146,14 +166,21 @@ class FeatureStore:
     parameters : Parameters
     budget : int
         Bytes.
+    device : Device
+        Where features are computed and kept.
     """
 
     def __init__(
-        self, frames: Sequence[TrainingFrame], parameters: Parameters, budget: int = MEMORY_BUDGET
+        self,
+        frames: Sequence[TrainingFrame],
+        parameters: Parameters,
+        budget: int = MEMORY_BUDGET,
+        device: Device = CPU,
     ) -> None:
         self.frames = frames
         self.parameters = parameters
         self.budget = budget
+        self.device = device
         self._cache: dict[int, FrameFeatures] = {}
         self._used = 0
 
@@ -164,7 +191,7 @@ class FeatureStore:
         """Features of the i-th frame."""
         if i in self._cache:
             return self._cache[i]
-        features = compute_features(self.frames[i], self.parameters)
+        features = compute_features(self.frames[i], self.parameters, self.device)
         size = features.nbytes
         if self._used + size <= self.budget:
             self._cache[i] = features

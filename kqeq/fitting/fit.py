@@ -14,6 +14,8 @@ from ase.data import chemical_symbols
 
 from kqeq import elements
 from kqeq.atomic_write import check_writable
+from kqeq.backend import cache_budget
+from kqeq.charges.parameters import ENVIRONMENT_SPREADS
 from kqeq.errors import InputError, KQEqError, KQEqWarning
 from kqeq.fitting.blocks import LINEAR_KINDS
 from kqeq.fitting.checkpoint import fingerprint, read_checkpoint, write_checkpoint
@@ -73,7 +75,7 @@ def _start(problem: FitProblem, solver: str) -> FloatArray:
     """Electronegativities fitted to dipoles and charges alone, in closed form: where the iteration starts.
 
     Energies are quadratic in electronegativities; from here the quadratic model is good, from zero it is not.
-    Element parameters, if any are learned, are fitted to the polarizabilities before, which depend on nothing else.
+    Site parameters, if any are learned, are fitted to the polarizabilities before, which depend on nothing else.
     """
     parameters, start = problem.parameters, np.zeros(problem.size)
     if parameters.learned is not None:
@@ -81,7 +83,7 @@ def _start(problem: FitProblem, solver: str) -> FloatArray:
         start = start if found is None else found
         parameters = parameters.freeze(start)
     found = _fit_part(problem, parameters, LINEAR_KINDS, solver, linear=True)
-    # one leaves the electronegativities at zero, the other the element parameters
+    # one leaves the electronegativities at zero, the other the site parameters
     return start if found is None else start + found
 
 
@@ -99,7 +101,7 @@ def _fit_part(
         return None
     # a closed-form fit meets every frame once: there is nothing to keep
     budget = 0 if linear else problem.budget
-    part = FitProblem(frames, parameters, problem.noise, linear=linear, budget=budget)
+    part = FitProblem(frames, parameters, problem.noise, linear=linear, budget=budget, device=problem.device)
     start = np.zeros(problem.size)
     try:
         found = minimise(
@@ -224,12 +226,14 @@ def fit_potential(
             mark=fingerprint(settings, frames) if resume is not None else "",
             resume=resume,
             report=say,
+            device=settings.device,
         )
         parameters, noise = learned.parameters, learned.noise
         notes += learned.table
     # a closed-form fit meets every frame once: there is nothing to keep
-    budget = 0 if linear else MEMORY_BUDGET
-    problem = FitProblem(frames, parameters, noise, linear=linear, budget=budget)
+    device = settings.device
+    budget = 0 if linear else cache_budget(device.like, MEMORY_BUDGET)
+    problem = FitProblem(frames, parameters, noise, linear=linear, budget=budget, device=device)
     try:
         solution = (
             _solve(problem, settings, resume) if learned is None else _minimise(problem, settings, learned.u)
@@ -241,11 +245,17 @@ def fit_potential(
         notes.append(
             f"fewer labels ({solution.n_residuals}) than parameters ({parameters.size}): the prior settles the rest"
         )
+    maps = {"electronegativity": parameters.chi, "short-range": parameters.energy}
+    if settings.site_kernel is not None:
+        maps["site parameter"] = (
+            parameters.parts[settings.charges.environment[0]] if settings.charges else None
+        )
     counts = {
         name: {chemical_symbols[z]: rows.shape[0] for z, rows in part.feature_map.representatives.items()}
-        for name, part in (("electronegativity", parameters.chi), ("short-range", parameters.energy))
+        for name, part in maps.items()
         if part is not None and part.feature_map is not None
     }
+    notes += environment_notes(parameters, solution.u)
     report = FitReport(
         n_frames=len(frames),
         n_atoms=sum(len(s) for s in structures),
@@ -340,10 +350,17 @@ def _parameters(
     chi_defaults = (
         elements.electronegativity(numbers) if settings.charges is not None else np.zeros(len(species))
     )
+    chi_map, site_map, site_deltas = build(chi_kernel, "electronegativity"), None, {}
+    if settings.charges is not None:
+        given = None if settings.site_kernel is None else settings.site_kernel.delta
+        for kind in settings.charges.environment:
+            site_deltas[kind] = ENVIRONMENT_SPREADS[kind] if given is None else float(given)
+    if site_deltas:
+        site_map = chi_map if settings.site_kernel is None else build(settings.site_kernel, "site parameter")
     return Parameters.build(
         species,
         charges=settings.charges,
-        chi_map=build(chi_kernel, "electronegativity"),
+        chi_map=chi_map,
         chi_delta=CHI_DELTA if chi_kernel is None or chi_kernel.delta is None else float(chi_kernel.delta),
         chi_mean=dict(zip(species, map(float, chi_defaults), strict=True)),
         chi_spread=CHI_SPREAD,
@@ -353,7 +370,25 @@ def _parameters(
         ),
         energy_mean=energy_mean,
         energy_spread=0.0 if settings.e0 is not None else ENERGY_SPREAD,
+        site_map=site_map,
+        site_deltas=site_deltas,
     )
+
+
+def environment_notes(parameters: Parameters, u: FloatArray) -> list[str]:
+    """How much site parameters vary with the environment, by kind and element, for the report."""
+    environment = parameters.environment
+    if environment is None:
+        return []
+    notes = []
+    for kind in environment.parts:
+        weights = environment.weights(kind, u)
+        words = []
+        for z, columns in environment.feature_map.columns.items():
+            values = environment.feature_map.lower[z] @ weights[columns]  # at the representatives
+            words.append(f"{chemical_symbols[z]} {np.std(values):.2g}")
+        notes.append(f"{kind}: the logarithm varies among environments by {', '.join(words)}")
+    return notes
 
 
 def _learned_table(parameters: Parameters, solution: Solution) -> dict[str, dict[str, float]]:
@@ -392,6 +427,12 @@ def _potential(
             energy.feature_map.coefficients(energy.kernel_weights(u)),
             dict.fromkeys(species, 0.0),
         )
+    sites = {}
+    if parameters.environment is not None:
+        environment = parameters.environment
+        for kind in environment.parts:
+            coefficients = environment.feature_map.coefficients(environment.weights(kind, u))
+            sites[kind] = SiteModel(environment.feature_map, coefficients, dict.fromkeys(species, 0.0))
     return Potential(
         species=species,
         energy_offsets=energy.offsets(u) if energy is not None else dict.fromkeys(species, 0.0),
@@ -401,6 +442,7 @@ def _potential(
         baseline=settings.baseline if has_energy else None,
         training_charges=training_charges,
         has_energy=has_energy,
+        sites=sites,
     )
 
 

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from kqeq.archive import read_archive, write_archive
+from kqeq.backend import CPU, Device, cache_budget
 from kqeq.errors import ModelFileError
 from kqeq.fitting.evidence import AnyEvidence, collect, column_groups, maximise
 from kqeq.fitting.features import MEMORY_BUDGET, TrainingFrame
-from kqeq.fitting.parameters import Parameters, SitePart
+from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.solver import Solution
 from kqeq.typing import FloatArray
@@ -74,17 +75,15 @@ def rescale(
     names = [name for name, _ in column_groups(parameters)]
     spreads = dict(zip(names, np.exp(theta[len(evidence.names) :]), strict=True))
 
-    def scaled(part: SitePart | None, name: str) -> SitePart | None:
-        if part is None:
-            return None
-        return replace(
+    scaled = {
+        name: replace(
             part,
             delta=part.delta * float(spreads.get(f"{name} delta", 1.0)),
             offset_spread=part.offset_spread * float(spreads.get(f"{name} spread", 1.0)),
         )
-
-    chi, energy = scaled(parameters.chi, "chi"), scaled(parameters.energy, "energy")
-    return replace(parameters, chi=chi, energy=energy), new_noise
+        for name, part in parameters.parts.items()
+    }
+    return parameters.with_parts(scaled), new_noise
 
 
 def with_zeta(parameters: Parameters, zeta: float) -> Parameters:
@@ -97,9 +96,7 @@ def with_zeta(parameters: Parameters, zeta: float) -> Parameters:
 def describe(parameters: Parameters, noise: Mapping[str, float], kinds: Sequence[str], value: float) -> str:
     """One line on where the search stands."""
     words = [f"noise {kind} {noise[kind]:.3g}" for kind in kinds]
-    for name, part in (("chi", parameters.chi), ("energy", parameters.energy)):
-        if part is None:
-            continue
+    for name, part in parameters.parts.items():
         if part.feature_map is not None:
             words.append(f"{name} delta {part.delta:.3g} zeta {part.feature_map.zeta:.3g}")
         if part.offset_spread > 0.0:
@@ -117,6 +114,7 @@ def learn(
     mark: str = "",
     resume: str | PathLike[str] | None = None,
     report: Callable[[str], None] = lambda _: None,
+    device: Device = CPU,
 ) -> Learned:
     """Learn noises, prior spreads and, for closed-form fits, the power of the kernel.
 
@@ -136,6 +134,8 @@ def learn(
         Checkpoint: written after every step, and continued from if it is there.
     report : callable
         Called with a line after every step.
+    device : Device
+        Where fits run; the evidence itself is computed on the host.
 
     Returns
     -------
@@ -149,8 +149,8 @@ def learn(
     ) -> tuple[AnyEvidence, FloatArray]:
         """Fit and linearise."""
         # a closed-form fit meets every frame once: there is nothing to keep
-        budget = 0 if linear else MEMORY_BUDGET
-        problem = FitProblem(frames, candidate, own, linear=linear, budget=budget)
+        budget = 0 if linear else cache_budget(device.like, MEMORY_BUDGET)
+        problem = FitProblem(frames, candidate, own, linear=linear, budget=budget, device=device)
         try:
             if linear:
                 u = np.zeros(problem.size)  # any point serves
@@ -257,7 +257,7 @@ def _bounds(
     pairs = [(first[1][kind], now[1][kind], NOISE_RANGE) for kind in evidence.names]
     for name, _ in column_groups(now[0]):
         part, what = name.split()
-        given, current = getattr(first[0], part), getattr(now[0], part)
+        given, current = first[0].parts[part], now[0].parts[part]
         attribute = "delta" if what == "delta" else "offset_spread"
         pairs.append((getattr(given, attribute), getattr(current, attribute), SPREAD_RANGE))
     return [
@@ -272,10 +272,7 @@ def _bounds(
 def _write(path: str | PathLike[str] | None, mark: str, state: Learned) -> None:
     if path is None:
         return
-    parts = {
-        name: None if part is None else [part.delta, part.offset_spread]
-        for name, part in (("chi", state.parameters.chi), ("energy", state.parameters.energy))
-    }
+    parts = {name: [part.delta, part.offset_spread] for name, part in state.parameters.parts.items()}
     header = {
         "fingerprint": mark,
         "noise": state.noise,
@@ -299,13 +296,10 @@ def _read(path: str | PathLike[str], mark: str, parameters: Parameters) -> Learn
                 f"same ones, or {remedy}"
             )
         parts = {}
-        for name in ("chi", "energy"):
-            part: SitePart | None = getattr(parameters, name)
-            if part is not None:
-                delta, spread = header["parts"][name]
-                part = replace(part, delta=float(delta), offset_spread=float(spread))
-            parts[name] = part
-        own = replace(parameters, chi=parts["chi"], energy=parts["energy"])
+        for name, part in parameters.parts.items():
+            delta, spread = header["parts"][name]
+            parts[name] = replace(part, delta=float(delta), offset_spread=float(spread))
+        own = parameters.with_parts(parts)
         noise = {str(kind): float(value) for kind, value in header["noise"].items()}
         return Learned(own, noise, arrays["u"], float(header["value"]), tuple(header["table"]))
     except (KeyError, TypeError, ValueError) as error:

@@ -4,26 +4,32 @@ All parameters u are standardised: their prior is N(0, 1).  With the scales belo
 
     χ_i  = χ̄(Z_i) + δ_χ Φ_i u_kernel + s_χ u_{Z_i}
     E_sr + Σ e0 = Σ_i ( ē0(Z_i) + δ_sr Φ'_i u_kernel + s_e u_{Z_i} )
-    element parameter = default · exp(spread · u)                  where the charge model says ``"learn"``
+    ln θ_i = ln default(Z_i) + spread · u_{Z_i} + δ_θ Φ_i u_kernel
 
-Dimensions: p_χ, p_sr kernel features; Z elements; L learned element parameters; P = p_χ + Z + p_sr + Z + L in all.
+where θ is a hardness, width, polarizability or softness that the charge model marks with ``"learn"`` or ``"kernel"``
+(the last term with ``"kernel"`` only).
+
+Dimensions: N atoms; p_χ, p_sr, p_θ kernel features; Z elements; L learned element parameters; K kinds of θ with a
+kernel; P = p_χ + Z + p_sr + Z + L + K p_θ in all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from kqeq.backend import asarray_like, zeros
 from kqeq.charges.base import ChargeModel, SiteChange, SiteParameters
-from kqeq.charges.parameters import ElementParameters
+from kqeq.charges.parameters import ElementParameters, logarithmic_directions, multiply_sites
 from kqeq.kernels import FeatureMap
-from kqeq.typing import FloatArray, IntArray
+from kqeq.typing import Array, FloatArray, IntArray
 
 
 @dataclass(frozen=True, eq=False)
 class SitePart:
-    """The parameters of one site quantity (electronegativity or short-range energy).
+    """The parameters of one site quantity: electronegativity, short-range energy, or the logarithm of a θ.
 
     Attributes
     ----------
@@ -36,7 +42,7 @@ class SitePart:
     offset_spread : float
         Prior standard deviation of the offsets; 0 fixes them.
     columns : slice
-        Its stretch of the parameter vector: kernel features, then one offset per element.
+        Its stretch of the parameter vector: kernel features, then one per element in ``offset_mean``.
     """
 
     feature_map: FeatureMap | None
@@ -65,7 +71,7 @@ class SitePart:
         """Prior mean of every atom, (N,)."""
         return np.array([self.offset_mean[int(z)] for z in numbers])
 
-    def kernel_weights(self, u: FloatArray) -> FloatArray:
+    def kernel_weights(self, u: Array) -> Array:
         """Weights of the unscaled features Φ: δ u."""
         return self.delta * u[self.columns][: self.kernel_size]
 
@@ -102,8 +108,59 @@ class LearnedPart:
         return self.elements.directions(numbers, u[self.columns])
 
 
+@dataclass(frozen=True, eq=False)
+class EnvironmentPart:
+    """How site parameters depend on the environment.
+
+    Attributes
+    ----------
+    feature_map : FeatureMap
+        Shared by all kinds.
+    parts : dict of str to SitePart
+        By kind; without offsets, which are the learned element parameters.
+    fixed : (P,) array, optional
+        Parameters at which the dependence is held; then nothing depends on its columns.
+    """
+
+    feature_map: FeatureMap
+    parts: Mapping[str, SitePart]
+    fixed: FloatArray | None = None
+
+    def weights(self, kind: str, u: Array) -> Array:
+        """Weights of the unscaled features Φ: δ u."""
+        return self.parts[kind].kernel_weights(u if self.fixed is None else asarray_like(self.fixed, u))
+
+    def apply(self, sites: SiteParameters, features: Array, u: FloatArray) -> SiteParameters:
+        """Site parameters (those of the elements) with their dependence on features Φ (N, p_θ)."""
+        return multiply_sites(
+            sites, {kind: features @ asarray_like(self.weights(kind, u), features) for kind in self.parts}
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class SiteDirections:
+    """∂(site parameters)/∂u as ``change`` @ ``mixing``.
+
+    Many kernel features act on few atoms: responses are taken to the logarithm of every atom's parameter, and mixed.
+
+    Attributes
+    ----------
+    change : SiteChange
+        (N, b) arrays.
+    mixing : (b, c) array, optional
+        ``None`` where ``change`` has a column for every parameter.
+    """
+
+    change: SiteChange
+    mixing: Array | None
+
+    def mix(self, block: Array) -> Array:
+        """Derivatives along ``change``, (..., b), to derivatives with respect to the parameters, (..., c)."""
+        return block if self.mixing is None else block @ self.mixing
+
+
 STEP_LIMIT = 1.0
-"""Largest change of the logarithm of an element parameter in one step of the solver."""
+"""Largest change of the logarithm of a site parameter in one step of the solver."""
 
 PATIENCE = 4
 """Steps in a row that gain next to nothing before a fit with learned element parameters counts as converged."""
@@ -125,6 +182,8 @@ class Parameters:
         P.
     learned : LearnedPart or None
         Element parameters of the charge model.
+    environment : EnvironmentPart or None
+        Their dependence on the environment; its columns follow those of ``learned``.
     """
 
     species: tuple[int, ...]
@@ -133,6 +192,7 @@ class Parameters:
     energy: SitePart | None
     size: int
     learned: LearnedPart | None = None
+    environment: EnvironmentPart | None = None
 
     @classmethod
     def build(
@@ -149,13 +209,16 @@ class Parameters:
         energy_mean: dict[int, float] | None,
         energy_spread: float,
         elements: ElementParameters | None = None,
+        site_map: FeatureMap | None = None,
+        site_deltas: Mapping[str, float] | None = None,
     ) -> Parameters:
         """Lay the parameters out; ``energy_mean=None`` leaves the energy part away.
 
-        ``elements`` are the learned element parameters; by default what the charge model marks with ``"learn"``.
+        ``elements`` are the learned element parameters; by default what the charge model marks with ``"learn"`` or
+        ``"kernel"``.  ``site_map`` and ``site_deltas``, by kind, are for those marked with ``"kernel"``.
         """
         start = 0
-        chi = energy = learned = None
+        chi = energy = learned = environment = None
         if charges is not None:
             size = (chi_map.size if chi_map is not None else 0) + len(species)
             chi = SitePart(chi_map, chi_delta, chi_mean, chi_spread, slice(start, start + size))
@@ -170,7 +233,83 @@ class Parameters:
             elements = ElementParameters.build(charges, species) if elements is None else elements
             learned = LearnedPart(elements, slice(start, start + elements.size))
             start += elements.size
-        return cls(species, chi, charges, energy, start, learned)
+        if site_map is not None and site_deltas:
+            parts = {}
+            for kind, delta in site_deltas.items():
+                parts[kind] = SitePart(site_map, delta, {}, 0.0, slice(start, start + site_map.size))
+                start += site_map.size
+            environment = EnvironmentPart(site_map, parts)
+        return cls(species, chi, charges, energy, start, learned, environment)
+
+    @property
+    def parts(self) -> dict[str, SitePart]:
+        """All parts with a prior spread of their own, by name: ``chi``, ``energy`` and kinds of site parameters."""
+        named = {"chi": self.chi, "energy": self.energy}
+        kinds = {} if self.environment is None else self.environment.parts
+        return {**{name: part for name, part in named.items() if part is not None}, **kinds}
+
+    def with_parts(self, parts: Mapping[str, SitePart]) -> Parameters:
+        """The same layout with other parts under the names of :attr:`parts`."""
+        environment = self.environment
+        if environment is not None:
+            environment = replace(environment, parts={kind: parts[kind] for kind in environment.parts})
+        return replace(self, chi=parts.get("chi"), energy=parts.get("energy"), environment=environment)
+
+    @property
+    def site_columns(self) -> slice:
+        """The parameters of the charge model: element parameters, then the kernels of each kind."""
+        if self.learned is None:
+            return slice(self.size, self.size)
+        return slice(self.learned.columns.start, self.size)
+
+    def sites(self, numbers: IntArray, u: FloatArray, features: Array | None) -> SiteParameters:
+        """Site parameters of atoms at u; ``features`` are Φ (N, p_θ) where they depend on the environment."""
+        assert self.charges is not None
+        if self.learned is None:
+            sites = self.charges.site_parameters(numbers)
+        else:
+            sites = self.learned.sites(self.charges, numbers, u)
+        if self.environment is None:
+            return sites
+        assert features is not None
+        return self.environment.apply(sites, features, u)
+
+    def site_directions(
+        self, sites: SiteParameters, numbers: IntArray, u: FloatArray, features: Array | None
+    ) -> SiteDirections | None:
+        """Change of the site parameters (given at u) with the parameters in ``site_columns``; ``None`` without any."""
+        if self.learned is None:
+            return None
+        directions = self.learned.directions(numbers, u)
+        if self.environment is None:
+            return SiteDirections(directions.on(sites.hardness), None)
+        assert features is not None
+        elements, parts, atoms = self.learned.elements, self.environment.parts, len(numbers)
+        plain = [i for i, kind in enumerate(elements.kinds) if kind not in parts]
+        first = self.site_columns.start
+        count = elements.size
+        unit = np.zeros((len(plain), count))
+        unit[np.arange(len(plain)), plain] = 1.0
+        mixing = zeros((len(plain) + len(parts) * atoms, self.size - first), features)
+        mixing[: len(plain), :count] = asarray_like(unit, features)
+        for number, (kind, part) in enumerate(parts.items()):
+            rows = slice(len(plain) + number * atoms, len(plain) + (number + 1) * atoms)
+            of_kind = np.array([k == kind for k in elements.kinds])
+            shifts = np.where(of_kind, elements.spread, 0.0) * (numbers[:, None] == elements.species)
+            mixing[rows, :count] = asarray_like(shifts, features)
+            mixing[rows, part.columns.start - first : part.columns.stop - first] = part.delta * features
+        logarithms = logarithmic_directions(sites, tuple(parts))
+        blocks = {}
+        for kind in dict.fromkeys(elements.kinds):
+            block = zeros((atoms, mixing.shape[0]), features)
+            if kind in parts:
+                block[:, len(plain) :] = getattr(logarithms, kind)
+            else:
+                block[:, : len(plain)] = asarray_like(getattr(directions, kind)[:, plain], features)
+            blocks[kind] = block
+        if mixing.shape[0] > mixing.shape[1]:
+            return SiteDirections(SiteChange(**{kind: b @ mixing for kind, b in blocks.items()}), None)
+        return SiteDirections(SiteChange(**blocks), mixing)
 
     def charge_model(self, u: FloatArray) -> ChargeModel | None:
         """The charge model with values in place of ``"learn"``."""
@@ -179,8 +318,9 @@ class Parameters:
         return self.learned.elements.apply(self.charges, u[self.learned.columns])
 
     def freeze(self, u: FloatArray) -> Parameters:
-        """The same layout with the element parameters fixed at u; nothing depends on their columns any more."""
-        return replace(self, charges=self.charge_model(u), learned=None)
+        """The same layout with all site parameters fixed at u; nothing depends on their columns any more."""
+        environment = None if self.environment is None else replace(self.environment, fixed=u.copy())
+        return replace(self, charges=self.charge_model(u), learned=None, environment=environment)
 
     @property
     def patience(self) -> int | None:
@@ -188,14 +328,35 @@ class Parameters:
         return None if self.learned is None else PATIENCE
 
     def step_factor(self, step: FloatArray) -> float:
-        """How much of a step may be taken (at most 1): logarithms of element parameters move by a limited amount.
+        """How much of a step may be taken (at most 1): logarithms of site parameters move by a limited amount.
 
-        The quadratic model says nothing about parameters that change by orders of magnitude.
+        The quadratic model says nothing about parameters that change by orders of magnitude.  Where they depend on the
+        environment, those at the representatives count: δ L u, with the Cholesky factor L of the kernel matrix.
         """
         if self.learned is None:
             return 1.0
-        largest = float(np.abs(self.learned.elements.spread * step[self.learned.columns]).max(initial=0.0))
+        elements = self.learned.elements
+        shifts = elements.spread * step[self.learned.columns]
+        largest = float(np.abs(shifts).max(initial=0.0))
+        if self.environment is not None:
+            offsets = dict(
+                zip(zip(elements.kinds, elements.species.tolist(), strict=True), shifts, strict=True)
+            )
+            feature_map = self.environment.feature_map
+            for kind in self.environment.parts:
+                weights = self.environment.weights(kind, step)
+                for z, columns in feature_map.columns.items():
+                    moved = feature_map.lower[z] @ weights[columns] + offsets[kind, z]
+                    largest = max(largest, float(np.abs(moved).max()))
         return 1.0 if largest <= STEP_LIMIT else STEP_LIMIT / largest
 
 
-__all__ = ["PATIENCE", "STEP_LIMIT", "LearnedPart", "Parameters", "SitePart"]
+__all__ = [
+    "PATIENCE",
+    "STEP_LIMIT",
+    "EnvironmentPart",
+    "LearnedPart",
+    "Parameters",
+    "SiteDirections",
+    "SitePart",
+]

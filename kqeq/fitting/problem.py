@@ -15,13 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kqeq import blas
+from kqeq.backend import CPU, Device, asarray_like
 from kqeq.fitting.blocks import frame_rows
+from kqeq.fitting.equations import Sums
 from kqeq.fitting.features import MEMORY_BUDGET, FeatureStore, TrainingFrame
 from kqeq.fitting.parameters import Parameters
-from kqeq.fitting.equations import Sums
 from kqeq.fitting.solver import CHUNK_ROWS, JacobianKind, LeastSquaresProblem, SumKind, sum_frames
 from kqeq.progress import track
-from kqeq.typing import FloatArray
+from kqeq.typing import Array, FloatArray
 
 MAX_CHUNKS = 64
 """Each chunk returns a P×P matrix; more chunks than this would move more matrices than they save time."""
@@ -46,6 +47,7 @@ class Chunk:
         Whether every label is linear in the parameters.
     budget : int
         Bytes that the features of this chunk may keep.
+    device : Device
     """
 
     token: str
@@ -55,6 +57,7 @@ class Chunk:
     noise: Mapping[str, float]
     linear: bool
     budget: int
+    device: Device = CPU
 
     @property
     def size(self) -> int:
@@ -66,13 +69,14 @@ class Chunk:
         """The parameters of the energy, which every label depends on linearly."""
         return None if self.parameters.energy is None else self.parameters.energy.columns
 
-    def rows(
-        self, u: FloatArray, *, jacobian: JacobianKind
-    ) -> Iterator[tuple[FloatArray, FloatArray | None]]:
+    def rows(self, u: FloatArray, *, jacobian: JacobianKind) -> Iterator[tuple[Array, Array | None]]:
         """Residuals and Jacobians frame by frame."""
         store = _store(self)
+        copy = asarray_like(u, self.device.like)
         for i, frame in enumerate(self.frames):
-            yield frame_rows(frame, store.get(i), self.parameters, u, self.noise, jacobian=jacobian)
+            yield frame_rows(
+                frame, store.get(i), self.parameters, u, self.noise, jacobian=jacobian, copy=copy
+            )
 
 
 def _store(chunk: Chunk) -> FeatureStore:
@@ -81,7 +85,7 @@ def _store(chunk: Chunk) -> FeatureStore:
     if key not in _STORES:
         for old in [k for k in _STORES if k[0] != chunk.token and not k[0].startswith(f"{os.getpid()}-")]:
             del _STORES[old]  # a worker process serves one fit at a time
-        _STORES[key] = FeatureStore(chunk.frames, chunk.parameters, chunk.budget)
+        _STORES[key] = FeatureStore(chunk.frames, chunk.parameters, chunk.budget, chunk.device)
     return _STORES[key]
 
 
@@ -102,6 +106,8 @@ class FitProblem:
         Whether every label is linear in the parameters.
     budget : int
         Bytes that cached features may take in all.
+    device : Device
+        Where features and sums are computed.
     """
 
     def __init__(
@@ -112,17 +118,19 @@ class FitProblem:
         *,
         linear: bool,
         budget: int = MEMORY_BUDGET,
+        device: Device = CPU,
     ) -> None:
         self.frames = frames
         self.parameters = parameters
         self.noise = noise
         self.linear = linear
         self.budget = budget
+        self.device = device
         self.size = parameters.size
         self.token = f"{os.getpid()}-{next(_NUMBERS)}"
         groups = _groups(frames)
         self.chunks = [
-            Chunk(self.token, i, group, parameters, noise, linear, budget * len(group) // len(frames))
+            Chunk(self.token, i, group, parameters, noise, linear, budget * len(group) // len(frames), device)
             for i, group in enumerate(groups)
         ]
 
@@ -131,9 +139,7 @@ class FitProblem:
         """The parameters of the energy, which every label depends on linearly."""
         return self.chunks[0].linear_columns
 
-    def rows(
-        self, u: FloatArray, *, jacobian: JacobianKind
-    ) -> Iterator[tuple[FloatArray, FloatArray | None]]:
+    def rows(self, u: FloatArray, *, jacobian: JacobianKind) -> Iterator[tuple[Array, Array | None]]:
         """Residuals and Jacobians frame by frame."""
         for chunk in self.chunks:
             yield from chunk.rows(u, jacobian=jacobian)
@@ -169,11 +175,14 @@ def joblib_engine(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) ->
     from joblib import Parallel, delayed
 
     assert isinstance(problem, FitProblem)
-    parallel = Parallel(return_as="generator")
-    tasks = (delayed(_chunk_sums)(chunk, u, what) for chunk in problem.chunks)
+    if problem.device.is_host:
+        parallel = Parallel(return_as="generator")
+        results = parallel(delayed(_chunk_sums)(chunk, u, what) for chunk in problem.chunks)
+    else:  # one GPU: nothing to distribute, and sums that stay where they are
+        results = (_chunk_sums(chunk, u, what) for chunk in problem.chunks)
     name = "iteration" if what in ("full", "triangle") else "step"
     total: Sums | None = None
-    for sums in track(parallel(tasks), name, total=len(problem.chunks)):
+    for sums in track(results, name, total=len(problem.chunks)):
         if total is None:
             total = sums
         else:

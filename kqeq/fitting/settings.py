@@ -8,6 +8,7 @@ from numbers import Integral, Real
 
 import numpy as np
 
+from kqeq.backend import CPU, Device
 from kqeq.baseline import Baseline
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError
@@ -47,6 +48,10 @@ class FitSettings:
         What noises and prior spreads are learned by; ``None`` keeps the given ones.
     solver : {"auto", "cholesky", "qr"}
         How the linear problem of each step is solved (:mod:`kqeq.fitting.equations`).
+    site_kernel : SOAPKernel or None
+        For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
+    device : Device
+        Where to compute; results do not depend on it.
     """
 
     electronegativity: SOAPKernel | None
@@ -59,6 +64,8 @@ class FitSettings:
     max_iterations: int = 30
     optimize: str | None = None
     solver: str = "auto"
+    site_kernel: SOAPKernel | None = None
+    device: Device = CPU
 
 
 def check_settings(settings: FitSettings) -> None:
@@ -68,7 +75,7 @@ def check_settings(settings: FitSettings) -> None:
     ------
     InputError
     """
-    for kernel in (settings.electronegativity, settings.short_range):
+    for kernel in (settings.electronegativity, settings.short_range, settings.site_kernel):
         if kernel is not None:
             kernel.check()
     if (settings.electronegativity is None) != (settings.charges is None):
@@ -83,6 +90,13 @@ def check_settings(settings: FitSettings) -> None:
         )
     if settings.charges is None and settings.short_range is None:
         raise InputError("there is nothing to fit: charges and short_range are both None")
+    if settings.site_kernel is not None and not (
+        settings.charges is not None and settings.charges.environment
+    ):
+        raise InputError(
+            "site_kernel was given, but no parameter of the charge model depends on the environment; mark some with "
+            '"kernel", for example charges=kqeq.QEq(hardness="kernel"), or leave site_kernel=None'
+        )
     for kind, value in settings.noise.items():
         if kind not in BLOCKS:
             raise InputError(f"noise for unknown label kind {kind!r}; expected some of {', '.join(BLOCKS)}")

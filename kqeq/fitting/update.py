@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from kqeq.backend import cache_budget
 from kqeq.errors import InputError
 from kqeq.fitting.blocks import LINEAR_KINDS
 from kqeq.fitting.consistency import warn_contradictions
@@ -94,7 +95,12 @@ def update_potential(
         frames = subtract_baseline(frames, potential.baseline)
     linear = settings.charges is None or (parameters.learned is None and used.keys() <= LINEAR_KINDS)
     problem = FitProblem(
-        frames, parameters, noise, linear=linear, budget=0 if linear else MEMORY_BUDGET
+        frames,
+        parameters,
+        noise,
+        linear=linear,
+        budget=0 if linear else cache_budget(settings.device.like, MEMORY_BUDGET),
+        device=settings.device,
     )
     try:
         solution = minimise(
@@ -114,7 +120,9 @@ def update_potential(
         solution, loss=report.loss + solution.loss, n_residuals=report.n_residuals + solution.n_residuals
     )
     counts = Counter(report.used) + Counter(used)
-    line = f"continued from a fit to {report.n_frames} frames (loss {report.loss:.6g}) with {len(frames)} more"
+    line = (
+        f"continued from a fit to {report.n_frames} frames (loss {report.loss:.6g}) with {len(frames)} more"
+    )
     if not linear:
         line += "; the earlier ones enter through the quadratic form at their optimum"
     before = replace(
@@ -126,9 +134,7 @@ def update_potential(
         notes=(*report.notes, line),
     )
     charges = (*potential.training_charges, *(structure.total_charge for structure, _ in pairs))
-    return finish(
-        parameters, solution, dict(noise), settings, before, charges, potential.has_energy, started
-    )
+    return finish(parameters, solution, dict(noise), settings, before, charges, potential.has_energy, started)
 
 
 __all__ = ["update_potential"]
