@@ -275,7 +275,8 @@ class FeatureMap:
         return self._prepared[key]
 
     def _lower(self, z: int, like: Array) -> Array:
-        return self._copy(self.lower[z], like, "lower", z)
+        # copies of a map with another power share the cache
+        return self._copy(self.lower[z], like, "lower", z, self.zeta)
 
     def similarities(
         self, state: DescriptorState, numbers: IntArray, *, single: bool = False

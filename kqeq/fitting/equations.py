@@ -247,8 +247,8 @@ class NormalEquations:
 def scaled_condition(matrix: Array, lower: Array) -> float:
     """Estimated condition number, in the 1-norm, of a positive definite matrix with its diagonal scaled to 1.
 
-    The norm of the inverse is estimated from a few solutions (Higham 1988, *ACM Trans. Math. Softw.* 14, 381), as LAPACK's
-    ``pocon`` does, which other libraries do not have.
+    The norm of the inverse is estimated from a few solutions (Higham 1988, *ACM Trans. Math. Softw.* 14, 381), as
+    LAPACK's ``pocon`` does, which other libraries do not have.
 
     Parameters
     ----------
@@ -329,13 +329,13 @@ class TriangularEquations:
     def step(self, damping: float) -> FloatArray:
         """See :class:`Equations`."""
         if damping == 0.0:
-            return solve_lower(self.lower, self.rhs, transposed=True)
+            return np.asarray(solve_lower(self.lower, self.rhs, transposed=True))
         whole = np.zeros((len(self.rhs) + 1,) * 2)
         whole[:-1, :-1], whole[:-1, -1] = self.triangle, self.rhs
         extra = np.zeros_like(whole)
         np.fill_diagonal(extra[:-1, :-1], np.sqrt(damping) * np.linalg.norm(self.triangle, axis=0))
         whole = push(whole, extra, triangular=True)
-        return solve_lower(whole[:-1, :-1].T, whole[:-1, -1], transposed=True)
+        return np.asarray(solve_lower(whole[:-1, :-1].T, whole[:-1, -1], transposed=True))
 
     def decrement(self) -> float:
         """See :class:`Equations`."""
