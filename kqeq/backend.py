@@ -351,6 +351,25 @@ def pair_matrix(values: Array, rows: Array, columns: Array, shape: tuple[int, in
     return cupy_sparse.csr_matrix((values, (rows, columns)), shape=shape)
 
 
+def selection_matrix(rows: Array, size: int) -> Any:
+    """(size, P) matrix with a 1 in row rows[p] of each column p: products with it sum by row.
+
+    Sparse (CSC) where the library has sparse matrices.
+    """
+    number = int(rows.shape[0])
+    ones, columns = full(number, 1.0, rows), arange(0, number + 1, rows)
+    # one entry in each column: the layout is known and nothing has to be sorted
+    if is_numpy(rows):
+        from scipy import sparse
+
+        return sparse.csc_array((ones, rows, columns), shape=(size, number))
+    if is_cupy(rows):
+        import cupyx.scipy.sparse as cupy_sparse
+
+        return cupy_sparse.csc_matrix((ones, rows, columns), shape=(size, number))
+    return pair_matrix(ones, rows, columns[:-1], (size, number), dense=True)
+
+
 # ------------------------------------------------------------------------------------- Fourier transforms
 
 
@@ -510,6 +529,7 @@ __all__ = [
     "rfftn",
     "scatter_add",
     "segment_sum",
+    "selection_matrix",
     "solve_triangular",
     "to_float",
     "to_numpy",

@@ -73,7 +73,7 @@ class SplitChargeCore:
         C, lower triangular.
     inner : (N, N) array
         Cholesky factor of B.
-    laplacian : (N, N) sparse array
+    laplacian : (N, N) array, sparse or not
         L.
     """
 
@@ -89,7 +89,7 @@ class SplitChargeCore:
         ----------
         hessian : (N, N) array
             A.
-        laplacian : (N, N) sparse array
+        laplacian : (N, N) array, sparse or not
         shift : bool
             Whether A may be indefinite on 1 (slabs): A + β11ᵀ serves as well, because L1 = 0.
         what, remedy : str
@@ -105,7 +105,7 @@ class SplitChargeCore:
             xp = namespace(hessian)
             matrix = hessian + 2.0 * to_float(xp.max(xp.abs(hessian)))
         lower = factorise(matrix, what, remedy)
-        # L is sparse: the second product, with a dense triangle, is the only costly one
+        # L of large systems is sparse: the second product, with a dense triangle, is the only costly one
         inner = add_to_diagonal(lower.T @ (laplacian @ lower), 1.0)
         return cls(lower, factorise(inner, what, remedy), laplacian)
 

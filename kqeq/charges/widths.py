@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from kqeq.backend import arange, asarray_like, eye, full, namespace, pair_matrix, to_float
+from kqeq.backend import asarray_like, eye, namespace, selection_matrix, to_float
 from kqeq.constants import COULOMB
 from kqeq.electrostatics.radial import gaussian_width_response
 from kqeq.electrostatics.tensors import AXES, gradient_rows
@@ -67,9 +67,7 @@ def width_gradients(
     broadening = xp.take(scaled, i, axis=0) + xp.take(scaled, j, axis=0)
     number = int(i.shape[0])
     values = xp.reshape(force[:, :, None] * broadening[:, None, :], (number, 3 * columns))
-    ones, index = full(number, 1.0, unknowns), arange(0, number, unknowns)
-    collect = pair_matrix(ones, i, index, (atoms, number), dense=False)
-    gradient = xp.reshape(collect @ values, (atoms, 3, columns))
+    gradient = xp.reshape(selection_matrix(i, atoms) @ values, (atoms, 3, columns))
     # each pair appears twice, and r_ij grows with −r_i
     products = xp.reshape(vectors[:, :, None] * force[:, None, :], (number, 9))
     strain = xp.reshape(-0.5 * products.T @ broadening, (3, 3, columns))
