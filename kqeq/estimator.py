@@ -22,9 +22,10 @@ from kqeq.charges import QEq
 from kqeq.charges.base import ChargeModel
 from kqeq.devices import check_precision
 from kqeq.errors import InputError, ModelNotFittedError
+from kqeq.evaluation import evaluate_potential
 from kqeq.fitting.equations import Prior
 from kqeq.fitting.fit import FitResult, fit_potential
-from kqeq.fitting.metrics import Evaluation, compare
+from kqeq.fitting.metrics import Evaluation
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings
 from kqeq.fitting.targets import element_energies
@@ -386,7 +387,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
 
     # ------------------------------------------------------------- evaluate
 
-    def evaluate(self, frames: Any, *, calibration: bool = False) -> Evaluation:
+    def evaluate(self, frames: Any, *, calibration: bool = False, device: str | Device = "cpu") -> Evaluation:
         """Errors on labelled frames: RMSE and MAE of every quantity that frames and model share.
 
         Parameters
@@ -394,6 +395,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         frames : ase.Atoms or sequence of ase.Atoms
         calibration : bool
             Also compare errors with the uncertainties that the model predicts: ``result.calibration``.
+        device : {"cpu", "cuda", "auto"}
+            Where to predict.
 
         Returns
         -------
@@ -413,27 +416,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
                 f"none of the {len(pairs)} frames carries a label; looked for {', '.join(LABEL_KINDS)} in atoms.info, "
                 f'atoms.arrays and single-point results (label_prefix="{self.label_prefix}")'
             )
-        skipped = {}
-        if not potential.has_energy:
-            reason = "the model was fitted without energies and forces"
-            skipped = dict.fromkeys(("energy", "forces", "stress"), reason)
-        for i, (structure, _) in enumerate(pairs):
-            potential.check(structure, f"frame {i}")
-        wanted = {kind for _, labels in pairs for kind in labels.kinds}
-        predictions = potential.predict_many([structure for structure, _ in pairs], wanted)
-        if posterior is not None:
-            known = posterior
-            predictions = (
-                with_uncertainty(prediction, known, structure, wanted)
-                for prediction, (structure, _) in zip(predictions, pairs, strict=True)
-            )
-        triples = (
-            (structure, labels, prediction)
-            for (structure, labels), prediction in zip(
-                pairs, track(predictions, "evaluate", total=len(pairs)), strict=True
-            )
-        )
-        return compare(triples, skipped, None if posterior is None else posterior.noise)
+        result, _ = devices.run(device, lambda where: evaluate_potential(potential, pairs, posterior, where))
+        return result
 
     def score(self, frames: Any, y: None = None) -> float:
         """Mean coefficient of determination over the labelled quantities; 1 is perfect.

@@ -317,10 +317,10 @@ class FeatureMap:
     def features(self, state: DescriptorState, numbers: IntArray) -> Array:
         """Φ, shape (N, p)."""
         like = state.values
-        near_by_element = {near.element: near for near in self.similarities(state, numbers)}
         phi = zeros((len(numbers), self.size), like)
         columns = self.columns
-        for z, near in near_by_element.items():
+        for near in self.similarities(state, numbers):
+            z = near.element
             block = solve_lower(self._lower(z, like), _power(near.dots, self.zeta).T).T
             phi[:, columns[z]] = put_rows(phi[:, columns[z]], near.index, block)
         return phi

@@ -34,10 +34,10 @@ LAYERS = (
     },
     {"descriptors", "electrostatics", "baseline"},
     {"kernels", "representatives", "charges"},
-    {"potential"},
+    {"potential", "prediction"},
     {"fitting"},
     {"uncertainty"},
-    {"estimator", "storage"},
+    {"estimator", "evaluation", "storage"},
     {"selection"},
     {"calculator", "optimise", "plots", "config", "demo", "cli"},
 )

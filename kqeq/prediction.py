@@ -1,0 +1,92 @@
+"""What a model says about one structure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from kqeq.errors import InputError
+from kqeq.typing import FloatArray
+
+PROPERTIES: tuple[str, ...] = ("energy", "forces", "stress", "charges", "dipole", "polarizability")
+"""What can be asked of a prediction."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model says about one structure; ``None`` where it was not asked for or is not defined.
+
+    Attributes
+    ----------
+    energy : float
+        Total energy, eV: the sum of the next four.
+    energy_offsets, energy_short_range, energy_electrostatic, energy_baseline : float
+        Parts of the energy, eV: element offsets; short-range kernel; electronegativities, hardness, Coulomb and
+        field; baseline.
+    forces : (N, 3) array
+        eV/Å.
+    stress : (3, 3) array
+        eV/Å³ (ASE sign), symmetric; periodic structures only.
+    charges : (N,) array
+        e.
+    atomic_dipoles : (N, 3) array
+        e·Å; only for charge models that have them.
+    dipole : (3,) array
+        −∂E/∂field in e·Å, about the coordinate origin.
+    polarizability : (3, 3) array
+        e²·Å²/eV; times :data:`kqeq.constants.COULOMB` in Å³.
+    electronegativity : (N,) array
+        eV/e.
+    chemical_potential : float
+        ∂E/∂Q, eV/e.
+    hardness : float
+        ∂²E/∂Q², eV/e²; of systems that are solved iteratively only together with the polarizability.
+    total_charge : float
+        The total charge that the prediction is for, e.
+    external_field : (3,) array
+        The field that it is for, V/Å.
+    energy_std, forces_std, charges_std, dipole_std : float, (N, 3), (N,), (3,) arrays
+        Standard deviations of the quantities of the same names, with ``predict(..., uncertainty=True)``; those of the
+        model's own values, without the noise of labels (:mod:`kqeq.uncertainty`).
+    """
+
+    energy: float
+    energy_offsets: float
+    energy_short_range: float
+    energy_electrostatic: float
+    energy_baseline: float
+    forces: FloatArray | None
+    stress: FloatArray | None
+    charges: FloatArray | None
+    atomic_dipoles: FloatArray | None
+    dipole: FloatArray | None
+    polarizability: FloatArray | None
+    electronegativity: FloatArray | None
+    chemical_potential: float | None
+    hardness: float | None
+    total_charge: float
+    external_field: FloatArray
+    energy_std: float | None = None
+    forces_std: FloatArray | None = None
+    charges_std: FloatArray | None = None
+    dipole_std: FloatArray | None = None
+
+
+def check_properties(properties: Collection[str] | None) -> tuple[str, ...]:
+    """Validate a choice of properties; ``None`` means all.
+
+    Raises
+    ------
+    InputError
+    """
+    if properties is None:
+        return PROPERTIES
+    if isinstance(properties, str):
+        properties = (properties,)
+    unknown = [name for name in properties if name not in PROPERTIES]
+    if unknown:
+        raise InputError(f"unknown properties {unknown}; expected some of {', '.join(PROPERTIES)}")
+    return tuple(properties)
+
+
+__all__ = ["PROPERTIES", "Prediction", "check_properties"]
