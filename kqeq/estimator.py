@@ -27,7 +27,7 @@ from kqeq.fitting.equations import Prior
 from kqeq.fitting.fit import FitResult, fit_potential
 from kqeq.fitting.metrics import Evaluation
 from kqeq.fitting.report import FitReport
-from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings
+from kqeq.fitting.settings import FitSettings, complete_noise
 from kqeq.fitting.targets import element_energies
 from kqeq.fitting.update import update_potential
 from kqeq.kernels import SOAPKernel, default_electronegativity, default_short_range
@@ -241,24 +241,14 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     def _settings(self, targets: Sequence[str] | None) -> FitSettings:
         if isinstance(targets, str):
             targets = (targets,)
-        if not isinstance(self.noise or {}, Mapping):
-            raise InputError(f"noise is {self.noise!r}; expected a dict of standard deviations by label kind")
-        unknown = [kind for kind in {**(self.noise or {})} if kind not in DEFAULT_NOISE]
-        if unknown:
-            raise InputError(
-                f"noise names {', '.join(map(repr, unknown))}; expected some of {', '.join(DEFAULT_NOISE)}"
-            )
-        e0 = None
-        if self.e0 is not None:
-            e0 = element_energies(self.e0)
         return FitSettings(
             electronegativity=self.electronegativity,
             short_range=self.short_range,
             charges=self.charges,
             baseline=resolve_baseline(self.baseline),
-            noise={**DEFAULT_NOISE, **(self.noise or {})},
+            noise=complete_noise(self.noise),
             targets=None if targets is None else tuple(targets),
-            e0=e0,
+            e0=None if self.e0 is None else element_energies(self.e0),
             max_iterations=self.max_iterations,
             solver=self.solver,
             site_kernel=self.site_kernel,

@@ -275,8 +275,9 @@ class FeatureMap:
         return self._prepared[key]
 
     def _lower(self, z: int, like: Array) -> Array:
-        # copies of a map with another power share the cache
-        return self._copy(self.lower[z], like, "lower", z, self.zeta)
+        return self._copy(
+            self.lower[z], like, "lower", z, self.zeta
+        )  # copies with another power share the cache
 
     def similarities(
         self, state: DescriptorState, numbers: IntArray, *, single: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
@@ -68,6 +69,23 @@ class FitSettings:
     device: Device = CPU
 
 
+def complete_noise(noise: Any) -> dict[str, float]:
+    """The noise of every label kind, from what the user gave and the defaults.
+
+    Raises
+    ------
+    InputError
+    """
+    if not isinstance(noise or {}, Mapping):
+        raise InputError(f"noise is {noise!r}; expected a dict of standard deviations by label kind")
+    unknown = [kind for kind in {**(noise or {})} if kind not in DEFAULT_NOISE]
+    if unknown:
+        raise InputError(
+            f"noise names {', '.join(map(repr, unknown))}; expected some of {', '.join(DEFAULT_NOISE)}"
+        )
+    return {**DEFAULT_NOISE, **(noise or {})}
+
+
 def check_settings(settings: FitSettings) -> None:
     """Validate settings that do not depend on frames.
 
@@ -124,4 +142,4 @@ def check_settings(settings: FitSettings) -> None:
         )
 
 
-__all__ = ["DEFAULT_NOISE", "FitSettings", "check_settings"]
+__all__ = ["DEFAULT_NOISE", "FitSettings", "check_settings", "complete_noise"]
