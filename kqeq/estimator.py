@@ -73,13 +73,13 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         Energies of the elements by symbol, eV; fitted where ``None``.
     max_iterations : int
         Of the Gauss–Newton solver.
-    solver : {"auto", "cholesky", "qr"}
-        How the linear problem of each step is solved.  ``"auto"`` takes normal equations and a Cholesky factorisation
-        and turns to QR, at about three times the cost, where their condition number asks for it; the report tells.
     site_kernel : SOAPKernel, optional
         Kernel of the logarithms of the parameters marked with ``"kernel"``; its ``delta`` is their prior standard
         deviation around the element's value (by default 0.2, for softness 0.3).  ``None`` shares descriptors and
         representatives with the electronegativity.
+    solver : {"auto", "cholesky", "qr"}
+        How the linear problem of each step is solved.  ``"auto"`` takes normal equations and a Cholesky factorisation
+        and turns to QR, at about three times the cost, where their condition number asks for it; the report tells.
 
     Attributes
     ----------
@@ -105,8 +105,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         label_prefix: str = "",
         e0: Mapping[str, float] | None = None,
         max_iterations: int = 30,
-        solver: str = "auto",
         site_kernel: SOAPKernel | None = None,
+        solver: str = "auto",
     ) -> None:
         # a default object of its own for every model, so that set_params never reaches another
         self.electronegativity = (
@@ -121,8 +121,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.label_prefix = label_prefix
         self.e0 = e0
         self.max_iterations = max_iterations
-        self.solver = solver
         self.site_kernel = site_kernel
+        self.solver = solver
 
     # ------------------------------------------------------------------ fit
 
@@ -250,8 +250,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             targets=None if targets is None else tuple(targets),
             e0=None if self.e0 is None else element_energies(self.e0),
             max_iterations=self.max_iterations,
-            solver=self.solver,
             site_kernel=self.site_kernel,
+            solver=self.solver,
         )
 
     def _keys(self, charges_key: str | None) -> LabelKeys:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -20,7 +20,9 @@ from ase.data import chemical_symbols
 from kqeq import blas
 from kqeq.backend import CPU, Device, asarray_like, namespace, to_float, to_numpy, zeros
 from kqeq.baseline import Baseline
-from kqeq.charges.base import ChargeModel, ChargeState, ChargeSystem, SiteParameters
+from kqeq.charge_kernel import ChargeCoupling, ChargeKernel
+from kqeq.charged import Charged
+from kqeq.charges.base import ChargeModel, ChargeSystem, SiteParameters
 from kqeq.charges.parameters import multiply_sites
 from kqeq.descriptors import evaluate_states, longest_cutoff
 from kqeq.descriptors.base import Descriptor, DescriptorState
@@ -83,7 +85,7 @@ class Potential:
         e0 by element, eV.
     electronegativity, charges :
         Kernel model of χ and the charge model; both or neither.  The charge model alone knows the values of site
-        parameters by element: bind it with :meth:`site_parameters`.
+        parameters by element; :meth:`bind` knows those in the environment.
     short_range : SiteModel, optional
         Offsets zero: they are in ``energy_offsets``.
     baseline : Baseline, optional
@@ -93,6 +95,10 @@ class Potential:
         Whether energies or forces were among the fitted labels.
     sites : dict of str to SiteModel
         By kind of site parameter, ln θ_i/θ(Z_i): its dependence on the environment.
+    charge_kernel : ChargeKernel, optional
+        How the short-range energy depends on charges.
+    charge_powers : tuple of SiteModel
+        Then the expansions f_b for b = 1 and up; ``short_range`` is that for b = 0.
     """
 
     species: tuple[int, ...]
@@ -104,6 +110,8 @@ class Potential:
     training_charges: tuple[float, ...]
     has_energy: bool
     sites: Mapping[str, SiteModel] = field(default_factory=dict)
+    charge_kernel: ChargeKernel | None = None
+    charge_powers: tuple[SiteModel, ...] = ()
 
     @property
     def feature_maps(self) -> list[FeatureMap]:
@@ -165,6 +173,42 @@ class Potential:
         }
         return multiply_sites(self.charges.site_parameters(numbers), logarithms)
 
+    def bind(
+        self,
+        structure: Structure,
+        similarities: Mapping[FeatureMap, Sequence[Similarity]],
+        *,
+        device: Device = CPU,
+    ) -> ChargeSystem | None:
+        """The charge problem of a geometry, factored; ``None`` without charges."""
+        if self.charges is None:
+            return None
+        sites = self.site_parameters(structure.numbers, similarities)
+        return self.charges.bind(structure, sites, device=device)
+
+    def charged(
+        self,
+        structure: Structure,
+        similarities: Mapping[FeatureMap, Sequence[Similarity]],
+        system: ChargeSystem | None = None,
+        *,
+        device: Device = CPU,
+    ) -> tuple[Charged, Array] | None:
+        """Charges of the charge model alone, and electronegativities (N,); ``None`` without charges.
+
+        ``system`` is what :meth:`bind` gave for this geometry, where a caller has kept it.
+        """
+        if self.electronegativity is None or self.charges is None:
+            return None
+        numbers = structure.numbers
+        chi = self.electronegativity.evaluate(similarities[self.electronegativity.feature_map], numbers)
+        sites = self.site_parameters(numbers, similarities)
+        assert sites is not None
+        sites = sites.on(device.like)
+        system = self.charges.bind(structure, sites, device=device) if system is None else system
+        state = system.solve(chi, structure.external_field, structure.total_charge)
+        return Charged(system, state, sites, tuple(self.sites)), chi
+
     def warn_if_undetermined(self, structure: Structure) -> None:
         """Warn when a charge state is asked for whose chemical potential no label has fixed."""
         if self.charges is None or len(self.training_charges) != 1:
@@ -213,7 +257,7 @@ class Potential:
                 )
                 for feature_map in self.feature_maps
             }
-            return self._finish(structure, properties, states, near, device)
+            return self._finish(structure, properties, states, near, device=device)
 
     def predict_many(
         self,
@@ -241,7 +285,7 @@ class Potential:
             for i, structure in enumerate(batch):
                 own = {feature_map: lists[i] for feature_map, lists in near.items()}
                 with _threads(structure):
-                    prediction = self._finish(structure, properties, states[i], own, device)
+                    prediction = self._finish(structure, properties, states[i], own, device=device)
                 yield prediction
 
     def _finish(
@@ -250,9 +294,14 @@ class Potential:
         properties: Collection[str],
         states: Mapping[Descriptor, DescriptorState],
         similarities: Mapping[FeatureMap, Sequence[Similarity]],
-        device: Device,
+        system: ChargeSystem | None = None,
+        *,
+        device: Device = CPU,
     ) -> Prediction:
-        """From descriptors and their dot products with the representatives to everything else."""
+        """From descriptors and their dot products with the representatives to everything else.
+
+        ``system`` is the charge model bound to this geometry (:meth:`bind`), where a caller has kept it.
+        """
         derivatives = _needs_derivatives(structure, properties)
         numbers = structure.numbers
 
@@ -264,41 +313,36 @@ class Potential:
         positions = zeros((len(structure), 3), device.like)
         strain = zeros((3, 3), device.like)
 
+        def pull(model: SiteModel, weights: Array | None = None) -> None:
+            """Add weights_i ∂f_i/∂p_i to the gradient of the model's descriptor."""
+            descriptor = model.feature_map.descriptor
+            own = model.descriptor_gradient(similarities[model.feature_map], states[descriptor], weights)
+            gradients[descriptor] = gradients.get(descriptor, 0.0) + own
+
+        found = self.charged(structure, similarities, system, device=device)
+        charged, chi = (None, None) if found is None else found
         energy_short_range = 0.0
         if self.short_range is not None:
-            descriptor = self.short_range.feature_map.descriptor
             near = similarities[self.short_range.feature_map]
-            energies = self.short_range.evaluate(near, numbers)
-            energy_short_range = to_float(namespace(energies).sum(energies))
-            if derivatives:
-                gradients[descriptor] = self.short_range.descriptor_gradient(near, states[descriptor])
-
-        chi: Array | None = None
-        system: ChargeSystem | None = None
-        charge_state: ChargeState | None = None
-        if self.electronegativity is not None and self.charges is not None:
-            descriptor = self.electronegativity.feature_map.descriptor
-            near = similarities[self.electronegativity.feature_map]
-            chi = self.electronegativity.evaluate(near, numbers)
-            sites = self.site_parameters(numbers, similarities)
-            system = self.charges.bind(structure, sites, device=device)
-            charge_state = system.solve(chi, structure.external_field, structure.total_charge)
-            if derivatives:
-                pulled = self.electronegativity.descriptor_gradient(
-                    near, states[descriptor], charge_state.electronegativity_gradient()
-                )
-                gradients[descriptor] = gradients.get(descriptor, 0.0) + pulled
-                slopes = charge_state.site_gradient() if self.sites else None
-                for kind, model in self.sites.items():
-                    descriptor = model.feature_map.descriptor
-                    weights = getattr(sites, kind) * getattr(slopes, kind)
-                    pulled = model.descriptor_gradient(
-                        similarities[model.feature_map], states[descriptor], weights
-                    )
-                    gradients[descriptor] = gradients.get(descriptor, 0.0) + pulled
-                positions += charge_state.gradient()
-                if structure.periodic:
-                    strain += charge_state.strain()
+            powers = (self.short_range, *self.charge_powers)
+            expansions = [model.evaluate(near, numbers) for model in powers]
+            weights = [None]
+            energy_short_range = to_float(namespace(device.like).sum(expansions[0]))
+            if self.charge_kernel is not None and charged is not None:
+                coupling = ChargeCoupling.at(self.charge_kernel, charged.state.charges, expansions)
+                charged = replace(charged, coupling=coupling)
+                energy_short_range = coupling.energy
+                weights = [None, *(coupling.weights[b, :] for b in range(1, len(powers)))]
+            for model, own in zip(powers, weights, strict=True):
+                if derivatives:
+                    pull(model, own)
+        if charged is not None and derivatives and self.electronegativity is not None:
+            pull(self.electronegativity, charged.electronegativity_gradient())
+            for kind, slopes in charged.site_gradients().items():
+                pull(self.sites[kind], slopes)
+            positions += charged.gradient()
+            if structure.periodic:
+                strain += charged.strain()
 
         for descriptor, gradient in gradients.items():
             pulled_back = states[descriptor].adjoint(gradient)
@@ -313,8 +357,10 @@ class Potential:
             strain += base_strain
 
         # each costs a whole solution where no matrix is factored
-        responses = system is not None and (system.responses_are_cheap or "polarizability" in properties)
-        energy_electrostatic = 0.0 if charge_state is None else charge_state.energy
+        responses = charged is not None and (
+            charged.system.responses_are_cheap or "polarizability" in properties
+        )
+        energy_electrostatic = 0.0 if charged is None else charged.state.energy
         return Prediction(
             energy=energy_offsets + energy_short_range + energy_electrostatic + energy_baseline,
             energy_offsets=energy_offsets,
@@ -323,17 +369,17 @@ class Potential:
             energy_baseline=energy_baseline,
             forces=-positions if "forces" in properties else None,
             stress=_stress(strain, structure) if "stress" in properties else None,
-            charges=None if charge_state is None else to_numpy(charge_state.charges),
-            atomic_dipoles=None if charge_state is None else _on_host(charge_state.atomic_dipoles),
-            dipole=None if charge_state is None else _on_host(charge_state.dipole),
+            charges=None if charged is None else to_numpy(charged.state.charges),
+            atomic_dipoles=None if charged is None else _on_host(charged.state.atomic_dipoles),
+            dipole=None if charged is None else _on_host(charged.dipole),
             polarizability=(
-                _on_host(system.polarizability())
-                if system is not None and "polarizability" in properties
+                _on_host(charged.polarizability())
+                if charged is not None and "polarizability" in properties
                 else None
             ),
             electronegativity=_on_host(chi),
-            chemical_potential=None if charge_state is None else charge_state.chemical_potential,
-            hardness=system.hardness() if system is not None and responses else None,
+            chemical_potential=None if charged is None else charged.chemical_potential,
+            hardness=charged.hardness() if charged is not None and responses else None,
             total_charge=structure.total_charge,
             external_field=structure.external_field,
         )

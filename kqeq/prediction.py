@@ -1,4 +1,7 @@
-"""What a model says about one structure."""
+"""What a model says about one structure, and what can be asked of it.
+
+Dimensions: N atoms.
+"""
 
 from __future__ import annotations
 

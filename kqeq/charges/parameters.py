@@ -16,7 +16,14 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from kqeq.backend import eye, namespace, zeros
-from kqeq.charges.base import SITE_KINDS, ChargeModel, SiteChange, SiteParameters
+from kqeq.charges.base import (
+    SITE_KINDS,
+    ChargeModel,
+    ChargeState,
+    Response,
+    SiteChange,
+    SiteParameters,
+)
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError
 from kqeq.typing import Array, FloatArray, IntArray
@@ -155,11 +162,34 @@ def logarithmic_directions(sites: SiteParameters, kinds: Sequence[str]) -> SiteC
     return SiteChange(**blocks)
 
 
+def logarithmic_gradient(state: ChargeState, sites: SiteParameters, kinds: Sequence[str]) -> dict[str, Array]:
+    """∂E/∂ln θ_i, (N,), of the kinds that are named; ``sites`` are those of the state."""
+    gradient = state.site_gradient() if kinds else None
+    return {kind: getattr(sites, kind) * getattr(gradient, kind) for kind in kinds}
+
+
+def logarithmic_gradient_response(
+    state: ChargeState, sites: SiteParameters, kinds: Sequence[str], response: Response
+) -> dict[str, Array]:
+    """Change of :func:`logarithmic_gradient` with a response, (N, c) each."""
+    if not kinds:
+        return {}
+    gradient, change, result = state.site_gradient(), state.site_gradient_response(response), {}
+    for kind in kinds:
+        result[kind] = getattr(sites, kind)[:, None] * getattr(change, kind)
+        own = None if response.sites is None else getattr(response.sites, kind)
+        if own is not None:
+            result[kind] += getattr(gradient, kind)[:, None] * own
+    return result
+
+
 __all__ = [
     "ENVIRONMENT_SPREADS",
     "SPREADS",
     "ElementParameters",
     "contract_sites",
     "logarithmic_directions",
+    "logarithmic_gradient",
+    "logarithmic_gradient_response",
     "multiply_sites",
 ]

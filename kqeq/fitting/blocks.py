@@ -20,7 +20,11 @@ import numpy as np
 
 from kqeq.backend import asarray_like, namespace, zeros
 from kqeq.charges.base import ChargeState, ChargeSystem, Response, SiteParameters
-from kqeq.charges.parameters import contract_sites
+from kqeq.charges.parameters import (
+    contract_sites,
+    logarithmic_gradient,
+    logarithmic_gradient_response,
+)
 from kqeq.descriptors.base import FeatureGradients, SiteJacobian
 from kqeq.fitting.features import FrameFeatures, TrainingFrame
 from kqeq.fitting.parameters import Parameters, SiteDirections
@@ -104,21 +108,12 @@ class Linearisation:
         environment = self.parameters.environment
         if environment is None or self.state is None:
             return {}
-        gradient = self.state.site_gradient()
-        return {kind: getattr(self.sites, kind) * getattr(gradient, kind) for kind in environment.parts}
+        return logarithmic_gradient(self.state, self.sites, tuple(environment.parts))
 
     def site_slope_response(self, response: Response) -> dict[str, Array]:
         """Change of :attr:`site_slopes` with a response, (N, c) each."""
         assert self.state is not None
-        change = self.state.site_gradient_response(response)
-        result = {}
-        for kind, slopes in self.site_slopes.items():
-            values = getattr(self.sites, kind)[:, None]
-            result[kind] = values * getattr(change, kind)
-            own = None if response.sites is None else getattr(response.sites, kind)
-            if own is not None:
-                result[kind] += (slopes[:, None] / values) * own
-        return result
+        return logarithmic_gradient_response(self.state, self.sites, tuple(self.site_slopes), response)
 
     @cached_property
     def site_jacobians(self) -> dict[str, SiteJacobian]:

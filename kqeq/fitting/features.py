@@ -7,7 +7,7 @@ a memory budget; beyond it they are computed again in every iteration.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,11 @@ import numpy as np
 from kqeq.backend import CPU, Device, asarray_like, full, namespace, nbytes, zeros
 from kqeq.charges.base import ChargeSystem
 from kqeq.descriptors import evaluate_states
-from kqeq.descriptors.base import DescriptorState
+from kqeq.descriptors.base import Descriptor, DescriptorState
 from kqeq.fitting.parameters import Parameters
+from kqeq.kernels import FeatureMap
 from kqeq.labels import Labels
+from kqeq.potential import BATCH_ATOMS
 from kqeq.structures import Structure
 from kqeq.typing import Array
 
@@ -112,26 +114,62 @@ def _nbytes(item: Any, depth: int = 0) -> int:
 
 def compute_features(frame: TrainingFrame, parameters: Parameters, device: Device = CPU) -> FrameFeatures:
     """Evaluate descriptors, kernel features and the charge problem of one frame."""
-    structure = frame.structure
-    numbers = structure.numbers
-    gradients = frame.needs_gradients
-    xp = namespace(device.like)
-    maps = [part.feature_map for part in parameters.parts.values()]
-    states = evaluate_states(
-        (m.descriptor for m in maps if m is not None), structure, derivatives=gradients, device=device
-    )
+    return compute_many([frame], parameters, device)[0]
 
-    chi = chi_state = system = sites = site_state = None
+
+def compute_many(
+    frames: Sequence[TrainingFrame], parameters: Parameters, device: Device = CPU
+) -> list[FrameFeatures]:
+    """As :func:`compute_features`, for frames of the same elements: kernel features in one product per element."""
+    maps = [part.feature_map for part in parameters.parts.values()]
+    descriptors = [m.descriptor for m in maps if m is not None]
+    states = [
+        evaluate_states(descriptors, frame.structure, derivatives=frame.needs_gradients, device=device)
+        for frame in frames
+    ]
+    numbers = [frame.structure.numbers for frame in frames]
+
+    def kernel_features(feature_map: FeatureMap | None) -> list[Array | None]:
+        if feature_map is None:
+            return [None] * len(frames)
+        own = [found[feature_map.descriptor] for found in states]
+        return [*feature_map.features_many(own, numbers)]
+
+    environment = parameters.environment
+    columns = zip(
+        kernel_features(None if parameters.chi is None else parameters.chi.feature_map),
+        kernel_features(None if parameters.energy is None else parameters.energy.feature_map),
+        kernel_features(None if environment is None else environment.feature_map),
+        strict=True,
+    )
+    return [
+        _assemble(frame, parameters, device, found, *own)
+        for frame, found, own in zip(frames, states, columns, strict=True)
+    ]
+
+
+def _assemble(
+    frame: TrainingFrame,
+    parameters: Parameters,
+    device: Device,
+    states: Mapping[Descriptor, DescriptorState],
+    chi_kernel: Array | None,
+    energy_kernel: Array | None,
+    sites: Array | None,
+) -> FrameFeatures:
+    """Offsets beside kernel features δΦ (N, p), their gradients, and the charge problem."""
+    structure, gradients = frame.structure, frame.needs_gradients
+    numbers = structure.numbers
+    xp = namespace(device.like)
+    chi = chi_state = system = site_state = None
     if parameters.environment is not None:
-        feature_map = parameters.environment.feature_map
-        site_state = states[feature_map.descriptor]
-        sites = feature_map.features(site_state, numbers)
+        site_state = states[parameters.environment.feature_map.descriptor]
     if parameters.chi is not None and parameters.charges is not None:
         part = parameters.chi
         chi = asarray_like(part.one_hot(numbers), device.like)
-        if part.feature_map is not None:
+        if part.feature_map is not None and chi_kernel is not None:
             chi_state = states[part.feature_map.descriptor]
-            chi = xp.concat([part.delta * part.feature_map.features(chi_state, numbers), chi], axis=1)
+            chi = xp.concat([part.delta * chi_kernel, chi], axis=1)
         if parameters.learned is None:
             fixed = parameters.sites(numbers, np.zeros(parameters.size), sites)
             system = parameters.charges.bind(structure, fixed, many_responses=True, device=device)
@@ -140,15 +178,14 @@ def compute_features(frame: TrainingFrame, parameters: Parameters, device: Devic
     if parameters.energy is not None:
         part = parameters.energy
         energy = asarray_like(part.one_hot(numbers).sum(axis=0), device.like)
-        if part.feature_map is not None:
-            state = states[part.feature_map.descriptor]
-            summed = xp.sum(part.feature_map.features(state, numbers), axis=0)
-            energy = xp.concat([part.delta * summed, energy])
+        if energy_kernel is not None:
+            energy = xp.concat([part.delta * xp.sum(energy_kernel, axis=0), energy])
         if gradients:
             positions = zeros((3 * len(structure), part.size), device.like)
             strain = zeros((9, part.size), device.like)
             if part.feature_map is not None:
                 weights = full(len(structure), part.delta, device.like)
+                state = states[part.feature_map.descriptor]
                 pulled = part.feature_map.feature_gradients(state, numbers, weights)
                 positions[:, : part.kernel_size] = pulled.positions
                 strain[:, : part.kernel_size] = pulled.strain
@@ -163,6 +200,8 @@ class FeatureStore:
     Parameters
     ----------
     frames : sequence of TrainingFrame
+        Those of the same elements side by side are the faster the smaller they are: runs of them without gradients are
+        evaluated together.
     parameters : Parameters
     budget : int
         Bytes.
@@ -182,6 +221,7 @@ class FeatureStore:
         self.budget = budget
         self.device = device
         self._cache: dict[int, FrameFeatures] = {}
+        self._ahead: dict[int, FrameFeatures] = {}
         self._used = 0
 
     def __len__(self) -> int:
@@ -191,12 +231,42 @@ class FeatureStore:
         """Features of the i-th frame."""
         if i in self._cache:
             return self._cache[i]
-        features = compute_features(self.frames[i], self.parameters, self.device)
-        size = features.nbytes
-        if self._used + size <= self.budget:
-            self._cache[i] = features
-            self._used += size
+        if i not in self._ahead:
+            run = self._run(i)
+            found = compute_many([self.frames[j] for j in run], self.parameters, self.device)
+            self._ahead = dict(zip(run, found, strict=True))
+        features = self._ahead.pop(i)
+        if self.budget > self._used:
+            size = features.nbytes
+            if self._used + size <= self.budget:
+                self._cache[i] = features
+                self._used += size
         return features
 
+    def _run(self, i: int) -> range:
+        """The i-th frame and those after it that are worth evaluating with it."""
+        first = self.frames[i]
+        stop, atoms = i + 1, len(first.structure)
+        if first.needs_gradients:
+            return range(i, stop)  # which cost more than the products that would be shared
+        for frame in self.frames[stop:]:
+            atoms += len(frame.structure)
+            if (
+                frame.structure.species != first.structure.species
+                or frame.needs_gradients
+                or stop in self._cache
+                or atoms > BATCH_ATOMS
+            ):
+                break
+            stop += 1
+        return range(i, stop)
 
-__all__ = ["MEMORY_BUDGET", "FeatureStore", "FrameFeatures", "TrainingFrame", "compute_features"]
+
+__all__ = [
+    "MEMORY_BUDGET",
+    "FeatureStore",
+    "FrameFeatures",
+    "TrainingFrame",
+    "compute_features",
+    "compute_many",
+]

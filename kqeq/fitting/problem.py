@@ -120,7 +120,8 @@ class FitProblem:
         budget: int = MEMORY_BUDGET,
         device: Device = CPU,
     ) -> None:
-        self.frames = frames
+        # frames of the same elements share representatives in their layout, and products with them
+        self.frames = frames = sorted(frames, key=lambda frame: frame.structure.species)
         self.parameters = parameters
         self.noise = noise
         self.linear = linear

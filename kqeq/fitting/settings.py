@@ -47,10 +47,10 @@ class FitSettings:
     max_iterations : int
     optimize : "evidence" or None
         What noises and prior spreads are learned by; ``None`` keeps the given ones.
-    solver : {"auto", "cholesky", "qr"}
-        How the linear problem of each step is solved (:mod:`kqeq.fitting.equations`).
     site_kernel : SOAPKernel or None
         For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
+    solver : {"auto", "cholesky", "qr"}
+        How the linear problem of each step is solved (:mod:`kqeq.fitting.equations`).
     device : Device
         Where to compute; results do not depend on it.
     """
@@ -64,8 +64,8 @@ class FitSettings:
     e0: Mapping[int, float] | None = None
     max_iterations: int = 30
     optimize: str | None = None
-    solver: str = "auto"
     site_kernel: SOAPKernel | None = None
+    solver: str = "auto"
     device: Device = CPU
 
 
