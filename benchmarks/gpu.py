@@ -82,7 +82,7 @@ def kernel_products(quick: bool) -> Iterator[Row]:
         for name in names:
             yield row(name, None, "", ">= 0.5")
         return
-    from kqeq.kernels import Similarity
+    from kqeq.kernels import Directions, Similarity
     from prediction import _site_model
 
     structure = read_structure(water_box(1 if REHEARSE else 5))
@@ -96,7 +96,7 @@ def kernel_products(quick: bool) -> Iterator[Row]:
     index = put(np.arange(n))
 
     def forward() -> Any:
-        near = [Similarity(z, np.arange(n), directions, rows @ directions.T, index)]
+        near = [Similarity(z, np.arange(n), Directions(directions), rows @ directions.T, index)]
         return near, model.feature_map.expand(near, n, coefficients)
 
     near, _ = forward()

@@ -56,7 +56,7 @@ class KQEqCalculator(Calculator):
     device : {"cpu", "cuda", "auto"}
         Where to compute, as in :meth:`kqeq.KQEq.predict`.
     precision : {"float64", "float32"}
-        Of kernel matrix products, likewise.
+        Of the matrix product behind the forces of kernels, likewise.
 
     Attributes
     ----------

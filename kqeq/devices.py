@@ -23,7 +23,7 @@ CHOICES: tuple[str, ...] = ("cpu", "cuda", "auto")
 """What may be asked for by name."""
 
 PRECISIONS: tuple[str, ...] = ("float64", "float32")
-"""Precisions of kernel matrix products in prediction."""
+"""Precisions of the matrix product behind the forces of kernels."""
 
 _INSTALL = (
     "pip install 'kqeq[cuda13]' for drivers from 580 on, 'kqeq[cuda12]' for older ones (525 or newer); "

@@ -244,7 +244,7 @@ class Potential:
         device : Device
             Where to compute; what is returned is on the host.
         single : bool
-            Whether kernel products are done in single precision.
+            Whether the products behind forces of kernels are done in single precision.
         """
         derivatives = _needs_derivatives(structure, properties)
         with _threads(structure):
