@@ -5,6 +5,7 @@
 ``ag3``      packaged PBE0 data, every second frame to fit, the rest to test
 ``qm9``      public QM9 dipoles, 385 molecules to fit, 1000 to test, default settings
 ``datasets`` every packaged set, independent trajectories to test
+``charge_states`` sets of several charge states: what charges, hardness by kernel and a charge-aware kernel bring
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator
 
+import numpy as np
 from ase.io import read
 
 import kqeq
@@ -76,6 +78,44 @@ def datasets(quick: bool) -> Iterator[Row]:
                 yield row(f"{name} dipole RMSE, {label}", errors["dipole"].rmse, "e·Å")
 
 
+CHARGE_STATES = {
+    "short-range only": {"electronegativity": None, "charges": None},
+    "kQEq + short-range": {},
+    "kQEq with hardness by kernel + short-range": {"charges": kqeq.QEq(hardness="kernel")},
+    "kQEq + charge-aware short-range": {"charge_aware": kqeq.ChargeKernel()},
+    "kQEq with hardness by kernel + charge-aware short-range": {
+        "charges": kqeq.QEq(hardness="kernel"),
+        "charge_aware": kqeq.ChargeKernel(),
+    },
+}
+"""Settings beside the defaults."""
+
+SHARED = ("ag3", "zno")
+"""Sets in which charge states share a composition."""
+
+
+def charge_states(quick: bool) -> Iterator[Row]:
+    for name in ("ag3",) if quick else ("ag3", "carbon_chain", "nacl", "zno", "water"):
+        train, test = kqeq.datasets.split(name)
+        alone = np.nan
+        for label, settings in CHARGE_STATES.items():
+            started = time.perf_counter()
+            model = kqeq.KQEq(**settings).fit(train)
+            seconds = time.perf_counter() - started
+            errors = model.evaluate(test)
+            forces = 1e3 * errors["forces"].rmse
+            if label == "short-range only":
+                alone = forces
+            yield row(f"{name} energy RMSE, {label}", 1e3 * errors["energy"].rmse, "meV/atom")
+            yield row(f"{name} forces RMSE, {label}", forces, "meV/Å")
+            if "dipole" in errors:
+                yield row(f"{name} dipole RMSE, {label}", errors["dipole"].rmse, "e·Å")
+            if label != "short-range only":
+                target = "<= 0.5" if name in SHARED else ""
+                yield row(f"{name} forces RMSE / short-range only, {label}", forces / alone, "", target)
+            yield row(f"{name} fit, {label}", seconds, "s")
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore", kqeq.errors.KQEqWarning)
-    main(__doc__ or "", {"ag3": ag3, "qm9": qm9, "datasets": datasets})
+    main(__doc__ or "", {"ag3": ag3, "qm9": qm9, "datasets": datasets, "charge_states": charge_states})

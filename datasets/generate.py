@@ -3,7 +3,7 @@
 
     pip install "kqeq[datasets]"      # pyscf, tblite
     python generate.py OUT.xyz SYSTEM [--frames N] [--seed S] [--field FX FY FZ] [--basis B] [--threads T]
-    python generate.py OUT.xyz SYSTEM --relabel FILE.xyz [--geometries-of OTHER] [--seed S] [--basis B]
+    python generate.py OUT.xyz SYSTEM --relabel FILE.xyz [--geometries-of OTHER] [--seed S] [--frames N]
 
 Structures are drawn from GFN2-xTB molecular dynamics at the system's own total charge and then
 labelled with PBE0/def2-SVP (density fitting; def2-SVPD on anions, or what --basis says: energies of
@@ -32,6 +32,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -281,7 +282,7 @@ def basis_of(system: str) -> str:
     return "def2-svpd" if SYSTEMS[system].charge < 0 else "def2-svp"
 
 
-def solve(
+def mean_field(
     atoms: Atoms,
     system: str,
     field: Any = NO_FIELD,
@@ -289,14 +290,12 @@ def solve(
     threads: int = 1,
     basis: str | None = None,
     tolerance: float = 1e-9,
-    guess: Any = None,
     grid: int = GRID_LEVEL,
     unrestricted: bool = False,
 ) -> Any:
-    """Converged PySCF mean field of atoms in a field (V/Angstrom), or None.
+    """PySCF mean field of atoms in a field (V/Angstrom), not solved yet.
 
-    ``guess`` is a density matrix.  Other grids than the usual one are for the first steps of relaxations.
-    The energy of the nuclei in the field is not part of ``e_tot``; :func:`label` adds it.
+    Other grids than the usual one are for the first steps of relaxations.
     """
     from pyscf import dft, gto, lib
 
@@ -315,14 +314,31 @@ def solve(
     mf.xc, mf.grids.level, mf.conv_tol, mf.max_cycle = "pbe0", grid, tolerance, 120
     field_au = np.asarray(field, float) * V_PER_ANGSTROM_IN_AU
     if field_au.any():
-        r = mol.intor("int1e_r")
-        h0 = mf.get_hcore()
-        mf.get_hcore = lambda *_: h0 + np.einsum("x,xij->ij", field_au, r)
+        add_potential(mf, np.einsum("x,xij->ij", field_au, mol.intor("int1e_r")))
+    return mf
+
+
+def add_potential(mf: Any, potential: np.ndarray) -> None:
+    """Let electrons feel something besides nuclei and each other (matrix in the basis, Hartree)."""
+    core = mf.get_hcore() + potential
+    mf.get_hcore = lambda *_: core
+
+
+def converge(mf: Any, guess: Any = None) -> Any:
+    """The mean field, solved, or None.  ``guess`` is a density matrix."""
     mf.kernel(guess)
     if not mf.converged:
         mf = mf.newton()
         mf.kernel()
     return mf if mf.converged else None
+
+
+def solve(atoms: Atoms, system: str, field: Any = NO_FIELD, *, guess: Any = None, **options: Any) -> Any:
+    """Converged mean field with the options of :func:`mean_field`, or None.
+
+    The energy of the nuclei in the field is not part of ``e_tot``; :func:`label` adds it.
+    """
+    return converge(mean_field(atoms, system, field, **options), guess)
 
 
 def dipole(mf: Any) -> np.ndarray:
@@ -387,7 +403,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("system", choices=sorted(SYSTEMS))
-    parser.add_argument("--frames", type=int, default=20)
+    parser.add_argument("--frames", type=int, help="default: 20; of FILE.xyz: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--field", type=float, nargs=3, default=NO_FIELD, help="V/Angstrom")
     parser.add_argument("--basis", help="default: def2-svp, for anions def2-svpd")
@@ -405,9 +421,9 @@ def main() -> None:
             and f.info.get("geometry") == a.geometries_of
         ]
     if a.relabel is None:
-        tasks = ((frame, a.field) for frame in sample(a.system, a.frames, a.seed))
+        tasks = ((frame, a.field) for frame in sample(a.system, a.frames or 20, a.seed))
     else:
-        tasks = recorded(a.relabel, a.geometries_of or a.system, a.seed)
+        tasks = islice(recorded(a.relabel, a.geometries_of or a.system, a.seed), a.frames)
     for i, (frame, field) in enumerate(tasks):
         # by geometry, not by number: frames that did not converge leave no trace in the file
         centred = frame.positions - frame.get_center_of_mass()

@@ -5,17 +5,19 @@
 
 Method and labels are those of ``generate.py``, unrestricted throughout.  Curves:
 
-    nacl_pair, lif_pair   diatomic molecules.  Their ground state is ionic, an SCF that starts from the
-                          densities of the ions, as long as that lies below the separated neutral atoms,
-                          and the atoms beyond.  There the frame is made of the labels of the two atoms: energies
-                          added, no forces, no dipole.  No SCF of the pair can give that state: a hybrid
-                          functional moves a fraction of an electron between atoms however far apart.
+    nacl_pair, lif_pair   diatomic molecules.  Near the minimum an SCF that starts from the densities of the
+                          ions ("ions"), as long as dipole / distance, which of ions tends to one, grows with
+                          the distance.  Where it falls, the hybrid functional leaks a fraction of an electron
+                          back, at all larger distances; no SCF of the pair is right there, and frames are
+                          made of separate fragments: the lower of two ions ("ions apart"), each polarised by the
+                          charge of the other, and two neutral atoms ("atoms") without any interaction.
     water2                the hydrogen-bonded GFN2-xTB minimum, rigid molecules drawn apart along O-O
     zn2o2                 the minimum of the method itself, two rigid ZnO drawn apart
 
-Every SCF starts from the density of the point before.  The fragments are frames of their own: atoms, ions,
-water1 and zno_molecule.  Frames carry in info also  geometry ("dissociation"); distance (Angstrom; between the
-atoms that part, not on fragments); state ("ions", "atoms", "closed shell"); spin_square, the expectation value.
+Where it does not start from ions, an SCF starts from the density of the point before.  The fragments are
+frames of their own: atoms, ions, water1 and zno_molecule.  Frames carry in info also  geometry
+("dissociation"); distance (Angstrom; between the atoms that part, not on fragments); state ("ions", "ions
+apart", "atoms", "closed shell"); spin_square, the expectation value (not on what is made of fragments).
 Even points of a curve and the fragments are seed 0, odd points seed 1.  OUT.xyz is appended to; the
 points that it holds already are skipped.
 """
@@ -28,11 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase import Atoms
+from ase import Atoms, units
 from ase.io import read, write
-from generate import NO_FIELD, SYSTEMS, label, relaxed, solve
+from generate import NO_FIELD, SYSTEMS, add_potential, converge, dipole, label, mean_field, relaxed, solve
 from generate_relaxed import relax, start
 
+COULOMB = units.Hartree * units.Bohr  # e^2/(4 pi eps0), eV*Angstrom
+SHIFT = 0.005  # Angstrom
 PAIRS = {"nacl_pair": ("na", "cl"), "lif_pair": ("li", "f")}
 DISTANCES = {  # Angstrom
     "nacl_pair": (
@@ -142,22 +146,82 @@ def ionic_guess(first: Any, second: Any) -> np.ndarray:
     return guess
 
 
-def atoms_apart(frame: Atoms, parts: list[Atoms], curve: str, basis: str) -> Atoms:
-    """The labels of two atoms that do not interact."""
+def of_fragments(frame: Atoms, curve: str, basis: str, labels: dict[str, Any]) -> Atoms:
+    """A frame with labels that come from separate fragments."""
     out = frame.copy()
     _, charge, multiplicity, _ = SYSTEMS[curve]
     out.info = {
-        "energy": sum(part.info["energy"] for part in parts),
+        "energy": labels["energy"],
         "total_charge": charge,
         "multiplicity": multiplicity,
         "system": curve,
-        "dipole": np.zeros(3),
+        "dipole": labels["dipole"],
         "external_field": np.array(NO_FIELD),
         "method": f"PBE0/{basis}",
+        "state": labels["state"],
     }
-    out.arrays["forces"] = np.zeros((2, 3))
-    out.arrays["hirshfeld"] = np.concatenate([part.arrays["hirshfeld"] for part in parts])
+    out.arrays["forces"], out.arrays["hirshfeld"] = labels["forces"], labels["hirshfeld"]
     return out
+
+
+def beside_a_charge(
+    frame: Atoms, index: int, system: str, basis: str, threads: int
+) -> tuple[float, np.ndarray]:
+    """Energy (eV) of one ion of a pair and its dipole (e*Angstrom), polarised by the other ion's charge.
+
+    The energy holds the Coulomb energy of the ion and that charge.
+    """
+    charge = -SYSTEMS[system].charge
+    here, there = frame.positions[index], frame.positions[1 - index]
+    mf = mean_field(
+        Atoms([frame.symbols[index]], positions=[here]),
+        system,
+        threads=threads,
+        basis=basis,
+        unrestricted=True,
+    )
+    with mf.mol.with_rinv_origin(there / units.Bohr):
+        add_potential(mf, -charge * mf.mol.intor("int1e_rinv"))
+    if (mf := converge(mf)) is None:
+        raise RuntimeError(f"{system}: the SCF did not converge")
+    nucleus = mf.mol.atom_charges()[0] * charge / (np.linalg.norm(here - there) / units.Bohr)
+    return (mf.e_tot + nucleus) * units.Hartree, dipole(mf)
+
+
+def ions_apart(frame: Atoms, pair: tuple[str, str], basis: str, threads: int) -> dict[str, Any]:
+    """Labels of two ions that polarise each other to first order."""
+    charges = np.array([SYSTEMS[f"{name}_ion"].charge for name in pair])
+
+    def energy_and_dipole(atoms: Atoms) -> tuple[float, np.ndarray]:
+        parts = [beside_a_charge(atoms, i, f"{name}_ion", basis, threads) for i, name in enumerate(pair)]
+        coulomb = COULOMB * charges.prod() / atoms.get_distance(0, 1)  # both parts hold it
+        return parts[0][0] + parts[1][0] - coulomb, parts[0][1] + parts[1][1]
+
+    energy, moment = energy_and_dipole(frame)
+    shift = np.zeros((2, 3))
+    shift[1, 0] = SHIFT
+    ends = [
+        energy_and_dipole(Atoms(frame.symbols, positions=frame.positions + s * shift))[0] for s in (1, -1)
+    ]
+    force = -(ends[0] - ends[1]) / (2.0 * SHIFT)
+    return {
+        "state": "ions apart",
+        "energy": energy,
+        "dipole": moment,
+        "forces": np.array([[-force, 0.0, 0.0], [force, 0.0, 0.0]]),
+        "hirshfeld": charges.astype(float),
+    }
+
+
+def atoms_apart(parts: list[Atoms]) -> dict[str, Any]:
+    """Labels of two atoms that do not interact."""
+    return {
+        "state": "atoms",
+        "energy": sum(part.info["energy"] for part in parts),
+        "dipole": np.zeros(3),
+        "forces": np.zeros((2, 3)),
+        "hirshfeld": np.zeros(2),
+    }
 
 
 def run(curve: str, out: Path, basis: str, threads: int) -> None:
@@ -165,51 +229,59 @@ def run(curve: str, out: Path, basis: str, threads: int) -> None:
     done = [f for f in read(out, ":") if f.info["method"] == f"PBE0/{basis}"] if out.exists() else []
     there = {(f.info["system"], f.info.get("distance")) for f in done}
     atoms, moving, pair, along = halves(curve, basis, threads, out.with_name(f"{out.name}.{curve}.traj"))
-    parts: dict[str, tuple[Any, Atoms]] = {}
+    names = {"water2": ["water1"], "zn2o2": ["zno_molecule"]}.get(curve, [])
     if curve in PAIRS:
-        for name in PAIRS[curve]:
-            for kind in ("atom", "ion"):
-                system = f"{name}_{kind}"
-                parts[system] = fragment(
-                    system, SYSTEMS[system].build(np.random.default_rng(0)), basis, threads
-                )
-    else:
-        name = {"water2": "water1", "zn2o2": "zno_molecule"}[curve]
-        parts[name] = fragment(name, atoms[moving], basis, threads)
-    for system, (_, frame) in parts.items():
-        if (system, None) not in there:
-            write(out, frame, append=True, format="extxyz")
-    guess = None
+        names = [f"{name}_{kind}" for name in PAIRS[curve] for kind in ("atom", "ion")]
+    parts = {}
+    for name in names:
+        part = SYSTEMS[name].build(np.random.default_rng(0)) if curve in PAIRS else atoms[moving]
+        parts[name] = fragment(name, part, basis, threads)
+        if (name, None) not in there:
+            write(out, parts[name][1], append=True, format="extxyz")
+    guess, apart = None, False
     if curve in PAIRS:
         first, second = PAIRS[curve]
         guess = ionic_guess(parts[f"{first}_ion"][0], parts[f"{second}_ion"][0])
-        neutral = [parts[f"{part}_atom"][1] for part in (first, second)]
+        neutral = atoms_apart([parts[f"{name}_atom"][1] for name in (first, second)])
+    last = (np.inf, 0.0)  # energy and effective charge of the point before
     for i, distance in enumerate(DISTANCES[curve]):
-        if (curve, distance) in there:
-            continue
         frame = at_distance(atoms, moving, pair, along, distance)
-        mf = solve(frame, curve, threads=threads, basis=basis, guess=guess, unrestricted=True)
-        labelled = None if mf is None else label(frame, curve, NO_FIELD, threads, mf, basis)
-        state = "ions" if curve in PAIRS else "closed shell"
-        if labelled is not None:
-            print(
-                f"{curve} {distance:5.2f} {labelled.info['energy']:.4f} eV, dipole {labelled.info['dipole'].round(4)}, "
-                f"charges {labelled.arrays['hirshfeld'].round(3)}, S^2 {spin_square(mf):.3f}",
-                flush=True,
-            )
-            labelled.info["spin_square"] = spin_square(mf)
-            if curve not in PAIRS:
+        labelled = None
+        if not apart:
+            mf = solve(frame, curve, threads=threads, basis=basis, guess=guess, unrestricted=True)
+            labelled = None if mf is None else label(frame, curve, NO_FIELD, threads, mf, basis)
+            if labelled is None:
+                print(f"{curve} {distance}: not converged, left out", file=sys.stderr)
+                continue
+            labelled.info |= {
+                "spin_square": spin_square(mf),
+                "state": "ions" if curve in PAIRS else "closed shell",
+            }
+            report(labelled, distance)
+            present = (labelled.info["energy"], float(np.linalg.norm(labelled.info["dipole"])) / distance)
+            if curve in PAIRS:
+                apart = present[0] > last[0] and present[1] < last[1]
+                last = present
+            else:
                 guess = mf.make_rdm1()
-        if curve in PAIRS:
-            apart = atoms_apart(frame, neutral, curve, basis)
-            if labelled is None or apart.info["energy"] < labelled.info["energy"]:
-                labelled, state = apart, "atoms"
-                labelled.info["spin_square"] = 1.0  # of opposite spins on two atoms
-        if labelled is None:
-            print(f"{curve} {distance}: not converged, left out", file=sys.stderr)
-            continue
-        labelled.info |= {"seed": i % 2, "geometry": "dissociation", "distance": distance, "state": state}
-        write(out, labelled, append=True, format="extxyz")
+        if apart:
+            ions = ions_apart(frame, PAIRS[curve], basis, threads)
+            report(of_fragments(frame, curve, basis, ions), distance)
+            labelled = of_fragments(frame, curve, basis, min(ions, neutral, key=lambda x: x["energy"]))
+        if (curve, distance) not in there:
+            labelled.info |= {"seed": i % 2, "geometry": "dissociation", "distance": distance}
+            write(out, labelled, append=True, format="extxyz")
+
+
+def report(frame: Atoms, distance: float) -> None:
+    """One line about a point."""
+    info = frame.info
+    print(
+        f"{info['system']} {distance:5.2f} {info['state']:12s} {info['energy']:.4f} eV, "
+        f"dipole {np.round(info['dipole'], 4)}, charges {frame.arrays['hirshfeld'].round(3)}, "
+        f"S^2 {info.get('spin_square', 0.0):.3f}",
+        flush=True,
+    )
 
 
 def main() -> None:

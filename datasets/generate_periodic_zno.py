@@ -12,7 +12,8 @@ at each charge first, roughly (kept in ``<name>.minima``), then takes the frames
                        of these harmonic vibrations.  Around the minimum of the frame's own charge, between the
                        minima of two charges, or (every fourth) one geometry labelled at all three charges
     seed 1, testing    frames 30 fs apart from dynamics with IPEA1-xTB itself, four trajectories per charge (two
-                       for the pristine cell), each from a thermal start of its own
+                       for the pristine cell), each from a thermal start of its own ("reference"); the second and
+                       the last frame of each are labelled at the other two charges as well ("crossed")
 
 Frames (extended XYZ) are appended to the file, so that an interrupted run goes on where it stopped; random numbers
 depend on the place in the schedule only.  Labels belong to the positions as they are written.
@@ -57,19 +58,20 @@ PER_CHARGE, PRISTINE_FRAMES = 150, 40
 CORRELATION = 2.0  # Angstrom, of the displacements of shaken structures
 TIME_STEP, STEPS_BETWEEN, FRAMES_EACH = 5.0 * units.fs, 6, 4  # of the reference's own dynamics
 TRAJECTORIES, PRISTINE_TRAJECTORIES = 4, 2
+CROSSED = (1, 3)  # frames of a trajectory that are labelled at the other charges too
 
 
 class Task(NamedTuple):
     """One frame, or one stretch of dynamics, of the schedule."""
 
-    kind: str  # "shaken", "harmonic", "vertical" or "reference"
+    kind: str  # "shaken", "harmonic", "vertical", "reference" or "crossed"
     system: str
     charge: int
     number: int  # among those of this kind, system and charge
 
     @property
     def seed(self) -> int:
-        return int(self.kind == "reference")
+        return int(self.kind in ("reference", "crossed"))
 
     @property
     def frames(self) -> int:
@@ -94,7 +96,23 @@ def schedule() -> list[Task]:
         for rank, part in enumerate((vacancy, others, tests))
         for i, task in enumerate(part)
     ]
-    return first + [task for *_, task in sorted(places, key=lambda place: place[:2])]
+    tasks = first + [task for *_, task in sorted(places, key=lambda place: place[:2])]
+    return [each for task in tasks for each in (task, *crossed(task))]
+
+
+def crossed(task: Task) -> list[Task]:
+    """Frames of a trajectory of the vacancy at the charges that it was not run with.
+
+    Their number says where they come from: charge of the dynamics, trajectory, frame.
+    """
+    if task.kind != "reference" or task.system != VACANCY:
+        return []
+    return [
+        Task("crossed", VACANCY, q, 100 * task.charge + 10 * task.number + frame)
+        for frame in CROSSED
+        for q in CHARGES
+        if q != task.charge
+    ]
 
 
 # ------------------------------------------------------------------------------------------------- reference
@@ -336,6 +354,10 @@ class Sampler:
 
     def geometry(self, task: Task) -> tuple[Atoms, float, Any]:
         """Atoms, temperature, and the random numbers that go on from there."""
+        if task.kind == "crossed":
+            charge, number, frame = task.number // 100, task.number // 10 % 10, task.number % 10
+            run = [a for a in self.frames if key_of(a) == ("reference", VACANCY, charge, number)]
+            return bare(run[frame]), float(run[frame].info["temperature"]), None
         kinds = ("shaken", "harmonic", "vertical", "reference")
         shared = task.kind == "vertical"  # the same geometry for all charges
         rng = np.random.default_rng(

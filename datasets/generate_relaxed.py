@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Relax systems with density-functional theory.
 
-    python generate_relaxed.py OUT.xyz SYSTEM... [--basis B] [--start FILE.xyz] [--fmax 0.01] [--threads T]
+    python generate_relaxed.py OUT.xyz SYSTEM... [--basis B] [--start FILE.xyz [--like OTHER]] [--fmax 0.01] [--threads T]
 
 Method and labels are those of ``generate.py``, forces included, at the minimum (largest force below
 fmax, eV/Angstrom).  The start is a minimum of GFN2-xTB, with a small random displacement lest symmetry
 hold it at a saddle point: the one next to the frame of lowest energy that FILE.xyz has of the system, or
-next to the start geometry of ``generate.py``.  GFN2-xTB also gives the first Hessian.  A coarse grid leads to
-the neighbourhood of the minimum, the usual one (and its response to displacements) to the minimum itself.
+next to the start geometry of ``generate.py``; with --like it is the frame that FILE.xyz has of OTHER.
+GFN2-xTB also gives the first Hessian.  A coarse grid leads to the neighbourhood of the minimum, the
+usual one (and its response to displacements) to the minimum itself.
 Frames carry in info also  geometry ("relaxed") and fmax.  Systems that OUT.xyz holds already are skipped;
 an interrupted relaxation goes on from its last step, in OUT.xyz.SYSTEM.traj.
 """
@@ -100,12 +101,12 @@ def xtb_hessian(atoms: Atoms, system: str) -> np.ndarray:
     return vectors * np.maximum(np.abs(values), SOFTEST) @ vectors.T
 
 
-def start(system: str, path: Path | None) -> Atoms:
+def start(system: str, path: Path | None, like: str | None = None) -> Atoms:
     """Where a relaxation begins."""
     rng = np.random.default_rng(0)
-    frames = [] if path is None else [f for f in read(path, ":") if f.info["system"] == system]
+    frames = [] if path is None else [f for f in read(path, ":") if f.info["system"] == (like or system)]
     best = min(frames, key=lambda f: f.get_potential_energy(), default=None)
-    atoms = relaxed(system, rng, fmax=0.02, steps=500, atoms=best)
+    atoms = best if like else relaxed(system, rng, fmax=0.02, steps=500, atoms=best)
     return Atoms(atoms.symbols, positions=atoms.positions + rng.normal(0.0, RATTLE, atoms.positions.shape))
 
 
@@ -116,6 +117,7 @@ def main() -> None:
     parser.add_argument("systems", nargs="+", choices=sorted(SYSTEMS), metavar="SYSTEM")
     parser.add_argument("--basis", help="default: def2-svp, for anions def2-svpd")
     parser.add_argument("--start", type=Path, metavar="FILE.xyz")
+    parser.add_argument("--like", choices=sorted(SYSTEMS), metavar="OTHER")
     parser.add_argument("--fmax", type=float, default=0.01, help="eV/Angstrom")
     parser.add_argument("--threads", type=int, default=1)
     a = parser.parse_args()
@@ -125,7 +127,7 @@ def main() -> None:
         if (system, f"PBE0/{basis}") in done:
             continue
         steps = a.out.with_name(f"{a.out.name}.{system}.traj")
-        atoms = relax(start(system, a.start), system, basis, a.fmax, a.threads, steps)
+        atoms = relax(start(system, a.start, a.like), system, basis, a.fmax, a.threads, steps)
         labelled = None if atoms is None else label(atoms, system, NO_FIELD, a.threads, basis=basis)
         if labelled is None:
             print(f"{system}: not converged, left out", file=sys.stderr)

@@ -3,7 +3,7 @@
 
     python generate_vibrations.py OUT.xyz SYSTEM... [--basis B] [--step 0.02] [--threads T]
 
-Method and labels are those of ``generate.py``, at the minimum of that method (largest force below 0.003
+Method and labels are those of ``generate.py``, at the minimum of that method (largest force below 0.01
 eV/Angstrom).  The Hessian is analytic (without response of the grid).  Born charges come from forces in
 fields of +step and -step (V/Angstrom) along x, y and z,
 
@@ -33,7 +33,7 @@ from ase.io import read, write
 from generate import NO_FIELD, SYSTEMS, basis_of, dipole, forces, label, solve
 from generate_relaxed import relax, start
 
-FMAX = 0.003
+FMAX = 0.01
 TIGHT = 1e-11  # Hartree
 KM_PER_MOL = 974.8802  # (d mu / dQ)^2 of 1 e^2/u: N_A / (12 eps0 c^2) in km/mol
 

@@ -9,6 +9,7 @@ Charge and field come from the calculator or from ``atoms.info`` (``total_charge
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ase import Atoms
@@ -20,6 +21,7 @@ from kqeq.backend import Device
 from kqeq.devices import check_precision
 from kqeq.errors import InputError, UnsupportedError
 from kqeq.estimator import KQEq
+from kqeq.fixed_geometry import FixedGeometry, same_geometry
 from kqeq.neighbours import NeighbourFinder, Pairs
 from kqeq.potential import Potential, Prediction, require_energy_model
 from kqeq.site_data import site_data_key
@@ -112,6 +114,7 @@ class KQEqCalculator(Calculator):
         self._checked: tuple[bytes, ...] | None = None
         self._warned: set[float] = set()
         self._finder: NeighbourFinder | None = None
+        self._geometry: FixedGeometry | None = None
         super().__init__(total_charge=total_charge, external_field=external_field)  # type: ignore[no-untyped-call]
 
     # ----------------------------------------------------------- conditions
@@ -188,7 +191,11 @@ class KQEqCalculator(Calculator):
         InputError
             If two sources of the charge or of the field disagree.
         """
-        changes: list[str] = super().check_state(atoms, tol=tol)  # type: ignore[no-untyped-call]
+        changes: list[str] = []
+        if not _same_atoms(
+            self.atoms, atoms
+        ):  # ASE's own comparison takes longer than a small molecule's charges
+            changes = super().check_state(atoms, tol=tol)  # type: ignore[no-untyped-call]
         charge, field = self._read_conditions(atoms)
         if self._conditions is None:
             return changes or ["total_charge", "external_field"]
@@ -270,10 +277,9 @@ class KQEqCalculator(Calculator):
         if "forces" in properties or "stress" in properties:
             # both come out of the same derivatives
             wanted += ["forces", "stress"] if structure.periodic else ["forces"]
-        pairs = self._pairs(structure)
 
         def work(where: Device) -> Prediction:
-            return self._potential.predict(structure, wanted, pairs=pairs, device=where, single=self._single)
+            return self._at(structure, where).predict(wanted)
 
         prediction, used = devices.run(self._device, work)
         if used.is_host:
@@ -299,6 +305,18 @@ class KQEqCalculator(Calculator):
                     "a volume and a periodic direction, a dipole a structure whose dipole is defined"
                 )
 
+    def _at(self, structure: Structure, device: Device) -> FixedGeometry:
+        """What depends on the geometry alone, kept until the geometry changes."""
+        kept = self._geometry
+        if kept is not None and kept.device is device and same_geometry(kept.structure, structure):
+            self._geometry = replace(kept, structure=structure)
+        else:
+            self._geometry = None  # the old matrix goes before another one is made
+            self._geometry = FixedGeometry.at(
+                self._potential, structure, pairs=self._pairs(structure), device=device, single=self._single
+            )
+        return self._geometry
+
     def _pairs(self, structure: Structure) -> Pairs | None:
         """Neighbours from a list that is kept between steps; small structures gain nothing from one."""
         if len(structure) < SKIN_ATOMS:
@@ -308,8 +326,8 @@ class KQEqCalculator(Calculator):
         return self._finder.find(structure)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the neighbour list behind when the calculator is pickled to a worker."""
-        return {**self.__dict__, "_finder": None}
+        """Leave behind what can be computed again when the calculator is pickled to a worker."""
+        return {**self.__dict__, "_finder": None, "_geometry": None}
 
     def _require(self, name: str) -> None:
         """Refuse properties that the model cannot have for any structure."""
@@ -330,6 +348,20 @@ class KQEqCalculator(Calculator):
             raise PropertyUnavailableError(
                 f"{describe(self.atoms)} is not periodic and has no stress; set atoms.cell and atoms.pbc"
             )
+
+
+def _same_atoms(kept: Atoms | None, atoms: Atoms) -> bool:
+    """Whether nothing that ASE watches differs in a single bit; magnetic moments are not looked at."""
+    if kept is None or len(kept) != len(atoms):
+        return False
+    pairs = [
+        (kept.positions, atoms.positions),
+        (kept.numbers, atoms.numbers),
+        (kept.cell.array, atoms.cell.array),
+        (kept.pbc, atoms.pbc),
+        (kept.arrays.get("initial_charges"), atoms.arrays.get("initial_charges")),
+    ]
+    return all(a is b or (a is not None and b is not None and bool((a == b).all())) for a, b in pairs)
 
 
 __all__ = ["KQEqCalculator", "PropertyUnavailableError"]

@@ -16,6 +16,10 @@
     [site_kernel]                # for parameters marked "kernel"; without it they share the electronegativity's
     delta = 0.2
 
+    [charge_aware]               # lets the short-range energy see the charges
+    order = 2
+    scale = 0.5                  # e
+
     [noise]
     forces = 0.05
 
@@ -32,6 +36,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from kqeq.charge_kernel import ChargeKernel
 from kqeq.charges import QEq, charge_model_from_dict
 from kqeq.errors import InputError
 from kqeq.estimator import KQEq
@@ -89,6 +94,8 @@ def model_from_dict(data: Mapping[str, Any]) -> KQEq:
         settings[name] = _part(name, settings[name], partial(_kernel, name, kernels[name]()))
     if "charges" in settings:
         settings["charges"] = _part("charges", settings["charges"], _charges)
+    if "charge_aware" in settings:
+        settings["charge_aware"] = _part("charge_aware", settings["charge_aware"], _charge_kernel)
     for name in ("noise", "e0"):
         if name in settings:
             settings[name] = _numbers(name, settings[name])
@@ -129,6 +136,18 @@ def _kernel(name: str, kernel: SOAPKernel, table: dict[str, Any]) -> SOAPKernel:
             raise InputError(f"[{name}] {key} is {value!r}; expected a string")
         if key not in texts:
             _number(f"[{name}] {key}", value)
+    kernel.set_params(**table)
+    kernel.check()
+    return kernel
+
+
+def _charge_kernel(table: dict[str, Any]) -> ChargeKernel:
+    kernel = ChargeKernel()
+    known = kernel.get_params()
+    for key, value in table.items():
+        if key not in known:
+            raise InputError(f"[charge_aware] has no setting {key!r}; expected some of {', '.join(known)}")
+        _number(f"[charge_aware] {key}", value)
     kernel.set_params(**table)
     kernel.check()
     return kernel

@@ -31,6 +31,10 @@ class DeviceError(KQEqError, RuntimeError):
     """A GPU that was asked for is not there, does not work, or has no memory left."""
 
 
+class WorkerError(KQEqError, RuntimeError):
+    """Processes that shared the work of a fit died."""
+
+
 class ModelFileError(KQEqError, OSError):
     """A model file that is truncated, foreign, damaged or from a newer version."""
 
@@ -73,4 +77,5 @@ __all__ = [
     "RepresentativesWarning",
     "UndeterminedWarning",
     "UnsupportedError",
+    "WorkerError",
 ]

@@ -7,9 +7,10 @@ Follows scikit-learn's conventions for estimators; the work is done by :mod:`kqe
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from os import PathLike
-from typing import Any, overload
+from typing import Any, Unpack, overload
 
 import numpy as np
 from ase import Atoms
@@ -18,11 +19,13 @@ from sklearn.base import BaseEstimator
 from kqeq import devices
 from kqeq.backend import Device
 from kqeq.baseline import resolve_baseline
+from kqeq.charge_kernel import ChargeKernel
 from kqeq.charges import QEq
 from kqeq.charges.base import ChargeModel
 from kqeq.devices import check_precision
-from kqeq.errors import InputError, ModelNotFittedError
-from kqeq.evaluation import evaluate_potential
+from kqeq.errors import InputError, ModelNotFittedError, UnsupportedError
+from kqeq.evaluation import evaluate_pairs, read_structures
+from kqeq.fitting.cache import DiskCache, disk_cache
 from kqeq.fitting.equations import Prior
 from kqeq.fitting.fit import FitResult, fit_potential
 from kqeq.fitting.metrics import Evaluation
@@ -31,11 +34,18 @@ from kqeq.fitting.settings import FitSettings, complete_noise
 from kqeq.fitting.targets import element_energies
 from kqeq.fitting.update import update_potential
 from kqeq.kernels import SOAPKernel, default_electronegativity, default_short_range
-from kqeq.labels import LABEL_KINDS, LabelKeys, read_frames
+from kqeq.labels import LabelKeys, read_frames
 from kqeq.potential import Potential, Prediction, check_properties
+from kqeq.prediction import PredictOptions
 from kqeq.progress import track
-from kqeq.structures import as_frames, describe, read_structure
-from kqeq.uncertainty import Posterior, require_posterior, with_uncertainty
+from kqeq.remainder import learn_remainder
+from kqeq.uncertainty import (
+    AnyPosterior,
+    CoupledPosterior,
+    Posterior,
+    require_posterior,
+    with_uncertainty,
+)
 
 _DEFAULT: Any = "default"
 """Marks arguments that take the package's default (``None`` means: leave this part away)."""
@@ -80,6 +90,10 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     solver : {"auto", "cholesky", "qr"}
         How the linear problem of each step is solved.  ``"auto"`` takes normal equations and a Cholesky factorisation
         and turns to QR, at about three times the cost, where their condition number asks for it; the report tells.
+    charge_aware : ChargeKernel, optional
+        Lets the short-range energy see the charges, so that it can tell charge states of one geometry apart.  Fitted
+        in a second stage, with electronegativities and site parameters held; dipole, polarizability, chemical
+        potential and hardness are derivatives of the total energy then, and the dipole is not Σ q r.
 
     Attributes
     ----------
@@ -87,7 +101,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         The fitted parameters.
     fit_report_ : FitReport
         Labels used and ignored, sizes, convergence; print it.
-    posterior_ : Posterior or None
+    posterior_ : Posterior, CoupledPosterior or None
         What the fit knows about its parameters; ``None`` for models loaded from a file without it.
     species_ : tuple of str
         Elements the model knows.
@@ -107,6 +121,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         max_iterations: int = 30,
         site_kernel: SOAPKernel | None = None,
         solver: str = "auto",
+        charge_aware: ChargeKernel | None = None,
     ) -> None:
         # a default object of its own for every model, so that set_params never reaches another
         self.electronegativity = (
@@ -123,6 +138,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.max_iterations = max_iterations
         self.site_kernel = site_kernel
         self.solver = solver
+        self.charge_aware = charge_aware
 
     # ------------------------------------------------------------------ fit
 
@@ -136,6 +152,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         charges_key: str | None = None,
         resume: str | PathLike[str] | None = None,
         optimize: str | None = None,
+        cache: str | PathLike[str] | DiskCache | None = None,
         device: str | Device = "cpu",
     ) -> KQEq:
         """Fit to labelled frames.
@@ -159,9 +176,11 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             Learn the noise of every label kind, the prior spreads (δ of the kernels, spreads of the offsets) and, for
             fits to dipoles or charges alone, ζ of the electronegativities by maximising the marginal likelihood
             (:mod:`kqeq.fitting.hyperparameters`).  The given values are the start and the centre of bounds; what was
-            learned is in ``posterior_`` and in the report.
+            learned is in ``posterior_`` and in the report; uncertainties are calibrated (:mod:`kqeq.remainder`).
+        cache : path-like or DiskCache, optional
+            A folder on a fast disk for kernel features that memory has no room for; :class:`kqeq.DiskCache` says more.
         device : {"cpu", "cuda", "auto"}
-            Where to compute features, sums over frames and steps; results do not depend on it.
+            Where to compute features, sums over frames and steps (:mod:`kqeq.devices`); results do not depend on it.
 
         Returns
         -------
@@ -182,10 +201,14 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         settings = replace(self._settings(targets), optimize=optimize)
         keys = self._keys(charges_key)
         pairs = list(read_frames(frames, keys, weights=sample_weight))
-        result, _ = devices.run(
-            device, lambda where: fit_potential(pairs, replace(settings, device=where), resume=resume)
-        )
-        self._keep(result, charges_key)
+        disk = disk_cache(cache)
+
+        def work(where: Device) -> FitResult:
+            with nullcontext() if disk is None else disk.open() as folder:
+                return fit_potential(pairs, replace(settings, device=where), resume=resume, cache=folder)
+
+        result, _ = devices.run(device, work)
+        self._keep(result, charges_key, calibrate=optimize is not None)
         return self
 
     def update(self, frames: Any, *, sample_weight: Sequence[float] | None = None) -> KQEq:
@@ -202,25 +225,20 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         frames : ase.Atoms or sequence of ase.Atoms
             With labels of the kinds that the model was fitted to, under the same names; elements that it knows.
         sample_weight : sequence of float, optional
-            One weight per frame, multiplied with those in the frames.
-
-        Returns
-        -------
-        KQEq
-            Itself, with the potential, report and posterior of all frames.
+            As in ``fit``.
 
         Raises
         ------
         ModelNotFittedError, InputError, UnsupportedError
             Also if the model was loaded from a file without its posterior.
-
-        Examples
-        --------
-        >>> model = kqeq.load("model.kqeq")  # saved with posterior=True
-        >>> model.update(more_frames).save("model.kqeq", posterior=True)
         """
         potential = self._fitted()
         posterior = require_posterior(self.posterior_, "adding frames needs")
+        if isinstance(posterior, CoupledPosterior):
+            raise UnsupportedError(
+                "a charge-aware model is fitted in two stages, and its posterior is that of the second alone; fit again to "
+                "all frames"
+            )
         pairs = list(read_frames(frames, self._keys(self.charges_key_), weights=sample_weight))
         result = update_potential(
             pairs,
@@ -234,9 +252,17 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self._keep(result, self.charges_key_)
         return self
 
-    def _keep(self, result: FitResult, charges_key: str | None) -> None:
-        posterior = Posterior(result.parameters, result.solution.u, result.solution.lower, result.noise)
-        self._set_fitted(result.potential, result.report, charges_key, posterior)
+    def _keep(self, result: FitResult, charges_key: str | None, *, calibrate: bool = False) -> None:
+        posterior: AnyPosterior
+        report = result.report
+        if result.coupled is None:
+            posterior = Posterior(result.parameters, result.solution.u, result.solution.lower, result.noise)
+            if calibrate:
+                posterior, line = learn_remainder(posterior, result.frames)
+                report = replace(report, notes=(*report.notes, line))
+        else:
+            posterior = CoupledPosterior.of(result.coupled, result.noise)
+        self._set_fitted(result.potential, report, charges_key, posterior)
 
     def _settings(self, targets: Sequence[str] | None) -> FitSettings:
         if isinstance(targets, str):
@@ -252,6 +278,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             max_iterations=self.max_iterations,
             site_kernel=self.site_kernel,
             solver=self.solver,
+            charge_aware=self.charge_aware,
         )
 
     def _keys(self, charges_key: str | None) -> LabelKeys:
@@ -262,7 +289,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         potential: Potential,
         report: FitReport,
         charges_key: str | None,
-        posterior: Posterior | None = None,
+        posterior: AnyPosterior | None = None,
     ) -> None:
         from ase.data import chemical_symbols
 
@@ -283,30 +310,10 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     # -------------------------------------------------------------- predict
 
     @overload
-    def predict(
-        self,
-        frames: Atoms,
-        *,
-        total_charge: float | None = ...,
-        external_field: Any = ...,
-        properties: Collection[str] | None = ...,
-        uncertainty: bool = ...,
-        device: str | Device = ...,
-        precision: str = ...,
-    ) -> Prediction: ...
+    def predict(self, frames: Atoms, **options: Unpack[PredictOptions]) -> Prediction: ...
 
     @overload
-    def predict(
-        self,
-        frames: Sequence[Atoms],
-        *,
-        total_charge: float | None = ...,
-        external_field: Any = ...,
-        properties: Collection[str] | None = ...,
-        uncertainty: bool = ...,
-        device: str | Device = ...,
-        precision: str = ...,
-    ) -> list[Prediction]: ...
+    def predict(self, frames: Sequence[Atoms], **options: Unpack[PredictOptions]) -> list[Prediction]: ...
 
     def predict(
         self,
@@ -333,7 +340,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             of the time.  All by default.
         uncertainty : bool
             Also give ``energy_std``, ``forces_std``, ``charges_std`` and ``dipole_std``, standard deviations of the
-            model's values (:mod:`kqeq.uncertainty`).  Those of forces take most of the time; the CPU does the work.
+            model's values (:mod:`kqeq.uncertainty`), always computed on the CPU.  Those of forces take most of the time.
+            With ``charge_aware`` only the first two, for the short-range energy at given charges.
         device : {"cpu", "cuda", "auto"}
             Where to compute (:mod:`kqeq.devices`); pays for large structures.  Results do not depend on it.
         precision : {"float64", "float32"}
@@ -352,17 +360,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         chosen = check_properties(properties)
         single_precision = check_precision(precision)
         single = isinstance(frames, Atoms)
-        atoms_list = as_frames(frames)
-        structures = []
-        for i, atoms in enumerate(atoms_list):
-            index = None if single else i
-            structure = read_structure(
-                atoms, total_charge=total_charge, external_field=external_field, index=index
-            )
-            potential.check(structure, describe(atoms, index))
-            structures.append(structure)
-        for structure in structures:
-            potential.warn_if_undetermined(structure)
+        structures = read_structures(
+            potential, frames, total_charge=total_charge, external_field=external_field
+        )
         posterior = require_posterior(self.posterior_) if uncertainty else None
 
         def work(where: Device) -> list[Prediction]:
@@ -401,12 +401,12 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         potential = self._fitted()
         posterior = require_posterior(self.posterior_) if calibration else None
         pairs = list(read_frames(frames, self._keys(self.charges_key_)))
-        if not any(labels.kinds for _, labels in pairs):
-            raise InputError(
-                f"none of the {len(pairs)} frames carries a label; looked for {', '.join(LABEL_KINDS)} in atoms.info, "
-                f'atoms.arrays and single-point results (label_prefix="{self.label_prefix}")'
-            )
-        result, _ = devices.run(device, lambda where: evaluate_potential(potential, pairs, posterior, where))
+        result, _ = devices.run(
+            device,
+            lambda where: evaluate_pairs(
+                potential, pairs, posterior, label_prefix=self.label_prefix, device=where
+            ),
+        )
         return result
 
     def score(self, frames: Any, y: None = None) -> float:

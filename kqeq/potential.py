@@ -220,7 +220,7 @@ class Potential:
                 f"hence the chemical potential and the energy difference to charge {structure.total_charge:g} e, is "
                 "set by the prior, not by data. Add frames of another charge state to the training set",
                 UndeterminedWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def predict(
@@ -247,7 +247,7 @@ class Potential:
             Whether the products behind forces of kernels are done in single precision.
         """
         derivatives = _needs_derivatives(structure, properties)
-        with _threads(structure):
+        with in_threads_for(structure):
             states = evaluate_states(
                 self.descriptors, structure, derivatives=derivatives, pairs=pairs, device=device
             )
@@ -257,7 +257,7 @@ class Potential:
                 )
                 for feature_map in self.feature_maps
             }
-            return self._finish(structure, properties, states, near, device=device)
+            return self.finish(structure, properties, states, near, device=device)
 
     def predict_many(
         self,
@@ -284,11 +284,11 @@ class Potential:
             }
             for i, structure in enumerate(batch):
                 own = {feature_map: lists[i] for feature_map, lists in near.items()}
-                with _threads(structure):
-                    prediction = self._finish(structure, properties, states[i], own, device=device)
+                with in_threads_for(structure):
+                    prediction = self.finish(structure, properties, states[i], own, device=device)
                 yield prediction
 
-    def _finish(
+    def finish(
         self,
         structure: Structure,
         properties: Collection[str],
@@ -389,7 +389,7 @@ def _on_host(values: Array | None) -> FloatArray | None:
     return None if values is None else to_numpy(values)
 
 
-def _threads(structure: Structure) -> AbstractContextManager[None]:
+def in_threads_for(structure: Structure) -> AbstractContextManager[None]:
     """BLAS threads for one structure: one if it is small (see :mod:`kqeq.blas`)."""
     return blas.one_thread() if len(structure) <= BATCH_ATOMS else nullcontext()
 
@@ -439,5 +439,6 @@ __all__ = [
     "Prediction",
     "SiteModel",
     "check_properties",
+    "in_threads_for",
     "require_energy_model",
 ]

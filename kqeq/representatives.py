@@ -1,9 +1,9 @@
 """Choice of representative (sparse) environments, per element.
 
-Farthest-point sampling and CUR decomposition come from scikit-matter (Goscinski et al. 2023, *Open Research
-Europe* 3, 81).  This module collects the candidates and removes duplicates, in memory that does not depend on the number of structures:
-farthest points are chosen again and again among those chosen before and the next few hundred environments (the merging
-of a streaming k-centre algorithm), for CUR and leverage scores a random sample is kept.
+Farthest-point sampling and CUR decomposition come from scikit-matter (Goscinski et al. 2023, *Open Research Europe*
+3, 81).  This module collects the candidates and removes duplicates, in memory that does not depend on the number of
+structures: farthest points are chosen again and again among those chosen before and the next few hundred environments
+(the merging of a streaming k-centre algorithm), for CUR and leverage scores a random sample is kept.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Layout, version 1::
     <part>/<Z>/data|indices|indptr    representatives of one element, sparse rows (part: electronegativity, short_range,
                                       or a kind of site parameter), unless the part shares them with another
     <part>/<Z>/coefficients           kernel coefficients
+    power1, power2 ...                parts of a charge-aware short-range energy, which share its representatives
     posterior/lower, posterior/u      optional: Cholesky factor of the posterior precision, parameters
 
 The training set is not stored.
@@ -25,6 +26,7 @@ from scipy import sparse
 
 from kqeq.archive import read_archive, write_archive
 from kqeq.baseline import Baseline, resolve_baseline
+from kqeq.charge_kernel import ChargeKernel
 from kqeq.charges import charge_model_from_dict
 from kqeq.charges.base import ENVIRONMENT_KINDS, ChargeModel
 from kqeq.charges.parameters import ElementParameters
@@ -36,7 +38,7 @@ from kqeq.fitting.solver import Iteration
 from kqeq.kernels import FeatureMap, SOAPKernel
 from kqeq.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
-from kqeq.uncertainty import Posterior
+from kqeq.uncertainty import AnyPosterior, CoupledPosterior, Posterior
 
 FORMAT = "kqeq-model"
 VERSION = 1
@@ -80,13 +82,7 @@ def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = Fals
             )
         arrays["posterior/lower"] = known.lower
         arrays["posterior/u"] = known.u
-        stored_posterior = {
-            "noise": dict(known.noise),
-            "chi": _prior(known.parameters.chi),
-            "energy": _prior(known.parameters.energy),
-            "elements": _element_prior(known.parameters.learned),
-            "sites": {kind: known.parameters.parts[kind].delta for kind in potential.sites},
-        }
+        stored_posterior = _stored_posterior(known, potential)
     header = {
         "settings": _settings(model),
         "charges_key": model.charges_key_,
@@ -98,10 +94,25 @@ def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = Fals
         "charges": None if potential.charges is None else potential.charges.to_dict(),
         "parts": parts,
         "sites": list(potential.sites),
+        "charge_kernel": None if potential.charge_kernel is None else potential.charge_kernel.to_dict(),
         "report": asdict(model.fit_report_),
         "posterior": stored_posterior,
     }
     write_archive(path, FORMAT, VERSION, header, arrays)
+
+
+def _stored_posterior(known: AnyPosterior, potential: Potential) -> dict[str, Any]:
+    """What a posterior knows beside its arrays, as plain data."""
+    if isinstance(known, CoupledPosterior):
+        return {"noise": dict(known.noise), "coupled": _prior(known.part)}
+    return {
+        "noise": dict(known.noise),
+        "chi": _prior(known.parameters.chi),
+        "energy": _prior(known.parameters.energy),
+        "elements": _element_prior(known.parameters.learned),
+        "sites": {kind: known.parameters.parts[kind].delta for kind in potential.sites},
+        "remainders": {name: part.remainder for name, part in known.parameters.parts.items()},
+    }
 
 
 def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
@@ -155,7 +166,7 @@ def _settings(model: KQEq) -> dict[str, Any]:
     """Constructor arguments as plain data."""
     settings = model.get_params(deep=False)
     settings.pop("baseline")
-    for name in ("electronegativity", "short_range", "charges", "site_kernel"):
+    for name in ("electronegativity", "short_range", "charges", "site_kernel", "charge_aware"):
         settings[name] = None if settings[name] is None else settings[name].to_dict()
     if settings["targets"] is not None and not isinstance(settings["targets"], str):
         settings["targets"] = list(settings["targets"])
@@ -167,6 +178,8 @@ def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: 
     for name in ("electronegativity", "short_range", "site_kernel"):
         settings[name] = None if settings.get(name) is None else SOAPKernel(**settings[name])
     settings["charges"] = None if settings["charges"] is None else charge_model_from_dict(settings["charges"])
+    aware = settings.get("charge_aware")
+    settings["charge_aware"] = None if aware is None else ChargeKernel(**aware)
     model = KQEq(**settings, baseline=spec)
     charges = header["charges"]  # with learned values in place of "learn"
     kernels = {
@@ -175,9 +188,11 @@ def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: 
         "short_range": model.short_range,
     }
     models: dict[str, SiteModel | None] = {}
-    kinds = header.get("sites", [])
-    for name in (*PARTS, *kinds):
-        models[name] = _site_model(header, arrays, name, kernels[name], models)
+    kinds, aware = header.get("sites", []), header.get("charge_kernel")
+    charge_kernel = None if aware is None else ChargeKernel(**aware)
+    powers = () if charge_kernel is None else _powers(charge_kernel.order)
+    for name in (*PARTS, *kinds, *powers):
+        models[name] = _site_model(header, arrays, name, kernels.get(name, model.short_range), models)
     potential = Potential(
         species=tuple(atomic_numbers[symbol] for symbol in header["species"]),
         energy_offsets=_by_number(header["energy_offsets"]),
@@ -188,6 +203,8 @@ def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: 
         training_charges=tuple(header["training_charges"]),
         has_energy=header["has_energy"],
         sites={kind: own for kind in kinds if (own := models[kind]) is not None},
+        charge_kernel=charge_kernel,
+        charge_powers=tuple(own for name in powers if (own := models[name]) is not None),
     )
     report = dict(header["report"])
     report["iterations"] = tuple(Iteration(**row) for row in report["iterations"])
@@ -229,11 +246,13 @@ def _elements(stored: Mapping[str, Any] | None) -> ElementParameters | None:
 
 def _posterior(
     header: dict[str, Any], arrays: dict[str, Any], potential: Potential, charges: ChargeModel | None
-) -> Posterior | None:
+) -> AnyPosterior | None:
     """The posterior, if the file holds a complete one."""
     stored = header.get("posterior")
     if stored is None:
         return None
+    if stored.get("coupled") is not None:
+        return _coupled_posterior(stored, arrays, potential)
     chi, energy = stored["chi"], stored["energy"]
     chi_site, energy_site = potential.electronegativity, potential.short_range
     parameters = Parameters.build(
@@ -251,10 +270,28 @@ def _posterior(
         site_map=next((own.feature_map for own in potential.sites.values()), None),
         site_deltas={kind: stored["sites"][kind] for kind in potential.sites},
     )
+    parameters = parameters.with_remainders(stored["remainders"])
     u, lower = arrays["posterior/u"], arrays["posterior/lower"]
     if u.shape != (parameters.size,) or lower.shape != (parameters.size, parameters.size):
         raise ValueError("the posterior does not fit the parameters")
     return Posterior(parameters, u, lower, stored["noise"])
+
+
+def _coupled_posterior(
+    stored: Mapping[str, Any], arrays: dict[str, Any], potential: Potential
+) -> CoupledPosterior:
+    """The posterior of a charge-aware short-range energy."""
+    prior, short_range = stored["coupled"], potential.short_range
+    if short_range is None or potential.charge_kernel is None:
+        raise ValueError("the posterior belongs to a short-range energy that the file does not hold")
+    mean, size = _by_number(prior["mean"]), short_range.feature_map.size
+    columns = slice(0, size + len(mean))
+    part = SitePart(short_range.feature_map, prior["delta"], mean, prior["spread"], columns)
+    u, lower = arrays["posterior/u"], arrays["posterior/lower"]
+    expected = (potential.charge_kernel.order + 1) * size + len(mean)
+    if u.shape != (expected,) or lower.shape != (expected, expected):
+        raise ValueError("the posterior does not fit the parameters")
+    return CoupledPosterior(potential, part, u, lower, stored["noise"])
 
 
 def _baseline(name: str | None, given: Any) -> tuple[Any, Baseline | None]:
@@ -276,7 +313,13 @@ def _baseline(name: str | None, given: Any) -> tuple[Any, Baseline | None]:
 
 def _site_models(potential: Potential) -> dict[str, SiteModel | None]:
     """All kernel models by the names of their parts in the file."""
-    return {name: getattr(potential, name) for name in PARTS} | dict(potential.sites)
+    powers = dict(zip(_powers(len(potential.charge_powers)), potential.charge_powers, strict=True))
+    return {name: getattr(potential, name) for name in PARTS} | dict(potential.sites) | powers
+
+
+def _powers(order: int) -> tuple[str, ...]:
+    """Names of the parts of a charge-aware short-range energy beyond the first."""
+    return tuple(f"power{b}" for b in range(1, order + 1))
 
 
 def _site_model(

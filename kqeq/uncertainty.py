@@ -8,10 +8,11 @@ quantity is f = δ Φ u + g with a Gaussian process g of covariance
 
 that no label constrains (theory section 3).  g is mapped through the same linear map m as Φ, so
 
-    var = |L⁻¹ jᵀ|² + Σ_parts ( δ² m K mᵀ − |j_kernel|² )
+    var = |L⁻¹ jᵀ|² + Σ_parts κ ( δ² m K mᵀ − |j_kernel|² )
 
-with K the kernel between all atoms of the structure, j_kernel = δ m Φ the part's stretch of j.  If every training
-environment is a representative this is the variance of the exact Gaussian process.
+with κ = 1 unless a fit by evidence has learned it (:mod:`kqeq.remainder`), K the kernel between all atoms of the
+structure, j_kernel = δ m Φ the part's stretch of j.  If every training environment is a representative this is the
+variance of the exact Gaussian process.
 
 A force is a functional of g *and* of its gradient, Σ_i a_i ∂g_i/∂r + Σ_i b_i g_i, with covariances
 
@@ -25,12 +26,15 @@ the sparse features only: uncertainties of forces err on the large side.
 
 Standard deviations are those of the model's own value; a label scatters around it with its noise on top.
 
+With a charge-aware short-range energy (:mod:`kqeq.fitting.charge_aware`) they cover that energy at given charges: what
+the charges themselves leave open is not in them, and charges and dipoles have none.
+
 Dimensions: N atoms, P parameters, n rows of one label.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -41,12 +45,13 @@ from kqeq.charges.parameters import logarithmic_directions
 from kqeq.descriptors import evaluate_states
 from kqeq.errors import UnsupportedError
 from kqeq.fitting.blocks import BLOCKS, Linearisation
+from kqeq.fitting.charge_aware import ChargeView, CoupledFit
 from kqeq.fitting.features import TrainingFrame, compute_features
 from kqeq.fitting.parameters import Parameters, SitePart
 from kqeq.kernels import FeatureMap
 from kqeq.labels import Labels
 from kqeq.linalg import solve_lower
-from kqeq.potential import Prediction
+from kqeq.potential import Potential, Prediction
 from kqeq.structures import Structure
 from kqeq.typing import BoolArray, FloatArray
 
@@ -95,7 +100,89 @@ class LinearMap:
     sites: tuple[tuple[SitePart, FloatArray], ...]
 
 
-class Uncertain:
+@dataclass(frozen=True, eq=False)
+class CoupledPosterior:
+    """What a fit knows about a charge-aware short-range energy, at given charges.
+
+    Attributes
+    ----------
+    potential : Potential
+    part : SitePart
+        Prior of one power of the charge.
+    u, lower : (P,), (P, P) arrays
+        The most probable parameters, and the Cholesky factor of their precision.
+    noise : mapping of str to float
+        Standard deviation of labels by kind, as fitted.
+    """
+
+    potential: Potential
+    part: SitePart
+    u: FloatArray
+    lower: FloatArray
+    noise: Mapping[str, float]
+
+    @classmethod
+    def of(cls, fit: CoupledFit, noise: Mapping[str, float]) -> CoupledPosterior:
+        """The posterior of a second stage."""
+        return cls(fit.potential, fit.part, fit.solution.u, fit.solution.lower, noise)
+
+
+AnyPosterior = Posterior | CoupledPosterior
+
+
+class _Environments:
+    """Prior covariances between the environments of one structure.
+
+    Parameters
+    ----------
+    structure : Structure
+    maps : collection of FeatureMap
+    """
+
+    def __init__(self, structure: Structure, maps: Collection[FeatureMap]) -> None:
+        self.structure = structure
+        states = evaluate_states([m.descriptor for m in maps], structure, derivatives=False)
+        self.values = {m: states[m.descriptor].values for m in maps}
+        self.same: BoolArray = structure.numbers[:, None] == structure.numbers[None, :]
+
+    def kernel(self, feature_map: FeatureMap) -> FloatArray:
+        """K between all atoms of the structure, zero between elements, (N, N)."""
+        values = self.values[feature_map]
+        dots = np.clip(values @ values.T, 0.0, None)
+        return np.where(self.same, dots**feature_map.zeta, 0.0)
+
+    def _gradient_prior(self, feature_map: FeatureMap, slopes: FloatArray, values: FloatArray) -> FloatArray:
+        """Prior variance of Σ_i slopes_i ∂g_i/∂r_k + Σ_i values_ki g_i for every coordinate k and δ = 1, (3N,)."""
+        rows, zeta = self.values[feature_map], feature_map.zeta
+        kernel = self.kernel(feature_map)
+        result = np.einsum("ki,ij,kj->k", values, kernel, values, optimize=True)
+        for k in range(len(values)):
+            change = self._descriptor_derivative(feature_map, k)
+            moved = np.flatnonzero(np.abs(change).max(axis=1) > 1e-10)
+            change, weights = change[moved], slopes[moved]
+            dots = np.maximum(rows[moved] @ rows.T, 1e-12)
+            across = change @ rows.T
+            first = np.where(self.same[moved], zeta * dots ** (zeta - 1.0), 0.0)
+            own, own_across = dots[:, moved], across[:, moved]
+            second = first[:, moved] * (change @ change.T)
+            if zeta > 1.0:
+                curvature = zeta * (zeta - 1.0) * own ** (zeta - 2.0) * own_across * own_across.T
+                second += np.where(self.same[np.ix_(moved, moved)], curvature, 0.0)
+            result[k] += weights @ second @ weights + 2.0 * weights @ (first * across) @ values[k]
+        return np.asarray(result, dtype=np.float64)
+
+    def _descriptor_derivative(self, feature_map: FeatureMap, k: int) -> FloatArray:
+        """∂p/∂r_k of all rows by central differences, (N, F)."""
+        ends = []
+        for sign in (1.0, -1.0):
+            positions = self.structure.positions.copy()
+            positions.flat[k] += sign * STEP
+            moved = replace(self.structure, positions=positions)
+            ends.append(feature_map.descriptor.evaluate(moved, derivatives=False).values)
+        return np.asarray((ends[0] - ends[1]) / (2.0 * STEP))
+
+
+class Uncertain(_Environments):
     """One structure seen through a posterior; what several quantities share is computed once.
 
     Parameters
@@ -108,15 +195,12 @@ class Uncertain:
 
     def __init__(self, posterior: Posterior, structure: Structure, *, forces: bool = False) -> None:
         self.posterior = posterior
-        self.structure = structure
+        maps = {part.feature_map for part in self._kernel_parts().values()}
+        super().__init__(structure, [m for m in maps if m is not None])
         parameters = posterior.parameters
         labels = Labels(forces=np.zeros((len(structure), 3))) if forces else Labels(energy=0.0)
         frame = TrainingFrame(structure, labels, 0)
         self.line = Linearisation(frame, compute_features(frame, parameters), parameters, posterior.u)
-        maps = {part.feature_map for part in self._kernel_parts().values()}
-        states = evaluate_states([m.descriptor for m in maps if m is not None], structure, derivatives=False)
-        self.values = {m: states[m.descriptor].values for m in maps if m is not None}
-        self.same: BoolArray = structure.numbers[:, None] == structure.numbers[None, :]
 
     def _kernel_parts(self) -> dict[str, SitePart]:
         parts = self.posterior.parameters.parts
@@ -160,12 +244,6 @@ class Uncertain:
             for name in self.line.site_slopes
         }
 
-    def kernel(self, feature_map: FeatureMap) -> FloatArray:
-        """K between all atoms of the structure, zero between elements, (N, N)."""
-        values = self.values[feature_map]
-        dots = np.clip(values @ values.T, 0.0, None)
-        return np.where(self.same, dots**feature_map.zeta, 0.0)
-
     def variance(self, kind: str) -> FloatArray:
         """Posterior variance of each component of a quantity, (n,)."""
         if kind == "forces":
@@ -175,12 +253,17 @@ class Uncertain:
         else:
             mapped = self.linear_map(kind)
             rows, remainder = mapped.rows, np.zeros(len(mapped.rows))
-            for part, sites in mapped.sites:
-                assert part.feature_map is not None
-                prior = np.einsum("ni,ij,nj->n", sites, self.kernel(part.feature_map), sites, optimize=True)
-                remainder += np.maximum(part.delta**2 * prior - _explained(part, rows), 0.0)
+            for part, missed in self.missed(mapped):
+                remainder += part.remainder * missed
         scaled = solve_lower(self.posterior.lower, rows.T)
         return np.asarray(np.einsum("pn,pn->n", scaled, scaled) + remainder)
+
+    def missed(self, mapped: LinearMap) -> Iterator[tuple[SitePart, FloatArray]]:
+        """Prior variance of each component that the sparse features of each kernel part miss, (n,)."""
+        for part, sites in mapped.sites:
+            assert part.feature_map is not None
+            prior = np.einsum("ni,ij,nj->n", sites, self.kernel(part.feature_map), sites, optimize=True)
+            yield part, np.maximum(part.delta**2 * prior - _explained(part, mapped.rows), 0.0)
 
     def _force_remainder(self, rows: FloatArray) -> FloatArray:
         """What sparse features miss in each force component, (3N,)."""
@@ -203,38 +286,8 @@ class Uncertain:
                 for kind, change in line.site_slope_response(response).items():
                     values = values + line.site_jacobians[kind].positions @ change
             prior = self._gradient_prior(part.feature_map, slopes, values)
-            result += np.maximum(part.delta**2 * prior - _explained(part, rows), 0.0)
+            result += part.remainder * np.maximum(part.delta**2 * prior - _explained(part, rows), 0.0)
         return result
-
-    def _gradient_prior(self, feature_map: FeatureMap, slopes: FloatArray, values: FloatArray) -> FloatArray:
-        """Prior variance of Σ_i slopes_i ∂g_i/∂r_k + Σ_i values_ki g_i for every coordinate k and δ = 1, (3N,)."""
-        rows, zeta = self.values[feature_map], feature_map.zeta
-        kernel = self.kernel(feature_map)
-        result = np.einsum("ki,ij,kj->k", values, kernel, values, optimize=True)
-        for k in range(len(values)):
-            change = self._descriptor_derivative(feature_map, k)
-            moved = np.flatnonzero(np.abs(change).max(axis=1) > 1e-10)
-            change, weights = change[moved], slopes[moved]
-            dots = np.maximum(rows[moved] @ rows.T, 1e-12)
-            across = change @ rows.T
-            first = np.where(self.same[moved], zeta * dots ** (zeta - 1.0), 0.0)
-            own, own_across = dots[:, moved], across[:, moved]
-            second = first[:, moved] * (change @ change.T)
-            if zeta > 1.0:
-                curvature = zeta * (zeta - 1.0) * own ** (zeta - 2.0) * own_across * own_across.T
-                second += np.where(self.same[np.ix_(moved, moved)], curvature, 0.0)
-            result[k] += weights @ second @ weights + 2.0 * weights @ (first * across) @ values[k]
-        return np.asarray(result, dtype=np.float64)
-
-    def _descriptor_derivative(self, feature_map: FeatureMap, k: int) -> FloatArray:
-        """∂p/∂r_k of all rows by central differences, (N, F)."""
-        ends = []
-        for sign in (1.0, -1.0):
-            positions = self.structure.positions.copy()
-            positions.flat[k] += sign * STEP
-            moved = replace(self.structure, positions=positions)
-            ends.append(feature_map.descriptor.evaluate(moved, derivatives=False).values)
-        return np.asarray((ends[0] - ends[1]) / (2.0 * STEP))
 
 
 def _explained(part: SitePart, rows: FloatArray) -> FloatArray:
@@ -243,8 +296,47 @@ def _explained(part: SitePart, rows: FloatArray) -> FloatArray:
     return np.asarray(np.einsum("np,np->n", kernel, kernel))
 
 
+class CoupledUncertain(_Environments):
+    """One structure seen through the posterior of a charge-aware short-range energy.
+
+    With k_q(q, q') = Σ_b ψ_b ψ_b' each power b is a Gaussian process of its own: ψ_b multiplies its values, and
+    ψ'_b ∂q/∂r its values in a force.
+
+    Parameters
+    ----------
+    posterior : CoupledPosterior
+    structure : Structure
+    forces : bool
+        Whether forces will be asked for.
+    """
+
+    def __init__(self, posterior: CoupledPosterior, structure: Structure, *, forces: bool = False) -> None:
+        self.posterior = posterior
+        kernel = posterior.potential.charge_kernel
+        assert kernel is not None and posterior.part.feature_map is not None
+        self.feature_map = posterior.part.feature_map
+        super().__init__(structure, [self.feature_map])
+        self.view = ChargeView(posterior.potential, structure, kernel, derivatives=forces)
+
+    def variance(self, kind: str) -> FloatArray:
+        """Posterior variance of the energy (1,) or of the forces (3N,)."""
+        part, view, size = self.posterior.part, self.view, self.posterior.part.kernel_size
+        rows = view.rows(kind, part)
+        scaled = solve_lower(self.posterior.lower, rows.T)
+        result = np.einsum("pn,pn->n", scaled, scaled)
+        moved = view.charge_derivatives() if kind == "forces" else None
+        for b, (value, slope) in enumerate(zip(view.values, view.slopes, strict=True)):
+            if moved is None:
+                prior = np.atleast_1d(value @ self.kernel(self.feature_map) @ value)
+            else:
+                prior = self._gradient_prior(self.feature_map, value, moved * slope)
+            own = rows[:, b * size : (b + 1) * size]
+            result += np.maximum(part.delta**2 * prior - np.einsum("np,np->n", own, own), 0.0)
+        return np.asarray(result)
+
+
 def with_uncertainty(
-    prediction: Prediction, posterior: Posterior, structure: Structure, properties: Collection[str]
+    prediction: Prediction, posterior: AnyPosterior, structure: Structure, properties: Collection[str]
 ) -> Prediction:
     """A prediction with its standard deviations filled in.
 
@@ -263,6 +355,8 @@ def with_uncertainty(
         With ``energy_std`` (eV), ``forces_std`` (N, 3) (eV/Å), ``charges_std`` (N,) (e) and ``dipole_std`` (3,)
         (e·Å); ``None`` where the quantity was not asked for or is not defined.
     """
+    if isinstance(posterior, CoupledPosterior):
+        return _coupled(prediction, posterior, structure, "forces" in properties)
     has_energy = posterior.parameters.energy is not None
     forces = "forces" in properties and has_energy
     view = Uncertain(posterior, structure, forces=forces)
@@ -285,7 +379,19 @@ def with_uncertainty(
     )
 
 
-def require_posterior(posterior: Posterior | None, what: str = "uncertainties need") -> Posterior:
+def _coupled(
+    prediction: Prediction, posterior: CoupledPosterior, structure: Structure, forces: bool
+) -> Prediction:
+    """Standard deviations of energy and forces at given charges."""
+    view = CoupledUncertain(posterior, structure, forces=forces)
+    return replace(
+        prediction,
+        energy_std=float(np.sqrt(view.variance("energy")[0])),
+        forces_std=np.sqrt(view.variance("forces")).reshape(-1, 3) if forces else None,
+    )
+
+
+def require_posterior(posterior: AnyPosterior | None, what: str = "uncertainties need") -> AnyPosterior:
     """The posterior, or an error that says how to get one.
 
     Parameters
@@ -306,4 +412,14 @@ def require_posterior(posterior: Posterior | None, what: str = "uncertainties ne
     return posterior
 
 
-__all__ = ["KINDS", "LinearMap", "Posterior", "Uncertain", "require_posterior", "with_uncertainty"]
+__all__ = [
+    "KINDS",
+    "AnyPosterior",
+    "CoupledPosterior",
+    "CoupledUncertain",
+    "LinearMap",
+    "Posterior",
+    "Uncertain",
+    "require_posterior",
+    "with_uncertainty",
+]

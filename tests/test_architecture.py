@@ -34,12 +34,14 @@ LAYERS = (
     },
     {"descriptors", "electrostatics", "baseline"},
     {"kernels", "kernel_settings", "representatives", "charges", "charge_kernel"},
-    {"charged", "prediction", "potential"},
+    {"charged", "prediction", "potential", "fixed_geometry"},
     {"fitting"},
-    {"uncertainty"},
-    {"estimator", "evaluation", "storage"},
+    {"uncertainty", "remainder", "evaluation"},
+    {"estimator", "storage"},
     {"selection"},
-    {"calculator", "optimise", "plots", "config", "demo", "cli"},
+    {"calculator", "optimise"},
+    {"analysis"},
+    {"plots", "config", "demo", "cli"},
 )
 
 LAZY = {("estimator", "storage")}

@@ -14,7 +14,7 @@ from ase.md.verlet import VelocityVerlet
 import kqeq
 from kqeq.calculator import KQEqCalculator, PropertyUnavailableError
 from kqeq.errors import InputError, ModelNotFittedError, UndeterminedWarning, UnsupportedError
-from kqeq.potential import Potential
+from kqeq.fixed_geometry import FixedGeometry
 
 FIELD = (0.02, -0.05, 0.1)
 
@@ -52,13 +52,13 @@ def atoms(frames):
 def calls(monkeypatch):
     """What was asked of the potential, call by call."""
     asked = []
-    original = Potential.predict
+    original = FixedGeometry.predict
 
-    def spy(self, structure, properties, **options):
+    def spy(self, properties):
         asked.append(set(properties))
-        return original(self, structure, properties, **options)
+        return original(self, properties)
 
-    monkeypatch.setattr(Potential, "predict", spy)
+    monkeypatch.setattr(FixedGeometry, "predict", spy)
     return asked
 
 
@@ -156,6 +156,26 @@ def test_computes_only_what_is_asked_for(model, atoms, calls):
     atoms.set_initial_magnetic_moments([1, 0, 0])  # the model does not see spins
     atoms.get_potential_energy()
     assert len(calls) == 3
+
+
+def test_every_change_of_the_atoms_is_noticed(model, atoms):
+    """By the quick comparison as by ASE's own, which says what it was."""
+    atoms.calc = KQEqCalculator(model, total_charge=1)
+    atoms.get_potential_energy()
+    assert atoms.calc.check_state(atoms) == []
+    changes = {
+        "positions": lambda a: a.positions.__setitem__((0, 0), a.positions[0, 0] + 1e-9),
+        "numbers": lambda a: a.numbers.__setitem__(0, 29),
+        "cell": lambda a: a.set_cell([9.0, 9.0, 9.0]),
+        "pbc": lambda a: a.set_pbc(True),
+        "initial_charges": lambda a: a.set_initial_charges([0.5, 0.3, 0.2]),
+        "total_charge": lambda a: a.calc.results and setattr(a.calc, "total_charge", 0),
+    }
+    for name, change in changes.items():
+        other = atoms.copy()
+        other.calc = copy.deepcopy(atoms.calc)
+        change(other)
+        assert name in other.calc.check_state(other), name
 
 
 def test_sources_that_disagree_are_refused(model, atoms):

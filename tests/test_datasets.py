@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from scipy.interpolate import CubicHermiteSpline, UnivariateSpline
+from scipy.interpolate import UnivariateSpline
 
 from kqeq import datasets
 from kqeq.constants import COULOMB, DEBYE
@@ -155,7 +155,7 @@ def test_no_frame_occurs_twice(frames, name):
         seen.add(key)
 
 
-@pytest.mark.parametrize("name", ["ag3", "relaxed", "water", "zno", "zno_vertical"])
+@pytest.mark.parametrize("name", ["ag3", "relaxed"])
 def test_charge_states_share_a_basis(frames, name):
     # energies of two basis sets differ by electronvolts that no hardness explains
     methods = {}
@@ -296,29 +296,13 @@ def relaxed_lengths(atoms):
 
 def test_relaxed_geometries_are_minima(frames):
     systems = {atoms.info["system"]: atoms for atoms in frames["relaxed"]}
-    assert {"ag3_plus", "ag3_minus", "zn3o3_neutral", "zn3o3_plus", "zn3o3_minus"} <= set(systems)
+    assert {"ag3_plus", "ag3_minus", "zn3o3_neutral"} <= set(systems)
     for atoms in systems.values():
         assert np.linalg.norm(atoms.get_forces(), axis=1).max() < 1.2 * atoms.info["fmax"]
     # the cation is a triangle, the anion a chain
     plus, minus = (relaxed_lengths(systems[name]) for name in ("ag3_plus", "ag3_minus"))
     assert np.ptp(plus) < 0.05
     assert minus[2] > 1.8 * minus[0]
-
-
-def test_vertical_charge_states_lie_at_the_neutral_geometries(frames):
-    neutral = [a for a in frames["zno"] if a.info["system"] == "zn3o3_neutral"]
-    for atoms in frames["zno_vertical"]:
-        assert atoms.info["geometry"] == "zn3o3_neutral"
-        (twin,) = (
-            a
-            for a in neutral
-            if a.info["seed"] == atoms.info["seed"] and np.abs(a.positions - atoms.positions).max() < 1e-4
-        )
-        difference = atoms.get_potential_energy() - twin.get_potential_energy()
-        if atoms.info["total_charge"] == 1:
-            assert 7.0 < difference < 11.0  # ionisation energy
-        else:
-            assert -4.0 < difference < 0.5  # minus the electron affinity
 
 
 def test_dissociation_ends_in_the_fragments(frames):
@@ -342,21 +326,26 @@ def test_dissociation_ends_in_the_fragments(frames):
         bottom = energies.argmin()
         assert (np.diff(energies[: bottom + 1]) < 0.0).all()
         assert (np.diff(energies[bottom:]) > -1e-6).all()
-        ions = [a for a in curve if a.info["state"] == "ions"]
-        # forces are the slope of the curve: integrated with a spline they give the energies back
-        radial = np.array([a.get_forces()[1] @ (a.positions[1] - a.positions[0]) for a in ions])
-        slopes = -radial / distances[: len(ions)]
-        spline = CubicHermiteSpline(distances[: len(ions)], energies[: len(ions)], slopes)
-        middle = UnivariateSpline(distances[: len(ions)], energies[: len(ions)], s=0, k=5)
-        inner = distances[1 : len(ions) - 1]
-        np.testing.assert_allclose(spline(inner, 1), middle(inner, 1), atol=0.15)
-        # an ion pair is what it is called: its dipole is nearly one electron charge times the distance
-        assert np.linalg.norm(ions[-1].get_dipole_moment()) == pytest.approx(
-            ions[-1].info["distance"], rel=0.15
-        )
-        for atoms in curve[len(ions) :]:
-            assert atoms.info["state"] == "atoms"
-            assert not atoms.get_dipole_moment().any()
+        states = [a.info["state"] for a in curve]
+        assert states == sorted(states, key=["ions", "ions apart", "atoms"].index)
+        # forces are the slope of the curve, whatever it is made of
+        for state in ("ions", "ions apart"):
+            part = [a for a in curve if a.info["state"] == state]
+            at = np.array([a.info["distance"] for a in part])
+            slopes = [
+                -a.get_forces()[1] @ (a.positions[1] - a.positions[0]) / d
+                for a, d in zip(part, at, strict=True)
+            ]
+            spline = UnivariateSpline(
+                at, [a.get_potential_energy() for a in part], s=0, k=min(5, len(at) - 1)
+            )
+            np.testing.assert_allclose(spline(at[1:-1], 1), slopes[1:-1], rtol=0.03, atol=0.06)
+        # ions: a charge of one, or somewhat less where the two overlap; atoms: none
+        for atoms, d in zip(curve, distances, strict=True):
+            low, high = {"ions": (0.75, 0.9), "ions apart": (0.93, 1.0), "atoms": (0.0, 0.0)}[
+                atoms.info["state"]
+            ]
+            assert low <= np.linalg.norm(atoms.get_dipole_moment()) / d <= high
 
 
 def test_vibrations_follow_from_hessian_and_born_charges(frames):
@@ -377,24 +366,3 @@ def test_vibrations_follow_from_hessian_and_born_charges(frames):
     # harmonic wavenumbers from experiment: 1649, 3832, 3943; PBE0 lies a few per cent higher
     np.testing.assert_allclose(np.ravel(water.info["frequencies"]), [1649, 3832, 3943], rtol=0.05)
     assert 50 < water.info["intensities"][0] < 110  # km/mol, bending
-
-
-def test_energies_in_fields_fit_the_dipoles(frames):
-    # along one direction E(f) = E(0) - mu f - alpha f^2 / 2, whose slope at the field is minus the dipole there
-    groups = {}
-    for atoms in frames["fields"]:
-        key = (atoms.info["system"], atoms.info["seed"], atoms.positions.round(3).tobytes())
-        groups.setdefault(key, []).append(atoms)
-    compared = 0
-    for group in groups.values():
-        zero = next((a for a in group if not a.info["external_field"].any()), None)
-        for atoms in group:
-            if zero is None or atoms is zero:
-                continue
-            field = atoms.info["external_field"]
-            mean = 0.5 * (atoms.get_dipole_moment() + zero.get_dipole_moment())
-            change = atoms.get_potential_energy() - zero.get_potential_energy()
-            # trapezoidal rule; its error is of third order in the field
-            assert change == pytest.approx(-mean @ field, abs=0.1 * np.linalg.norm(field) ** 3 + 1e-4)
-            compared += 1
-    assert compared >= 8

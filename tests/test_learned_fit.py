@@ -318,13 +318,13 @@ def test_an_interrupted_fit_continues(made, kernel, tmp_path):
             max_iterations=iterations,
         )
 
-    whole = model(3)
+    whole = model(2)
     with pytest.warns(KQEqWarning, match="without converging"):
         whole.fit(made)
     path = tmp_path / "fit.ckpt"
     with pytest.warns(KQEqWarning, match="without converging"):
         model(1).fit(made, resume=path)
-    resumed = model(3)
+    resumed = model(2)
     with pytest.warns(KQEqWarning, match="without converging"):
         resumed.fit(made, resume=path)
     assert_array_equal(resumed.posterior_.u, whole.posterior_.u)

@@ -139,13 +139,13 @@ class ACKS2(Recipe):
         """Put the problem together, on request with atomic dipoles."""
         sites = sites.on(device.like)
         assert sites.softness is not None
-        links = Links.build(structure, sites.softness, self.decay, self.cutoff, device)
         reference = reference_charges(structure, self.reference_charges)
         what = f"the ACKS2 matrix of {len(structure)} atoms"
         provider = self._products(
             structure, sites, dipoles=dipoles, many_responses=many_responses, device=device
         )
         if provider is not None:
+            links = Links.build(structure, sites.softness, self.decay, self.cutoff, device)
             solver: Solver = IterativeSolver.split(
                 provider,
                 added_diagonal(sites, dipoles=dipoles, damped=damped),
@@ -160,6 +160,7 @@ class ACKS2(Recipe):
         provider, hessian, elimination = build_hessian(
             structure, sites, dipoles=dipoles, damped=damped, device=device
         )
+        links = Links.build(structure, sites.softness, self.decay, self.cutoff, device)
         core = SplitChargeCore.build(
             hessian if elimination is None else elimination.hessian,
             links.laplacian() if len(structure) > DENSE_LAPLACIAN else links.laplacian_array(),

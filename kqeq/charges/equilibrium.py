@@ -121,8 +121,7 @@ class Equilibrium:
             For a field that the boundary conditions do not define.
         """
         atoms = len(self.structure)
-        xp = namespace(self.reference)
-        reference = self.reference + (float(total_charge) - xp.sum(self.reference)) / atoms
+        reference = self.reference + float(total_charge - self.structure.total_charge) / atoms
         self._check_field(external_field, reference)
         field = asarray_like(external_field, self.device.like)
         if self.links is None:

@@ -257,10 +257,10 @@ _VOIGT_TRANSPOSED = np.array([0, 4, 8, 7, 6, 3])
 def _stress(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
     value, rows = _position_derivative(line, jacobian, strain=True)
     volume = line.frame.structure.volume
-    return _to_stress(value, volume), None if rows is None else _to_stress(rows, volume)
+    return to_stress(value, volume), None if rows is None else to_stress(rows, volume)
 
 
-def _to_stress(strain: Array, volume: float) -> Array:
+def to_stress(strain: Array, volume: float) -> Array:
     """Strain derivatives (9, ...) to stress in Voigt order (6, ...)."""
     rows = [strain[int(a), ...] + strain[int(b), ...] for a, b in zip(_VOIGT, _VOIGT_TRANSPOSED, strict=True)]
     return namespace(strain).stack(rows, axis=0) * (0.5 / volume)
@@ -293,9 +293,15 @@ def _spread(line: Linearisation, block: Array, sites: Array | None) -> Array:
     return rows
 
 
-# a symmetric tensor as six numbers whose squares add up to those of all nine components
 _UPPER = np.triu_indices(3)
 _UPPER_WEIGHTS = np.where(_UPPER[0] == _UPPER[1], 1.0, np.sqrt(2.0))
+
+
+def upper_triangle(tensor: Array) -> Array:
+    """A symmetric tensor (3, 3, ...) as rows (6, ...) whose squares add up to those of all nine components."""
+    elements = zip(*_UPPER, _UPPER_WEIGHTS, strict=True)
+    rows = [tensor[int(a), int(b), ...] * float(weight) for a, b, weight in elements]
+    return namespace(tensor).stack(rows, axis=0)
 
 
 def _polarizability(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
@@ -303,21 +309,14 @@ def _polarizability(line: Linearisation, jacobian: bool) -> tuple[Array, Array |
     assert line.system is not None
     alpha = line.system.polarizability()
     assert alpha is not None
-    value = _upper(alpha)
+    value = upper_triangle(alpha)
     if not jacobian:
         return value, None
     rows = zeros((6, line.parameters.size), alpha)
     if line.site_directions is not None:
         change = line.system.polarizability_response(line.site_directions.change)
-        rows[:, line.parameters.site_columns] = line.site_directions.mix(_upper(change))
+        rows[:, line.parameters.site_columns] = line.site_directions.mix(upper_triangle(change))
     return value, rows
-
-
-def _upper(tensor: Array) -> Array:
-    """Six numbers for each symmetric tensor in a (3, 3, ...) array, (6, ...)."""
-    elements = zip(*_UPPER, _UPPER_WEIGHTS, strict=True)
-    rows = [tensor[int(a), int(b), ...] * float(weight) for a, b, weight in elements]
-    return namespace(tensor).stack(rows, axis=0)
 
 
 Block = Callable[[Linearisation, bool], tuple[Array, Array | None]]
@@ -343,7 +342,7 @@ def target_vector(frame: TrainingFrame, kind: str) -> FloatArray:
     if kind == "stress":
         return np.asarray(value.ravel()[_VOIGT])
     if kind == "polarizability":
-        return np.asarray(_UPPER_WEIGHTS * value[_UPPER])
+        return np.asarray(upper_triangle(value))
     return np.asarray(value.reshape(-1))
 
 
@@ -360,7 +359,7 @@ def _linear_rows(frame: TrainingFrame, features: FrameFeatures, kind: str, size:
     if kind == "forces" and features.positions is not None:
         return -features.positions
     if kind == "stress" and features.strain is not None:
-        return _to_stress(features.strain, frame.structure.volume)
+        return to_stress(features.strain, frame.structure.volume)
     return zeros((target_vector(frame, kind).size, size), features.device.like)
 
 
@@ -414,4 +413,6 @@ __all__ = [
     "deviation",
     "frame_rows",
     "target_vector",
+    "to_stress",
+    "upper_triangle",
 ]

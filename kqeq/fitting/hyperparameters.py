@@ -20,6 +20,7 @@ import numpy as np
 from kqeq.archive import read_archive, write_archive
 from kqeq.backend import CPU, Device, cache_budget
 from kqeq.errors import ModelFileError
+from kqeq.fitting.cache import CacheFolder
 from kqeq.fitting.evidence import AnyEvidence, collect, column_groups, maximise
 from kqeq.fitting.features import MEMORY_BUDGET, TrainingFrame
 from kqeq.fitting.parameters import Parameters
@@ -141,6 +142,7 @@ def learn(
     resume: str | PathLike[str] | None = None,
     report: Callable[[str], None] = lambda _: None,
     device: Device = CPU,
+    cache: CacheFolder | None = None,
 ) -> Learned:
     """Learn noises, prior spreads and, for closed-form fits, the power of the kernel.
 
@@ -162,6 +164,8 @@ def learn(
         Called with a line after every step.
     device : Device
         Where fits run; the evidence itself is computed on the host.
+    cache : CacheFolder, optional
+        Where features may go that memory has no room for.
 
     Returns
     -------
@@ -176,7 +180,7 @@ def learn(
         """Fit and linearise."""
         # a closed-form fit meets every frame once: there is nothing to keep
         budget = 0 if linear else cache_budget(device.like, MEMORY_BUDGET)
-        problem = FitProblem(frames, candidate, own, linear=linear, budget=budget, device=device)
+        problem = FitProblem(frames, candidate, own, linear=linear, budget=budget, device=device, cache=cache)
         try:
             if linear:
                 u = np.zeros(problem.size)  # any point serves

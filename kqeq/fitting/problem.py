@@ -11,21 +11,30 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from kqeq import blas
 from kqeq.backend import CPU, Device, asarray_like
+from kqeq.errors import WorkerError
 from kqeq.fitting.blocks import frame_rows
+from kqeq.fitting.cache import CacheFiles, CacheFolder
 from kqeq.fitting.equations import Sums
-from kqeq.fitting.features import MEMORY_BUDGET, FeatureStore, TrainingFrame
+from kqeq.fitting.features import MEMORY_BUDGET, FeatureStore, TrainingFrame, feature_maps
 from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.solver import CHUNK_ROWS, JacobianKind, LeastSquaresProblem, SumKind, sum_frames
-from kqeq.progress import track
+from kqeq.progress import say, track
 from kqeq.typing import Array, FloatArray
 
 MAX_CHUNKS = 64
 """Each chunk returns a P×P matrix; more chunks than this would move more matrices than they save time."""
+
+RETRIES = 3
+"""How often in a row a pool of worker processes may break before a fit gives up."""
+
+Result = TypeVar("Result")
 
 _STORES: dict[tuple[str, int], FeatureStore] = {}
 _NUMBERS = itertools.count()
@@ -47,6 +56,8 @@ class Chunk:
         Whether every label is linear in the parameters.
     budget : int
         Bytes that the features of this chunk may keep.
+    files : CacheFiles, optional
+        Where others may go.
     device : Device
     """
 
@@ -57,6 +68,7 @@ class Chunk:
     noise: Mapping[str, float]
     linear: bool
     budget: int
+    files: CacheFiles | None = None
     device: Device = CPU
 
     @property
@@ -85,7 +97,7 @@ def _store(chunk: Chunk) -> FeatureStore:
     if key not in _STORES:
         for old in [k for k in _STORES if k[0] != chunk.token and not k[0].startswith(f"{os.getpid()}-")]:
             del _STORES[old]  # a worker process serves one fit at a time
-        _STORES[key] = FeatureStore(chunk.frames, chunk.parameters, chunk.budget, chunk.device)
+        _STORES[key] = FeatureStore(chunk.frames, chunk.parameters, chunk.budget, chunk.files, chunk.device)
     return _STORES[key]
 
 
@@ -106,6 +118,8 @@ class FitProblem:
         Whether every label is linear in the parameters.
     budget : int
         Bytes that cached features may take in all.
+    cache : CacheFolder, optional
+        Where features may go that memory has no room for.
     device : Device
         Where features and sums are computed.
     """
@@ -118,6 +132,7 @@ class FitProblem:
         *,
         linear: bool,
         budget: int = MEMORY_BUDGET,
+        cache: CacheFolder | None = None,
         device: Device = CPU,
     ) -> None:
         # frames of the same elements share representatives in their layout, and products with them
@@ -129,11 +144,14 @@ class FitProblem:
         self.device = device
         self.size = parameters.size
         self.token = f"{os.getpid()}-{next(_NUMBERS)}"
-        groups = _groups(frames)
-        self.chunks = [
-            Chunk(self.token, i, group, parameters, noise, linear, budget * len(group) // len(frames), device)
-            for i, group in enumerate(groups)
-        ]
+        files = None if cache is None else cache.files(feature_maps(parameters))
+        self.chunks = []
+        for i, group in enumerate(_groups(frames)):
+            share = len(group) / len(frames)
+            own = None if files is None else files.share(share)
+            self.chunks.append(
+                Chunk(self.token, i, group, parameters, noise, linear, int(budget * share), own, device)
+            )
 
     @property
     def linear_columns(self) -> slice | None:
@@ -167,23 +185,56 @@ def _groups(frames: Sequence[TrainingFrame]) -> list[Sequence[TrainingFrame]]:
     return groups
 
 
-def joblib_engine(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) -> Sums:
-    """Sum the chunks of a :class:`FitProblem` through joblib.
+def map_chunks(
+    function: Callable[..., Result], problem: FitProblem, *arguments: Any, description: str
+) -> Iterable[Result]:
+    """``function(chunk, *arguments)`` for all chunks in order, through joblib; worker processes may die on the way.
 
     Serial by default; ``with joblib.parallel_config(backend="loky", n_jobs=2):`` around the fit, or any other
-    backend (``"threading"``, ``"dask"``), runs chunks in parallel.  The order of summation is fixed.
+    backend (``"threading"``, ``"dask"``), runs chunks in parallel.  A dask cluster repeats the work of a worker that dies
+    by itself; pools of local processes break, and are started again here.
+
+    Raises
+    ------
+    WorkerError
+        If worker processes die again and again on the same chunks.
     """
+    if problem.device.is_host:
+        results = _results(function, problem.chunks, arguments)
+    else:  # one GPU: nothing to distribute, and sums that stay where they are
+        results = (function(chunk, *arguments) for chunk in problem.chunks)
+    return track(results, description, total=len(problem.chunks))
+
+
+def _results(
+    function: Callable[..., Result], chunks: Sequence[Chunk], arguments: tuple[Any, ...]
+) -> Iterator[Result]:
     from joblib import Parallel, delayed
 
-    assert isinstance(problem, FitProblem)
-    if problem.device.is_host:
+    done = failures = 0
+    while done < len(chunks):
         parallel = Parallel(return_as="generator")
-        results = parallel(delayed(_chunk_sums)(chunk, u, what) for chunk in problem.chunks)
-    else:  # one GPU: nothing to distribute, and sums that stay where they are
-        results = (_chunk_sums(chunk, u, what) for chunk in problem.chunks)
+        tasks = (delayed(function)(chunk, *arguments) for chunk in chunks[done:])
+        try:
+            for result in parallel(tasks):
+                yield result
+                done, failures = done + 1, 0
+        except BrokenProcessPool as error:
+            failures += 1
+            if failures > RETRIES:
+                raise WorkerError(
+                    f"worker processes died {failures} times in a row, out of memory perhaps: use fewer (n_jobs), "
+                    "or a machine with more memory. A fit with resume=path continues from its checkpoint"
+                ) from error
+            say(f"a worker process died; {len(chunks) - done} of {len(chunks)} chunks are computed again")
+
+
+def joblib_engine(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) -> Sums:
+    """Sum the chunks of a :class:`FitProblem` in fixed order; see :func:`map_chunks`."""
+    assert isinstance(problem, FitProblem)
     name = "iteration" if what in ("full", "triangle") else "step"
     total: Sums | None = None
-    for sums in track(results, name, total=len(problem.chunks)):
+    for sums in map_chunks(_chunk_sums, problem, u, what, description=name):
         if total is None:
             total = sums
         else:
@@ -192,4 +243,4 @@ def joblib_engine(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) ->
     return total
 
 
-__all__ = ["MAX_CHUNKS", "Chunk", "FitProblem", "joblib_engine"]
+__all__ = ["MAX_CHUNKS", "RETRIES", "Chunk", "FitProblem", "joblib_engine", "map_chunks"]

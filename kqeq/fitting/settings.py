@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any
 
 import numpy as np
 
 from kqeq.backend import CPU, Device
 from kqeq.baseline import Baseline
+from kqeq.charge_kernel import ChargeKernel
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError
 from kqeq.fitting.blocks import BLOCKS
@@ -51,6 +51,8 @@ class FitSettings:
         For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
     solver : {"auto", "cholesky", "qr"}
         How the linear problem of each step is solved (:mod:`kqeq.fitting.equations`).
+    charge_aware : ChargeKernel or None
+        How the short-range energy depends on charges.
     device : Device
         Where to compute; results do not depend on it.
     """
@@ -65,25 +67,28 @@ class FitSettings:
     max_iterations: int = 30
     optimize: str | None = None
     site_kernel: SOAPKernel | None = None
+    charge_aware: ChargeKernel | None = None
     solver: str = "auto"
     device: Device = CPU
 
 
-def complete_noise(noise: Any) -> dict[str, float]:
-    """The noise of every label kind, from what the user gave and the defaults.
+def complete_noise(noise: Mapping[str, float] | None) -> dict[str, float]:
+    """Standard deviations of all label kinds; defaults where none are given.
 
     Raises
     ------
     InputError
+        For anything but a mapping, and for unknown kinds.
     """
     if not isinstance(noise or {}, Mapping):
         raise InputError(f"noise is {noise!r}; expected a dict of standard deviations by label kind")
-    unknown = [kind for kind in {**(noise or {})} if kind not in DEFAULT_NOISE]
+    given = dict(noise or {})
+    unknown = [kind for kind in given if kind not in DEFAULT_NOISE]
     if unknown:
         raise InputError(
             f"noise names {', '.join(map(repr, unknown))}; expected some of {', '.join(DEFAULT_NOISE)}"
         )
-    return {**DEFAULT_NOISE, **(noise or {})}
+    return {**DEFAULT_NOISE, **given}
 
 
 def check_settings(settings: FitSettings) -> None:
@@ -115,6 +120,18 @@ def check_settings(settings: FitSettings) -> None:
             "site_kernel was given, but no parameter of the charge model depends on the environment; mark some with "
             '"kernel", for example charges=kqeq.QEq(hardness="kernel"), or leave site_kernel=None'
         )
+    if settings.charge_aware is not None:
+        if not isinstance(settings.charge_aware, ChargeKernel):
+            raise InputError(
+                f"charge_aware is {settings.charge_aware!r}; expected kqeq.ChargeKernel(...), or None"
+            )
+        settings.charge_aware.check()
+        if settings.charges is None or settings.short_range is None:
+            raise InputError(
+                "charge_aware makes the short-range energy depend on charges, but the model has no "
+                f"{'charges' if settings.charges is None else 'short-range energy'}: charges and short_range may "
+                "not be None with it"
+            )
     for kind, value in settings.noise.items():
         if kind not in BLOCKS:
             raise InputError(f"noise for unknown label kind {kind!r}; expected some of {', '.join(BLOCKS)}")

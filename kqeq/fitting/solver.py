@@ -3,9 +3,9 @@
     loss(u) = prior(u) + ½ Σ r(u)²,    r = (y − ŷ(u)) / σ
 
 One iteration accumulates the quadratic model of the loss over the frames (:mod:`kqeq.fitting.equations`), in the
-simplest case H = Σ JᵀJ + 1 and b = Σ Jᵀr − u, and solves (H + λ diag H) Δ = b.  λ = 0 is the Gauss–Newton step; it is tried first, and λ grows only when the loss would rise (Levenberg 1944;
-Marquardt 1963; damping update after Nielsen 1999, IMM-REP-1999-05).  Problems that are linear in u need the
-first step only.
+simplest case H = Σ JᵀJ + 1 and b = Σ Jᵀr − u, and solves (H + λ diag H) Δ = b.  λ = 0 is the Gauss–Newton step; it is
+tried first, and λ grows only when the loss would rise (Levenberg 1944; Marquardt 1963; damping update after Nielsen
+1999, IMM-REP-1999-05).  Problems that are linear in u need the first step only.
 
 **Linear parameters.**  The short-range energy is linear in its parameters, the electrostatic energy quadratic in
 those of the electronegativity.  A plain Gauss–Newton step changes both at once, and the quadratic change, eV against

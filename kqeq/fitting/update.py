@@ -1,11 +1,13 @@
 """More frames for a fitted model, without those it was fitted to.
 
-The posterior of a fit, N(u, H⁻¹), is the prior of what comes next (Bayes): with the old data as the quadratic form
-½ (u' − u)ᵀ H (u' − u), Gauss–Newton runs over the frames that are added, and nothing of the old ones is needed but H and u.
+The posterior of a fit, N(u, H⁻¹), is the prior of what comes next (Bayes): with the old data as the quadratic form ½
+(u' − u)ᵀ H (u' − u), Gauss–Newton runs over the frames that are added, and nothing of the old ones is needed but H
+and u.
 
-For labels that the model is linear in (dipoles, charges; energies and forces without charges) this is exact: the result
-is that of one fit to all frames with the same representatives, noises and priors.  Otherwise the quadratic form is the old
-loss only near u; the further the added frames move the parameters, the more a fit to all frames would differ.
+For labels that the model is linear in (dipoles, charges; energies and forces without charges) this is exact: the
+result is that of one fit to all frames with the same representatives, noises and priors.  Otherwise the quadratic
+form is the old loss only near u; the further the added frames move the parameters, the more a fit to all frames would
+differ.
 
 Representatives and element offsets' prior means stay as they are.
 """
@@ -23,7 +25,8 @@ from kqeq.fitting.blocks import LINEAR_KINDS
 from kqeq.fitting.consistency import warn_contradictions
 from kqeq.fitting.equations import Prior
 from kqeq.fitting.features import MEMORY_BUDGET
-from kqeq.fitting.fit import FitResult, finish, warn_unconverged
+from kqeq.fitting.fit import FitResult, finish
+from kqeq.fitting.minimisation import warn_unconverged
 from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.problem import FitProblem, joblib_engine
 from kqeq.fitting.report import FitReport
@@ -80,7 +83,7 @@ def update_potential(
     if not found & set(kinds):
         raise InputError(
             f"the model was fitted to {', '.join(kinds)}, and the {len(pairs)} frames to add carry "
-            f"{', '.join(sorted(found)) or 'no labels'}; add frames with labels of those kinds, or fit again to all frames"
+            f"{', '.join(sorted(found)) or 'no labels'}; add frames with labels of those kinds, or fit again to all"
         )
     for i, (structure, _) in enumerate(pairs):
         potential.check(structure, f"frame {i}")

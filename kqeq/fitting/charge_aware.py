@@ -1,0 +1,321 @@
+"""The second stage of a fit: a short-range energy that sees the charges, at given charges.
+
+Electronegativities and site parameters come from the ordinary fit and are held.  Then E_sr = Σ_b Σ_i ψ_b(q_i) δ Φ_i w_b
+(:mod:`kqeq.charge_kernel`) and all that follows from it is linear in w, with known charges and derivatives of charges:
+
+    ∂E/∂w_bm    = Σ_i ψ_b Φ_im                    ∂(∂E/∂r)/∂w_bm = Σ_i ψ_b ∂Φ_im/∂r + Σ_i ψ'_b Φ_im ∂q_i/∂r
+    ∂μ/∂w_bm    = Σ_i ψ'_b Φ_im ∂μ/∂χ_i           ∂α/∂w_bm = −Σ_i ψ''_b Φ_im (∂q_i/∂field)(∂q_i/∂field)ᵀ
+
+with ∂q_i/∂r = ∂²E_el/∂r∂χ_i, one solve in closed form.
+
+Dimensions: N atoms, n the order of the charge kernel, p kernel features, Z elements; P = (n + 1) p + Z parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from kqeq import blas
+from kqeq.charge_kernel import ChargeKernel
+from kqeq.charged import Charged
+from kqeq.charges.base import Response
+from kqeq.charges.parameters import logarithmic_gradient_response
+from kqeq.descriptors import evaluate_states
+from kqeq.descriptors.base import DescriptorState, SiteJacobian
+from kqeq.fitting.blocks import deviation, target_vector, to_stress, upper_triangle
+from kqeq.fitting.equations import Sums
+from kqeq.fitting.features import TrainingFrame
+from kqeq.fitting.parameters import SitePart
+from kqeq.fitting.problem import MAX_CHUNKS
+from kqeq.fitting.solver import (
+    JacobianKind,
+    LeastSquaresProblem,
+    Solution,
+    SumKind,
+    minimise,
+    sum_frames,
+)
+from kqeq.potential import Potential, SiteModel
+from kqeq.prediction import Prediction
+from kqeq.progress import track
+from kqeq.structures import Structure
+from kqeq.typing import FloatArray, IntArray
+
+FRAMES_PER_TASK = 8
+"""Frames that are summed together at least; each group returns a matrix over all parameters."""
+
+KINDS = ("energy", "forces", "stress", "dipole", "polarizability")
+"""Labels that the short-range energy acts on; partition charges are not among them."""
+
+
+@dataclass(frozen=True, eq=False)
+class CoupledFit:
+    """Result of the second stage.
+
+    Attributes
+    ----------
+    potential : Potential
+        With the short-range energy of the second stage.
+    part : SitePart
+        Prior of one power of the charge; offsets of elements.
+    solution : Solution
+        u holds the features of each power after the other, then the offsets.
+    """
+
+    potential: Potential
+    part: SitePart
+    solution: Solution
+
+
+class ChargeView:
+    """One structure at the charges of a potential, and how they change with positions and strain.
+
+    Parameters
+    ----------
+    potential : Potential
+        Its short-range energy plays no part here.
+    structure : Structure
+    kernel : ChargeKernel
+    derivatives : bool
+        Whether forces or stress will be asked for.
+    """
+
+    def __init__(
+        self, potential: Potential, structure: Structure, kernel: ChargeKernel, *, derivatives: bool
+    ) -> None:
+        self.potential = replace(potential, charge_kernel=None, charge_powers=())
+        self.structure = structure
+        self.derivatives = derivatives
+        self.states = evaluate_states(self.potential.descriptors, structure, derivatives=derivatives)
+        self.near = {
+            feature_map: feature_map.similarities(self.states[feature_map.descriptor], structure.numbers)
+            for feature_map in self.potential.feature_maps
+        }
+        found = self.potential.charged(structure, self.near)
+        assert found is not None and potential.short_range is not None
+        self.charged: Charged = found[0]
+        self.feature_map = potential.short_range.feature_map
+        self.values, self.slopes, self.curvatures = (
+            kernel.features(self.charged.state.charges, derivative) for derivative in range(3)
+        )
+
+    @property
+    def state(self) -> DescriptorState:
+        """Descriptors of the short-range energy."""
+        return self.states[self.feature_map.descriptor]
+
+    @cached_property
+    def response(self) -> Response:
+        """Response to the electronegativity of each atom."""
+        return self.charged.system.respond(np.eye(len(self.structure)))
+
+    @cached_property
+    def features(self) -> FloatArray:
+        """Φ, (N, p)."""
+        return np.asarray(self.feature_map.features(self.state, self.structure.numbers))
+
+    def charge_derivatives(self, *, strain: bool = False) -> FloatArray:
+        """∂q_i/∂r_k as (3N, N), or ∂q_i/∂ε as (9, N)."""
+        state, response = self.charged.state, self.response
+        change = state.strain_response(response) if strain else state.gradient_response(response)
+        result = change.reshape(-1, len(self.structure))
+        chi = self.potential.electronegativity
+        assert chi is not None
+        weights = {"chi": response.charges} | logarithmic_gradient_response(
+            state, self.charged.sites, self.charged.kinds, response
+        )
+        for name, model in {"chi": chi, **self.potential.sites}.items():
+            jacobian = self._jacobian(model)
+            result = result + (jacobian.strain if strain else jacobian.positions) @ weights[name]
+        return np.asarray(result)
+
+    def _jacobian(self, model: SiteModel) -> SiteJacobian:
+        """Derivatives of the values of a kernel model at the atoms."""
+        state = self.states[model.feature_map.descriptor]
+        return state.site_jacobian(model.descriptor_gradient(self.near[model.feature_map], state))
+
+    def rows(self, kind: str, part: SitePart) -> FloatArray:
+        """Derivatives of a label with respect to the parameters, (rows, P)."""
+        size, atoms = part.kernel_size, len(self.structure)
+        offsets = part.one_hot(self.structure.numbers).sum(axis=0)
+        if kind == "energy":
+            return np.concatenate([part.delta * (self.values @ self.features).ravel(), offsets])[None, :]
+        if kind in ("forces", "stress"):
+            strain = kind == "stress"
+            moved = self.charge_derivatives(strain=strain)
+            blocks = []
+            for value, slope in zip(self.values, self.slopes, strict=True):
+                pulled = self.feature_map.feature_gradients(self.state, self.structure.numbers, value)
+                own = pulled.strain if strain else pulled.positions
+                blocks.append(own + (moved * slope) @ self.features)
+            block = part.delta * np.concatenate(blocks, axis=1)
+            block = to_stress(block, self.structure.volume) if strain else -block
+        elif kind == "dipole":
+            assert self.response.dipole is not None
+            block = self._by_atoms(self.response.dipole, self.slopes, part)
+        else:
+            moved = self.charged.system.respond_field().charges
+            squares = upper_triangle(np.einsum("ia,ib->abi", moved, moved))
+            block = -self._by_atoms(squares, self.curvatures, part)
+        assert block.shape[1] == len(self.values) * size and (kind != "forces" or len(block) == 3 * atoms)
+        return np.concatenate([block, np.zeros((len(block), len(offsets)))], axis=1)
+
+    def _by_atoms(self, block: FloatArray, factors: FloatArray, part: SitePart) -> FloatArray:
+        """δ Σ_i block_ri factors_bi Φ_im, (rows, (n + 1) p)."""
+        return part.delta * np.concatenate([(block * own) @ self.features for own in factors], axis=1)
+
+    def electrostatics(self, kind: str) -> FloatArray:
+        """What the charges alone say about a label, in the order of its rows."""
+        if kind == "energy":
+            return np.array([self._bare.energy_electrostatic])
+        value = np.asarray(getattr(self._bare, kind))
+        if kind == "stress":
+            return np.asarray(to_stress(value.reshape(9), 1.0))
+        return np.asarray(upper_triangle(value) if kind == "polarizability" else value.reshape(-1))
+
+    @cached_property
+    def _bare(self) -> Prediction:
+        """The prediction without short-range energy and baseline."""
+        bare = replace(self.potential, short_range=None, baseline=None)
+        kinds = KINDS if self.derivatives else tuple(k for k in KINDS if k not in ("forces", "stress"))
+        return bare.finish(self.structure, kinds, self.states, self.near, self.charged.system)
+
+
+class ChargeAwareProblem:
+    """The second stage as a linear least-squares problem.
+
+    Parameters
+    ----------
+    frames : sequence of TrainingFrame
+    potential : Potential
+    part : SitePart
+        Prior of one power of the charge, and of the offsets of elements.
+    noise : mapping of str to float
+    kernel : ChargeKernel
+    """
+
+    linear = True
+    linear_columns: slice | None = None
+
+    def __init__(
+        self,
+        frames: Sequence[TrainingFrame],
+        potential: Potential,
+        part: SitePart,
+        noise: Mapping[str, float],
+        kernel: ChargeKernel,
+    ) -> None:
+        self.frames = frames
+        self.potential = potential
+        self.part = part
+        self.noise = noise
+        self.kernel = kernel
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return (self.kernel.order + 1) * self.part.kernel_size + len(self.part.offset_mean)
+
+    def part_of(self, index: IntArray) -> ChargeAwareProblem:
+        """The same problem for some of the frames."""
+        frames = [self.frames[int(i)] for i in index]
+        return ChargeAwareProblem(frames, self.potential, self.part, self.noise, self.kernel)
+
+    def rows(
+        self, u: FloatArray, *, jacobian: JacobianKind
+    ) -> Iterator[tuple[FloatArray, FloatArray | None]]:
+        """Weighted residuals and Jacobians, frame by frame."""
+        for frame in self.frames:
+            kinds = [kind for kind in frame.labels.kinds if kind in KINDS]
+            if not kinds:
+                continue
+            view = ChargeView(self.potential, frame.structure, self.kernel, derivatives=frame.needs_gradients)
+            residuals, blocks = [], []
+            for kind in kinds:
+                block = view.rows(kind, self.part)
+                known = view.electrostatics(kind) + block @ u
+                if kind == "energy":
+                    known = known + self.part.mean(frame.structure.numbers).sum()
+                scale = np.sqrt(frame.labels.weight) / deviation(frame, kind, self.noise)
+                residuals.append(scale * (target_vector(frame, kind) - known))
+                blocks.append(scale * block)
+            yield np.concatenate(residuals), np.concatenate(blocks)
+
+
+def fit_charge_aware(
+    frames: Sequence[TrainingFrame],
+    potential: Potential,
+    part: SitePart,
+    noise: Mapping[str, float],
+    kernel: ChargeKernel,
+) -> CoupledFit:
+    """Replace the short-range energy of a potential by one that sees its charges.
+
+    Parameters
+    ----------
+    frames : sequence of TrainingFrame
+        As in the first stage, baseline subtracted.
+    potential : Potential
+        Result of the first stage, with charges and a short-range energy.
+    part : SitePart
+        Prior of the short-range energy; every power of the charge gets the same.
+    noise : mapping of str to float
+    kernel : ChargeKernel
+    """
+    # labels are without the baseline, and calculators may not travel to other processes
+    problem = ChargeAwareProblem(frames, replace(potential, baseline=None), part, noise, kernel)
+    solution = minimise(problem, np.zeros(problem.size), engine=_in_parallel)
+    return CoupledFit(_apply(potential, part, kernel, solution.u), part, solution)
+
+
+def _in_parallel(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) -> Sums:
+    """Sum groups of frames through joblib, in a fixed order; see :func:`kqeq.fitting.problem.joblib_engine`."""
+    from joblib import Parallel, delayed
+
+    assert isinstance(problem, ChargeAwareProblem)
+    count = max(1, min(MAX_CHUNKS, len(problem.frames) // FRAMES_PER_TASK))
+    groups = [problem.part_of(own) for own in np.array_split(np.arange(len(problem.frames)), count)]
+    tasks = (delayed(_sums)(group, u, what) for group in groups)
+    total: Sums | None = None
+    for sums in track(Parallel(return_as="generator")(tasks), "charge-aware", total=count):
+        if total is None:
+            total = sums
+        else:
+            total.add(sums)
+    assert total is not None
+    return total
+
+
+def _sums(problem: ChargeAwareProblem, u: FloatArray, what: SumKind) -> Sums:
+    with blas.one_thread():
+        return sum_frames(problem, u, what)
+
+
+def _apply(potential: Potential, part: SitePart, kernel: ChargeKernel, u: FloatArray) -> Potential:
+    """The potential with the parameters of the second stage."""
+    assert part.feature_map is not None
+    size = part.kernel_size
+    zero = dict.fromkeys(potential.species, 0.0)
+    powers = [
+        SiteModel(part.feature_map, part.feature_map.coefficients(part.delta * own), zero)
+        for own in u[: (kernel.order + 1) * size].reshape(-1, size)
+    ]
+    tail = u[len(powers) * size :]
+    offsets = {
+        z: mean + part.offset_spread * float(x)
+        for (z, mean), x in zip(part.offset_mean.items(), tail, strict=True)
+    }
+    return replace(
+        potential,
+        energy_offsets=offsets,
+        short_range=powers[0],
+        charge_kernel=kernel,
+        charge_powers=tuple(powers[1:]),
+    )
+
+
+__all__ = ["KINDS", "ChargeAwareProblem", "ChargeView", "CoupledFit", "fit_charge_aware"]
