@@ -2,6 +2,7 @@
 
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from device_checks import STRICT
 from kqeq import backend, devices
 from kqeq.backend import CPU, Device, limit_memory, record_transfers
 from kqeq.errors import DeviceError, InputError
+from kqeq.fixed_geometry import FixedGeometry
+from kqeq.structures import read_structure
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +90,32 @@ def test_other_charge_models(charges, kernel, water_training, water_systems):
         model.fit(water_training[:6])
     atoms = frames(water_systems)[0]
     assert_equal_predictions(model.predict(atoms, device=STRICT), model.predict(atoms))
+
+
+def test_a_short_range_energy_that_sees_the_charges(water_model, water_systems):
+    potential = water_model.potential_
+    weaker = replace(
+        potential.short_range,
+        coefficients={z: 0.3 * c for z, c in potential.short_range.coefficients.items()},
+    )
+    aware = replace(potential, charge_kernel=kqeq.ChargeKernel(order=2), charge_powers=(weaker, weaker))
+    for atoms in frames(water_systems):
+        structure = read_structure(atoms)
+        expected = aware.predict(structure)
+        assert abs(expected.energy - potential.predict(structure).energy) > 1e-6
+        assert_equal_predictions(aware.predict(structure, device=STRICT), expected)
+
+
+def test_one_geometry_under_several_conditions(water_model, water_systems):
+    structure = read_structure(frames(water_systems)[0])
+    here, there = (
+        FixedGeometry.at(water_model.potential_, structure, device=device) for device in (CPU, STRICT)
+    )
+    for charge in (0.0, 1.0):
+        with record_transfers() as moved:
+            result = there.under(charge).predict(("energy", "forces", "dipole"))
+        assert_equal_predictions(result, here.under(charge).predict(("energy", "forces", "dipole")))
+        assert max(moved.to_host) <= 24 * len(structure)
 
 
 def test_a_small_budget_changes_nothing(water_model, water_systems):
