@@ -16,6 +16,9 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from kqeq import devices
+from kqeq.backend import Device
+from kqeq.devices import check_precision
 from kqeq.errors import InputError, UnsupportedError
 from kqeq.estimator import KQEq
 from kqeq.fixed_geometry import FixedGeometry, same_geometry
@@ -52,6 +55,10 @@ class KQEqCalculator(Calculator):
         Total charge in e.  ``None`` reads ``atoms.info["total_charge"]`` or ``atoms.info["charge"]``, or takes 0.
     external_field : (3,) array-like, optional
         External field in V/Å.  ``None`` reads ``atoms.info["external_field"]``, or takes none.
+    device : {"cpu", "cuda", "auto"}
+        Where to compute, as in :meth:`kqeq.KQEq.predict`.
+    precision : {"float64", "float32"}
+        Of the matrix product behind the forces of kernels, likewise.
 
     Attributes
     ----------
@@ -65,7 +72,9 @@ class KQEqCalculator(Calculator):
     ModelNotFittedError
         If the model is not fitted.
     InputError
-        For something that is not a model, a charge or a field.
+        For something that is not a model, a charge or a field, or an unknown device or precision.
+    DeviceError
+        If a GPU is asked for and does not work.
 
     Notes
     -----
@@ -81,13 +90,24 @@ class KQEqCalculator(Calculator):
     default_parameters: dict[str, Any] = {"total_charge": None, "external_field": None}  # noqa: RUF012
     ignored_changes: set[str] = {"initial_magmoms"}  # noqa: RUF012
 
-    def __init__(self, model: KQEq, *, total_charge: float | None = None, external_field: Any = None) -> None:
+    def __init__(
+        self,
+        model: KQEq,
+        *,
+        total_charge: float | None = None,
+        external_field: Any = None,
+        device: str | Device = "cpu",
+        precision: str = "float64",
+    ) -> None:
         if not isinstance(model, KQEq):
             raise InputError(
                 f"KQEqCalculator needs a fitted kqeq.KQEq model, got {type(model).__name__}; "
                 "load a model file with kqeq.load(path) first"
             )
         self._potential: Potential = model._fitted()
+        self._single = check_precision(precision)
+        devices.resolve(device)
+        self._device = device
         self._prediction: Prediction | None = None
         self._conditions: tuple[float, FloatArray] | None = None
         self._site_data: tuple[bytes | None, ...] = ()
@@ -257,7 +277,13 @@ class KQEqCalculator(Calculator):
         if "forces" in properties or "stress" in properties:
             # both come out of the same derivatives
             wanted += ["forces", "stress"] if structure.periodic else ["forces"]
-        prediction = self._at(structure).predict(wanted)
+
+        def work(where: Device) -> Prediction:
+            return self._at(structure, where).predict(wanted)
+
+        prediction, used = devices.run(self._device, work)
+        if used.is_host:
+            self._device = "cpu"  # a GPU that failed once is not tried again at every step
 
         results: dict[str, Any] = {}
         if self._potential.has_energy:
@@ -279,14 +305,16 @@ class KQEqCalculator(Calculator):
                     "a volume and a periodic direction, a dipole a structure whose dipole is defined"
                 )
 
-    def _at(self, structure: Structure) -> FixedGeometry:
+    def _at(self, structure: Structure, device: Device) -> FixedGeometry:
         """What depends on the geometry alone, kept until the geometry changes."""
         kept = self._geometry
-        if kept is not None and same_geometry(kept.structure, structure):
+        if kept is not None and kept.device is device and same_geometry(kept.structure, structure):
             self._geometry = replace(kept, structure=structure)
         else:
             self._geometry = None  # the old matrix goes before another one is made
-            self._geometry = FixedGeometry.at(self._potential, structure, pairs=self._pairs(structure))
+            self._geometry = FixedGeometry.at(
+                self._potential, structure, pairs=self._pairs(structure), device=device, single=self._single
+            )
         return self._geometry
 
     def _pairs(self, structure: Structure) -> Pairs | None:

@@ -15,16 +15,18 @@ Dimensions: N atoms, n the order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
+from math import comb, prod, sqrt
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
 
+from kqeq.backend import namespace, to_float
 from kqeq.errors import InputError
-from kqeq.typing import FloatArray
+from kqeq.typing import Array
 
 MAX_ORDER = 4
 """Each power is a kernel expansion of its own."""
@@ -64,14 +66,14 @@ class ChargeKernel(BaseEstimator):  # type: ignore[misc]
         if not good or not (np.isfinite(self.scale) and self.scale > 0):
             raise InputError(f"ChargeKernel(scale={self.scale!r}): expected a positive charge in e")
 
-    def features(self, charges: FloatArray, derivative: int = 0) -> FloatArray:
+    def features(self, charges: Array, derivative: int = 0) -> Array:
         """ψ_b of charges (N,), or a derivative with respect to the charge; (n + 1, N)."""
-        result = np.zeros((int(self.order) + 1, len(charges)))
-        for b in range(derivative, len(result)):
-            falling = float(np.prod(np.arange(b - derivative + 1, b + 1)))
-            weight = np.sqrt(comb(int(self.order), b)) * falling / self.scale**b
-            result[b] = weight * charges ** (b - derivative)
-        return result
+        rows = []
+        for b in range(int(self.order) + 1):
+            falling = prod(range(b - derivative + 1, b + 1)) if b >= derivative else 0
+            weight = sqrt(comb(int(self.order), b)) * falling / float(self.scale) ** b
+            rows.append(weight * charges ** max(b - derivative, 0))
+        return namespace(charges).stack(rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Parameters as plain data."""
@@ -95,19 +97,21 @@ class ChargeCoupling:
     """
 
     energy: float
-    weights: FloatArray
-    slope: FloatArray
-    curvature: FloatArray
+    weights: Array
+    slope: Array
+    curvature: Array
 
     @classmethod
-    def at(cls, kernel: ChargeKernel, charges: FloatArray, expansions: FloatArray) -> ChargeCoupling:
-        """From charges (N,) and the expansions f_b, (n + 1, N) in eV."""
+    def at(cls, kernel: ChargeKernel, charges: Array, expansions: Sequence[Array]) -> ChargeCoupling:
+        """From charges (N,) and the n + 1 expansions f_b, (N,) each in eV."""
+        xp = namespace(charges)
+        values = xp.stack(list(expansions))
         weights, slopes, curvatures = (kernel.features(charges, derivative) for derivative in range(3))
         return cls(
-            float(np.vdot(weights, expansions)),
+            to_float(xp.sum(weights * values)),
             weights,
-            np.asarray((slopes * expansions).sum(axis=0)),
-            np.asarray((curvatures * expansions).sum(axis=0)),
+            xp.sum(slopes * values, axis=0),
+            xp.sum(curvatures * values, axis=0),
         )
 
 

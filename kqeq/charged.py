@@ -15,12 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-
+from kqeq.backend import to_float
 from kqeq.charge_kernel import ChargeCoupling
 from kqeq.charges.base import ChargeState, ChargeSystem, Response, SiteParameters
 from kqeq.charges.parameters import logarithmic_gradient, logarithmic_gradient_response
-from kqeq.typing import FloatArray
+from kqeq.typing import Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +48,12 @@ class Charged:
         """Response to electronegativities along g; ``None`` where nothing but the charge model sees the charges."""
         return None if self.coupling is None else self.system.respond(self.coupling.slope[:, None])
 
-    def electronegativity_gradient(self) -> FloatArray:
+    def electronegativity_gradient(self) -> Array:
         """∂E/∂χ_i, (N,)."""
         own = self.state.electronegativity_gradient()
         return own if self.response is None else own + self.response.charges[:, 0]
 
-    def site_gradients(self) -> dict[str, FloatArray]:
+    def site_gradients(self) -> dict[str, Array]:
         """∂E/∂ln θ_i of the parameters that depend on the environment, (N,) each."""
         own = logarithmic_gradient(self.state, self.sites, self.kinds)
         if self.response is None:
@@ -62,23 +61,23 @@ class Charged:
         change = logarithmic_gradient_response(self.state, self.sites, self.kinds, self.response)
         return {kind: values + change[kind][:, 0] for kind, values in own.items()}
 
-    def gradient(self) -> FloatArray:
+    def gradient(self) -> Array:
         """∂E/∂r at fixed electronegativities, site parameters and environments of the atoms, (N, 3)."""
         own = self.state.gradient()
-        return own if self.response is None else own + self.state.gradient_response(self.response)[..., 0]
+        return own if self.response is None else own + self.state.gradient_response(self.response)[:, :, 0]
 
-    def strain(self) -> FloatArray:
+    def strain(self) -> Array:
         """∂E/∂ε, likewise, (3, 3)."""
         own = self.state.strain()
-        return own if self.response is None else own + self.state.strain_response(self.response)[..., 0]
+        return own if self.response is None else own + self.state.strain_response(self.response)[:, :, 0]
 
     @property
-    def dipole(self) -> FloatArray | None:
+    def dipole(self) -> Array | None:
         """−∂E/∂field; ``None`` where it is not defined."""
         own = self.state.dipole
         if own is None or self.response is None or self.response.dipole is None:
             return own
-        return np.asarray(own + self.response.dipole[:, 0])
+        return own + self.response.dipole[:, 0]
 
     @property
     def chemical_potential(self) -> float:
@@ -86,25 +85,25 @@ class Charged:
         own = self.state.chemical_potential
         if self.coupling is None:
             return own
-        return own + float(self.coupling.slope @ self._fukui)
+        return own + to_float(self.coupling.slope @ self._fukui)
 
     def hardness(self) -> float:
         """∂²E/∂Q²."""
         own = self.system.hardness()
         if self.coupling is None:
             return own
-        return own + float(self.coupling.curvature @ self._fukui**2)
+        return own + to_float(self.coupling.curvature @ self._fukui**2)
 
-    def polarizability(self) -> FloatArray | None:
+    def polarizability(self) -> Array | None:
         """∂μ/∂field; charges are linear in the field, so g' is all that the short-range energy adds."""
         own = self.system.polarizability()
         if own is None or self.coupling is None:
             return own
         moved = self.system.respond_field().charges
-        return np.asarray(own - (moved * self.coupling.curvature[:, None]).T @ moved)
+        return own - (moved * self.coupling.curvature[:, None]).T @ moved
 
     @cached_property
-    def _fukui(self) -> FloatArray:
+    def _fukui(self) -> Array:
         return self.system.respond_total_charge().charges[:, 0]
 
 

@@ -27,6 +27,10 @@ class ConvergenceError(KQEqError, RuntimeError):
     """An iteration did not reach the accuracy that was asked for."""
 
 
+class DeviceError(KQEqError, RuntimeError):
+    """A GPU that was asked for is not there, does not work, or has no memory left."""
+
+
 class WorkerError(KQEqError, RuntimeError):
     """Processes that shared the work of a fit died."""
 
@@ -61,6 +65,7 @@ class RepresentativesWarning(KQEqWarning):
 
 __all__ = [
     "ConvergenceError",
+    "DeviceError",
     "InputError",
     "KQEqError",
     "KQEqWarning",

@@ -10,18 +10,21 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from os import PathLike
-from typing import Any, overload
+from typing import Any, Unpack, overload
 
 import numpy as np
 from ase import Atoms
 from sklearn.base import BaseEstimator
 
+from kqeq import devices
+from kqeq.backend import Device
 from kqeq.baseline import resolve_baseline
 from kqeq.charge_kernel import ChargeKernel
 from kqeq.charges import QEq
 from kqeq.charges.base import ChargeModel
+from kqeq.devices import check_precision
 from kqeq.errors import InputError, ModelNotFittedError, UnsupportedError
-from kqeq.evaluation import evaluate_pairs
+from kqeq.evaluation import evaluate_pairs, read_structures
 from kqeq.fitting.cache import DiskCache, disk_cache
 from kqeq.fitting.equations import Prior
 from kqeq.fitting.fit import FitResult, fit_potential
@@ -33,9 +36,9 @@ from kqeq.fitting.update import update_potential
 from kqeq.kernels import SOAPKernel, default_electronegativity, default_short_range
 from kqeq.labels import LabelKeys, read_frames
 from kqeq.potential import Potential, Prediction, check_properties
+from kqeq.prediction import PredictOptions
 from kqeq.progress import track
 from kqeq.remainder import learn_remainder
-from kqeq.structures import as_frames, describe, read_structure
 from kqeq.uncertainty import (
     AnyPosterior,
     CoupledPosterior,
@@ -150,6 +153,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         resume: str | PathLike[str] | None = None,
         optimize: str | None = None,
         cache: str | PathLike[str] | DiskCache | None = None,
+        device: str | Device = "cpu",
     ) -> KQEq:
         """Fit to labelled frames.
 
@@ -175,6 +179,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             learned is in ``posterior_`` and in the report; uncertainties are calibrated (:mod:`kqeq.remainder`).
         cache : path-like or DiskCache, optional
             A folder on a fast disk for kernel features that memory has no room for; :class:`kqeq.DiskCache` says more.
+        device : {"cpu", "cuda", "auto"}
+            Where to compute features, sums over frames and steps (:mod:`kqeq.devices`); results do not depend on it.
 
         Returns
         -------
@@ -187,6 +193,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             For settings, frames or labels that cannot be used; before any long work.
         UnsupportedError
             For structures that the charge model cannot treat.
+        DeviceError
+            If a GPU is asked for and does not work.
         """
         targets = self.targets if targets is None else targets
         charges_key = self.charges_key if charges_key is None else charges_key
@@ -194,8 +202,12 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         keys = self._keys(charges_key)
         pairs = list(read_frames(frames, keys, weights=sample_weight))
         disk = disk_cache(cache)
-        with nullcontext() if disk is None else disk.open() as folder:
-            result = fit_potential(pairs, settings, resume=resume, cache=folder)
+
+        def work(where: Device) -> FitResult:
+            with nullcontext() if disk is None else disk.open() as folder:
+                return fit_potential(pairs, replace(settings, device=where), resume=resume, cache=folder)
+
+        result, _ = devices.run(device, work)
         self._keep(result, charges_key, calibrate=optimize is not None)
         return self
 
@@ -255,9 +267,6 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     def _settings(self, targets: Sequence[str] | None) -> FitSettings:
         if isinstance(targets, str):
             targets = (targets,)
-        e0 = None
-        if self.e0 is not None:
-            e0 = element_energies(self.e0)
         return FitSettings(
             electronegativity=self.electronegativity,
             short_range=self.short_range,
@@ -265,7 +274,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             baseline=resolve_baseline(self.baseline),
             noise=complete_noise(self.noise),
             targets=None if targets is None else tuple(targets),
-            e0=e0,
+            e0=None if self.e0 is None else element_energies(self.e0),
             max_iterations=self.max_iterations,
             site_kernel=self.site_kernel,
             solver=self.solver,
@@ -301,26 +310,10 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     # -------------------------------------------------------------- predict
 
     @overload
-    def predict(
-        self,
-        frames: Atoms,
-        *,
-        total_charge: float | None = ...,
-        external_field: Any = ...,
-        properties: Collection[str] | None = ...,
-        uncertainty: bool = ...,
-    ) -> Prediction: ...
+    def predict(self, frames: Atoms, **options: Unpack[PredictOptions]) -> Prediction: ...
 
     @overload
-    def predict(
-        self,
-        frames: Sequence[Atoms],
-        *,
-        total_charge: float | None = ...,
-        external_field: Any = ...,
-        properties: Collection[str] | None = ...,
-        uncertainty: bool = ...,
-    ) -> list[Prediction]: ...
+    def predict(self, frames: Sequence[Atoms], **options: Unpack[PredictOptions]) -> list[Prediction]: ...
 
     def predict(
         self,
@@ -330,6 +323,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         external_field: Any = None,
         properties: Collection[str] | None = None,
         uncertainty: bool = False,
+        device: str | Device = "cpu",
+        precision: str = "float64",
     ) -> Prediction | list[Prediction]:
         """Predict energies, forces, charges, dipoles and responses.
 
@@ -345,8 +340,12 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             of the time.  All by default.
         uncertainty : bool
             Also give ``energy_std``, ``forces_std``, ``charges_std`` and ``dipole_std``, standard deviations of the
-            model's values (:mod:`kqeq.uncertainty`).  Those of forces take most of the time.  With ``charge_aware``
-            only the first two, for the short-range energy at given charges.
+            model's values (:mod:`kqeq.uncertainty`), always computed on the CPU.  Those of forces take most of the time.
+            With ``charge_aware`` only the first two, for the short-range energy at given charges.
+        device : {"cpu", "cuda", "auto"}
+            Where to compute (:mod:`kqeq.devices`); pays for large structures.  Results do not depend on it.
+        precision : {"float64", "float32"}
+            Of the product behind the forces of kernels, which changes them by about 2 meV/Å; the rest is float64.
 
         Returns
         -------
@@ -354,36 +353,31 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
 
         Raises
         ------
-        ModelNotFittedError, InputError, UnsupportedError
+        ModelNotFittedError, InputError, UnsupportedError, DeviceError
             Also if uncertainties are asked of a model that was loaded without its posterior.
         """
         potential = self._fitted()
         chosen = check_properties(properties)
+        single_precision = check_precision(precision)
         single = isinstance(frames, Atoms)
-        atoms_list = as_frames(frames)
-        structures = []
-        for i, atoms in enumerate(atoms_list):
-            index = None if single else i
-            structure = read_structure(
-                atoms, total_charge=total_charge, external_field=external_field, index=index
-            )
-            potential.check(structure, describe(atoms, index))
-            structures.append(structure)
-        for structure in structures:
-            potential.warn_if_undetermined(structure)
-        results = potential.predict_many(structures, chosen)
-        if uncertainty:
-            posterior = require_posterior(self.posterior_)
-            results = (
-                with_uncertainty(prediction, posterior, structure, chosen)
-                for prediction, structure in zip(results, structures, strict=True)
-            )
-        predictions = list(track(results, "predict", total=len(structures)))
+        structures = read_structures(
+            potential, frames, total_charge=total_charge, external_field=external_field
+        )
+        posterior = require_posterior(self.posterior_) if uncertainty else None
+
+        def work(where: Device) -> list[Prediction]:
+            results = potential.predict_many(structures, chosen, device=where, single=single_precision)
+            return list(track(results, "predict", total=len(structures)))
+
+        predictions, _ = devices.run(device, work)
+        if posterior is not None:
+            both = track(zip(predictions, structures, strict=True), "uncertainty", total=len(structures))
+            predictions = [with_uncertainty(p, posterior, s, chosen) for p, s in both]
         return predictions[0] if single else predictions
 
     # ------------------------------------------------------------- evaluate
 
-    def evaluate(self, frames: Any, *, calibration: bool = False) -> Evaluation:
+    def evaluate(self, frames: Any, *, calibration: bool = False, device: str | Device = "cpu") -> Evaluation:
         """Errors on labelled frames: RMSE and MAE of every quantity that frames and model share.
 
         Parameters
@@ -391,6 +385,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         frames : ase.Atoms or sequence of ase.Atoms
         calibration : bool
             Also compare errors with the uncertainties that the model predicts: ``result.calibration``.
+        device : {"cpu", "cuda", "auto"}
+            Where to predict.
 
         Returns
         -------
@@ -405,7 +401,13 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         potential = self._fitted()
         posterior = require_posterior(self.posterior_) if calibration else None
         pairs = list(read_frames(frames, self._keys(self.charges_key_)))
-        return evaluate_pairs(potential, pairs, posterior, label_prefix=self.label_prefix)
+        result, _ = devices.run(
+            device,
+            lambda where: evaluate_pairs(
+                potential, pairs, posterior, label_prefix=self.label_prefix, device=where
+            ),
+        )
+        return result
 
     def score(self, frames: Any, y: None = None) -> float:
         """Mean coefficient of determination over the labelled quantities; 1 is perfect.

@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from ase import Atoms
+
+from kqeq.backend import CPU, Device
 from kqeq.errors import InputError
 from kqeq.fitting.metrics import Evaluation, compare
 from kqeq.labels import LABEL_KINDS, Labels
 from kqeq.potential import Potential
 from kqeq.progress import track
-from kqeq.structures import Structure
+from kqeq.structures import Structure, as_frames, describe, read_structure
 from kqeq.uncertainty import AnyPosterior, with_uncertainty
+
+
+def read_structures(
+    potential: Potential,
+    frames: Atoms | Sequence[Atoms],
+    *,
+    total_charge: float | None = None,
+    external_field: Any = None,
+) -> list[Structure]:
+    """Validated structures that a potential can predict; warns of charge states that no label has fixed.
+
+    Raises
+    ------
+    InputError, UnsupportedError
+        For frames that are broken, or that the potential cannot predict.
+    """
+    structures = []
+    for i, atoms in enumerate(as_frames(frames)):
+        index = None if isinstance(frames, Atoms) else i
+        structure = read_structure(
+            atoms, total_charge=total_charge, external_field=external_field, index=index
+        )
+        potential.check(structure, describe(atoms, index))
+        structures.append(structure)
+    for structure in structures:
+        potential.warn_if_undetermined(structure)
+    return structures
 
 
 def evaluate_pairs(
@@ -19,6 +50,7 @@ def evaluate_pairs(
     posterior: AnyPosterior | None = None,
     *,
     label_prefix: str = "",
+    device: Device = CPU,
 ) -> Evaluation:
     """Errors of every quantity that frames and potential share.
 
@@ -30,6 +62,8 @@ def evaluate_pairs(
         Compares errors with the uncertainties that it predicts.
     label_prefix : str
         Prefix that labels were looked for with; for messages.
+    device : Device
+        Where to predict.
 
     Raises
     ------
@@ -50,7 +84,7 @@ def evaluate_pairs(
         skipped = dict.fromkeys(("energy", "forces", "stress"), reason)
     for i, (structure, _) in enumerate(pairs):
         potential.check(structure, f"frame {i}")
-    predictions = potential.predict_many([structure for structure, _ in pairs], wanted)
+    predictions = potential.predict_many([structure for structure, _ in pairs], wanted, device=device)
     if posterior is not None:
         known = posterior
         predictions = (
@@ -66,4 +100,4 @@ def evaluate_pairs(
     return compare(triples, skipped, None if posterior is None else posterior.noise)
 
 
-__all__ = ["evaluate_pairs"]
+__all__ = ["evaluate_pairs", "read_structures"]

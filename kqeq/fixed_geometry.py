@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from kqeq.backend import CPU, Device
 from kqeq.charges.base import ChargeSystem
 from kqeq.descriptors import evaluate_states
 from kqeq.descriptors.base import Descriptor, DescriptorState
@@ -35,6 +36,8 @@ class FixedGeometry:
         Descriptors and their dot products with the representatives.
     system : ChargeSystem, optional
         The charge model, bound to the geometry and factored.
+    device : Device
+        Where these live.
     """
 
     potential: Potential
@@ -42,9 +45,18 @@ class FixedGeometry:
     states: Mapping[Descriptor, DescriptorState]
     similarities: Mapping[FeatureMap, Sequence[Similarity]]
     system: ChargeSystem | None
+    device: Device = CPU
 
     @classmethod
-    def at(cls, potential: Potential, structure: Structure, *, pairs: Pairs | None = None) -> FixedGeometry:
+    def at(
+        cls,
+        potential: Potential,
+        structure: Structure,
+        *,
+        pairs: Pairs | None = None,
+        device: Device = CPU,
+        single: bool = False,
+    ) -> FixedGeometry:
         """Evaluate all that depends on the geometry alone.
 
         Parameters
@@ -54,17 +66,24 @@ class FixedGeometry:
             Validated, and one that the potential accepts (:meth:`kqeq.potential.Potential.check`).
         pairs : Pairs, optional
             A neighbour list that reaches the potential's cutoff.
+        device : Device
+            Where to compute.
+        single : bool
+            As for :meth:`kqeq.potential.Potential.predict`.
         """
         with in_threads_for(structure):
-            states = evaluate_states(potential.descriptors, structure, pairs=pairs)
+            states = evaluate_states(potential.descriptors, structure, pairs=pairs, device=device)
             near = {
-                feature_map: feature_map.similarities(states[feature_map.descriptor], structure.numbers)
+                feature_map: feature_map.similarities(
+                    states[feature_map.descriptor], structure.numbers, single=single
+                )
                 for feature_map in potential.feature_maps
             }
             # bound without charge where that is possible: then results do not depend on which charge came first
             given = structure.fragment_charges is not None or structure.reference_charges is not None
-            system = potential.bind(structure if given else replace(structure, total_charge=0.0), near)
-        return cls(potential, structure, states, near, system)
+            bound = structure if given else replace(structure, total_charge=0.0)
+            system = potential.bind(bound, near, device=device)
+        return cls(potential, structure, states, near, system, device)
 
     def under(
         self, total_charge: float | None = None, external_field: FloatArray | None = None
@@ -91,7 +110,7 @@ class FixedGeometry:
         """Predict under the conditions of the structure; see :meth:`kqeq.potential.Potential.predict`."""
         with in_threads_for(self.structure):
             return self.potential.finish(
-                self.structure, properties, self.states, self.similarities, self.system
+                self.structure, properties, self.states, self.similarities, self.system, device=self.device
             )
 
 

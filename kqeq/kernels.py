@@ -16,128 +16,88 @@ Dimensions: N atoms, F features of one layout, M representatives of one element,
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
 from scipy import sparse
-from sklearn.base import BaseEstimator
 
+from kqeq.backend import (
+    asarray_like,
+    chunk_elements,
+    empty,
+    full,
+    is_numpy,
+    namespace,
+    place,
+    put_rows,
+    zeros,
+)
 from kqeq.descriptors.base import Descriptor, DescriptorState, FeatureGradients
-from kqeq.descriptors.soap import SOAPDescriptor
-from kqeq.errors import InputError
+from kqeq.kernel_settings import (
+    DEFAULT_REPRESENTATIVES,
+    SELECTIONS,
+    SOAPKernel,
+    default_electronegativity,
+    default_short_range,
+)
 from kqeq.linalg import factorise_with_jitter, solve_lower
-from kqeq.typing import FloatArray, IntArray
+from kqeq.typing import Array, FloatArray, IntArray
 
-DEFAULT_REPRESENTATIVES = 300
-"""Representatives per element where none are asked for."""
-
-SELECTIONS = ("fps", "cur", "leverage")
-"""Ways to choose representative environments."""
+_BLOCK_ELEMENTS = 1 << 20
+"""Elements of a kernel matrix that are worked on at once on the host."""
 
 
-class SOAPKernel(BaseEstimator):  # type: ignore[misc]
-    """Settings of a kernel on SOAP descriptors.
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """Representatives p_m, and products with them.
 
-    Parameters
+    Coefficients of kernel expansions are large and cancel (1e4 eV is usual).  Dot products in single precision would make
+    energies wrong by meV per atom (measured: 13 for a water model whose forces are then wrong by 2 meV/Å), so they are
+    always computed in double precision.  Gradients may take
+
+        Σ_m s_m p_m = Σ_m s_m (p_m − μ) + (Σ_m s_m) μ
+
+    with the mean μ of the representatives and the first term, which is small where environments are alike, in single
+    precision.
+
+    Attributes
     ----------
-    r_cut : float
-        Cutoff radius, Å.
-    n_max, l_max : int
-        Radial and angular basis size of :class:`dscribe.descriptors.SOAP` (``rbf="gto"``).
-    sigma : float
-        Width of the Gaussians that smear the atoms, Å.
-    zeta : float
-        Power of the normalised dot product; larger is more selective.
-    n_representatives : int, optional
-        Representative environments **per element**.  ``None`` takes up to 300, as many as there are; a number
-        that exceeds the distinct environments of the training frames is met with a warning.
-    selection : {"fps", "cur", "leverage"}
-        Farthest-point sampling, CUR decomposition, or random choice in proportion to leverage scores (seeded).
-    delta : float, optional
-        Prior standard deviation of the modelled quantity (eV/e for electronegativities, eV per atom for
-        the short-range energy).  ``None`` takes the default of the role.
-    smooth : {"none", "switch"}
-        Treatment of the outer cutoff; see :class:`kqeq.descriptors.soap.SOAPDescriptor`.
+    rows : (M, F) array
+        p_m.
+    mean : (F,) array, optional
+        μ.
+    apart : (M, F) array, optional
+        p_m − μ in single precision.
     """
 
-    def __init__(
-        self,
-        r_cut: float = 5.0,
-        n_max: int = 6,
-        l_max: int = 4,
-        sigma: float = 0.5,
-        zeta: float = 2.0,
-        n_representatives: int | None = None,
-        selection: str = "fps",
-        delta: float | None = None,
-        smooth: str = "switch",
-    ) -> None:
-        self.r_cut = r_cut
-        self.n_max = n_max
-        self.l_max = l_max
-        self.sigma = sigma
-        self.zeta = zeta
-        self.n_representatives = n_representatives
-        self.selection = selection
-        self.delta = delta
-        self.smooth = smooth
+    rows: Array
+    mean: Array | None = None
+    apart: Array | None = None
 
-    def descriptor(self) -> SOAPDescriptor:
-        """The descriptor that these settings stand for; validates its part of them."""
-        return SOAPDescriptor(
-            r_cut=self.r_cut,
-            n_max=self.n_max,
-            l_max=self.l_max,
-            sigma=self.sigma,
-            smooth=self.smooth,  # type: ignore[arg-type]  # the descriptor validates it
-        )
+    @classmethod
+    def build(cls, rows: FloatArray, like: Array, *, single: bool) -> Directions:
+        """From rows on the host, on the device of ``like``."""
+        if not single:
+            return cls(asarray_like(rows, like))
+        mean = rows.mean(axis=0)
+        parts = (rows, mean, (rows - mean).astype(np.float32))
+        return cls(*(asarray_like(part, like) for part in parts))
 
-    def check(self) -> None:
-        """Validate all settings.
+    def dots(self, values: Array) -> Array:
+        """Dot products with rows (n, F), (n, M)."""
+        return values @ self.rows.T
 
-        Raises
-        ------
-        InputError
-            Naming the setting, its value and what was expected.
-        """
-        self.descriptor()
-        if not _is_number(self.zeta) or self.zeta < 1:
-            raise InputError(f"SOAPKernel(zeta={self.zeta!r}): expected a number of at least 1")
-        number = self.n_representatives
-        if number is not None and (not isinstance(number, Integral) or number < 1):
-            raise InputError(
-                f"SOAPKernel(n_representatives={number!r}): expected a whole number of at least 1, or None"
-            )
-        if self.selection not in SELECTIONS:
-            raise InputError(
-                f"SOAPKernel(selection={self.selection!r}): expected one of {', '.join(SELECTIONS)}"
-            )
-        if self.delta is not None and not (_is_number(self.delta) and self.delta > 0):
-            raise InputError(f"SOAPKernel(delta={self.delta!r}): expected a positive number, or None")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Parameters as plain data."""
-        return dict(self.get_params(deep=False))
-
-
-def default_electronegativity() -> SOAPKernel:
-    """Kernel settings of the electronegativity where none are given."""
-    return SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2)
-
-
-def default_short_range() -> SOAPKernel:
-    """Kernel settings of the short-range energy where none are given."""
-    return SOAPKernel(r_cut=5.0, n_max=8, l_max=6, sigma=0.5, zeta=4)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
+    def combine(self, weights: Array) -> Array:
+        """Σ_m weights_im p_m, (n, F), for weights (n, M)."""
+        if self.mean is None or self.apart is None:
+            return weights @ self.rows
+        xp = namespace(weights)
+        near = xp.astype(xp.astype(weights, xp.float32) @ self.apart, xp.float64)
+        return near + xp.sum(weights, axis=1)[:, None] * self.mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,16 +108,19 @@ class Similarity:
     ----------
     element : int
     centres : (n,) array
-        The atoms.
-    directions : (M, F) array
+        The atoms, on the host.
+    directions : Directions
         The representatives in the layout of the structure.
     dots : (n, M) array
+    index : (n,) array
+        The atoms where the dot products are.
     """
 
     element: int
     centres: IntArray
-    directions: FloatArray
-    dots: FloatArray
+    directions: Directions
+    dots: Array
+    index: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,11 +144,12 @@ class FeatureMap:
     _projected: dict[tuple[int, ...], dict[int, FloatArray]] = field(
         default_factory=dict, repr=False, compare=False
     )
+    _copies: dict[tuple[Any, ...], Array] = field(default_factory=dict, repr=False, compare=False)
     _prepared: dict[tuple[tuple[int, ...], int], Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave caches behind when the model is pickled to a worker."""
-        return {**self.__dict__, "_projected": {}, "_prepared": {}}
+        return {**self.__dict__, "_projected": {}, "_prepared": {}, "_copies": {}}
 
     @cached_property
     def lower(self) -> dict[int, FloatArray]:
@@ -233,71 +197,113 @@ class FeatureMap:
             }
         return self._projected[species]
 
-    def _directions(self, species: tuple[int, ...], z: int) -> Any:
+    def _copy(self, make: Callable[[], Any], like: Array, *key: Any) -> Any:
+        """What ``make`` gives for the device of ``like``, kept under ``key``."""
+        full_key = (*key, *place(like))
+        if full_key not in self._copies:
+            if len(self._copies) >= 256:
+                self._copies.pop(next(iter(self._copies)))
+            self._copies[full_key] = make()
+        return self._copies[full_key]
+
+    def _place(
+        self, rows: FloatArray, like: Array, species: tuple[int, ...], z: int, *, single: bool
+    ) -> Directions:
+        """Projected representatives of one element where the dot products are to be."""
+        if is_numpy(like) and not single:
+            return Directions(rows)
+        return self._copy(  # type: ignore[no-any-return]
+            lambda: Directions.build(rows, like, single=single), like, "rows", species, z, single
+        )
+
+    def _directions(self, species: tuple[int, ...], z: int, like: Array) -> Any:
         """Projected representatives of one element as the descriptor wants them for feature gradients."""
+        rows = self.project(species)[z]
+        if not is_numpy(like):
+            return self._place(rows, like, species, z, single=False).rows
         key = (species, z)
         if key not in self._prepared:
             if len(self._prepared) >= 64:
                 self._prepared.pop(next(iter(self._prepared)))
-            self._prepared[key] = self.descriptor.prepare_directions(species, self.project(species)[z])
+            self._prepared[key] = self.descriptor.prepare_directions(species, rows)
         return self._prepared[key]
 
-    def similarities(self, state: DescriptorState, numbers: IntArray) -> list[Similarity]:
+    def _lower(self, z: int, like: Array) -> Array:
+        # a map with another power shares these copies
+        return self._copy(lambda: asarray_like(self.lower[z], like), like, "lower", z, self.zeta)
+
+    def similarities(
+        self, state: DescriptorState, numbers: IntArray, *, single: bool = False
+    ) -> list[Similarity]:
         """Dot products of all atoms with the representatives of their elements; shared by what follows."""
-        return self.similarities_many([state], [numbers])[0]
+        return self.similarities_many([state], [numbers], single=single)[0]
 
     def similarities_many(
-        self, states: Sequence[DescriptorState], numbers: Sequence[IntArray]
+        self, states: Sequence[DescriptorState], numbers: Sequence[IntArray], *, single: bool = False
     ) -> list[list[Similarity]]:
         """Dot products for several structures of the same elements, in one matrix product per element.
 
         The representatives, not the atoms, fill the memory that such a product reads: for small molecules one
         pass over them serves the whole batch.
+
+        Parameters
+        ----------
+        states, numbers : sequences
+            Descriptors and atomic numbers.
+        single : bool
+            Later products for gradients in single precision (see :class:`Directions`).
         """
         results: list[list[Similarity]] = [[] for _ in states]
-        for z, directions in self.project(states[0].species).items():
+        like = states[0].values
+        xp = namespace(like)
+        for z, rows in self.project(states[0].species).items():
+            directions = self._place(rows, like, states[0].species, z, single=single)
             centres = [np.flatnonzero(n == z) for n in numbers]
-            rows = [state.values[own] for state, own in zip(states, centres, strict=True)]
-            dots = (np.concatenate(rows) if len(rows) > 1 else rows[0]) @ directions.T
+            index = [asarray_like(own, like) for own in centres]
+            values = [xp.take(state.values, own, axis=0) for state, own in zip(states, index, strict=True)]
+            dots = directions.dots(xp.concat(values) if len(values) > 1 else values[0])
             start = 0
-            for result, own in zip(results, centres, strict=True):
-                result.append(Similarity(z, own, directions, dots[start : start + len(own)]))
+            for result, own, there in zip(results, centres, index, strict=True):
+                result.append(Similarity(z, own, directions, dots[start : start + len(own), :], there))
                 start += len(own)
         return results
 
-    def features(self, state: DescriptorState, numbers: IntArray) -> FloatArray:
+    def features(self, state: DescriptorState, numbers: IntArray) -> Array:
         """Φ, shape (N, p)."""
         return self.features_many([state], [numbers])[0]
 
-    def features_many(
-        self, states: Sequence[DescriptorState], numbers: Sequence[IntArray]
-    ) -> list[FloatArray]:
+    def features_many(self, states: Sequence[DescriptorState], numbers: Sequence[IntArray]) -> list[Array]:
         """Φ of several structures of the same elements, each (N, p); one product and one solution per element."""
-        results = [np.zeros((len(own), self.size)) for own in numbers]
+        like = states[0].values
+        xp = namespace(like)
+        results = [zeros((len(own), self.size), like) for own in numbers]
         columns = self.columns
         for same in zip(*self.similarities_many(states, numbers), strict=True):
             z = same[0].element
-            dots = np.concatenate([near.dots for near in same]) if len(same) > 1 else same[0].dots
-            rows = solve_lower(self.lower[z], _power(dots, self.zeta).T).T
+            dots = xp.concat([near.dots for near in same]) if len(same) > 1 else same[0].dots
+            rows = solve_lower(self._lower(z, like), _power(dots, self.zeta).T).T
             start = 0
             for phi, near in zip(results, same, strict=True):
-                phi[near.centres, columns[z]] = rows[start : start + len(near.centres)]
+                own = rows[start : start + len(near.centres), :]
+                phi[:, columns[z]] = put_rows(phi[:, columns[z]], near.index, own)
                 start += len(near.centres)
         return results
 
     def feature_gradients(
-        self, state: DescriptorState, numbers: IntArray, weights: FloatArray
+        self, state: DescriptorState, numbers: IntArray, weights: Array
     ) -> FeatureGradients:
         """Derivatives of Σ_i weights_i Φ_i with respect to positions (3N, p) and strain (9, p)."""
-        positions = np.zeros((3 * len(numbers), self.size))
-        strain = np.zeros((9, self.size))
+        like = state.values
+        xp = namespace(like)
+        positions = zeros((3 * len(numbers), self.size), like)
+        strain = zeros((9, self.size), like)
         columns = self.columns
         for near in self.similarities(state, numbers):
             z = near.element
-            slopes = weights[near.centres, None] * _slope(near.dots, self.zeta)
-            raw = state.feature_gradients(near.centres, self._directions(state.species, z), slopes)
-            positions[:, columns[z]] = solve_lower(self.lower[z], raw.positions.T).T
-            strain[:, columns[z]] = solve_lower(self.lower[z], raw.strain.T).T
+            slopes = xp.take(weights, near.index)[:, None] * _slope(near.dots, self.zeta)
+            raw = state.feature_gradients(near.centres, self._directions(state.species, z, like), slopes)
+            positions[:, columns[z]] = solve_lower(self._lower(z, like), raw.positions.T).T
+            strain[:, columns[z]] = solve_lower(self._lower(z, like), raw.strain.T).T
         return FeatureGradients(positions, strain)
 
     def coefficients(self, weights: FloatArray) -> dict[int, FloatArray]:
@@ -309,11 +315,16 @@ class FeatureMap:
 
     def expand(
         self, similarities: Sequence[Similarity], size: int, coefficients: Mapping[int, FloatArray]
-    ) -> FloatArray:
+    ) -> Array:
         """f_i = Σ_m k(p_i, p_m) c_m for ``size`` atoms, shape (N,)."""
-        values = np.zeros(size)
+        like = similarities[0].dots
+        values = zeros(size, like)
         for near in similarities:
-            values[near.centres] = _power(near.dots, self.zeta) @ coefficients[near.element]
+            own = asarray_like(coefficients[near.element], like)
+            part = empty(int(near.dots.shape[0]), like)
+            for rows in _row_blocks(near.dots):
+                part[rows] = _power(near.dots[rows, :], self.zeta) @ own
+            values = put_rows(values, near.index, part)
         return values
 
     def descriptor_gradient(
@@ -321,16 +332,28 @@ class FeatureMap:
         similarities: Sequence[Similarity],
         shape: tuple[int, ...],
         coefficients: Mapping[int, FloatArray],
-        weights: FloatArray | None = None,
-    ) -> FloatArray:
+        weights: Array | None = None,
+    ) -> Array:
         """weights_i ∂f_i/∂p_i, of the given shape (N, F); all weights 1 if none are given."""
-        gradient = np.zeros(shape)
+        like = similarities[0].dots
+        xp = namespace(like)
+        gradient = zeros(shape, like)
         for near in similarities:
-            slopes = _slope(near.dots, self.zeta) * coefficients[near.element]
-            if weights is not None:
-                slopes *= weights[near.centres, None]
-            gradient[near.centres] = slopes @ near.directions
+            own = asarray_like(coefficients[near.element], like)
+            for rows in _row_blocks(near.dots):
+                index = near.index[rows]
+                slopes = _slope(near.dots[rows, :], self.zeta) * own
+                if weights is not None:
+                    slopes *= xp.take(weights, index)[:, None]
+                gradient = put_rows(gradient, index, near.directions.combine(slopes))
         return gradient
+
+
+def _row_blocks(dots: Array) -> list[slice]:
+    """Rows of an (n, M) array that are worked on at once."""
+    n, m = (int(size) for size in dots.shape)
+    step = max(1, chunk_elements(dots, 4, _BLOCK_ELEMENTS) // max(1, m))
+    return [slice(start, min(start + step, n)) for start in range(0, n, step)]
 
 
 def gram(rows: sparse.csr_array) -> FloatArray:
@@ -356,23 +379,25 @@ def layout_columns(descriptor: Descriptor, part: Sequence[int], whole: Sequence[
     return columns
 
 
-def _power(dots: FloatArray, zeta: float) -> FloatArray:
+def _power(dots: Array, zeta: float) -> Array:
     """Dot products to the power ζ; whole powers by multiplication."""
     if zeta == 1:
         return dots
     if float(zeta).is_integer():
-        return np.asarray(dots ** int(zeta))
+        return dots ** int(zeta)
     # dot products of power spectra are not negative; rounding may say otherwise
-    return np.asarray(np.maximum(dots, 0.0) ** zeta)
+    return namespace(dots).clip(dots, 0.0, None) ** float(zeta)
 
 
-def _slope(dots: FloatArray, zeta: float) -> FloatArray:
+def _slope(dots: Array, zeta: float) -> Array:
     """ζ dots^(ζ−1)."""
-    return np.full_like(dots, 1.0) if zeta == 1 else zeta * _power(dots, zeta - 1)
+    return full(dots.shape, 1.0, dots) if zeta == 1 else zeta * _power(dots, zeta - 1)
 
 
 __all__ = [
+    "DEFAULT_REPRESENTATIVES",
     "SELECTIONS",
+    "Directions",
     "FeatureMap",
     "SOAPKernel",
     "Similarity",

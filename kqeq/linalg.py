@@ -1,5 +1,7 @@
 """Linear algebra: factor once, solve often, say what was done to a matrix; conjugate gradients without one.
 
+Everything works in the array library, and on the device, of its arguments.
+
 Dimensions: n unknowns, k constraints, c right-hand sides.
 """
 
@@ -9,14 +11,12 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-from scipy.linalg import cho_solve, cholesky, solve_triangular
-
+from kqeq.backend import cho_solve, cholesky, eye, inverse, namespace, solve_triangular, to_float
 from kqeq.errors import ConvergenceError, NotPositiveDefiniteError, NumericsWarning
-from kqeq.typing import FloatArray
+from kqeq.typing import Array
 
 
-def factorise(matrix: FloatArray, what: str, remedy: str) -> FloatArray:
+def factorise(matrix: Array, what: str, remedy: str) -> Array:
     """Lower Cholesky factor of a symmetric positive definite matrix.
 
     Parameters
@@ -30,24 +30,15 @@ def factorise(matrix: FloatArray, what: str, remedy: str) -> FloatArray:
     NotPositiveDefiniteError
         If the matrix is indefinite, singular to working precision, or not finite.
     """
-    lower = _cholesky(matrix)
+    lower = cholesky(matrix)
     if lower is None:
         raise NotPositiveDefiniteError(f"{what} is not positive definite; {remedy}")
     return lower
 
 
-def _cholesky(matrix: FloatArray) -> FloatArray | None:
-    """Lower factor, or None where there is none; LAPACK lets NaN pass."""
-    try:
-        lower = np.asarray(cholesky(matrix, lower=True, check_finite=False))
-    except np.linalg.LinAlgError:
-        return None
-    return lower if np.isfinite(np.diagonal(lower)).all() else None
-
-
 def factorise_with_jitter(
-    matrix: FloatArray, what: str, *, relative: float = 1e-10, limit: float = 1e-4
-) -> tuple[FloatArray, float]:
+    matrix: Array, what: str, *, relative: float = 1e-10, limit: float = 1e-4
+) -> tuple[Array, float]:
     """Cholesky factor of a kernel matrix plus the least jitter, in steps of ten, that it needs.
 
     Parameters
@@ -76,13 +67,12 @@ def factorise_with_jitter(
     NumericsWarning
         If more than the first jitter was needed.
     """
-    scale = float(np.mean(np.diagonal(matrix)))
+    xp = namespace(matrix)
+    scale = to_float(xp.mean(xp.linalg.diagonal(matrix)))
     share = relative
     while scale > 0.0 and share <= 1.001 * limit:  # the powers of ten are not exact
         jitter = share * scale
-        shifted = matrix.copy()
-        shifted[np.diag_indices_from(shifted)] += jitter
-        lower = _cholesky(shifted)
+        lower = cholesky(add_to_diagonal(xp.asarray(matrix, copy=True), jitter))
         if lower is None:
             share *= 10.0
             continue
@@ -100,11 +90,18 @@ def factorise_with_jitter(
     )
 
 
-def solve_lower(lower: FloatArray, rhs: FloatArray, *, transposed: bool = False) -> FloatArray:
+def solve_lower(lower: Array, rhs: Array, *, transposed: bool = False) -> Array:
     """Solve L x = rhs (or Lᵀ x = rhs) for a lower triangular L, rhs of shape (n,) or (n, c)."""
-    return np.asarray(
-        solve_triangular(lower, rhs, lower=True, trans="T" if transposed else "N", check_finite=False)
-    )
+    return solve_triangular(lower, rhs, transposed=transposed)
+
+
+def add_to_diagonal(matrix: Array, values: Array | float) -> Array:
+    """Add a number or a vector (n,) to the diagonal of a contiguous matrix (n, n), in place; returns the matrix."""
+    xp = namespace(matrix)
+    n = int(matrix.shape[0])
+    flat = xp.reshape(matrix, (-1,))  # a view
+    flat[:: n + 1] += values
+    return xp.reshape(flat, (n, n))
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,14 +127,14 @@ class ConstrainedMinimum:
         K = ∂²E/∂Q².
     """
 
-    lower: FloatArray
-    constraints: FloatArray
-    shape: FloatArray
-    stiffness: FloatArray
+    lower: Array
+    constraints: Array
+    shape: Array
+    stiffness: Array
 
     @classmethod
     def build(
-        cls, hessian: FloatArray, constraints: FloatArray, *, shift: bool, what: str, remedy: str
+        cls, hessian: Array, constraints: Array, *, shift: bool, what: str, remedy: str
     ) -> ConstrainedMinimum:
         """Factor the problem.
 
@@ -163,26 +160,28 @@ class ConstrainedMinimum:
         if shift:
             # how large is large enough depends on how H couples the constraints to the rest
             across = constraints @ constraints.T
-            scale = float(np.abs(hessian).max()) / float(np.abs(across).max())
+            xp = namespace(hessian)
+            scale = to_float(xp.max(xp.abs(hessian))) / to_float(xp.max(xp.abs(across)))
             for factor in (2.0, 2e2, 2e4):
                 beta = factor * scale
-                lower = _cholesky(hessian + beta * across)
+                lower = cholesky(hessian + beta * across)
                 if lower is not None:
                     break
             else:
                 raise NotPositiveDefiniteError(f"{what} is not positive definite; {remedy}")
         else:
             lower = factorise(hessian, what, remedy)
-        a = np.asarray(cho_solve((lower, True), constraints, check_finite=False))
-        stiffness = np.linalg.inv(constraints.T @ a)
-        return cls(lower, constraints, a @ stiffness, stiffness - beta * np.eye(constraints.shape[1]))
+        a = cho_solve(lower, constraints)
+        stiffness = inverse(constraints.T @ a)
+        own = beta * eye(int(constraints.shape[1]), constraints)
+        return cls(lower, constraints, a @ stiffness, stiffness - own)
 
-    def respond(self, block: FloatArray) -> FloatArray:
+    def respond(self, block: Array) -> Array:
         """R @ block for a block of shape (n,) or (n, c): minus the change of y with b."""
-        free = np.asarray(cho_solve((self.lower, True), block, check_finite=False))
+        free = cho_solve(self.lower, block)
         return free - self.shape @ (self.constraints.T @ free)
 
-    def solve(self, linear: FloatArray, totals: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def solve(self, linear: Array, totals: Array) -> tuple[Array, Array]:
         """The minimum for b = ``linear`` (n,) and Q = ``totals`` (k,).
 
         Returns
@@ -195,18 +194,18 @@ class ConstrainedMinimum:
 
 
 def conjugate_gradients(
-    product: Callable[[FloatArray], FloatArray],
-    linear: FloatArray,
-    start: FloatArray,
-    flow: Callable[[FloatArray], FloatArray],
-    own: FloatArray,
-    project: Callable[[FloatArray], FloatArray],
+    product: Callable[[Array], Array],
+    linear: Array,
+    start: Array,
+    flow: Callable[[Array], Array],
+    own: Array,
+    project: Callable[[Array], Array],
     *,
     tolerance: float,
     max_iterations: int,
     what: str,
     remedy: str,
-) -> tuple[FloatArray, FloatArray]:
+) -> tuple[Array, Array]:
     """Minimise bᵀz + ½ zᵀHz + ½ wᵀ(own ∘ Fw) over z = z0 + Fw by conjugate gradients in w.
 
     With ``own`` zero, these are the usual conjugate gradients on H with the preconditioner F, which may project:
@@ -246,29 +245,31 @@ def conjugate_gradients(
     ConvergenceError
         If the tolerance is not reached.
     """
-    z = start.copy()
-    slope = linear + product(z) if z.any() else linear.copy()
+    xp = namespace(linear)
+    z = xp.asarray(start, copy=True)
+    slope = linear + product(z) if bool(xp.any(z != 0.0)) else xp.asarray(linear, copy=True)
     residual = project(-slope)
-    direction = residual.copy()
+    direction = xp.asarray(residual, copy=True)
     move = flow(residual)
-    squared = float(residual @ move)
-    step = move.copy()
-    largest = float(np.abs(move).max())
+    squared = residual @ move
+    step = xp.asarray(move, copy=True)
+    largest = to_float(xp.max(xp.abs(move)))
     for _ in range(max_iterations):
         if largest <= tolerance:
             return z, slope
         image = product(step)
         bent = project(image + own * direction)
-        curvature = float(step @ bent)
-        if not curvature > 0.0:
+        curvature = step @ bent
+        # lengths stay on the device; two numbers an iteration are read: whether to go on, and whether that makes sense
+        if not to_float(curvature) > 0.0:
             raise NotPositiveDefiniteError(f"{what} is not positive definite; {remedy}")
         length = squared / curvature
         z += length * step
         slope += length * image
         residual -= length * bent
         move = flow(residual)
-        largest = float(np.abs(move).max())
-        squared, before = float(residual @ move), squared
+        largest = to_float(xp.max(xp.abs(move)))
+        squared, before = residual @ move, squared
         direction = residual + (squared / before) * direction
         step = move + (squared / before) * step
     if largest <= tolerance:
@@ -279,4 +280,11 @@ def conjugate_gradients(
     )
 
 
-__all__ = ["ConstrainedMinimum", "conjugate_gradients", "factorise", "factorise_with_jitter", "solve_lower"]
+__all__ = [
+    "ConstrainedMinimum",
+    "add_to_diagonal",
+    "conjugate_gradients",
+    "factorise",
+    "factorise_with_jitter",
+    "solve_lower",
+]

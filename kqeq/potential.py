@@ -18,6 +18,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from kqeq import blas
+from kqeq.backend import CPU, Device, asarray_like, namespace, to_float, to_numpy, zeros
 from kqeq.baseline import Baseline
 from kqeq.charge_kernel import ChargeCoupling, ChargeKernel
 from kqeq.charged import Charged
@@ -30,7 +31,7 @@ from kqeq.kernels import FeatureMap, Similarity
 from kqeq.neighbours import Pairs
 from kqeq.prediction import PROPERTIES, Prediction, check_properties
 from kqeq.structures import Structure
-from kqeq.typing import FloatArray, IntArray
+from kqeq.typing import Array, FloatArray, IntArray
 
 BATCH_ATOMS = 512
 """Atoms whose descriptors are kept at once when many structures are predicted."""
@@ -53,18 +54,19 @@ class SiteModel:
     coefficients: Mapping[int, FloatArray]
     offsets: Mapping[int, float]
 
-    def evaluate(self, similarities: Sequence[Similarity], numbers: IntArray) -> FloatArray:
+    def evaluate(self, similarities: Sequence[Similarity], numbers: IntArray) -> Array:
         """Values of all atoms, (N,)."""
         table = np.zeros(max(self.offsets) + 1)
         table[list(self.offsets)] = list(self.offsets.values())
-        return table[numbers] + self.feature_map.expand(similarities, len(numbers), self.coefficients)
+        values = self.feature_map.expand(similarities, len(numbers), self.coefficients)
+        return asarray_like(table[numbers], values) + values
 
     def descriptor_gradient(
         self,
         similarities: Sequence[Similarity],
         state: DescriptorState,
-        weights: FloatArray | None = None,
-    ) -> FloatArray:
+        weights: Array | None = None,
+    ) -> Array:
         """weights_i ∂f_i/∂p_i, (N, F)."""
         return self.feature_map.descriptor_gradient(
             similarities, state.values.shape, self.coefficients, weights
@@ -172,19 +174,26 @@ class Potential:
         return multiply_sites(self.charges.site_parameters(numbers), logarithms)
 
     def bind(
-        self, structure: Structure, similarities: Mapping[FeatureMap, Sequence[Similarity]]
+        self,
+        structure: Structure,
+        similarities: Mapping[FeatureMap, Sequence[Similarity]],
+        *,
+        device: Device = CPU,
     ) -> ChargeSystem | None:
         """The charge problem of a geometry, factored; ``None`` without charges."""
         if self.charges is None:
             return None
-        return self.charges.bind(structure, self.site_parameters(structure.numbers, similarities))
+        sites = self.site_parameters(structure.numbers, similarities)
+        return self.charges.bind(structure, sites, device=device)
 
     def charged(
         self,
         structure: Structure,
         similarities: Mapping[FeatureMap, Sequence[Similarity]],
         system: ChargeSystem | None = None,
-    ) -> tuple[Charged, FloatArray] | None:
+        *,
+        device: Device = CPU,
+    ) -> tuple[Charged, Array] | None:
         """Charges of the charge model alone, and electronegativities (N,); ``None`` without charges.
 
         ``system`` is what :meth:`bind` gave for this geometry, where a caller has kept it.
@@ -195,7 +204,8 @@ class Potential:
         chi = self.electronegativity.evaluate(similarities[self.electronegativity.feature_map], numbers)
         sites = self.site_parameters(numbers, similarities)
         assert sites is not None
-        system = self.charges.bind(structure, sites) if system is None else system
+        sites = sites.on(device.like)
+        system = self.charges.bind(structure, sites, device=device) if system is None else system
         state = system.solve(chi, structure.external_field, structure.total_charge)
         return Charged(system, state, sites, tuple(self.sites)), chi
 
@@ -210,7 +220,7 @@ class Potential:
                 f"hence the chemical potential and the energy difference to charge {structure.total_charge:g} e, is "
                 "set by the prior, not by data. Add frames of another charge state to the training set",
                 UndeterminedWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def predict(
@@ -219,6 +229,8 @@ class Potential:
         properties: Collection[str] = PROPERTIES,
         *,
         pairs: Pairs | None = None,
+        device: Device = CPU,
+        single: bool = False,
     ) -> Prediction:
         """Predict one validated structure.
 
@@ -229,36 +241,51 @@ class Potential:
             Subset of :data:`PROPERTIES`; energies are always computed.
         pairs : Pairs, optional
             A neighbour list that reaches ``cutoff``, for example one that is reused along a trajectory.
+        device : Device
+            Where to compute; what is returned is on the host.
+        single : bool
+            Whether the products behind forces of kernels are done in single precision.
         """
         derivatives = _needs_derivatives(structure, properties)
         with in_threads_for(structure):
-            states = evaluate_states(self.descriptors, structure, derivatives=derivatives, pairs=pairs)
+            states = evaluate_states(
+                self.descriptors, structure, derivatives=derivatives, pairs=pairs, device=device
+            )
             near = {
-                feature_map: feature_map.similarities(states[feature_map.descriptor], structure.numbers)
+                feature_map: feature_map.similarities(
+                    states[feature_map.descriptor], structure.numbers, single=single
+                )
                 for feature_map in self.feature_maps
             }
-            return self.finish(structure, properties, states, near)
+            return self.finish(structure, properties, states, near, device=device)
 
     def predict_many(
-        self, structures: Sequence[Structure], properties: Collection[str] = PROPERTIES
+        self,
+        structures: Sequence[Structure],
+        properties: Collection[str] = PROPERTIES,
+        *,
+        device: Device = CPU,
+        single: bool = False,
     ) -> Iterator[Prediction]:
         """Predict structures one after another; neighbours in the list that share their elements are batched."""
         for batch in _batches(structures):
             states = [
-                evaluate_states(self.descriptors, s, derivatives=_needs_derivatives(s, properties))
+                evaluate_states(
+                    self.descriptors, s, derivatives=_needs_derivatives(s, properties), device=device
+                )
                 for s in batch
             ]
             numbers = [s.numbers for s in batch]
             near = {
                 feature_map: feature_map.similarities_many(
-                    [own[feature_map.descriptor] for own in states], numbers
+                    [own[feature_map.descriptor] for own in states], numbers, single=single
                 )
                 for feature_map in self.feature_maps
             }
             for i, structure in enumerate(batch):
                 own = {feature_map: lists[i] for feature_map, lists in near.items()}
                 with in_threads_for(structure):
-                    prediction = self.finish(structure, properties, states[i], own)
+                    prediction = self.finish(structure, properties, states[i], own, device=device)
                 yield prediction
 
     def finish(
@@ -268,6 +295,8 @@ class Potential:
         states: Mapping[Descriptor, DescriptorState],
         similarities: Mapping[FeatureMap, Sequence[Similarity]],
         system: ChargeSystem | None = None,
+        *,
+        device: Device = CPU,
     ) -> Prediction:
         """From descriptors and their dot products with the representatives to everything else.
 
@@ -280,30 +309,30 @@ class Potential:
         energy_offsets = float(
             sum(n * self.energy_offsets[int(z)] for z, n in zip(present, counts, strict=True))
         )
-        gradients: dict[Descriptor, FloatArray] = {}
-        positions = np.zeros((len(structure), 3))
-        strain = np.zeros((3, 3))
+        gradients: dict[Descriptor, Array] = {}
+        positions = zeros((len(structure), 3), device.like)
+        strain = zeros((3, 3), device.like)
 
-        def pull(model: SiteModel, weights: FloatArray | None = None) -> None:
+        def pull(model: SiteModel, weights: Array | None = None) -> None:
             """Add weights_i ∂f_i/∂p_i to the gradient of the model's descriptor."""
             descriptor = model.feature_map.descriptor
             own = model.descriptor_gradient(similarities[model.feature_map], states[descriptor], weights)
             gradients[descriptor] = gradients.get(descriptor, 0.0) + own
 
-        found = self.charged(structure, similarities, system)
+        found = self.charged(structure, similarities, system, device=device)
         charged, chi = (None, None) if found is None else found
         energy_short_range = 0.0
         if self.short_range is not None:
             near = similarities[self.short_range.feature_map]
             powers = (self.short_range, *self.charge_powers)
-            expansions = np.array([model.evaluate(near, numbers) for model in powers])
+            expansions = [model.evaluate(near, numbers) for model in powers]
             weights = [None]
-            energy_short_range = float(expansions[0].sum())
+            energy_short_range = to_float(namespace(device.like).sum(expansions[0]))
             if self.charge_kernel is not None and charged is not None:
                 coupling = ChargeCoupling.at(self.charge_kernel, charged.state.charges, expansions)
                 charged = replace(charged, coupling=coupling)
                 energy_short_range = coupling.energy
-                weights = [None, *coupling.weights[1:]]
+                weights = [None, *(coupling.weights[b, :] for b in range(1, len(powers)))]
             for model, own in zip(powers, weights, strict=True):
                 if derivatives:
                     pull(model, own)
@@ -315,16 +344,17 @@ class Potential:
             if structure.periodic:
                 strain += charged.strain()
 
+        for descriptor, gradient in gradients.items():
+            pulled_back = states[descriptor].adjoint(gradient)
+            positions += pulled_back.positions
+            strain += pulled_back.strain
+        positions, strain = to_numpy(positions), to_numpy(strain)
+
         energy_baseline = 0.0
         if self.baseline is not None:
             energy_baseline, base_gradient, base_strain = self.baseline.evaluate(structure)
             positions += base_gradient
             strain += base_strain
-
-        for descriptor, gradient in gradients.items():
-            pulled_back = states[descriptor].adjoint(gradient)
-            positions += pulled_back.positions
-            strain += pulled_back.strain
 
         # each costs a whole solution where no matrix is factored
         responses = charged is not None and (
@@ -339,18 +369,24 @@ class Potential:
             energy_baseline=energy_baseline,
             forces=-positions if "forces" in properties else None,
             stress=_stress(strain, structure) if "stress" in properties else None,
-            charges=None if charged is None else charged.state.charges,
-            atomic_dipoles=None if charged is None else charged.state.atomic_dipoles,
-            dipole=None if charged is None else charged.dipole,
+            charges=None if charged is None else to_numpy(charged.state.charges),
+            atomic_dipoles=None if charged is None else _on_host(charged.state.atomic_dipoles),
+            dipole=None if charged is None else _on_host(charged.dipole),
             polarizability=(
-                charged.polarizability() if charged is not None and "polarizability" in properties else None
+                _on_host(charged.polarizability())
+                if charged is not None and "polarizability" in properties
+                else None
             ),
-            electronegativity=chi,
+            electronegativity=_on_host(chi),
             chemical_potential=None if charged is None else charged.chemical_potential,
             hardness=charged.hardness() if charged is not None and responses else None,
             total_charge=structure.total_charge,
             external_field=structure.external_field,
         )
+
+
+def _on_host(values: Array | None) -> FloatArray | None:
+    return None if values is None else to_numpy(values)
 
 
 def in_threads_for(structure: Structure) -> AbstractContextManager[None]:

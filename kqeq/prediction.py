@@ -7,12 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
+from kqeq.backend import Device
 from kqeq.errors import InputError
 from kqeq.typing import FloatArray
 
 PROPERTIES: tuple[str, ...] = ("energy", "forces", "stress", "charges", "dipole", "polarizability")
 """What can be asked of a prediction."""
+
+
+class PredictOptions(TypedDict, total=False):
+    """Keyword arguments of :meth:`kqeq.KQEq.predict`, where they are described."""
+
+    total_charge: float | None
+    external_field: Any
+    properties: Collection[str] | None
+    uncertainty: bool
+    device: str | Device
+    precision: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,4 +105,4 @@ def check_properties(properties: Collection[str] | None) -> tuple[str, ...]:
     return tuple(properties)
 
 
-__all__ = ["PROPERTIES", "Prediction", "check_properties"]
+__all__ = ["PROPERTIES", "PredictOptions", "Prediction", "check_properties"]

@@ -67,3 +67,20 @@ def test_missing_public_data_are_skipped(common, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(common, "PUBLIC_DATA", tmp_path)
     assert common.public("nothing.xyz") is None
     assert "skipped" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_on_a_stand_in():
+    """Every section but the one that needs public data, with tiny sizes; its own comparisons with the CPU hold."""
+    sections = ["kernel_products", "dense_ewald", "matrix_free", "scaling", "precision"]
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "gpu.py"), "--rehearse", "--only", *sections],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "not run" not in done.stdout and "MISSED" not in done.stdout
+    assert done.stdout.count(" ok") == 3

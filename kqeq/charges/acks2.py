@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from kqeq.backend import CPU, Device
 from kqeq.charges.base import SiteParameters
 from kqeq.charges.boundaries import refuse_periodic_field
 from kqeq.charges.cores import SplitChargeCore
@@ -133,26 +134,33 @@ class ACKS2(Recipe):
         dipoles: bool = False,
         damped: bool = True,
         many_responses: bool = False,
+        device: Device = CPU,
     ) -> Equilibrium:
         """Put the problem together, on request with atomic dipoles."""
+        sites = sites.on(device.like)
         assert sites.softness is not None
         reference = reference_charges(structure, self.reference_charges)
         what = f"the ACKS2 matrix of {len(structure)} atoms"
-        provider = self._products(structure, sites, dipoles=dipoles, many_responses=many_responses)
+        provider = self._products(
+            structure, sites, dipoles=dipoles, many_responses=many_responses, device=device
+        )
         if provider is not None:
-            links = Links.build(structure, sites.softness, self.decay, self.cutoff)
+            links = Links.build(structure, sites.softness, self.decay, self.cutoff, device)
             solver: Solver = IterativeSolver.split(
                 provider,
                 added_diagonal(sites, dipoles=dipoles, damped=damped),
                 links.laplacian(),
+                links.components(),
                 sites.width,
                 accuracy=float(self.accuracy),
                 what=what,
                 remedy=iterative_remedy(dipoles=dipoles, damped=damped),
             )
-            return Equilibrium.build(structure, sites, provider, solver, links, reference, damped)
-        provider, hessian, elimination = build_hessian(structure, sites, dipoles=dipoles, damped=damped)
-        links = Links.build(structure, sites.softness, self.decay, self.cutoff)
+            return Equilibrium.build(structure, sites, provider, solver, links, reference, damped, device)
+        provider, hessian, elimination = build_hessian(
+            structure, sites, dipoles=dipoles, damped=damped, device=device
+        )
+        links = Links.build(structure, sites.softness, self.decay, self.cutoff, device)
         core = SplitChargeCore.build(
             hessian if elimination is None else elimination.hessian,
             links.laplacian() if len(structure) > DENSE_LAPLACIAN else links.laplacian_array(),
@@ -161,7 +169,7 @@ class ACKS2(Recipe):
             remedy=HARDNESS_REMEDY,
         )
         solver = DenseSolver(hessian, core, elimination)
-        return Equilibrium.build(structure, sites, provider, solver, links, reference, damped)
+        return Equilibrium.build(structure, sites, provider, solver, links, reference, damped, device)
 
 
 __all__ = ["ACKS2"]

@@ -14,6 +14,7 @@ from typing import Any, Self
 from sklearn.base import BaseEstimator, clone
 
 from kqeq import elements
+from kqeq.backend import CPU, Device
 from kqeq.charges.acks2 import ACKS2
 from kqeq.charges.base import SiteParameters
 from kqeq.charges.equilibrium import Equilibrium
@@ -112,7 +113,12 @@ class AtomicDipoles(BaseEstimator):  # type: ignore[misc]
         return replace(self._inner.site_parameters(numbers), polarizability=alpha / COULOMB)
 
     def bind(
-        self, structure: Structure, sites: SiteParameters | None = None, *, many_responses: bool = False
+        self,
+        structure: Structure,
+        sites: SiteParameters | None = None,
+        *,
+        many_responses: bool = False,
+        device: Device = CPU,
     ) -> Equilibrium:
         """Build and factor the charge problem of one geometry; see :class:`~kqeq.charges.base.ChargeModel`.
 
@@ -123,7 +129,12 @@ class AtomicDipoles(BaseEstimator):  # type: ignore[misc]
         """
         sites = self.site_parameters(structure.numbers) if sites is None else sites
         return self._inner.assemble(
-            structure, sites, dipoles=True, damped=self.damping, many_responses=many_responses
+            structure,
+            sites,
+            dipoles=True,
+            damped=self.damping,
+            many_responses=many_responses,
+            device=device,
         )
 
     def to_dict(self) -> dict[str, Any]:

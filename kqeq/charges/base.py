@@ -20,6 +20,8 @@ Nothing outside this subpackage may rely on identities that hold for plain QEq o
 
 A structure's external potential at the atoms (V) is added to χ by the models themselves.
 
+Arrays live on the device that a model was bound to: those that go in, and those that come out.
+
 Dimensions: N atoms, c columns of a block of perturbations.
 """
 
@@ -27,10 +29,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
+from kqeq.backend import CPU, Device, asarray_like
 from kqeq.structures import Structure
-from kqeq.typing import FloatArray, IntArray
+from kqeq.typing import Array, IntArray
 
 SITE_KINDS: tuple[str, ...] = ("hardness", "width", "polarizability", "softness")
 """Every kind of parameter per atom that is not an electronegativity."""
@@ -39,8 +42,20 @@ ENVIRONMENT_KINDS: tuple[str, ...] = ("hardness", "polarizability", "softness")
 """Those of them that may depend on the environment of the atom (``"kernel"``)."""
 
 
+class _Sites:
+    """What the two below share: one array, or none, for each kind."""
+
+    def on(self, like: Array) -> Self:
+        """The same arrays on the device of another."""
+        moved = {
+            name: None if values is None else asarray_like(values, like)
+            for name, values in vars(self).items()
+        }
+        return type(self)(**moved)
+
+
 @dataclass(frozen=True, eq=False)
-class SiteParameters:
+class SiteParameters(_Sites):
     """Parameters per atom that are not electronegativities (or derivatives with respect to them).
 
     Attributes
@@ -55,14 +70,14 @@ class SiteParameters:
         Bond softness κ of the atom, e²/eV; split-charge models.
     """
 
-    hardness: FloatArray
-    width: FloatArray
-    polarizability: FloatArray | None = None
-    softness: FloatArray | None = None
+    hardness: Array
+    width: Array
+    polarizability: Array | None = None
+    softness: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class SiteChange:
+class SiteChange(_Sites):
     """c directions in the space of site parameters; ``None`` where a kind does not change.
 
     Attributes
@@ -71,10 +86,10 @@ class SiteChange:
         In the units of :class:`SiteParameters`.
     """
 
-    hardness: FloatArray | None = None
-    width: FloatArray | None = None
-    polarizability: FloatArray | None = None
-    softness: FloatArray | None = None
+    hardness: Array | None = None
+    width: Array | None = None
+    polarizability: Array | None = None
+    softness: Array | None = None
 
     @property
     def columns(self) -> int:
@@ -104,10 +119,10 @@ class Response:
         Change of the site parameters themselves, where that is the perturbation.
     """
 
-    unknowns: FloatArray
-    charges: FloatArray
-    dipole: FloatArray | None
-    field: FloatArray | None = None
+    unknowns: Array
+    charges: Array
+    dipole: Array | None
+    field: Array | None = None
     sites: SiteChange | None = None
 
 
@@ -119,15 +134,15 @@ class ChargeState(Protocol):
         """Electrostatic energy including hardness, electronegativity and field terms, eV."""
 
     @property
-    def charges(self) -> FloatArray:
+    def charges(self) -> Array:
         """(N,) array, e."""
 
     @property
-    def atomic_dipoles(self) -> FloatArray | None:
+    def atomic_dipoles(self) -> Array | None:
         """(N, 3) array, e·Å; ``None`` for models without."""
 
     @property
-    def dipole(self) -> FloatArray | None:
+    def dipole(self) -> Array | None:
         """−∂E/∂field for the fields that the model admits, (3,) array in e·Å about the origin.
 
         For a slab and a model without a polarization of its own, the component along the normal (the
@@ -138,13 +153,13 @@ class ChargeState(Protocol):
     def chemical_potential(self) -> float:
         """∂E/∂Q in eV/e; added charge is shared among constraints and reference charges evenly by atoms."""
 
-    def reference_gradient(self) -> FloatArray:
+    def reference_gradient(self) -> Array:
         """∂E/∂(charge that belongs to atom i), (N,) array in eV/e.
 
         With constraints, the chemical potential of the atom's fragment.
         """
 
-    def electronegativity_gradient(self) -> FloatArray:
+    def electronegativity_gradient(self) -> Array:
         """∂E/∂χ_i, (N,) array in e."""
 
     def site_gradient(self) -> SiteParameters:
@@ -156,19 +171,19 @@ class ChargeState(Protocol):
         Explicit second derivatives are included where the response changes the site parameters themselves.
         """
 
-    def gradient(self) -> FloatArray:
+    def gradient(self) -> Array:
         """∂E/∂r at fixed y, χ, site parameters and field, (N, 3) array in eV/Å."""
 
-    def strain(self) -> FloatArray:
+    def strain(self) -> Array:
         """∂E/∂ε at fixed y, χ and field, (3, 3) array in eV."""
 
     def respond_sites(self, change: SiteChange) -> Response:
         """Response to c changes of the site parameters."""
 
-    def gradient_response(self, response: Response) -> FloatArray:
+    def gradient_response(self, response: Response) -> Array:
         """Change of :meth:`gradient` with ∂y and with what else the response changes, (N, 3, c) array."""
 
-    def strain_response(self, response: Response) -> FloatArray:
+    def strain_response(self, response: Response) -> Array:
         """Change of :meth:`strain`, likewise, (3, 3, c) array."""
 
 
@@ -179,7 +194,7 @@ class ChargeSystem(Protocol):
     def responses_are_cheap(self) -> bool:
         """Whether responses reuse a factorisation; otherwise each column costs as much as a solution."""
 
-    def solve(self, chi: FloatArray, external_field: FloatArray, total_charge: float) -> ChargeState:
+    def solve(self, chi: Array, external_field: Array, total_charge: float) -> ChargeState:
         """Solve for electronegativities (N,), field (3,) and total charge.
 
         Raises
@@ -188,7 +203,7 @@ class ChargeSystem(Protocol):
             If the field is not defined for the structure's periodicity.
         """
 
-    def respond(self, dchi: FloatArray) -> Response:
+    def respond(self, dchi: Array) -> Response:
         """Response to c perturbations of the electronegativities, (N, c) array in eV/e."""
 
     def respond_field(self) -> Response:
@@ -197,10 +212,10 @@ class ChargeSystem(Protocol):
     def respond_total_charge(self) -> Response:
         """Response to the total charge (c = 1); its charges are the Fukui function."""
 
-    def polarizability(self) -> FloatArray | None:
+    def polarizability(self) -> Array | None:
         """∂μ/∂field, (3, 3) array in e²·Å²/eV; ``None`` where it is not defined (see ``dipole``)."""
 
-    def polarizability_response(self, change: SiteChange) -> FloatArray:
+    def polarizability_response(self, change: SiteChange) -> Array:
         """Change of the polarizability with c changes of the site parameters, (3, 3, c) array."""
 
     def hardness(self) -> float:
@@ -236,7 +251,12 @@ class ChargeModel(Protocol):
         """Element parameters spread over atoms; those to be learned start at their defaults."""
 
     def bind(
-        self, structure: Structure, sites: SiteParameters | None = None, *, many_responses: bool = False
+        self,
+        structure: Structure,
+        sites: SiteParameters | None = None,
+        *,
+        many_responses: bool = False,
+        device: Device = CPU,
     ) -> ChargeSystem:
         """Build the problem for one geometry, and factor it unless it is to be solved iteratively.
 
@@ -247,6 +267,8 @@ class ChargeModel(Protocol):
             In place of the model's own.
         many_responses : bool
             The caller will ask for many columns of responses, for which a factorisation pays in larger systems.
+        device : Device
+            Where to compute.
 
         Raises
         ------

@@ -13,25 +13,23 @@ Dimensions: N atoms, k constraints, c columns.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-import numpy as np
-from scipy import sparse
-from scipy.linalg import cho_solve
-
+from kqeq.backend import cho_solve, namespace, to_float
 from kqeq.constants import COULOMB
-from kqeq.linalg import ConstrainedMinimum, factorise, solve_lower
-from kqeq.typing import FloatArray
+from kqeq.linalg import ConstrainedMinimum, add_to_diagonal, factorise, solve_lower
+from kqeq.typing import Array
 
 
 class Core(Protocol):
     """Charges as a linear function of reference charges and potentials."""
 
-    def place(self, reference: FloatArray) -> FloatArray:
+    def place(self, reference: Array) -> Array:
         """X @ reference, (N,) or (N, c)."""
 
-    def respond(self, block: FloatArray) -> FloatArray:
+    def respond(self, block: Array) -> Array:
         """R @ block, (N,) or (N, c)."""
 
 
@@ -48,16 +46,16 @@ class ConstrainedCore:
 
     @classmethod
     def build(
-        cls, hessian: FloatArray, constraints: FloatArray, *, shift: bool, what: str, remedy: str
+        cls, hessian: Array, constraints: Array, *, shift: bool, what: str, remedy: str
     ) -> ConstrainedCore:
         """Factor; see :meth:`kqeq.linalg.ConstrainedMinimum.build`."""
         return cls(ConstrainedMinimum.build(hessian, constraints, shift=shift, what=what, remedy=remedy))
 
-    def place(self, reference: FloatArray) -> FloatArray:
+    def place(self, reference: Array) -> Array:
         """S (Sᵀ reference) with the shape functions S."""
-        return np.asarray(self.minimum.shape @ (self.minimum.constraints.T @ reference))
+        return self.minimum.shape @ (self.minimum.constraints.T @ reference)
 
-    def respond(self, block: FloatArray) -> FloatArray:
+    def respond(self, block: Array) -> Array:
         """R @ block."""
         return self.minimum.respond(block)
 
@@ -79,20 +77,12 @@ class SplitChargeCore:
         L.
     """
 
-    lower: FloatArray
-    inner: FloatArray
-    laplacian: sparse.csr_array | FloatArray
+    lower: Array
+    inner: Array
+    laplacian: Any
 
     @classmethod
-    def build(
-        cls,
-        hessian: FloatArray,
-        laplacian: sparse.csr_array | FloatArray,
-        *,
-        shift: bool,
-        what: str,
-        remedy: str,
-    ) -> SplitChargeCore:
+    def build(cls, hessian: Array, laplacian: Any, *, shift: bool, what: str, remedy: str) -> SplitChargeCore:
         """Factor.
 
         Parameters
@@ -112,21 +102,21 @@ class SplitChargeCore:
         """
         matrix = hessian
         if shift:
-            matrix = hessian + 2.0 * float(np.abs(hessian).max())
+            xp = namespace(hessian)
+            matrix = hessian + 2.0 * to_float(xp.max(xp.abs(hessian)))
         lower = factorise(matrix, what, remedy)
         # L of large systems is sparse: the second product, with a dense triangle, is the only costly one
-        inner = lower.T @ np.asarray(laplacian @ lower)
-        inner[np.diag_indices_from(inner)] += 1.0
+        inner = add_to_diagonal(lower.T @ (laplacian @ lower), 1.0)
         return cls(lower, factorise(inner, what, remedy), laplacian)
 
-    def place(self, reference: FloatArray) -> FloatArray:
+    def place(self, reference: Array) -> Array:
         """C⁻ᵀ B⁻¹ Cᵀ @ reference."""
-        middle = cho_solve((self.inner, True), self.lower.T @ reference, check_finite=False)
-        return solve_lower(self.lower, np.asarray(middle), transposed=True)
+        middle = cho_solve(self.inner, self.lower.T @ reference)
+        return solve_lower(self.lower, middle, transposed=True)
 
-    def respond(self, block: FloatArray) -> FloatArray:
+    def respond(self, block: Array) -> Array:
         """R @ block = X (L @ block)."""
-        return self.place(np.asarray(self.laplacian @ block))
+        return self.place(self.laplacian @ block)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,12 +136,12 @@ class DipoleElimination:
     """
 
     atoms: int
-    lower: FloatArray
-    follow: FloatArray
-    hessian: FloatArray
+    lower: Array
+    follow: Array
+    hessian: Array
 
     @classmethod
-    def build(cls, hessian: FloatArray, atoms: int, what: str, remedy: str) -> DipoleElimination:
+    def build(cls, hessian: Array, atoms: int, what: str, remedy: str) -> DipoleElimination:
         """Eliminate the dipoles from the (4N, 4N) Hessian of charges and dipoles.
 
         Raises
@@ -165,22 +155,22 @@ class DipoleElimination:
         follow = solve_lower(lower, half, transposed=True)
         return cls(atoms, lower, follow, hessian[:atoms, :atoms] - half.T @ half)
 
-    def reduce(self, linear: FloatArray) -> FloatArray:
+    def reduce(self, linear: Array) -> Array:
         """Potentials that the charges feel once the dipoles have followed: (4N, c) to (N, c)."""
-        return np.asarray(linear[: self.atoms] - self.follow.T @ linear[self.atoms :])
+        return linear[: self.atoms, ...] - self.follow.T @ linear[self.atoms :, ...]
 
-    def expand(self, charges: FloatArray, linear: FloatArray) -> FloatArray:
+    def expand(self, charges: Array, linear: Array) -> Array:
         """Charges and the dipoles that go with them, (4N, c)."""
-        free = np.asarray(cho_solve((self.lower, True), linear[self.atoms :], check_finite=False))
-        return np.concatenate([charges, -free - self.follow @ charges])
+        free = cho_solve(self.lower, linear[self.atoms :, ...])
+        return namespace(charges).concat([charges, -free - self.follow @ charges])
 
 
-def self_interaction(width: FloatArray) -> FloatArray:
+def self_interaction(width: Array) -> Array:
     """k_e/(6√π σ³), the self interaction of each dipole component, eV/(e²·Å²)."""
-    return np.asarray(COULOMB / (6.0 * np.sqrt(np.pi) * width**3))
+    return COULOMB / (6.0 * math.sqrt(math.pi)) / width**3
 
 
-def self_interaction_slope(width: FloatArray) -> FloatArray:
+def self_interaction_slope(width: Array) -> Array:
     """Its derivative with respect to σ."""
     return -3.0 * self_interaction(width) / width
 

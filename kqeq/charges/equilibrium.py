@@ -20,6 +20,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kqeq.backend import (
+    Device,
+    asarray_like,
+    eye,
+    full,
+    inverse_or_zero,
+    namespace,
+    to_float,
+    to_numpy,
+    zeros,
+)
 from kqeq.charges.base import Response, SiteChange, SiteParameters
 from kqeq.charges.boundaries import open_projector, periodic_part, refuse_periodic_field
 from kqeq.charges.cores import self_interaction_slope
@@ -28,7 +39,7 @@ from kqeq.charges.solvers import Solver
 from kqeq.charges.state import EquilibriumState
 from kqeq.electrostatics.base import Electrostatics
 from kqeq.structures import Structure
-from kqeq.typing import FloatArray
+from kqeq.typing import Array, FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +59,12 @@ class Equilibrium:
         q0 at the total charge of the structure, e.
     damped : bool
         Whether dipoles have the self interaction of their Gaussian.
+    device : Device
+        Where all arrays but those of ``structure`` live.
+    open_directions, open_positions : (3, 3), (N, 3) arrays
+        Projector onto the directions along which fields are defined, and positions along them.
+    coupling : (N, 3) array, optional
+        See :meth:`kqeq.charges.softness.Links.coupling`.
     """
 
     structure: Structure
@@ -55,11 +72,12 @@ class Equilibrium:
     provider: Electrostatics
     solver: Solver
     links: Links | None
-    reference: FloatArray
+    reference: Array
     damped: bool
-    open_directions: FloatArray
-    open_positions: FloatArray
-    coupling: FloatArray | None
+    device: Device
+    open_directions: Array
+    open_positions: Array
+    coupling: Array | None
 
     @classmethod
     def build(
@@ -69,28 +87,31 @@ class Equilibrium:
         provider: Electrostatics,
         solver: Solver,
         links: Links | None,
-        reference: FloatArray,
+        reference: Array,
         damped: bool,
+        device: Device,
     ) -> Equilibrium:
         """Add what follows from the geometry."""
         projector = open_projector(structure)
+        positions = structure.positions @ projector
         return cls(
             structure,
             sites,
             provider,
             solver,
             links,
-            reference,
+            asarray_like(reference, device.like),
             damped,
-            projector,
-            structure.positions @ projector,
+            device,
+            asarray_like(projector, device.like),
+            asarray_like(positions, device.like),
             None if links is None else links.coupling(),
         )
 
     # ------------------------------------------------------------------ solution
 
-    def solve(self, chi: FloatArray, external_field: FloatArray, total_charge: float) -> EquilibriumState:
-        """Charges for given electronegativities, field and total charge.
+    def solve(self, chi: Array, external_field: FloatArray, total_charge: float) -> EquilibriumState:
+        """Charges for given electronegativities, field (on the host) and total charge.
 
         A total charge other than the structure's changes all reference charges by the same amount.
 
@@ -100,19 +121,19 @@ class Equilibrium:
             For a field that the boundary conditions do not define.
         """
         atoms = len(self.structure)
-        reference = self.reference + (total_charge - self.structure.total_charge) / atoms
+        reference = self.reference + float(total_charge - self.structure.total_charge) / atoms
         self._check_field(external_field, reference)
+        field = asarray_like(external_field, self.device.like)
         if self.links is None:
-            external_field = self.open_directions @ external_field
+            field = self.open_directions @ field
         potential = self.structure.external_potential
-        chi = chi if potential is None else chi + potential
-        linear = np.zeros(self.size)
-        linear[:atoms] = chi
-        field = external_field[:, None]
-        unknowns, potentials = self._stationary(linear[:, None], reference[:, None], field)
-        return EquilibriumState(self, external_field, chi, reference, unknowns[:, 0], potentials[:, 0])
+        chi = chi if potential is None else chi + asarray_like(potential, self.device.like)
+        linear = zeros((self.size, 1), chi)
+        linear[:atoms, 0] = chi
+        unknowns, potentials = self._stationary(linear, reference[:, None], field[:, None])
+        return EquilibriumState(self, field, chi, reference, unknowns[:, 0], potentials[:, 0])
 
-    def _check_field(self, field: FloatArray, reference: FloatArray) -> None:
+    def _check_field(self, field: FloatArray, reference: Array) -> None:
         along = periodic_part(self.structure, field)
         if along is None:
             return
@@ -124,7 +145,7 @@ class Equilibrium:
                 "the dipole Σ q r of charges depends there on which periodic image of each atom is meant",
                 "use a split-charge model, kqeq.ACKS2(), whose polarization is defined for periodic cells",
             )
-        if np.abs(reference).max() > 1e-8:
+        if not self.is_neutral(reference):
             refuse_periodic_field(
                 self.structure,
                 field,
@@ -134,35 +155,39 @@ class Equilibrium:
                 "start from zero reference charges (a neutral cell without fragment charges)",
             )
 
-    def _stationary(
-        self, linear: FloatArray, source: FloatArray | None, field: FloatArray | None
-    ) -> tuple[FloatArray, FloatArray]:
+    def is_neutral(self, reference: Array) -> bool:
+        """Whether all reference charges vanish: then the dipole of periodic cells is defined."""
+        xp = namespace(reference)
+        return to_float(xp.max(xp.abs(reference))) <= 1e-8
+
+    def _stationary(self, linear: Array, source: Array | None, field: Array | None) -> tuple[Array, Array]:
         """Unknowns (n, c) and potentials (N, c) for b (n, c), reference charges (N, c) and fields (3, c).
 
         The potentials include φ where the field enters by it.
         """
         atoms = len(self.structure)
         if field is not None:
-            linear = linear.copy()
+            xp = namespace(linear)
+            linear = xp.asarray(linear, copy=True)
             # the potentials of split-charge models leave the field out: it acts on their flows
             if self.coupling is None:
-                linear[:atoms] -= self.open_positions @ field
+                linear[:atoms, :] -= self.open_positions @ field
             else:
                 flow = -self.coupling @ field
                 source = flow if source is None else source + flow
             if self.has_atomic_dipoles:
-                linear[atoms:] -= np.tile(field, (atoms, 1))
+                linear[atoms:, :] -= xp.tile(field, (atoms, 1))
         return self.solver.stationary(linear, source)
 
     # ------------------------------------------------------------------ responses
 
     def answer(
         self,
-        linear: FloatArray,
+        linear: Array,
         *,
-        source: FloatArray | None = None,
-        reference: FloatArray | None = None,
-        field: FloatArray | None = None,
+        source: Array | None = None,
+        reference: Array | None = None,
+        field: Array | None = None,
         sites: SiteChange | None = None,
     ) -> Response:
         """Response to changes of b (n, c), of flows (N, c), of reference charges (N, c) and of the field (3, c)."""
@@ -171,71 +196,78 @@ class Equilibrium:
         if reference is not None:
             source = reference if source is None else source + reference
         unknowns, potentials = self._stationary(linear, source, field)
-        charges = unknowns[: len(self.structure)]
+        charges = unknowns[: len(self.structure), :]
         dipole = self.charge_moment(charges, potentials, reference, field)
         if self.has_atomic_dipoles:
             dipole = dipole + self.dipole_sum(unknowns)
         if self.links is not None:
-            unknowns = np.concatenate([unknowns, potentials])
+            unknowns = namespace(unknowns).concat([unknowns, potentials])
         return Response(unknowns, charges, dipole if self.has_dipole else None, field, sites)
 
-    def respond(self, dchi: FloatArray) -> Response:
+    def respond(self, dchi: Array) -> Response:
         """∂q = −R ∂χ and what follows."""
-        linear = np.zeros((self.size, dchi.shape[1]))
-        linear[: len(self.structure)] = dchi
+        linear = zeros((self.size, dchi.shape[1]), dchi)
+        linear[: len(self.structure), :] = dchi
         return self.answer(linear)
 
     def respond_field(self) -> Response:
         """Response to the three components of the field."""
-        return self.answer(np.zeros((self.size, 3)), field=np.eye(3))
+        like = self.device.like
+        return self.answer(zeros((self.size, 3), like), field=eye(3, like))
 
     def respond_total_charge(self) -> Response:
         """Response to the total charge, added evenly to the reference charges."""
-        atoms = len(self.structure)
-        return self.answer(np.zeros((self.size, 1)), reference=np.full((atoms, 1), 1.0 / atoms))
+        atoms, like = len(self.structure), self.device.like
+        return self.answer(zeros((self.size, 1), like), reference=full((atoms, 1), 1.0 / atoms, like))
 
-    def polarizability(self) -> FloatArray | None:
+    def polarizability(self) -> Array | None:
         """∂μ/∂field; ``None`` where no component of the dipole is defined."""
         if not self.has_dipole:
             return None
         alpha = self.respond_field().dipole
         return None if alpha is None else 0.5 * (alpha + alpha.T)
 
-    def polarizability_response(self, change: SiteChange) -> FloatArray:
+    def polarizability_response(self, change: SiteChange) -> Array:
         """−(∂z/∂field)ᵀ ∂H (∂z/∂field) + Σ_pairs ∂k (∂Δ/∂field)(∂Δ/∂field)ᵀ, with the drops Δ of potential."""
         response = self.respond_field()
         size = self.size
-        slopes = response.unknowns[:size]
+        slopes = response.unknowns[:size, :]
         result = -self._curvature_change(change, slopes)
         if self.links is not None and change.softness is not None:
-            drops = self.links.drops(response.unknowns[size:], response.field)
+            drops = self.links.drops(response.unknowns[size:, :], response.field)
             weights = 0.5 * self.softness_change(change.softness)
             result += _weighted_squares(drops, weights)
-        return np.asarray(result)
+        return result
 
-    def _curvature_change(self, change: SiteChange, vectors: FloatArray) -> FloatArray:
+    def _curvature_change(self, change: SiteChange, vectors: Array) -> Array:
         """vectorsᵀ ∂H vectors for each of c changes, (m, m, c): what is diagonal in H needs no (n, m, c) array."""
+        xp = namespace(vectors)
         atoms = len(self.structure)
-        columns = vectors.shape[1]
-        result = np.zeros((columns, columns, change.columns))
+        columns = int(vectors.shape[1])
+        result = zeros((columns, columns, change.columns), vectors)
         if change.hardness is not None:
-            result += _weighted_squares(vectors[:atoms], change.hardness)
+            result += _weighted_squares(vectors[:atoms, :], change.hardness)
         if change.polarizability is not None and self.sites.polarizability is not None:
             scale = -change.polarizability / self.sites.polarizability[:, None] ** 2
-            dipoles = vectors[atoms:].reshape(atoms, 3, columns)
-            squares = np.einsum("ika,ikb->abi", dipoles, dipoles)
-            result += squares @ scale
+            result += _weighted_squares(vectors[atoms:, :], xp.repeat(scale, 3, axis=0))
         if change.width is not None:
-            moving = np.flatnonzero(change.width.any(axis=0))
-            own = self.hessian_change(SiteChange(width=change.width[:, moving]), vectors)
-            result[..., moving] += np.einsum("na,nbc->abc", vectors, own, optimize=True)
+            for c in self._moving(change.width):
+                own = self.hessian_change(SiteChange(width=change.width[:, c : c + 1]), vectors)
+                result[:, :, c] += vectors.T @ own[:, :, 0]
         return result
+
+    def _moving(self, change: Array) -> list[int]:
+        """Columns of (N, c) changes that change anything."""
+        moving = namespace(change).any(change != 0.0, axis=0)
+        return [int(c) for c in np.flatnonzero(to_numpy(moving))]
 
     def hardness(self) -> float:
         """∂²E/∂Q²."""
-        atoms = len(self.structure)
-        _, potentials = self._stationary(np.zeros((self.size, 1)), np.full((atoms, 1), 1.0 / atoms), None)
-        return -float(np.mean(potentials))
+        atoms, like = len(self.structure), self.device.like
+        _, potentials = self._stationary(
+            zeros((self.size, 1), like), full((atoms, 1), 1.0 / atoms, like), None
+        )
+        return -to_float(namespace(potentials).mean(potentials))
 
     # ------------------------------------------------------------------ pieces
 
@@ -245,7 +277,7 @@ class Equilibrium:
         return self.solver.size
 
     @property
-    def hessian(self) -> FloatArray:
+    def hessian(self) -> Array:
         """H, (n, n).
 
         Raises
@@ -270,22 +302,23 @@ class Equilibrium:
         """Whether any component of the dipole's response is defined."""
         return self.links is not None or not self.structure.pbc.all()
 
-    def dipole_sum(self, unknowns: FloatArray) -> FloatArray:
+    def dipole_sum(self, unknowns: Array) -> Array:
         """Sum of the atomic dipoles in (n, c) unknowns along the directions that are defined, (3, c)."""
         atoms = len(self.structure)
-        total = unknowns[atoms : self.size].reshape(atoms, 3, -1).sum(axis=0)
-        return np.asarray(total if self.links is not None else self.open_directions @ total)
+        xp = namespace(unknowns)
+        total = xp.sum(xp.reshape(unknowns[atoms : self.size, :], (atoms, 3, -1)), axis=0)
+        return total if self.links is not None else self.open_directions @ total
 
     def charge_moment(
         self,
-        charges: FloatArray,
-        potentials: FloatArray,
-        reference: FloatArray | None,
-        field: FloatArray | None,
-    ) -> FloatArray:
+        charges: Array,
+        potentials: Array,
+        reference: Array | None,
+        field: Array | None,
+    ) -> Array:
         """Dipole of the charges, (3, c); of flows, from potentials, reference charges and field."""
         if self.links is None or self.coupling is None:
-            return np.asarray(self.open_positions.T @ charges)
+            return self.open_positions.T @ charges
         result = -self.coupling.T @ potentials
         if reference is not None:
             result += self.open_positions.T @ reference
@@ -293,43 +326,43 @@ class Equilibrium:
             result += self.links.stiffness() @ field
         return result
 
-    def hessian_change(self, change: SiteChange, vectors: FloatArray) -> FloatArray:
+    def hessian_change(self, change: SiteChange, vectors: Array) -> Array:
         """(∂H) @ vectors for each of c changes of the site parameters: (n, m) to (n, m, c)."""
+        xp = namespace(vectors)
         atoms = len(self.structure)
-        result = np.zeros((*vectors.shape, change.columns))
+        result = zeros((*vectors.shape, change.columns), vectors)
         if change.hardness is not None:
-            result[:atoms] += vectors[:atoms, :, None] * change.hardness[:, None, :]
+            result[:atoms, :, :] += vectors[:atoms, :, None] * change.hardness[:, None, :]
         if change.polarizability is not None and self.sites.polarizability is not None:
             scale = -change.polarizability / self.sites.polarizability[:, None] ** 2
-            result[atoms:] += vectors[atoms:, :, None] * np.repeat(scale, 3, axis=0)[:, None, :]
+            result[atoms:, :, :] += vectors[atoms:, :, None] * xp.repeat(scale, 3, axis=0)[:, None, :]
         if change.width is not None:
-            for c in np.flatnonzero(change.width.any(axis=0)):
+            for c in self._moving(change.width):
                 for m in range(vectors.shape[1]):
                     result[:, m, c] += self.provider.width_derivative(
-                        np.ascontiguousarray(vectors[:, m]), np.ascontiguousarray(change.width[:, c])
+                        xp.asarray(vectors[:, m], copy=True), xp.asarray(change.width[:, c], copy=True)
                     )
             if self.has_atomic_dipoles and not self.damped:
                 scale = change.width * self_interaction_slope(self.sites.width)[:, None]
-                result[atoms:] -= vectors[atoms:, :, None] * np.repeat(scale, 3, axis=0)[:, None, :]
+                result[atoms:, :, :] -= vectors[atoms:, :, None] * xp.repeat(scale, 3, axis=0)[:, None, :]
         return result
 
-    def softness_change(self, change: FloatArray) -> FloatArray:
+    def softness_change(self, change: Array) -> Array:
         """∂k of every pair for changes (N, c) of the atoms' softness, (P, c)."""
         assert self.links is not None
-        return np.asarray(self.links.softness[:, None] * self.relative_softness(change), dtype=np.float64)
+        return self.links.softness[:, None] * self.relative_softness(change)
 
-    def relative_softness(self, change: FloatArray) -> FloatArray:
+    def relative_softness(self, change: Array) -> Array:
         """∂ ln k of every pair, (P, c): half the sum of both atoms' ∂ ln κ."""
         assert self.links is not None and self.sites.softness is not None
-        kappa = self.sites.softness[:, None]
-        logarithmic = np.divide(change, kappa, out=np.zeros_like(change), where=kappa > 0.0)
-        return 0.5 * (logarithmic[self.links.i] + logarithmic[self.links.j])
+        xp = namespace(change)
+        logarithmic = change * inverse_or_zero(self.sites.softness)[:, None]
+        return 0.5 * (xp.take(logarithmic, self.links.i, axis=0) + xp.take(logarithmic, self.links.j, axis=0))
 
 
-def _weighted_squares(vectors: FloatArray, weights: FloatArray) -> FloatArray:
+def _weighted_squares(vectors: Array, weights: Array) -> Array:
     """Σ_i w_ic v_ia v_ib, (m, m, c), from (N, m) vectors and (N, c) weights."""
-    squares: FloatArray = vectors.T[:, None, :] * vectors.T[None, :, :]
-    return squares @ weights
+    return (vectors.T[:, None, :] * vectors.T[None, :, :]) @ weights
 
 
 __all__ = ["Equilibrium"]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from ase.data import chemical_symbols
 
+from kqeq.backend import eye, namespace, zeros
 from kqeq.charges.base import (
     SITE_KINDS,
     ChargeModel,
@@ -25,7 +26,7 @@ from kqeq.charges.base import (
 )
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError
-from kqeq.typing import FloatArray, IntArray
+from kqeq.typing import Array, FloatArray, IntArray
 
 ENVIRONMENT_SPREADS: Mapping[str, float] = {"hardness": 0.2, "polarizability": 0.2, "softness": 0.3}
 """Default standard deviations of the part of the logarithms that depends on the environment."""
@@ -128,38 +129,40 @@ class ElementParameters:
         return SiteChange(**blocks)
 
 
-def contract_sites(gradient: SiteParameters, change: SiteChange) -> FloatArray:
+def contract_sites(gradient: SiteParameters, change: SiteChange) -> Array:
     """Change of an energy with each of c changes of the site parameters, (c,), from its gradient by site parameters."""
-    result = np.zeros(change.columns)
+    result: Array = 0.0
     for kind in SITE_KINDS:
         slopes, block = getattr(gradient, kind), getattr(change, kind)
         if slopes is not None and block is not None:
-            result += slopes @ block
+            result = result + slopes @ block
     return result
 
 
-def multiply_sites(sites: SiteParameters, logarithms: Mapping[str, FloatArray]) -> SiteParameters:
-    """Site parameters times exp(logarithm) of the kinds that are named, each (N,)."""
+def multiply_sites(sites: SiteParameters, logarithms: Mapping[str, Array]) -> SiteParameters:
+    """Site parameters times exp(logarithm) of the kinds that are named, each (N,), on the device of these."""
+    if not logarithms:
+        return sites
+    like = next(iter(logarithms.values()))
+    xp, sites = namespace(like), sites.on(like)
     return replace(
-        sites, **{kind: getattr(sites, kind) * np.exp(values) for kind, values in logarithms.items()}
+        sites, **{kind: getattr(sites, kind) * xp.exp(values) for kind, values in logarithms.items()}
     )
 
 
 def logarithmic_directions(sites: SiteParameters, kinds: Sequence[str]) -> SiteChange:
     """∂θ/∂ln θ of every atom and kind: c = (number of kinds)·N columns, kind after kind."""
-    atoms = len(sites.hardness)
+    atoms = int(sites.hardness.shape[0])
     blocks = {}
     for number, kind in enumerate(kinds):
-        block = np.zeros((atoms, len(kinds) * atoms))
-        own = np.arange(atoms)
-        block[own, number * atoms + own] = getattr(sites, kind)
+        block = zeros((atoms, len(kinds) * atoms), sites.hardness)
+        own = eye(atoms, sites.hardness) * getattr(sites, kind)[:, None]
+        block[:, number * atoms : (number + 1) * atoms] = own
         blocks[kind] = block
     return SiteChange(**blocks)
 
 
-def logarithmic_gradient(
-    state: ChargeState, sites: SiteParameters, kinds: Sequence[str]
-) -> dict[str, FloatArray]:
+def logarithmic_gradient(state: ChargeState, sites: SiteParameters, kinds: Sequence[str]) -> dict[str, Array]:
     """∂E/∂ln θ_i, (N,), of the kinds that are named; ``sites`` are those of the state."""
     gradient = state.site_gradient() if kinds else None
     return {kind: getattr(sites, kind) * getattr(gradient, kind) for kind in kinds}
@@ -167,7 +170,7 @@ def logarithmic_gradient(
 
 def logarithmic_gradient_response(
     state: ChargeState, sites: SiteParameters, kinds: Sequence[str], response: Response
-) -> dict[str, FloatArray]:
+) -> dict[str, Array]:
     """Change of :func:`logarithmic_gradient` with a response, (N, c) each."""
     if not kinds:
         return {}

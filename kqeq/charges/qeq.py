@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kqeq.backend import CPU, Device, asarray_like
 from kqeq.charges.base import SiteParameters
 from kqeq.charges.cores import ConstrainedCore
 from kqeq.charges.equilibrium import Equilibrium
@@ -82,8 +83,10 @@ class QEq(Recipe):
         dipoles: bool = False,
         damped: bool = True,
         many_responses: bool = False,
+        device: Device = CPU,
     ) -> Equilibrium:
         """Put the problem together, on request with atomic dipoles."""
+        sites = sites.on(device.like)
         atoms = len(structure)
         reference = np.full(atoms, structure.total_charge / atoms)
         constraint = np.zeros(atoms, dtype=np.int64)
@@ -92,7 +95,9 @@ class QEq(Recipe):
             assert structure.fragments is not None
             constraint = structure.fragments
         what = f"the QEq matrix of {atoms} atoms"
-        provider = self._products(structure, sites, dipoles=dipoles, many_responses=many_responses)
+        provider = self._products(
+            structure, sites, dipoles=dipoles, many_responses=many_responses, device=device
+        )
         if provider is not None:
             solver: Solver = IterativeSolver.constrained(
                 provider,
@@ -102,17 +107,19 @@ class QEq(Recipe):
                 what=what,
                 remedy=iterative_remedy(dipoles=dipoles, damped=damped),
             )
-            return Equilibrium.build(structure, sites, provider, solver, None, reference, damped)
-        provider, hessian, elimination = build_hessian(structure, sites, dipoles=dipoles, damped=damped)
+            return Equilibrium.build(structure, sites, provider, solver, None, reference, damped, device)
+        provider, hessian, elimination = build_hessian(
+            structure, sites, dipoles=dipoles, damped=damped, device=device
+        )
         core = ConstrainedCore.build(
             hessian if elimination is None else elimination.hessian,
-            membership(structure) if self.fragments else np.ones((atoms, 1)),
+            asarray_like(membership(structure) if self.fragments else np.ones((atoms, 1)), device.like),
             shift=bool(structure.pbc.sum() == 2),
             what=what,
             remedy=HARDNESS_REMEDY,
         )
         solver = DenseSolver(hessian, core, elimination)
-        return Equilibrium.build(structure, sites, provider, solver, None, reference, damped)
+        return Equilibrium.build(structure, sites, provider, solver, None, reference, damped, device)
 
 
 __all__ = ["QEq"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -10,6 +11,7 @@ from ase.data import chemical_symbols
 from sklearn.base import BaseEstimator, clone
 
 from kqeq import elements
+from kqeq.backend import CPU, Device, namespace, to_numpy
 from kqeq.charges.base import ENVIRONMENT_KINDS, SITE_KINDS, SiteParameters
 from kqeq.charges.boundaries import check_periodicity, periodic_part, refuse_periodic_field
 from kqeq.charges.cores import DipoleElimination, self_interaction
@@ -18,8 +20,9 @@ from kqeq.constants import COULOMB
 from kqeq.electrostatics import MeshCoulomb, coulomb
 from kqeq.electrostatics.base import Electrostatics
 from kqeq.errors import InputError, NotPositiveDefiniteError, UnsupportedError
+from kqeq.linalg import add_to_diagonal
 from kqeq.structures import Structure
-from kqeq.typing import FloatArray, IntArray
+from kqeq.typing import Array, FloatArray, IntArray
 
 ElementValues = Mapping[str, float] | str | None
 """Parameters by element symbol; ``None`` for the cited defaults; ``"learn"`` to learn them from there; ``"kernel"`` to
@@ -167,11 +170,16 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
         )
 
     def bind(
-        self, structure: Structure, sites: SiteParameters | None = None, *, many_responses: bool = False
+        self,
+        structure: Structure,
+        sites: SiteParameters | None = None,
+        *,
+        many_responses: bool = False,
+        device: Device = CPU,
     ) -> Equilibrium:
         """Build and factor the charge problem of one geometry; see :class:`~kqeq.charges.base.ChargeModel`."""
         sites = self.site_parameters(structure.numbers) if sites is None else sites
-        return self.assemble(structure, sites, many_responses=many_responses)
+        return self.assemble(structure, sites, many_responses=many_responses, device=device)
 
     def assemble(
         self,
@@ -181,12 +189,19 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
         dipoles: bool = False,
         damped: bool = True,
         many_responses: bool = False,
+        device: Device = CPU,
     ) -> Equilibrium:
         """Put the problem together, on request with atomic dipoles."""
         raise NotImplementedError
 
     def _products(
-        self, structure: Structure, sites: SiteParameters, *, dipoles: bool, many_responses: bool
+        self,
+        structure: Structure,
+        sites: SiteParameters,
+        *,
+        dipoles: bool,
+        many_responses: bool,
+        device: Device,
     ) -> Electrostatics | None:
         """What the iterative solver takes products from; ``None`` where the dense one is wanted."""
         self.check_solver()
@@ -198,7 +213,12 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
         if self.solver == "auto" and size < crossover[dipoles]:
             return None
         provider = coulomb(
-            structure, sites.width, dipoles=dipoles, accuracy=float(self.accuracy), matrix_free=True
+            structure,
+            sites.width,
+            dipoles=dipoles,
+            accuracy=float(self.accuracy),
+            matrix_free=True,
+            device=device,
         )
         _require_positive(sites)
         # direct products cost as much as the matrix: they pay only where it does not fit into memory
@@ -221,7 +241,7 @@ def _require_positive(sites: SiteParameters) -> None:
     ------
     NotPositiveDefiniteError
     """
-    own = sites.hardness + COULOMB / (np.sqrt(np.pi) * sites.width)
+    own = to_numpy(sites.hardness + COULOMB / math.sqrt(math.pi) / sites.width)
     if not (own > 0.0).all():
         bad = np.flatnonzero(~(own > 0.0))
         raise NotPositiveDefiniteError(
@@ -235,19 +255,20 @@ def _by_symbol(values: Mapping[Any, Any]) -> dict[str, Any]:
     return {key if isinstance(key, str) else chemical_symbols[key]: value for key, value in values.items()}
 
 
-def added_diagonal(sites: SiteParameters, *, dipoles: bool, damped: bool) -> FloatArray:
+def added_diagonal(sites: SiteParameters, *, dipoles: bool, damped: bool) -> Array:
     """What the models add to the diagonal of the Coulomb interaction: hardness and 1/α, (n,) array."""
     if not dipoles or sites.polarizability is None:
         return sites.hardness
     own = 1.0 / sites.polarizability
     if not damped:
         own = own - self_interaction(sites.width)
-    return np.concatenate([sites.hardness, np.repeat(own, 3)])
+    xp = namespace(own)
+    return xp.concat([sites.hardness, xp.repeat(own, 3)])
 
 
 def build_hessian(
-    structure: Structure, sites: SiteParameters, *, dipoles: bool, damped: bool
-) -> tuple[Electrostatics, FloatArray, DipoleElimination | None]:
+    structure: Structure, sites: SiteParameters, *, dipoles: bool, damped: bool, device: Device = CPU
+) -> tuple[Electrostatics, Array, DipoleElimination | None]:
     """Coulomb interaction, hardness and 1/α; dipoles eliminated if there are any.
 
     Returns
@@ -260,10 +281,8 @@ def build_hessian(
         If dipoles polarise each other without limit.
     """
     atoms = len(structure)
-    provider = coulomb(structure, sites.width, dipoles=dipoles)
-    hessian = provider.matrix()
-    diagonal = hessian.reshape(-1)[:: len(hessian) + 1]
-    diagonal += added_diagonal(sites, dipoles=dipoles, damped=damped)
+    provider = coulomb(structure, sites.width, dipoles=dipoles, device=device)
+    hessian = add_to_diagonal(provider.matrix(), added_diagonal(sites, dipoles=dipoles, damped=damped))
     if not dipoles:
         return provider, hessian, None
     what = f"the interaction of the atomic dipoles of {atoms} atoms"

@@ -40,15 +40,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
-from scipy import sparse
 
 from kqeq import elements
+from kqeq.backend import (
+    CPU,
+    Device,
+    arange,
+    asarray_like,
+    namespace,
+    pair_matrix,
+    segment_sum,
+    selection_matrix,
+    to_numpy,
+)
 from kqeq.constants import COULOMB
+from kqeq.linalg import add_to_diagonal
 from kqeq.neighbours import find_pairs
 from kqeq.structures import Structure
-from kqeq.typing import FloatArray, IntArray
+from kqeq.typing import Array, FloatArray, IntArray
 
 DEFAULT_DECAY = 0.0
 """β, measured in lengths of a bond."""
@@ -97,15 +109,17 @@ class Links:
     """
 
     atoms: int
-    i: IntArray
-    j: IntArray
-    vectors: FloatArray
-    distances: FloatArray
-    softness: FloatArray
-    slope: FloatArray
+    i: Array
+    j: Array
+    vectors: Array
+    distances: Array
+    softness: Array
+    slope: Array
 
     @classmethod
-    def build(cls, structure: Structure, softness: FloatArray, decay: float, cutoff: float) -> Links:
+    def build(
+        cls, structure: Structure, softness: Array, decay: float, cutoff: float, device: Device = CPU
+    ) -> Links:
         """Find the pairs and their softness.
 
         Parameters
@@ -115,7 +129,10 @@ class Links:
             κ of every atom.
         decay, cutoff : float
             β and x_c.
+        device : Device
+            Where the result lives; the pairs are found on the host.
         """
+        softness = to_numpy(softness)
         radii = elements.width(structure.numbers)  # the covalent radii
         pairs = find_pairs(structure, 2.0 * cutoff * float(radii.max()))
         i, j = pairs.indices[:, 0], pairs.indices[:, 1]
@@ -125,65 +142,76 @@ class Links:
         i, j, distances, bond = i[near].copy(), j[near].copy(), distances[near], bond[near]
         mean = np.sqrt(softness[i] * softness[j])
         value, slope = switched_decay(distances / bond, decay, cutoff)
-        return cls(
-            len(structure), i, j, pairs.vectors[near].copy(), distances, mean * value, mean * slope / bond
-        )
+        parts = (i, j, pairs.vectors[near].copy(), distances, mean * value, mean * slope / bond)
+        return cls(len(structure), *(asarray_like(part, device.like) for part in parts))
 
     @cached_property
-    def _leaving(self) -> sparse.csc_array:
-        """1 where a pair leaves an atom, (N, P) sparse."""
-        count = len(self.i)
-        # one entry in each column: the layout is known and nothing has to be sorted
-        return sparse.csc_array((np.ones(count), self.i, np.arange(count + 1)), shape=(self.atoms, count))
+    def _leaving(self) -> Any:
+        """1 where a pair leaves an atom, (N, P), sparse where the library has sparse matrices."""
+        return selection_matrix(self.i, self.atoms)
 
-    def collect(self, values: FloatArray) -> FloatArray:
+    def collect(self, values: Array) -> Array:
         """Sum of pair values (P, c) over the pairs that leave each atom, (N, c)."""
-        return np.asarray(self._leaving @ values)
+        return self._leaving @ values
 
-    def laplacian(self) -> sparse.csr_array:
-        """L = Σ k (e_i − e_j)(e_i − e_j)ᵀ, (N, N) sparse."""
-        diagonal = np.arange(self.atoms)
-        total = np.bincount(self.i, self.softness, minlength=self.atoms)
-        return sparse.csr_array(
-            (
-                np.concatenate([total, -self.softness]),
-                (np.concatenate([diagonal, self.i]), np.concatenate([diagonal, self.j])),
-            ),
-            shape=(self.atoms, self.atoms),
+    def components(self) -> IntArray:
+        """Number of the group of atoms, between which charge can flow, that each atom belongs to; on the host."""
+        from scipy import sparse
+        from scipy.sparse.csgraph import connected_components
+
+        i, j = to_numpy(self.i), to_numpy(self.j)
+        graph = sparse.csr_array((np.ones(len(i)), (i, j)), shape=(self.atoms, self.atoms))
+        _, component = connected_components(graph, directed=False)
+        return np.asarray(component, dtype=np.int64)
+
+    def laplacian(self) -> Any:
+        """L = Σ k (e_i − e_j)(e_i − e_j)ᵀ, (N, N), sparse where the library has sparse matrices."""
+        xp = namespace(self.softness)
+        diagonal = arange(0, self.atoms, self.softness)
+        total = segment_sum(self.softness, self.i, self.atoms)
+        return pair_matrix(
+            xp.concat([total, -self.softness]),
+            xp.concat([diagonal, self.i]),
+            xp.concat([diagonal, self.j]),
+            (self.atoms, self.atoms),
+            dense=False,
         )
 
-    def laplacian_array(self) -> FloatArray:
+    def laplacian_array(self) -> Array:
         """L as an array: for small N sparse matrices cost more than they save."""
         cells = self.i * self.atoms + self.j
-        total = np.asarray(np.bincount(cells, self.softness, minlength=self.atoms**2), dtype=np.float64)
-        matrix: FloatArray = -total.reshape(self.atoms, self.atoms)
-        matrix[np.diag_indices(self.atoms)] -= matrix.sum(axis=1)
-        return matrix
+        flat = segment_sum(self.softness, cells, self.atoms**2)
+        matrix = -namespace(flat).reshape(flat, (self.atoms, self.atoms))
+        return add_to_diagonal(matrix, -namespace(flat).sum(matrix, axis=1))
 
-    def coupling(self) -> FloatArray:
+    def coupling(self) -> Array:
         """W_i = Σ_j k_ij r_ij, (N, 3): minus the charge that a field brings to atom i."""
         return self.collect(self.softness[:, None] * self.vectors)
 
-    def stiffness(self) -> FloatArray:
+    def stiffness(self) -> Array:
         """M = Σ_pairs k r rᵀ, (3, 3): polarizability of the flows at fixed potentials."""
-        return np.asarray(0.5 * (self.vectors * self.softness[:, None]).T @ self.vectors)
+        return 0.5 * (self.vectors * self.softness[:, None]).T @ self.vectors
 
-    def drops(self, potentials: FloatArray, field: FloatArray | None) -> FloatArray:
+    def drops(self, potentials: Array, field: Array | None) -> Array:
         """Drop of potential u_i − u_j − field · r_ij along each pair, (P, c), from (N, c) and (3, c)."""
-        result = potentials[self.i] - potentials[self.j]
+        xp = namespace(potentials)
+        result = xp.take(potentials, self.i, axis=0) - xp.take(potentials, self.j, axis=0)
         return result if field is None else result - self.vectors @ field
 
-    def pull(self, weights: FloatArray) -> FloatArray:
+    def pull(self, weights: Array) -> Array:
         """Σ_pairs w ∂r/∂r_k for symmetric weights (P, c), (N, 3, c)."""
+        xp = namespace(weights)
+        number, columns = weights.shape
         unit = self.vectors / self.distances[:, None]
-        columns = weights.shape[1]
-        values = (unit[:, :, None] * weights[:, None, :]).reshape(len(weights), 3 * columns)
-        return -self.collect(values).reshape(self.atoms, 3, columns)
+        values = xp.reshape(unit[:, :, None] * weights[:, None, :], (number, 3 * columns))
+        return xp.reshape(-self.collect(values), (self.atoms, 3, columns))
 
-    def stretch(self, weights: FloatArray) -> FloatArray:
+    def stretch(self, weights: Array) -> Array:
         """Σ_pairs w ∂r/∂ε for symmetric weights (P, c), (3, 3, c)."""
+        xp = namespace(weights)
         unit = self.vectors / self.distances[:, None]
-        return np.asarray(0.5 * np.einsum("pa,pb,pc->abc", self.vectors, unit, weights, optimize=True))
+        products = xp.reshape(self.vectors[:, :, None] * unit[:, None, :], (-1, 9))
+        return xp.reshape(0.5 * products.T @ weights, (3, 3, weights.shape[1]))
 
 
 __all__ = ["DEFAULT_CUTOFF", "DEFAULT_DECAY", "Links", "default_softness", "switched_decay"]

@@ -20,16 +20,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-from scipy import sparse
 
+from kqeq.backend import asarray_like, empty, namespace, segment_sum, zeros
 from kqeq.charges.cores import Core, DipoleElimination, self_interaction
 from kqeq.electrostatics.base import Electrostatics
 from kqeq.errors import UnsupportedError
 from kqeq.linalg import conjugate_gradients
-from kqeq.typing import FloatArray, IntArray
+from kqeq.typing import Array, IntArray
 
 MAX_ITERATIONS = 500
 """Iterations after which conjugate gradients give up; well-posed problems need ten to a hundred."""
@@ -47,13 +47,13 @@ class Solver(Protocol):
         """Whether each column of :meth:`stationary` is an iteration of its own."""
 
     @property
-    def hessian(self) -> FloatArray:
+    def hessian(self) -> Array:
         """H, (n, n)."""
 
-    def product(self, vector: FloatArray) -> FloatArray:
+    def product(self, vector: Array) -> Array:
         """H @ vector, (n,)."""
 
-    def stationary(self, linear: FloatArray, source: FloatArray | None) -> tuple[FloatArray, FloatArray]:
+    def stationary(self, linear: Array, source: Array | None) -> tuple[Array, Array]:
         """Unknowns (n, c) and potentials (N, c) for b (n, c) and reference charges (N, c)."""
 
 
@@ -69,7 +69,7 @@ class DenseSolver:
     dipoles : DipoleElimination, optional
     """
 
-    hessian: FloatArray
+    hessian: Array
     core: Core
     dipoles: DipoleElimination | None
 
@@ -83,11 +83,11 @@ class DenseSolver:
         """Whether each column is an iteration of its own: no."""
         return False
 
-    def product(self, vector: FloatArray) -> FloatArray:
+    def product(self, vector: Array) -> Array:
         """H @ vector, (n,)."""
-        return np.asarray(self.hessian @ vector)
+        return self.hessian @ vector
 
-    def stationary(self, linear: FloatArray, source: FloatArray | None) -> tuple[FloatArray, FloatArray]:
+    def stationary(self, linear: Array, source: Array | None) -> tuple[Array, Array]:
         """Unknowns (n, c) and potentials (N, c) for b (n, c) and reference charges (N, c)."""
         reduced = linear if self.dipoles is None else self.dipoles.reduce(linear)
         charges = -self.core.respond(reduced)
@@ -95,7 +95,7 @@ class DenseSolver:
             charges += self.core.place(source)
         atoms = charges.shape[0]
         unknowns = charges if self.dipoles is None else self.dipoles.expand(charges, linear)
-        return unknowns, -(linear[:atoms] + self.hessian[:atoms] @ unknowns)
+        return unknowns, -(linear[:atoms, ...] + self.hessian[:atoms, :] @ unknowns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +122,10 @@ class IterativeSolver:
     """
 
     provider: Electrostatics
-    added: FloatArray
-    flow: Callable[[FloatArray], FloatArray]
-    project: Callable[[FloatArray], FloatArray]
-    own: FloatArray
+    added: Array
+    flow: Callable[[Array], Array]
+    project: Callable[[Array], Array]
+    own: Array
     atoms: int
     accuracy: float
     what: str
@@ -135,7 +135,7 @@ class IterativeSolver:
     def constrained(
         cls,
         provider: Electrostatics,
-        added: FloatArray,
+        added: Array,
         constraint: IntArray,
         *,
         accuracy: float,
@@ -147,24 +147,25 @@ class IterativeSolver:
         Parameters
         ----------
         constraint : (N,) int array
-            Number of the constraint that each atom belongs to.
+            Number of the constraint that each atom belongs to, on the host.
         """
         atoms = len(constraint)
-        project = _without_means(constraint)
+        project = _without_means(constraint, added)
         approximate_inverse = provider.preconditioner(added)
 
-        def flow(vector: FloatArray) -> FloatArray:
+        def flow(vector: Array) -> Array:
             return project(approximate_inverse(vector))
 
-        return cls(provider, added, flow, project, np.zeros(provider.size), atoms, accuracy, what, remedy)
+        return cls(provider, added, flow, project, zeros(provider.size, added), atoms, accuracy, what, remedy)
 
     @classmethod
     def split(
         cls,
         provider: Electrostatics,
-        added: FloatArray,
-        laplacian: sparse.csr_array,
-        width: FloatArray,
+        added: Array,
+        laplacian: Any,
+        component: IntArray,
+        width: Array,
         *,
         accuracy: float,
         what: str,
@@ -176,26 +177,26 @@ class IterativeSolver:
         ----------
         laplacian : (N, N) sparse array
             L.
+        component : (N,) int array
+            Number of the group of atoms between which charge can flow, on the host.
         width : (N,) array
             Gaussian widths, Å.
         """
-        from scipy.sparse.csgraph import connected_components
-
-        atoms = len(width)
+        xp = namespace(width)
+        atoms = len(component)
         # dipoles: 1/α and the self interaction of their Gaussian, whatever the damping positive
-        inverse = 1.0 / (added[atoms:] + np.repeat(self_interaction(width), 3)[: provider.size - atoms])
+        inverse = 1.0 / (added[atoms:] + xp.repeat(self_interaction(width), 3)[: provider.size - atoms])
 
-        def flow(vector: FloatArray) -> FloatArray:
-            return np.concatenate([laplacian @ vector[:atoms], inverse * vector[atoms:]])
+        def flow(vector: Array) -> Array:
+            return xp.concat([laplacian @ vector[:atoms], inverse * vector[atoms:]])
 
-        own = np.zeros(provider.size)
+        own = zeros(provider.size, width)
         own[:atoms] = 1.0
-        _, component = connected_components(laplacian, directed=False)
         return cls(
             provider,
             added,
             flow,
-            _without_means(component.astype(np.int64)),
+            _without_means(component, added),
             own,
             atoms,
             accuracy,
@@ -214,7 +215,7 @@ class IterativeSolver:
         return True
 
     @property
-    def hessian(self) -> FloatArray:
+    def hessian(self) -> Array:
         """Not available.
 
         Raises
@@ -227,11 +228,11 @@ class IterativeSolver:
             'bind the structure with a charge model that has solver="dense"'
         )
 
-    def product(self, vector: FloatArray) -> FloatArray:
+    def product(self, vector: Array) -> Array:
         """H @ vector, (n,)."""
-        return np.asarray(self.provider.matvec(vector) + self.added * vector)
+        return self.provider.matvec(vector) + self.added * vector
 
-    def stationary(self, linear: FloatArray, source: FloatArray | None) -> tuple[FloatArray, FloatArray]:
+    def stationary(self, linear: Array, source: Array | None) -> tuple[Array, Array]:
         """Unknowns (n, c) and potentials (N, c) for b (n, c) and reference charges (N, c), column by column.
 
         Raises
@@ -241,16 +242,16 @@ class IterativeSolver:
         NotPositiveDefiniteError
             If it finds that the energy has no minimum.
         """
-        unknowns = np.zeros_like(linear)
+        xp = namespace(linear)
+        unknowns = zeros(linear.shape, linear)
         if source is not None:
-            unknowns[: self.atoms] = source
-        slopes = np.empty_like(linear)
+            unknowns[: self.atoms, :] = source
+        slopes = empty(linear.shape, linear)
         for c in range(linear.shape[1]):
-            start = np.ascontiguousarray(unknowns[:, c])
             unknowns[:, c], slopes[:, c] = conjugate_gradients(
                 self.product,
-                np.ascontiguousarray(linear[:, c]),
-                start,
+                xp.asarray(linear[:, c], copy=True),
+                xp.asarray(unknowns[:, c], copy=True),
                 self.flow,
                 self.own,
                 self.project,
@@ -259,17 +260,23 @@ class IterativeSolver:
                 what=self.what,
                 remedy=self.remedy,
             )
-        return unknowns, -slopes[: self.atoms]
+        return unknowns, -slopes[: self.atoms, :]
 
 
-def _without_means(group: IntArray) -> Callable[[FloatArray], FloatArray]:
+def _without_means(group: IntArray, like: Array) -> Callable[[Array], Array]:
     """Function that takes the mean over each group of atoms out of a vector (n,), dipoles aside."""
+    xp = namespace(like)
     atoms = len(group)
-    count = np.bincount(group).astype(np.float64)
+    count = asarray_like(np.bincount(group).astype(np.float64), like)
+    groups = int(count.shape[0])
+    own = asarray_like(np.asarray(group, dtype=np.int64), like)
 
-    def project(vector: FloatArray) -> FloatArray:
-        result = vector.copy()
-        result[:atoms] -= (np.bincount(group, vector[:atoms]) / count)[group]
+    def project(vector: Array) -> Array:
+        result = xp.asarray(vector, copy=True)
+        if groups == 1:
+            result[:atoms] -= xp.mean(vector[:atoms])
+        else:
+            result[:atoms] -= xp.take(segment_sum(vector[:atoms], own, groups) / count, own)
         return result
 
     return project

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from kqeq.backend import CPU, Device
 from kqeq.descriptors.base import Descriptor, DescriptorState
 from kqeq.neighbours import Pairs, find_pairs
 from kqeq.structures import Structure
@@ -15,6 +16,7 @@ def evaluate_states(
     *,
     derivatives: bool = True,
     pairs: Pairs | None = None,
+    device: Device = CPU,
 ) -> dict[Descriptor, DescriptorState]:
     """Evaluate several descriptors of one structure with one neighbour list.
 
@@ -26,10 +28,14 @@ def evaluate_states(
     derivatives : bool
     pairs : Pairs, optional
         Reaching as far as :func:`longest_cutoff`; found if not given.
+    device : Device
+        On the host compiled kernels do the work, elsewhere array code.
     """
     distinct = dict.fromkeys(descriptors)
     if pairs is None and distinct:
         pairs = find_pairs(structure, longest_cutoff(distinct), full=False)
+    if not device.is_host:
+        return {d: d.evaluate_arrays(structure, device.like, pairs=pairs) for d in distinct}
     return {d: d.evaluate(structure, derivatives=derivatives, pairs=pairs) for d in distinct}
 
 

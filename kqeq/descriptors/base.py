@@ -19,11 +19,9 @@ Dimensions: N atoms, F descriptor features, M directions.
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from scipy import sparse
-
 from kqeq.neighbours import Pairs
 from kqeq.structures import Structure
-from kqeq.typing import FloatArray, IntArray
+from kqeq.typing import Array, FloatArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,8 @@ class PositionGradient:
         Row: component of r_ij, column: component of the gradient.
     """
 
-    positions: FloatArray
-    strain: FloatArray
+    positions: Array
+    strain: Array
 
 
 @dataclass(frozen=True)
@@ -49,14 +47,14 @@ class SiteJacobian:
 
     Attributes
     ----------
-    positions : sparse (3N, N) matrix in CSR format
+    positions : sparse (3N, N) matrix in CSR format (an array where the library has no sparse ones)
         Row 3k + a, column i: ∂f_i/∂r_ka.
     strain : (9, N) array
         Row 3a + b, column i: ∂f_i/∂ε_ab.
     """
 
-    positions: sparse.csr_array
-    strain: FloatArray
+    positions: Any
+    strain: Array
 
 
 @dataclass(frozen=True)
@@ -71,30 +69,28 @@ class FeatureGradients:
         Row 3a + b: derivative with respect to ε_ab.
     """
 
-    positions: FloatArray
-    strain: FloatArray
+    positions: Array
+    strain: Array
 
 
 class DescriptorState(Protocol):
     """Descriptor rows of one structure, and what their derivatives need."""
 
     @property
-    def values(self) -> FloatArray:
+    def values(self) -> Array:
         """Normalised descriptor rows, shape (N, F)."""
 
     @property
     def species(self) -> tuple[int, ...]:
         """Atomic numbers, ascending, that define the layout of the F features."""
 
-    def adjoint(self, gradient: FloatArray) -> PositionGradient:
+    def adjoint(self, gradient: Array) -> PositionGradient:
         """Pull ∂E/∂p, shape (N, F), back to positions and strain."""
 
-    def site_jacobian(self, gradient: FloatArray) -> SiteJacobian:
+    def site_jacobian(self, gradient: Array) -> SiteJacobian:
         """Pull every row G_i = ∂f_i/∂p_i of an (N, F) array back separately."""
 
-    def feature_gradients(
-        self, centres: IntArray, directions: Any, coefficients: FloatArray
-    ) -> FeatureGradients:
+    def feature_gradients(self, centres: IntArray, directions: Any, coefficients: Array) -> FeatureGradients:
         """Derivatives of f_m = Σ_i f_im with ∂f_im/∂p_i = C_im d_m.
 
         Parameters
@@ -130,6 +126,11 @@ class Descriptor(Protocol):
         With ``derivatives=False`` only ``values`` will be asked for.  ``pairs`` is a neighbour list that
         reaches at least ``cutoff``, for example shared between descriptors.
         """
+
+    def evaluate_arrays(
+        self, structure: Structure, like: Array, *, pairs: Pairs | None = None
+    ) -> DescriptorState:
+        """The same in the library, and on the device, of ``like``."""
 
     def prepare_directions(self, species: tuple[int, ...], rows: FloatArray) -> Any:
         """Lay directions (M, F) out once for ``feature_gradients`` of many structures."""

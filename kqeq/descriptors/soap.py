@@ -171,13 +171,11 @@ class SOAPDescriptor:
         pairs : Pairs, optional
             As in :meth:`evaluate`.
         memory : int, optional
-            Bytes for temporary arrays, 256 MiB by default.
+            Bytes for temporary arrays; :func:`kqeq.backend.memory_budget` by default.
         """
         from kqeq.descriptors import soap_arrays
 
-        tables = self.tables
-        budget = soap_arrays.MEMORY if memory is None else memory
-        return soap_arrays.evaluate(structure, self._pairs(structure, pairs), tables, like, budget)
+        return soap_arrays.evaluate(structure, self._pairs(structure, pairs), self.tables, like, memory)
 
     def prepare_directions(self, species: tuple[int, ...], rows: FloatArray) -> Directions:
         """Lay directions (M, F) out once for ``feature_gradients`` of many structures."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
-import array_api_compat
 import numpy as np
 
-from kqeq.backend import asarray_like, namespace
-from kqeq.descriptors.soap_adjoint import Tables
+from kqeq.backend import arange, asarray_like, namespace, place
+from kqeq.descriptors.soap_adjoint import SortedPairs, Tables
 from kqeq.descriptors.soap_basis import Harmonics, feature_count
 from kqeq.typing import Array, FloatArray, IntArray
 
@@ -73,8 +73,22 @@ def packing(n_species: int, n_radial: int, degrees: int) -> tuple[IntArray, IntA
     return pack, unpack
 
 
+_KEPT: dict[tuple[Any, ...], tuple[Tables, ArrayTables]] = {}
+"""Tables that were copied to a device before, by settings, number of species and device."""
+
+
 def array_tables(tables: Tables, n_species: int, like: Array) -> ArrayTables:
     """Tables in the library and on the device of ``like``."""
+    key = (id(tables), n_species, *place(like))
+    if key not in _KEPT:
+        if len(_KEPT) >= 64:
+            _KEPT.pop(next(iter(_KEPT)))
+        # the tables themselves are kept, too: their id may not be given to others
+        _KEPT[key] = (tables, _build_tables(tables, n_species, like))
+    return _KEPT[key][1]
+
+
+def _build_tables(tables: Tables, n_species: int, like: Array) -> ArrayTables:
     n_radial, degrees = tables.n_radial, tables.degrees
     width = n_species * n_radial
     pack, unpack = packing(n_species, n_radial, degrees)
@@ -139,6 +153,42 @@ def solid_harmonics(vectors: Array, tables: Tables) -> list[Array]:
 
 
 @dataclass(frozen=True, eq=False)
+class ArrayPairs:
+    """Pairs ordered by centre and by element of the neighbour, on the device.
+
+    Attributes
+    ----------
+    offsets : (N S + 1,) NumPy array
+        First pair of each (centre, species index), on the host, where the sizes of chunks are decided.
+    start : (N S + 1,) int array
+        The same on the device.
+    i, j : (P,) int arrays
+        Centre and neighbour.
+    vectors : (3, P) array
+        r_ij, Å.
+    switch : (2, P) array
+        f and f'/r of the switching function.
+    """
+
+    offsets: IntArray
+    start: Array
+    i: Array
+    j: Array
+    vectors: Array
+    switch: Array
+
+    @classmethod
+    def build(cls, pairs: SortedPairs, like: Array) -> ArrayPairs:
+        """Copy a list to the device of ``like``."""
+        i, j = (asarray_like(index, like) for index in pairs.indices)
+        vectors, switch = asarray_like(pairs.vectors, like), asarray_like(pairs.switch, like)
+        return cls(pairs.start, asarray_like(pairs.start, like), i, j, vectors, switch)
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+
+@dataclass(frozen=True, eq=False)
 class Block:
     """Neighbours of one element around the centres of a chunk, padded to (c, J) places.
 
@@ -146,10 +196,10 @@ class Block:
     ----------
     slot : int
         Species index.
-    places : (p,) int array
-        Flat places that hold pairs; on the host, like the next.
-    pairs : (p,) int array
-        Which pairs they hold.
+    begin, count : (c,) int arrays
+        First pair of each centre, and how many it has.
+    number : int
+        Pairs in the block.
     vectors : (3, c, J) array
         r_ij; 0 for padding.
     switch, slope : (c, J) arrays
@@ -157,11 +207,21 @@ class Block:
     """
 
     slot: int
-    places: IntArray
-    pairs: IntArray
+    begin: Array
+    count: Array
+    number: int
     vectors: Array
     switch: Array
     slope: Array
+
+    def members(self) -> tuple[Array, Array, Array]:
+        """Places that hold pairs: their centre within the chunk, flat place and pair, (p,) int arrays each."""
+        xp = namespace(self.begin)
+        item = arange(0, self.number, self.begin)
+        end = xp.cumulative_sum(self.count)
+        centre = xp.searchsorted(end, item, side="right")
+        within = item - xp.take(end - self.count, centre)
+        return centre, centre * int(self.switch.shape[1]) + within, xp.take(self.begin, centre) + within
 
 
 def chunks(
@@ -197,54 +257,47 @@ def chunks(
         first = last
 
 
-def blocks(
-    centres: IntArray, start: IntArray, n_species: int, vectors: Array, switch: Array
-) -> Iterator[Block]:
-    """The neighbours of ``centres``, element by element, from pair arrays (3, P) and (2, P)."""
-    xp = namespace(vectors)
+def blocks(centres: IntArray, own: Array, pairs: ArrayPairs, n_species: int) -> Iterator[Block]:
+    """The neighbours of centres, element by element.
+
+    Parameters
+    ----------
+    centres, own : (c,) int arrays
+        The same numbers on the host and on the device.
+    pairs : ArrayPairs
+    n_species : int
+    """
+    xp = namespace(pairs.vectors)
     for slot in range(n_species):
-        begin = start[centres * n_species + slot]
-        count = start[centres * n_species + slot + 1] - begin
+        count = pairs.offsets[centres * n_species + slot + 1] - pairs.offsets[centres * n_species + slot]
         widest = int(count.max(initial=0))
         if widest == 0:
             continue
-        column = np.arange(widest)[None, :]
-        mask = column < count[:, None]
-        pairs = np.where(mask, begin[:, None] + column, 0).ravel()
-        index = asarray_like(pairs, vectors)
+        begin = xp.take(pairs.start, own * n_species + slot)
+        counts = xp.take(pairs.start, own * n_species + (slot + 1)) - begin
+        column = arange(0, widest, begin)[None, :]
+        mask = column < counts[:, None]
+        index = xp.reshape(xp.where(mask, begin[:, None] + column, xp.zeros_like(begin)[:, None]), (-1,))
         shape = (len(centres), widest)
-        real = asarray_like(mask.astype(np.float64), vectors)
-        places = np.flatnonzero(mask)
+        real = xp.astype(mask, xp.float64)
         yield Block(
             slot,
-            places,
-            pairs[places],
-            xp.reshape(xp.take(vectors, index, axis=1), (3, *shape)) * real,
-            xp.reshape(xp.take(switch[0, :], index), shape) * real,
-            xp.reshape(xp.take(switch[1, :], index), shape) * real,
+            begin,
+            counts,
+            int(count.sum()),
+            xp.reshape(xp.take(pairs.vectors, index, axis=1), (3, *shape)) * real,
+            xp.reshape(xp.take(pairs.switch[0, :], index), shape) * real,
+            xp.reshape(xp.take(pairs.switch[1, :], index), shape) * real,
         )
 
 
-def inverse(norms: Array) -> Array:
-    """1 / norms, and 0 for 0."""
-    xp = namespace(norms)
-    positive = norms > 0
-    return xp.where(positive, 1.0 / xp.where(positive, norms, xp.ones_like(norms)), xp.zeros_like(norms))
-
-
-def zeros(shape: tuple[int, ...], like: Array) -> Array:
-    """Zeros in the library and on the device of ``like``."""
-    return namespace(like).zeros(shape, dtype=namespace(like).float64, device=array_api_compat.device(like))
-
-
 __all__ = [
+    "ArrayPairs",
     "ArrayTables",
     "Block",
     "array_tables",
     "blocks",
     "chunks",
-    "inverse",
     "packing",
     "solid_harmonics",
-    "zeros",
 ]

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import array_api_compat
 import numpy as np
 
-from kqeq.backend import asarray_like, namespace, to_numpy
+from kqeq.backend import asarray_like, inverse_or_zero, namespace, zeros
 from kqeq.descriptors.base import FeatureGradients
-from kqeq.descriptors.soap_array_blocks import Block, blocks, chunks, inverse, solid_harmonics, zeros
+from kqeq.descriptors.soap_array_blocks import Block, blocks, chunks, solid_harmonics
 from kqeq.errors import InputError
 from kqeq.typing import Array, IntArray
 
@@ -22,15 +21,15 @@ if TYPE_CHECKING:
 
 
 def feature_gradients(
-    state: ArraySOAPState, centres: Array, directions: Array, coefficients: Array
+    state: ArraySOAPState, centres: IntArray, directions: Array, coefficients: Array
 ) -> FeatureGradients:
     """See :meth:`kqeq.descriptors.soap_adjoint.SOAPState.feature_gradients`.
 
-    Directions are handled in blocks, so that their matrix form stays within ``state.memory``.
+    ``centres`` are on the host.  Directions are handled in blocks, so that their matrix form stays within
+    ``state.memory``.
     """
     xp = namespace(state.values)
-    device = array_api_compat.device(state.values)
-    host = to_numpy(centres).astype(np.int64)
+    host = np.asarray(centres, dtype=np.int64)
     n_atoms, n_features = (int(x) for x in state.values.shape)
     n_directions = int(directions.shape[0])
     if tuple(directions.shape) != (n_directions, n_features):
@@ -46,7 +45,7 @@ def feature_gradients(
         )
     index = asarray_like(host, state.values)
     rows = xp.take(state.values, index, axis=0)
-    scaled = coefficients * inverse(xp.take(state.norms, index))[:, None]
+    scaled = coefficients * inverse_or_zero(xp.take(state.norms, index))[:, None]
     projections = rows @ xp.permute_dims(directions, (1, 0))
     along = state.pair_gradients(state.values, normalised=False)
     n_species, width = len(state.species), int(state.coefficients[0].shape[2])
@@ -54,11 +53,9 @@ def feature_gradients(
     step = max(1, min(n_directions, state.memory // (32 * n_species * inner)))
     positions, strains = [], []
     for low in range(0, n_directions, step):
-        part = xp.arange(low, min(low + step, n_directions), device=device)
-        matrices = _matrices(state, xp.take(directions, part, axis=0))
-        result = _accumulate(
-            state, host, matrices, xp.take(scaled, part, axis=1), xp.take(projections, part, axis=1), along
-        )
+        part = slice(low, min(low + step, n_directions))
+        matrices = _matrices(state, directions[part, :])
+        result = _accumulate(state, host, index, matrices, scaled[:, part], projections[:, part], along)
         positions.append(result.positions)
         strains.append(result.strain)
     return FeatureGradients(xp.concat(positions, axis=1), xp.concat(strains, axis=1))
@@ -81,6 +78,7 @@ def _matrices(state: ArraySOAPState, directions: Array) -> list[Array]:
 def _accumulate(
     state: ArraySOAPState,
     centres: IntArray,
+    own: Array,
     matrices: list[Array],
     scaled: Array,
     projections: Array,
@@ -93,14 +91,12 @@ def _accumulate(
     positions = zeros((n_atoms, 3 * number), state.values)
     strain = zeros((9, number), state.values)
     extra = 6 * inner + 12 * number
-    for part in chunks(centres, state.pairs.start, n_species, state.tables, state.memory, extra):
-        chosen = asarray_like(centres[part], state.values)
+    for part in chunks(centres, state.pairs.offsets, n_species, state.tables, state.memory, extra):
+        chosen = own[part]
         coefficients = [xp.take(c, chosen, axis=0) for c in state.coefficients]
-        for block in blocks(centres[part], state.pairs.start, n_species, state.vectors, state.switch):
-            shape = block.switch.shape
-            places = asarray_like(block.places, state.values)
-            owner = asarray_like(block.places // int(shape[1]) + part.start, state.values)
-            pairs = asarray_like(block.pairs, state.values)
+        for block in blocks(centres[part], chosen, state.pairs, n_species):
+            owner, places, pairs = block.members()
+            owner = owner + part.start
             products = xp.take(_products(state, block, coefficients), places, axis=0)
             value = xp.reshape(xp.reshape(products, (-1, inner)) @ matrices[block.slot], (-1, 3, number))
             norm_part = (
@@ -108,8 +104,8 @@ def _accumulate(
             )
             value = (value - norm_part) * xp.take(scaled, owner, axis=0)[:, None, :]
             flat = xp.reshape(value, (-1, 3 * number))
-            positions = positions + state.incidence(block.pairs) @ flat
-            vectors = xp.take(state.vectors, pairs, axis=1)
+            positions = positions + state.incidence(pairs) @ flat
+            vectors = xp.take(state.pairs.vectors, pairs, axis=1)
             strain = strain + xp.reshape(vectors @ flat, (9, number))
     return FeatureGradients(xp.reshape(positions, (3 * n_atoms, number)), strain)
 

@@ -14,29 +14,34 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import array_api_compat
 import numpy as np
 
-from kqeq.backend import asarray_like, is_numpy, namespace, pair_matrix, segment_sum
+from kqeq.backend import (
+    arange,
+    asarray_like,
+    inverse_or_zero,
+    memory_budget,
+    namespace,
+    pair_matrix,
+    put_rows,
+    segment_sum,
+    zeros,
+)
 from kqeq.descriptors.base import FeatureGradients, PositionGradient, SiteJacobian
-from kqeq.descriptors.soap_adjoint import SortedPairs, Tables, sort_pairs
+from kqeq.descriptors.soap_adjoint import Tables, sort_pairs
 from kqeq.descriptors.soap_array_blocks import (
+    ArrayPairs,
     ArrayTables,
     Block,
     array_tables,
     blocks,
     chunks,
-    inverse,
     solid_harmonics,
-    zeros,
 )
 from kqeq.errors import InputError
 from kqeq.neighbours import Pairs
 from kqeq.structures import Structure
-from kqeq.typing import Array, IntArray
-
-MEMORY = 256 * 2**20
-"""Default bytes for temporary arrays."""
+from kqeq.typing import Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +58,7 @@ class ArraySOAPState:
         Norms before normalisation.
     coefficients : list of (N, 2l + 1, S n) arrays
         Expansion coefficients for each l.
-    pairs : SortedPairs
-        On the host.
-    vectors, switch : (3, P), (2, P) arrays
-        Their vectors and switching function on the device.
+    pairs : ArrayPairs
     tables : Tables
     arrays : ArrayTables
     memory : int
@@ -67,9 +69,7 @@ class ArraySOAPState:
     species: tuple[int, ...]
     norms: Array = field(repr=False)
     coefficients: list[Array] = field(repr=False)
-    pairs: SortedPairs = field(repr=False)
-    vectors: Array = field(repr=False)
-    switch: Array = field(repr=False)
+    pairs: ArrayPairs = field(repr=False)
     tables: Tables = field(repr=False)
     arrays: ArrayTables = field(repr=False)
     memory: int = field(repr=False)
@@ -88,27 +88,22 @@ class ArraySOAPState:
                 "∂f_i/∂p_i for each atom in the layout of this state"
             )
         xp = namespace(self.values)
-        n_species, start = len(self.species), self.pairs.start
-        parts: list[Array] = []
-        numbers: list[IntArray] = []
+        n_species = len(self.species)
+        result = zeros((len(self.pairs), 3), self.values)
         everyone = np.arange(len(self))
-        for part in chunks(everyone, start, n_species, self.tables, self.memory):
+        for part in chunks(everyone, self.pairs.offsets, n_species, self.tables, self.memory):
             rows = gradient[part, :]
             if normalised:
-                own = self.values[part, :]
-                rows = rows - xp.sum(own * rows, axis=1, keepdims=True) * own
-                rows = rows * inverse(self.norms[part])[:, None]
+                unit = self.values[part, :]
+                rows = rows - xp.sum(unit * rows, axis=1, keepdims=True) * unit
+                rows = rows * inverse_or_zero(self.norms[part])[:, None]
             slopes = self._coefficient_slopes(rows, part)
-            for block in blocks(everyone[part], start, n_species, self.vectors, self.switch):
-                places = asarray_like(block.places, self.values)
-                parts.append(xp.take(self._block_gradients(block, slopes), places, axis=0))
-                numbers.append(block.pairs)
-        if not parts:
-            return zeros((0, 3), self.values)
-        # every pair sits in exactly one place
-        order = np.empty(self.pairs.indices.shape[1], dtype=np.int64)
-        order[np.concatenate(numbers)] = np.arange(len(order))
-        return xp.take(xp.concat(parts, axis=0), asarray_like(order, self.values), axis=0)
+            own = arange(part.start, part.stop, self.pairs.start)
+            for block in blocks(everyone[part], own, self.pairs, n_species):
+                _, places, pairs = block.members()
+                values = xp.take(self._block_gradients(block, slopes), places, axis=0)
+                result = put_rows(result, pairs, values)
+        return result
 
     def _coefficient_slopes(self, rows: Array, part: slice) -> list[Array]:
         """∂f/∂(sums before W) for raw gradients (c, F), one (c, 2l + 1, S n) array for each l."""
@@ -145,46 +140,44 @@ class ArraySOAPState:
         result = block.switch * result + block.vectors * (block.switch * along + block.slope * plain)
         return xp.permute_dims(xp.reshape(result, (3, -1)), (1, 0))
 
-    def incidence(self, pairs: IntArray) -> Any:
+    def incidence(self, pairs: Array) -> Any:
         """(N, p) matrix that adds pair gradients to the neighbours and subtracts them from the centres.
 
         Sparse where the library has sparse matrices.
         """
         xp = namespace(self.values)
-        device = array_api_compat.device(self.values)
-        i, j = (asarray_like(x[pairs], self.values) for x in self.pairs.indices)
-        column = xp.arange(len(pairs), device=device)
-        ones = xp.ones(len(pairs), dtype=xp.float64, device=device)
+        number = int(pairs.shape[0])
+        column = arange(0, number, self.values)
+        ones = zeros(number, self.values) + 1.0
         return pair_matrix(
             xp.concat([ones, -ones]),
-            xp.concat([j, i]),
+            xp.concat([xp.take(self.pairs.j, pairs), xp.take(self.pairs.i, pairs)]),
             xp.concat([column, column]),
-            (len(self), len(pairs)),
+            (len(self), number),
             dense=False,
         )
 
     def adjoint(self, gradient: Array) -> PositionGradient:
         """Pull G = ∂E/∂p, shape (N, F), back to positions (N, 3) and strain (3, 3)."""
+        xp = namespace(self.values)
         pair = self.pair_gradients(gradient)
-        number = int(pair.shape[0])
-        positions = zeros((len(self), 3), self.values)
-        sparse = is_numpy(self.values) or array_api_compat.is_cupy_array(self.values)
-        step = max(1, number if sparse else self.memory // (8 * len(self)))
-        for first in range(0, number, step):
-            last = min(first + step, number)
-            positions = positions + self.incidence(np.arange(first, last)) @ pair[first:last, :]
-        return PositionGradient(positions, self.vectors @ pair)
+        n = len(self)
+        columns = [
+            segment_sum(pair[:, a], self.pairs.j, n) - segment_sum(pair[:, a], self.pairs.i, n)
+            for a in range(3)
+        ]
+        return PositionGradient(xp.stack(columns, axis=1), self.pairs.vectors @ pair)
 
     def site_jacobian(self, gradient: Array) -> SiteJacobian:
         """Pull every row G_i = ∂f_i/∂p_i of an (N, F) array back separately."""
         xp = namespace(self.values)
         pair = self.pair_gradients(gradient)
-        n = len(self)
-        i, j = (asarray_like(x, self.values) for x in self.pairs.indices)
+        n, i, j = len(self), self.pairs.i, self.pairs.j
         values = xp.concat([xp.concat([pair[:, a], -pair[:, a]]) for a in range(3)])
         rows = xp.concat([xp.concat([3 * j + a, 3 * i + a]) for a in range(3)])
         positions = pair_matrix(values, rows, xp.concat([i] * 6), (3 * n, n), dense=False)
-        strain = [segment_sum(self.vectors[a, :] * pair[:, b], i, n) for a in range(3) for b in range(3)]
+        vectors = self.pairs.vectors
+        strain = [segment_sum(vectors[a, :] * pair[:, b], i, n) for a in range(3) for b in range(3)]
         return SiteJacobian(positions, xp.stack(strain))
 
     def feature_gradients(self, centres: Array, directions: Array, coefficients: Array) -> FeatureGradients:
@@ -207,7 +200,7 @@ def _lift(arrays: ArrayTables, degree: int, below: Array) -> Array:
 
 
 def evaluate(
-    structure: Structure, pairs: Pairs, tables: Tables, like: Array, memory: int = MEMORY
+    structure: Structure, pairs: Pairs, tables: Tables, like: Array, memory: int | None = None
 ) -> ArraySOAPState:
     """Descriptors of one structure in the library and on the device of ``like``.
 
@@ -219,17 +212,17 @@ def evaluate(
     tables : Tables
     like : array
         Any array of the library wanted; decides the device, too.
-    memory : int
-        Bytes for temporary arrays (a single centre may need more).
+    memory : int, optional
+        Bytes for temporary arrays (a single centre may need more); :func:`kqeq.backend.memory_budget` by default.
     """
     xp = namespace(like)
+    memory = memory_budget(like) if memory is None else memory
     species_array, slots = np.unique(structure.numbers, return_inverse=True)
     slots = slots.astype(np.int64)
     n_atoms, n_species = len(slots), len(species_array)
     n_radial, degrees = tables.n_radial, tables.degrees
     width = n_species * n_radial
-    listed = sort_pairs(pairs, slots, n_species, tables)
-    vectors, switch = asarray_like(listed.vectors, like), asarray_like(listed.switch, like)
+    listed = ArrayPairs.build(sort_pairs(pairs, slots, n_species, tables), like)
     arrays = array_tables(tables, n_species, like)
 
     own = np.zeros((n_atoms, width))  # the centre itself: r = 0, only l = 0
@@ -240,10 +233,11 @@ def evaluate(
     coefficients: list[list[Array]] = [[] for _ in range(degrees)]
     values: list[Array] = []
     norms: list[Array] = []
-    for part in chunks(everyone, listed.start, n_species, tables, memory):
+    for part in chunks(everyone, listed.offsets, n_species, tables, memory):
         number = part.stop - part.start
         sums: dict[int, list[Array]] = {}
-        for block in blocks(everyone[part], listed.start, n_species, vectors, switch):
+        chosen = arange(part.start, part.stop, listed.start)
+        for block in blocks(everyone[part], chosen, listed, n_species):
             r2 = xp.sum(block.vectors**2, axis=0)[:, None, :]
             sums[block.slot] = [
                 (harmonic * block.switch[:, None, :])
@@ -262,7 +256,7 @@ def evaluate(
         flat = xp.reshape(xp.stack(square, axis=1), (number, degrees * width * width))
         rows = xp.take(flat, arrays.pack, axis=1) * arrays.pack_factors
         norm = xp.sqrt(xp.sum(rows * rows, axis=1))
-        values.append(rows * inverse(norm)[:, None])
+        values.append(rows * inverse_or_zero(norm)[:, None])
         norms.append(norm)
     return ArraySOAPState(
         xp.concat(values, axis=0),
@@ -270,12 +264,10 @@ def evaluate(
         xp.concat(norms),
         [xp.concat(parts, axis=0) for parts in coefficients],
         listed,
-        vectors,
-        switch,
         tables,
         arrays,
         memory,
     )
 
 
-__all__ = ["MEMORY", "ArraySOAPState", "evaluate"]
+__all__ = ["ArraySOAPState", "evaluate"]

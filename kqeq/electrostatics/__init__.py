@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kqeq.backend import CPU, Device, asarray_like
 from kqeq.electrostatics.base import Electrostatics
 from kqeq.electrostatics.ewald import DEFAULT_ACCURACY, EwaldCoulomb
 from kqeq.electrostatics.gaussian import OpenCoulomb
@@ -23,6 +24,7 @@ def coulomb(
     dipoles: bool = False,
     accuracy: float | None = None,
     matrix_free: bool = False,
+    device: Device = CPU,
 ) -> Electrostatics:
     """Electrostatics of one structure with the boundary conditions that its ``pbc`` asks for.
 
@@ -40,6 +42,8 @@ def coulomb(
     matrix_free : bool
         The caller needs products with the matrix only: a particle mesh where that is faster.  What is returned then
         may refuse ``matrix()``.
+    device : Device
+        Where its arrays live.
 
     Returns
     -------
@@ -54,7 +58,9 @@ def coulomb(
         periodic axis.
     """
     positions, cell, pbc = structure.positions, structure.cell, structure.pbc
-    if matrix_free and (structure.periodic or _mesh_pays(structure, sigma, dipoles, accuracy)):
+    mesh_pays = matrix_free and (structure.periodic or _mesh_pays(structure, sigma, dipoles, accuracy))
+    positions, sigma = asarray_like(positions, device.like), asarray_like(sigma, device.like)
+    if mesh_pays:
         fine = DEFAULT_MESH_ACCURACY if accuracy is None else accuracy
         return MeshCoulomb(positions, sigma, cell, pbc, dipoles=dipoles, accuracy=fine)
     if not structure.periodic:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kqeq.backend import asarray_like, namespace, to_numpy
+from kqeq.backend import asarray_like, eye, namespace, to_numpy, zeros
 from kqeq.constants import COULOMB
 from kqeq.electrostatics.tensors import AXES
 from kqeq.electrostatics.unknowns import Unknowns
@@ -50,7 +50,7 @@ class Background:
         self._sigma = sigma
         self._slab = open_axis is not None
         xp = self._xp
-        ones = xp.zeros((layout.size,), dtype=positions.dtype)
+        ones = zeros(layout.size, positions)
         ones[: layout.atoms] = 1.0
         self._ones = ones
         if open_axis is None:
@@ -110,9 +110,9 @@ class Background:
 
     def gradient(self, left: Array, right: Array) -> Array:
         """∂(leftᵀ A right_c)/∂r for left (n,) and right (n, c), shape (N, 3, c)."""
-        xp, layout = self._xp, self._unknowns
+        layout = self._unknowns
         if not self._slab:
-            return xp.zeros((layout.atoms, 3, right.shape[1]), dtype=right.dtype)
+            return zeros((layout.atoms, 3, right.shape[1]), right)
         z = self._linear[: layout.atoms]
         # derivative with respect to z_k: of Z = Σ (q z + d_z) it is q_k, of Σ (q z² + 2 z d_z) it is 2 (q z + d_z)_k
         own_left, own_right = layout.charges(left), layout.charges(right)
@@ -136,8 +136,7 @@ class Background:
         Everything goes with 1/V.  For the slab, heights scale with L: z/L does not change, ∂L²/∂ε_ab =
         2 L² n_a n_b, and for a dipole of fixed components ∂(n·d/L)/∂ε_ab = −d_a n_b/L.
         """
-        xp = self._xp
-        identity = xp.eye(3, dtype=right.dtype)
+        identity = eye(3, right)
         value = left @ self.matvec(right)
         result = -identity[:, :, None] * value[None, None, :]
         if not self._slab:

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from kqeq.backend import namespace, to_numpy
+from kqeq.backend import namespace, to_float, to_numpy, zeros
 from kqeq.electrostatics.background import Background
 from kqeq.electrostatics.lattice import Splitting, choose_splitting, slab_cell
 from kqeq.electrostatics.realspace import RealSpace
@@ -170,7 +170,7 @@ class EwaldCoulomb(LatticeSum):
         self.cell, open_axis = lattice_of(positions, sigma, cell, pbc, accuracy)
         unknowns = Unknowns(positions.shape[0], dipoles)
         volume = abs(float(np.linalg.det(self.cell)))
-        widest = float(self._xp.max(sigma))
+        widest = to_float(self._xp.max(sigma))
         self.splitting = parameters = choose_splitting(
             unknowns.atoms, volume, widest, accuracy=accuracy, dipoles=dipoles, kappa=kappa
         )
@@ -184,7 +184,7 @@ class EwaldCoulomb(LatticeSum):
 
     def matrix(self) -> Array:
         """The interaction matrix A, symmetric, shape (n, n), in eV/e²."""
-        out = self._xp.zeros((self.size, self.size), dtype=self._like.dtype)
+        out = zeros((self.size, self.size), self._like)
         for part in self._halves:
             out = part.add_half(out)
         return _add_transpose(out)
@@ -202,7 +202,7 @@ def lattice_of(
     if flags.all():
         return checked_cell(cell), None
     rows = np.asarray(to_numpy(cell), dtype=np.float64)
-    widest = float(namespace(sigma).max(sigma))
+    widest = to_float(namespace(sigma).max(sigma))
     return slab_cell(to_numpy(positions), rows, flags, widest, accuracy)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from kqeq.backend import namespace
+from kqeq.backend import chunk_elements, empty, namespace
 from kqeq.constants import COULOMB
 from kqeq.electrostatics.radial import gaussian_coulomb, gaussian_width_response
 from kqeq.electrostatics.tensors import (
@@ -26,7 +26,7 @@ from kqeq.electrostatics.unknowns import Unknowns, checked_positions, checked_si
 from kqeq.typing import Array
 
 _BLOCK_ELEMENTS = 1 << 18
-"""Pairs handled at once: temporaries of 2 MB each stay in cache and out of the memory budget."""
+"""Pairs handled at once on the host: temporaries of 2 MB each stay in cache and out of the memory budget."""
 
 _Radial = Callable[[Array, Array, int], list[Array]]
 
@@ -66,7 +66,7 @@ class OpenCoulomb:
 
     def matrix(self) -> Array:
         """The interaction matrix, symmetric positive definite, shape (n, n), in eV/e²."""
-        result = self._xp.empty((self.size, self.size), dtype=self._positions.dtype)
+        result = empty((self.size, self.size), self._positions)
         for rows, x, radial in self._blocks(gaussian_coulomb, 2 if self._unknowns.dipoles else 0):
             self._fill(result, rows, x, radial)
         return result
@@ -74,7 +74,7 @@ class OpenCoulomb:
     def matvec(self, block: Array) -> Array:
         """A @ block for a block of shape (n,) or (n, c), without forming A."""
         self._unknowns.check(block)
-        result = self._xp.empty(block.shape, dtype=block.dtype)
+        result = empty(block.shape, block)
         for rows, x, radial in self._blocks(gaussian_coulomb, 2 if self._unknowns.dipoles else 0):
             self._apply(result, rows, x, radial, block)
         return result
@@ -83,7 +83,7 @@ class OpenCoulomb:
         """(Σ_i dσ_i ∂A/∂σ_i) @ vector, shape (n,)."""
         self._unknowns.check(vector, vector=True)
         spread = self._sigma * dsigma
-        result = self._xp.empty(vector.shape, dtype=vector.dtype)
+        result = empty(vector.shape, vector)
         for rows, x, radial in self._blocks(gaussian_width_response, 2 if self._unknowns.dipoles else 0):
             change = spread[rows, None] + spread[None, :]
             self._apply(result, rows, x, [value * change for value in radial], vector)
@@ -101,7 +101,7 @@ class OpenCoulomb:
         layout.check(right)
         charge, dipole = layout.charges(left), layout.components(left)
         right_charge, right_dipole = layout.charges(right), layout.components(right)
-        result = xp.empty((layout.atoms, 3, right.shape[1]), dtype=right.dtype)
+        result = empty((layout.atoms, 3, right.shape[1]), right)
         for rows, x, radial in self._blocks(gaussian_coulomb, 3 if layout.dipoles else 1):
             own_dipole = None if dipole is None else [component[rows, None] for component in dipole]
             coefficients = gradient_rows(x, radial, charge[rows, None], own_dipole)
@@ -146,7 +146,8 @@ class OpenCoulomb:
         """Blocks of rows with x = r_j − r_i, three arrays (b, N), and the radial functions, (b, N)."""
         xp, r, atoms = self._xp, self._positions, self._unknowns.atoms
         variance = self._sigma * self._sigma
-        step = max(1, _BLOCK_ELEMENTS // atoms)
+        elements = chunk_elements(r, 64 if self._unknowns.dipoles else 24, _BLOCK_ELEMENTS)
+        step = max(1, elements // atoms)
         for start in range(0, atoms, step):
             rows = slice(start, min(start + step, atoms))
             x = [r[None, :, axis] - r[rows, None, axis] for axis in AXES]

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kqeq.backend import asarray_like, irfftn, namespace, rfftn
+from kqeq.backend import asarray_like, empty, irfftn, namespace, rfftn, to_float
 from kqeq.constants import COULOMB
 from kqeq.electrostatics.background import Background
 from kqeq.electrostatics.ewald import LatticeSum
@@ -112,7 +112,7 @@ class Mesh:
         if self._shape[2] % 2 == 0:
             count[-1] = 1.0
         scale = self._influence * asarray_like(count / math.prod(self._shape), self._like)
-        result = xp.empty((3, 3, right.shape[1]), dtype=right.dtype)
+        result = empty((3, 3, right.shape[1]), right)
         components = [self._component(axis) for axis in AXES]
         left_field = self._field(left_waves) if layout.dipoles else None
         for k in range(right.shape[1]):
@@ -146,9 +146,9 @@ class Mesh:
         softness = 1.0 / layout.charges(diagonal)
         waves = rfftn(self._points.spread(softness[:, None])) * xp.exp(squares * (-1.0 / self._kappa**2))
         spread = irfftn(waves, self._shape)
-        density: Array = float(xp.sum(spread * spread)) / float(xp.sum(spread))
+        density: Array = to_float(xp.sum(spread * spread)) / to_float(xp.sum(spread))
         if layout.dipoles:
-            bent = float(xp.sum(1.0 / diagonal[layout.atoms :])) / (3.0 * float(xp.sum(softness)))
+            bent = to_float(xp.sum(1.0 / diagonal[layout.atoms :]) / xp.sum(softness)) / 3.0
             density = density * (1.0 + bent * squares)
         moduli = self._moduli()
         # at Nyquist frequencies both the moduli and the influence are zero
@@ -157,7 +157,7 @@ class Mesh:
         root = 1.0 / xp.sqrt(diagonal)
 
         # keeps waves whose eigenvalue was misjudged from vanishing; of the size of the smallest one
-        floor = 1.0 / (1.0 + float(xp.max(screened)))
+        floor = 1.0 / (1.0 + to_float(xp.max(screened)))
 
         def apply(vector: Array) -> Array:
             start = root * vector

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import math
 
-from kqeq.backend import erf, erfc, namespace
+from kqeq.backend import erf, erfc, is_cupy, namespace
+from kqeq.electrostatics import cuda_kernels
 from kqeq.typing import Array
 
 SERIES_LIMIT = 1.0
@@ -131,6 +132,8 @@ def screened_coulomb(r2: Array, a: Array, kappa: float, order: int) -> list[Arra
         1/Å.
     order : int
     """
+    if is_cupy(r2) and cuda_kernels.wanted():
+        return cuda_kernels.screened_coulomb(r2, a, kappa, order)
     xp = namespace(r2, a)
     near = r2 * xp.maximum(a * a, xp.full_like(a, kappa * kappa)) < SERIES_LIMIT
     any_near = bool(xp.any(near))

@@ -13,7 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from kqeq.backend import asarray_like, namespace, pair_matrix, scatter_add, segment_sum, to_numpy
+from kqeq.backend import (
+    arange,
+    asarray_like,
+    chunk_elements,
+    empty,
+    namespace,
+    pair_matrix,
+    scatter_add,
+    segment_sum,
+    to_numpy,
+    zeros,
+)
 from kqeq.constants import COULOMB
 from kqeq.electrostatics.radial import gaussian_coulomb, gaussian_width_response, screened_coulomb
 from kqeq.electrostatics.tensors import (
@@ -27,7 +38,7 @@ from kqeq.electrostatics.unknowns import Unknowns
 from kqeq.typing import Array, FloatArray
 
 _CHUNK = 1 << 17
-"""Pairs handled at once."""
+"""Pairs handled at once on the host."""
 
 _FEW_COLUMNS = 4
 """Up to this many columns are summed pair by pair; more go through a matrix."""
@@ -106,7 +117,7 @@ class RealSpace:
                     out = scatter_add(out, atoms + 3 * i + alpha, atoms + 3 * j + beta, scaled)
                     if alpha != beta:
                         out = scatter_add(out, atoms + 3 * i + beta, atoms + 3 * j + alpha, scaled)
-        diagonal = self._xp.arange(self._unknowns.size)
+        diagonal = arange(0, self._unknowns.size, out)
         return scatter_add(out, diagonal, diagonal, 0.5 * self._self_interaction())
 
     def matvec(self, block: Array) -> Array:
@@ -169,7 +180,7 @@ class RealSpace:
         by_pair = columns <= _FEW_COLUMNS
         field = [xp.zeros_like(self._sigma) for _ in AXES]
         curvature: dict[tuple[int, int], Array] = {}
-        result = xp.zeros((atoms, 3, columns), dtype=right.dtype)
+        result = zeros((atoms, 3, columns), right)
         collected: list[list[list[Array]]] = [[[] for _ in rights] for _ in AXES]
         pairs: list[tuple[Array, Array]] = []
         for i, j, x, radial in self._directed(3 if layout.dipoles else 1):
@@ -221,8 +232,8 @@ class RealSpace:
         charge, dipole = layout.charges(left), layout.components(left)
         rights = [layout.charges(right), *(layout.components(right) or [])]
         by_pair = columns <= _FEW_COLUMNS
-        result = xp.zeros((3, 3, columns), dtype=right.dtype)
-        form = xp.zeros((9, layout.size), dtype=right.dtype)
+        result = zeros((3, 3, columns), right)
+        form = zeros((9, layout.size), right)
         for i, j, x, radial in self._directed(3 if layout.dipoles else 1):
             own = None if dipole is None else [component[i] for component in dipole]
             rows = gradient_rows(x, radial, charge[i], own)
@@ -246,8 +257,9 @@ class RealSpace:
     def _chunks(self, order: int, *, width: bool = False) -> Iterator[_Chunk]:
         """Chunks of stored pairs: i, j, the components of r_ij and the radial functions."""
         xp = self._xp
-        for start in range(0, self.pairs, _CHUNK):
-            part = slice(start, min(start + _CHUNK, self.pairs))
+        step = chunk_elements(self._vectors, 96 if self._unknowns.dipoles else 32, _CHUNK)
+        for start in range(0, self.pairs, step):
+            part = slice(start, min(start + step, self.pairs))
             # products of indices overflow the 32 bits in which they are stored
             i, j = xp.astype(self._i[part], xp.int64), xp.astype(self._j[part], xp.int64)
             x = [self._vectors[part, axis] for axis in AXES]
@@ -271,7 +283,7 @@ class RealSpace:
         order = 1 if self._unknowns.dipoles else 0
         own = gaussian_coulomb(zero, 0.5 / self._sigma, order)
         smeared = gaussian_coulomb(zero, xp.full_like(zero, self._kappa), order)
-        result = xp.empty((self._unknowns.size,), dtype=zero.dtype)
+        result = empty(self._unknowns.size, zero)
         result[: self._unknowns.atoms] = (own[0] - smeared[0]) * COULOMB
         if self._unknowns.dipoles:
             for axis in AXES:
@@ -293,10 +305,10 @@ class RealSpace:
         if self._unknowns.dipoles:
             keys += [("mixed", beta) for beta in AXES]
             keys += [(alpha, beta) for alpha in AXES for beta in range(alpha, 3)]
-        empty = [xp.zeros((0,), dtype=self._sigma.dtype)]
+        nothing = [zeros(0, self._sigma)]
         return {
             key: pair_matrix(
-                xp.concat(collected.pop(key, empty)), self._i, self._j, (atoms, atoms), dense=False
+                xp.concat(collected.pop(key, nothing)), self._i, self._j, (atoms, atoms), dense=False
             )
             for key in keys
         }

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kqeq.backend import asarray_like, namespace, to_numpy
+from kqeq.backend import asarray_like, chunk_elements, empty, namespace, zeros
 from kqeq.constants import COULOMB
 from kqeq.electrostatics.lattice import reciprocal_vectors
 from kqeq.electrostatics.tensors import AXES
@@ -62,8 +62,8 @@ class Reciprocal:
         volume = abs(float(np.linalg.det(cell)))
         weights = 8.0 * np.pi * COULOMB / volume * np.exp(-squares / (4.0 * kappa**2)) / squares
         self._inverse_four_kappa2 = 1.0 / (4.0 * kappa**2)
-        self._indices = indices
-        self._fractional = to_numpy(positions) @ np.linalg.inv(cell)
+        self._indices = asarray_like(np.ascontiguousarray(indices.T.astype(np.float64)), positions)
+        self._fractional = positions @ asarray_like(np.linalg.inv(cell), positions)
         self._g = asarray_like(np.ascontiguousarray(vectors.T), positions)
         self._weights = asarray_like(weights, positions)
         self._like = positions
@@ -72,7 +72,7 @@ class Reciprocal:
     @property
     def vectors(self) -> int:
         """Number of reciprocal vectors K in the half space."""
-        return len(self._indices)
+        return int(self._indices.shape[1])
 
     def add_half(self, out: Array) -> Array:
         """Add to ``out`` a matrix H, so that H + Hᵀ is the interaction; shape (n, n)."""
@@ -89,7 +89,7 @@ class Reciprocal:
     def matvec(self, block: Array) -> Array:
         """Product with a block of shape (n,) or (n, c)."""
         columns = block if block.ndim == 2 else block[:, None]
-        result = self._xp.zeros(columns.shape, dtype=block.dtype)
+        result = zeros(columns.shape, block)
         for waves in self._waves():
             real, imaginary = self._density(waves, columns)
             weight = waves.weight[:, None]
@@ -109,10 +109,10 @@ class Reciprocal:
         right_charge, right_dipole = layout.charges(right), layout.components(right)
         # (3N × 2K)(2K × n)(n × c): the cheaper of the two orders of multiplication.
         from_matrix = 3 * layout.atoms * n < (n + 3 * layout.atoms) * columns
-        matrices = [xp.zeros((layout.atoms, n), dtype=right.dtype) for _ in AXES] if from_matrix else []
-        field = xp.zeros((layout.atoms, 3), dtype=right.dtype)
-        curvature = xp.zeros((layout.atoms, 6), dtype=right.dtype)
-        result = xp.zeros((layout.atoms, 3, columns), dtype=right.dtype)
+        matrices = [zeros((layout.atoms, n), right) for _ in AXES] if from_matrix else []
+        field = zeros((layout.atoms, 3), right)
+        curvature = zeros((layout.atoms, 6), right)
+        result = zeros((layout.atoms, 3, columns), right)
         for waves in self._waves():
             cosine, sine, g = waves.cosine, waves.sine, waves.g
             local_real, local_imaginary = cosine * charge[:, None], sine * charge[:, None]
@@ -157,8 +157,8 @@ class Reciprocal:
         """
         xp, layout = self._xp, self._unknowns
         dipole = layout.components(left)
-        form = xp.zeros((layout.size, 9), dtype=right.dtype)
-        field = xp.zeros((layout.atoms, 3), dtype=right.dtype)
+        form = zeros((layout.size, 9), right)
+        field = zeros((layout.atoms, 3), right)
         for waves in self._waves():
             g, weight = waves.g, waves.weight
             real, imaginary = self._density(waves, left[:, None])
@@ -194,8 +194,9 @@ class Reciprocal:
             yield from self._kept
             return
         atoms = self._unknowns.atoms
-        keep: list[_Waves] | None = [] if atoms * self.vectors <= _CACHE_ELEMENTS else None
-        step = max(16, _CHUNK_ELEMENTS // self._unknowns.size)
+        few = atoms * self.vectors <= chunk_elements(self._like, 4, _CACHE_ELEMENTS)
+        keep: list[_Waves] | None = [] if few else None
+        step = max(16, chunk_elements(self._like, 12, _CHUNK_ELEMENTS) // self._unknowns.size)
         for start in range(0, self.vectors, step):
             part = slice(start, min(start + step, self.vectors))
             cosine, sine = self._phases(part)
@@ -208,9 +209,7 @@ class Reciprocal:
     def _phases(self, part: slice) -> tuple[Array, Array]:
         """Cosine and sine of G·r_i = 2π m·s_i (s fractional coordinates), (N, K) each."""
         xp = self._xp
-        indices = asarray_like(self._indices[part].T.astype(np.float64), self._like)
-        fractional = asarray_like(self._fractional, self._like)
-        angles = (2.0 * np.pi) * (fractional @ indices)
+        angles = (2.0 * np.pi) * (self._fractional @ self._indices[:, part])
         return xp.cos(angles), xp.sin(angles)
 
     def _rows(self, waves: _Waves) -> Array:
@@ -219,7 +218,7 @@ class Reciprocal:
         if not layout.dipoles:
             return xp.concat([waves.cosine, waves.sine], axis=1)
         k = waves.weight.shape[0]
-        rows = xp.empty((layout.size, 2 * k), dtype=waves.cosine.dtype)
+        rows = empty((layout.size, 2 * k), waves.cosine)
         rows[: layout.atoms, :k] = waves.cosine
         rows[: layout.atoms, k:] = waves.sine
         for axis in AXES:

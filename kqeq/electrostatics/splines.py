@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kqeq.backend import index_add, is_numpy, namespace
+from kqeq.backend import arange, chunk_elements, empty, index_add, is_numpy, namespace, zeros
 from kqeq.typing import Array, FloatArray
 
 DERIVATIVES = (
@@ -114,7 +114,7 @@ class MeshPoints:
             mesh = np.zeros(self.shape)
             mesh_kernels.spread(self._first, self._weights, np.ascontiguousarray(values), mesh)
             return mesh
-        flat = xp.zeros((self.shape[0] * self.shape[1] * self.shape[2],), dtype=values.dtype)
+        flat = zeros(self.shape[0] * self.shape[1] * self.shape[2], values)
         for part in self._parts():
             index = xp.reshape(self._index(part), (-1,))
             total: Array = 0.0
@@ -134,7 +134,7 @@ class MeshPoints:
             mesh_kernels.gather(self._first, self._weights, np.ascontiguousarray(mesh), out)
             return out[self._restored]
         flat = xp.reshape(mesh, (-1,))
-        out = xp.empty((atoms, columns), dtype=mesh.dtype)
+        out = empty((atoms, columns), mesh)
         for part in self._parts():
             index = self._index(part)
             values = xp.reshape(xp.take(flat, xp.reshape(index, (-1,))), index.shape)
@@ -145,13 +145,13 @@ class MeshPoints:
     def _parts(self) -> list[slice]:
         """Slices of atoms whose points fit into the memory for temporaries."""
         atoms, points = self._first.shape[0], self._weights.shape[3] ** 3
-        step = max(1, _ELEMENTS // points)
+        step = max(1, chunk_elements(self._weights, 8, _ELEMENTS) // points)
         return [slice(start, min(start + step, atoms)) for start in range(0, atoms, step)]
 
     def _index(self, part: slice) -> Array:
         """Flat mesh indices of the points of some atoms, (b, p³)."""
         xp = self._xp
-        steps = xp.arange(self._weights.shape[3])
+        steps = arange(0, int(self._weights.shape[3]), self._first)
         places = [(self._first[part, axis][:, None] - steps[None, :]) % self.shape[axis] for axis in range(3)]
         rows = places[0][:, :, None] * self.shape[1] + places[1][:, None, :]
         index = rows[:, :, :, None] * self.shape[2] + places[2][:, None, None, :]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kqeq.backend import namespace, to_numpy
+from kqeq.backend import empty, namespace, to_numpy
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError
 from kqeq.typing import Array
@@ -75,7 +75,7 @@ def full_diagonal(layout: Unknowns, sigma: Array, added: Array) -> Array:
     """
     xp = namespace(sigma, added)
     layout.check(added, vector=True)
-    own = xp.empty((layout.size,), dtype=sigma.dtype)
+    own = empty(layout.size, sigma)
     own[: layout.atoms] = COULOMB / math.sqrt(math.pi) / sigma
     if layout.dipoles:
         for axis in range(3):

@@ -11,12 +11,14 @@ Dimensions: N atoms, P parameters, n rows of one label.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from kqeq.backend import asarray_like, namespace, zeros
 from kqeq.charges.base import ChargeState, ChargeSystem, Response, SiteParameters
 from kqeq.charges.parameters import (
     contract_sites,
@@ -27,17 +29,30 @@ from kqeq.descriptors.base import FeatureGradients, SiteJacobian
 from kqeq.fitting.features import FrameFeatures, TrainingFrame
 from kqeq.fitting.parameters import Parameters, SiteDirections
 from kqeq.fitting.solver import JacobianKind
-from kqeq.typing import FloatArray
+from kqeq.typing import Array, FloatArray
 
 
 @dataclass(eq=False)
 class Linearisation:
-    """One frame at the current parameters, with the derivatives that its labels share."""
+    """One frame at the current parameters, with the derivatives that its labels share.
+
+    Arrays live on the device of the features.
+    """
 
     frame: TrainingFrame
     features: FrameFeatures
     parameters: Parameters
     u: FloatArray
+    copy: Array | None = None
+
+    @cached_property
+    def there(self) -> Array:
+        """The parameters where the features are: ``copy`` if one was given, for many frames at once."""
+        return asarray_like(self.u, self.features.device.like) if self.copy is None else self.copy
+
+    def put(self, values: FloatArray) -> Array:
+        """What comes from the host, on the device of the features."""
+        return asarray_like(values, self.features.device.like)
 
     @cached_property
     def system(self) -> ChargeSystem | None:
@@ -45,12 +60,15 @@ class Linearisation:
         charges = self.parameters.charges
         if self.parameters.learned is None or charges is None:
             return self.features.system
-        return charges.bind(self.frame.structure, self.sites, many_responses=True)
+        return charges.bind(
+            self.frame.structure, self.sites, many_responses=True, device=self.features.device
+        )
 
     @cached_property
     def sites(self) -> SiteParameters:
         """Site parameters of the atoms at the current parameters."""
-        return self.parameters.sites(self.frame.structure.numbers, self.u, self.features.sites)
+        sites = self.parameters.sites(self.frame.structure.numbers, self.u, self.features.sites)
+        return sites.on(self.features.device.like)
 
     @cached_property
     def state(self) -> ChargeState | None:
@@ -59,7 +77,7 @@ class Linearisation:
         if part is None or self.system is None or features.chi is None:
             return None
         structure = self.frame.structure
-        chi = part.mean(structure.numbers) + features.chi @ self.u[part.columns]
+        chi = self.put(part.mean(structure.numbers)) + features.chi @ self.there[part.columns]
         return self.system.solve(chi, structure.external_field, structure.total_charge)
 
     @cached_property
@@ -85,14 +103,14 @@ class Linearisation:
         return self.state.respond_sites(self.site_directions.change)
 
     @cached_property
-    def site_slopes(self) -> dict[str, FloatArray]:
+    def site_slopes(self) -> dict[str, Array]:
         """∂E/∂ln θ_i, (N,), of the site parameters θ that depend on the environment."""
         environment = self.parameters.environment
         if environment is None or self.state is None:
             return {}
         return logarithmic_gradient(self.state, self.sites, tuple(environment.parts))
 
-    def site_slope_response(self, response: Response) -> dict[str, FloatArray]:
+    def site_slope_response(self, response: Response) -> dict[str, Array]:
         """Change of :attr:`site_slopes` with a response, (N, c) each."""
         assert self.state is not None
         return logarithmic_gradient_response(self.state, self.sites, tuple(self.site_slopes), response)
@@ -107,7 +125,8 @@ class Linearisation:
         near = feature_map.similarities(state, self.frame.structure.numbers)
         shape = state.values.shape
         coefficients = {
-            kind: feature_map.coefficients(environment.weights(kind, self.u)) for kind in environment.parts
+            kind: feature_map.coefficients(environment.weights(kind, self.there))
+            for kind in environment.parts
         }
         return {
             kind: state.site_jacobian(feature_map.descriptor_gradient(near, shape, own))
@@ -129,10 +148,10 @@ class Linearisation:
         }
 
     @cached_property
-    def _chi_coefficients(self) -> dict[int, FloatArray]:
+    def _chi_coefficients(self) -> dict[int, Array]:
         part = self.parameters.chi
         assert part is not None and part.feature_map is not None
-        return part.feature_map.coefficients(part.kernel_weights(self.u))
+        return part.feature_map.coefficients(part.kernel_weights(self.there))
 
     @cached_property
     def site_jacobian(self) -> SiteJacobian | None:
@@ -155,12 +174,13 @@ class Linearisation:
         return part.feature_map.feature_gradients(state, self.frame.structure.numbers, weights)
 
 
-def _energy(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray | None]:
-    value, rows = 0.0, np.zeros((1, line.parameters.size)) if jacobian else None
+def _energy(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
+    like = line.features.device.like
+    value, rows = zeros(1, like), zeros((1, line.parameters.size), like) if jacobian else None
     part = line.parameters.energy
     if part is not None and line.features.energy is not None:
-        numbers = line.frame.structure.numbers
-        value += float(part.mean(numbers).sum() + line.features.energy @ line.u[part.columns])
+        value += float(part.mean(line.frame.structure.numbers).sum())
+        value += line.features.energy @ line.there[part.columns]
         if rows is not None:
             rows[0, part.columns] = line.features.energy
     if line.state is not None and line.parameters.chi is not None and line.features.chi is not None:
@@ -172,25 +192,25 @@ def _energy(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray
             if line.site_directions is not None:
                 slopes = contract_sites(line.state.site_gradient(), line.site_directions.change)
                 rows[0, line.parameters.site_columns] = line.site_directions.mix(slopes)
-    return np.array([value]), rows
+    return value, rows
 
 
-def _position_derivative(
-    line: Linearisation, jacobian: bool, strain: bool
-) -> tuple[FloatArray, FloatArray | None]:
+def _position_derivative(line: Linearisation, jacobian: bool, strain: bool) -> tuple[Array, Array | None]:
     """∂E/∂r as (3N,), or ∂E/∂ε as (9,), and its Jacobian."""
+    like = line.features.device.like
+    xp = namespace(like)
     n = 9 if strain else 3 * len(line.frame.structure)
-    value, rows = np.zeros(n), np.zeros((n, line.parameters.size)) if jacobian else None
+    value, rows = zeros(n, like), zeros((n, line.parameters.size), like) if jacobian else None
     part = line.parameters.energy
     linear = line.features.strain if strain else line.features.positions
     if part is not None and linear is not None:
-        value += linear @ line.u[part.columns]
+        value += linear @ line.there[part.columns]
         if rows is not None:
             rows[:, part.columns] = linear
     part, state = line.parameters.chi, line.state
     if part is None or state is None:
         return value, rows
-    value += (state.strain() if strain else state.gradient()).ravel()
+    value += xp.reshape(state.strain() if strain else state.gradient(), (-1,))
     site = line.site_jacobian
     sites = None if site is None else (site.strain if strain else site.positions)
     if sites is not None:
@@ -200,10 +220,10 @@ def _position_derivative(
         value += jacobians @ line.site_slopes[kind]
     if rows is not None:
 
-        def follow(response: Response) -> FloatArray:
+        def follow(response: Response) -> Array:
             """What the derivative gains as the charges change."""
             change = state.strain_response(response) if strain else state.gradient_response(response)
-            block = change.reshape(n, -1)
+            block = xp.reshape(change, (n, -1))
             if sites is not None:
                 block = block + sites @ response.charges
             if logarithms:
@@ -224,7 +244,7 @@ def _position_derivative(
     return value, rows
 
 
-def _forces(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray | None]:
+def _forces(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
     value, rows = _position_derivative(line, jacobian, strain=False)
     return -value, None if rows is None else -rows
 
@@ -234,19 +254,19 @@ _VOIGT = np.array([0, 4, 8, 5, 2, 1])
 _VOIGT_TRANSPOSED = np.array([0, 4, 8, 7, 6, 3])
 
 
-def _stress(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray | None]:
+def _stress(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
     value, rows = _position_derivative(line, jacobian, strain=True)
     volume = line.frame.structure.volume
     return to_stress(value, volume), None if rows is None else to_stress(rows, volume)
 
 
-def to_stress(strain: FloatArray, volume: float) -> FloatArray:
+def to_stress(strain: Array, volume: float) -> Array:
     """Strain derivatives (9, ...) to stress in Voigt order (6, ...)."""
-    stress: FloatArray = 0.5 * (strain[_VOIGT] + strain[_VOIGT_TRANSPOSED]) / volume
-    return stress
+    rows = [strain[int(a), ...] + strain[int(b), ...] for a, b in zip(_VOIGT, _VOIGT_TRANSPOSED, strict=True)]
+    return namespace(strain).stack(rows, axis=0) * (0.5 / volume)
 
 
-def _dipole(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray | None]:
+def _dipole(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
     assert line.state is not None and line.state.dipole is not None
     if not jacobian:
         return line.state.dipole, None
@@ -255,7 +275,7 @@ def _dipole(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray
     return line.state.dipole, _spread(line, line.response.dipole, None if sites is None else sites.dipole)
 
 
-def _charges(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray | None]:
+def _charges(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
     assert line.state is not None
     if not jacobian:
         return line.state.charges, None
@@ -263,10 +283,10 @@ def _charges(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArra
     return line.state.charges, _spread(line, line.response.charges, None if sites is None else sites.charges)
 
 
-def _spread(line: Linearisation, block: FloatArray, sites: FloatArray | None) -> FloatArray:
+def _spread(line: Linearisation, block: Array, sites: Array | None) -> Array:
     """Rows over the parameters of electronegativities, and over directions of sites, to rows over all parameters."""
     assert line.parameters.chi is not None
-    rows = np.zeros((len(block), line.parameters.size))
+    rows = zeros((int(block.shape[0]), line.parameters.size), block)
     rows[:, line.parameters.chi.columns] = block
     if line.site_directions is not None and sites is not None:
         rows[:, line.parameters.site_columns] = line.site_directions.mix(sites)
@@ -277,13 +297,14 @@ _UPPER = np.triu_indices(3)
 _UPPER_WEIGHTS = np.where(_UPPER[0] == _UPPER[1], 1.0, np.sqrt(2.0))
 
 
-def upper_triangle(tensor: FloatArray) -> FloatArray:
+def upper_triangle(tensor: Array) -> Array:
     """A symmetric tensor (3, 3, ...) as rows (6, ...) whose squares add up to those of all nine components."""
-    rows = tensor[_UPPER]
-    return np.asarray(_UPPER_WEIGHTS.reshape(-1, *[1] * (rows.ndim - 1)) * rows)
+    elements = zip(*_UPPER, _UPPER_WEIGHTS, strict=True)
+    rows = [tensor[int(a), int(b), ...] * float(weight) for a, b, weight in elements]
+    return namespace(tensor).stack(rows, axis=0)
 
 
-def _polarizability(line: Linearisation, jacobian: bool) -> tuple[FloatArray, FloatArray | None]:
+def _polarizability(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
     """It depends on site parameters only (theory section 3)."""
     assert line.system is not None
     alpha = line.system.polarizability()
@@ -291,14 +312,14 @@ def _polarizability(line: Linearisation, jacobian: bool) -> tuple[FloatArray, Fl
     value = upper_triangle(alpha)
     if not jacobian:
         return value, None
-    rows = np.zeros((len(value), line.parameters.size))
+    rows = zeros((6, line.parameters.size), alpha)
     if line.site_directions is not None:
         change = line.system.polarizability_response(line.site_directions.change)
         rows[:, line.parameters.site_columns] = line.site_directions.mix(upper_triangle(change))
     return value, rows
 
 
-Block = Callable[[Linearisation, bool], tuple[FloatArray, FloatArray | None]]
+Block = Callable[[Linearisation, bool], tuple[Array, Array | None]]
 
 BLOCKS: Mapping[str, Block] = {
     "energy": _energy,
@@ -321,7 +342,7 @@ def target_vector(frame: TrainingFrame, kind: str) -> FloatArray:
     if kind == "stress":
         return np.asarray(value.ravel()[_VOIGT])
     if kind == "polarizability":
-        return upper_triangle(value)
+        return np.asarray(upper_triangle(value))
     return np.asarray(value.reshape(-1))
 
 
@@ -331,7 +352,7 @@ def deviation(frame: TrainingFrame, kind: str, noise: Mapping[str, float]) -> fl
     return float(noise[kind] * scale)
 
 
-def _linear_rows(frame: TrainingFrame, features: FrameFeatures, kind: str, size: int) -> FloatArray:
+def _linear_rows(frame: TrainingFrame, features: FrameFeatures, kind: str, size: int) -> Array:
     """Jacobian of one label with respect to the energy parameters (n, p); it does not depend on u."""
     if kind == "energy" and features.energy is not None:
         return features.energy[None, :]
@@ -339,7 +360,7 @@ def _linear_rows(frame: TrainingFrame, features: FrameFeatures, kind: str, size:
         return -features.positions
     if kind == "stress" and features.strain is not None:
         return to_stress(features.strain, frame.structure.volume)
-    return np.zeros((target_vector(frame, kind).size, size))
+    return zeros((target_vector(frame, kind).size, size), features.device.like)
 
 
 def frame_rows(
@@ -350,7 +371,8 @@ def frame_rows(
     noise: Mapping[str, float],
     *,
     jacobian: JacobianKind,
-) -> tuple[FloatArray, FloatArray | None]:
+    copy: Array | None = None,
+) -> tuple[Array, Array | None]:
     """Weighted residuals (y − ŷ)/σ of a frame, and the Jacobian of ŷ/σ.
 
     Parameters
@@ -361,23 +383,27 @@ def frame_rows(
         Standard deviation by label kind.
     jacobian : {"none", "linear", "full"}
         No Jacobian, that of the energy parameters (the linear ones), or that of all.
+    copy : (P,) array, optional
+        ``u`` on the device of the features.
 
     Returns
     -------
     (n,) array, (n, P) array or (n, p) array or None
+        On the device of the features.
     """
-    line = Linearisation(frame, features, parameters, u)
+    line = Linearisation(frame, features, parameters, u, copy)
     linear_size = 0 if parameters.energy is None else parameters.energy.size
     residuals, jacobians = [], []
     for kind in frame.labels.kinds:
         value, rows = BLOCKS[kind](line, jacobian == "full")
         if jacobian == "linear":
             rows = _linear_rows(frame, features, kind, linear_size)
-        scale = np.sqrt(frame.labels.weight) / deviation(frame, kind, noise)
-        residuals.append(scale * (target_vector(frame, kind) - value))
+        scale = math.sqrt(frame.labels.weight) / deviation(frame, kind, noise)
+        residuals.append(scale * (line.put(target_vector(frame, kind)) - value))
         if rows is not None:
             jacobians.append(scale * rows)
-    return np.concatenate(residuals), np.concatenate(jacobians) if jacobians else None
+    xp = namespace(residuals[0])
+    return xp.concat(residuals), xp.concat(jacobians) if jacobians else None
 
 
 __all__ = [

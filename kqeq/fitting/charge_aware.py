@@ -116,7 +116,7 @@ class ChargeView:
     @cached_property
     def features(self) -> FloatArray:
         """Φ, (N, p)."""
-        return self.feature_map.features(self.state, self.structure.numbers)
+        return np.asarray(self.feature_map.features(self.state, self.structure.numbers))
 
     def charge_derivatives(self, *, strain: bool = False) -> FloatArray:
         """∂q_i/∂r_k as (3N, N), or ∂q_i/∂ε as (9, N)."""
@@ -174,8 +174,8 @@ class ChargeView:
             return np.array([self._bare.energy_electrostatic])
         value = np.asarray(getattr(self._bare, kind))
         if kind == "stress":
-            return to_stress(value.reshape(9), 1.0)
-        return upper_triangle(value) if kind == "polarizability" else value.reshape(-1)
+            return np.asarray(to_stress(value.reshape(9), 1.0))
+        return np.asarray(upper_triangle(value) if kind == "polarizability" else value.reshape(-1))
 
     @cached_property
     def _bare(self) -> Prediction:

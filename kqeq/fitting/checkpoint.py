@@ -30,7 +30,7 @@ def fingerprint(settings: FitSettings, frames: Iterable[TrainingFrame]) -> str:
     """Hash of everything that determines the result of a fit, but not of how long it may run."""
     digest = hashlib.sha256()
     for item in fields(settings):
-        if item.name != "max_iterations":
+        if item.name not in ("max_iterations", "device"):
             digest.update(f"{item.name}={_plain(getattr(settings, item.name))};".encode())
     for frame in frames:
         for part in (frame.structure, frame.labels):

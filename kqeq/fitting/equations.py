@@ -23,9 +23,10 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from kqeq.backend import arange, asarray_like, full, is_numpy, namespace, to_float, to_numpy, zeros
 from kqeq.errors import NotPositiveDefiniteError
-from kqeq.linalg import factorise, solve_lower
-from kqeq.typing import FloatArray
+from kqeq.linalg import add_to_diagonal, factorise, solve_lower
+from kqeq.typing import Array, FloatArray
 
 Method = Literal["cholesky", "qr"]
 
@@ -81,17 +82,17 @@ class Prior:
         """Lᵀ, (P, P)."""
         return np.eye(len(self.mean)) if self.lower is None else self.lower.T
 
-    def add_precision(self, hessian: FloatArray) -> None:
-        """Add L Lᵀ to a matrix in place."""
+    def add_precision(self, hessian: Array) -> Array:
+        """Add L Lᵀ to a matrix in place; returns it."""
         if self.lower is None:
-            hessian[np.diag_indices_from(hessian)] += 1.0
-        else:
-            hessian += self.lower @ self.lower.T
+            return add_to_diagonal(hessian, 1.0)
+        hessian += asarray_like(self.lower @ self.lower.T, hessian)
+        return hessian
 
 
 @dataclass(eq=False)
 class Sums:
-    """What a set of frames contributes; sums of sets add up.
+    """What a set of frames contributes; sums of sets add up, on the device where they were computed.
 
     Attributes
     ----------
@@ -106,11 +107,11 @@ class Sums:
         In place of the first two: the triangular factor of [J r].
     """
 
-    hessian: FloatArray | None
-    rhs: FloatArray | None
+    hessian: Array | None
+    rhs: Array | None
     loss: float
     n_residuals: int
-    triangle: FloatArray | None = None
+    triangle: Array | None = None
 
     def add(self, other: Sums) -> None:
         """Add another set's contribution in place."""
@@ -124,7 +125,7 @@ class Sums:
         self.n_residuals += other.n_residuals
 
 
-def push(triangle: FloatArray, rows: FloatArray, *, triangular: bool = False) -> FloatArray:
+def push(triangle: Array, rows: Array, *, triangular: bool = False) -> Array:
     """The triangular factor of [R; rows].
 
     Parameters
@@ -135,6 +136,9 @@ def push(triangle: FloatArray, rows: FloatArray, *, triangular: bool = False) ->
     triangular : bool
         Whether ``rows`` are an upper triangle as well, which saves work.
     """
+    if not is_numpy(triangle):
+        xp = namespace(triangle)
+        return xp.linalg.qr(xp.concat([triangle, rows], axis=0), mode="reduced").R
     from scipy.linalg.lapack import dtpqrt
 
     size = len(triangle)
@@ -155,8 +159,11 @@ class Equations(Protocol):
     loss: float
     n_residuals: int
     method: Method
-    lower: FloatArray
     condition: float
+
+    @property
+    def lower(self) -> FloatArray:
+        """Cholesky factor of H, on the host."""
 
     def step(self, damping: float) -> FloatArray:
         """The minimum of the model, H Δ = b; with damping that of (H + λ diag H) Δ = b."""
@@ -167,8 +174,8 @@ class Equations(Protocol):
     def promised(self, step: FloatArray) -> float:
         """By how much the model falls along a step."""
 
-    def block(self, columns: slice) -> FloatArray:
-        """Cholesky factor of a diagonal block of H."""
+    def block(self, columns: slice) -> Array:
+        """Cholesky factor of a diagonal block of H, on the device of H."""
 
 
 class NormalEquations:
@@ -190,41 +197,89 @@ class NormalEquations:
 
     def __init__(self, sums: Sums, prior: Prior, u: FloatArray) -> None:
         assert sums.hessian is not None and sums.rhs is not None
-        self.hessian = sums.hessian
-        prior.add_precision(self.hessian)
-        self.rhs = sums.rhs - prior.gradient(u)
+        self.hessian = prior.add_precision(sums.hessian)
+        self.rhs = to_numpy(sums.rhs) - prior.gradient(u)
         self.loss = sums.loss + prior.value(u)
         self.n_residuals = sums.n_residuals
-        self.lower = factorise(self.hessian, _WHAT, _REMEDY)
+        self._factor = factorise(self.hessian, _WHAT, _REMEDY)
         self.condition = self._condition()
 
+    @property
+    def lower(self) -> FloatArray:
+        """Cholesky factor of H, on the host."""
+        return to_numpy(self._factor)
+
     def _condition(self) -> float:
+        if not is_numpy(self.hessian):
+            return scaled_condition(self.hessian, self._factor)
         from scipy.linalg.lapack import dpocon
 
         scale = 1.0 / np.sqrt(np.diagonal(self.hessian))
         norm = float((scale[:, None] * np.abs(self.hessian) * scale).sum(axis=0).max())
-        reciprocal, _ = dpocon(scale[:, None] * self.lower, norm, uplo="L")
+        reciprocal, _ = dpocon(scale[:, None] * self._factor, norm, uplo="L")
         return 1.0 / max(float(reciprocal), 1e-300)
 
     def step(self, damping: float) -> FloatArray:
         """See :class:`Equations`."""
-        lower = self.lower
+        lower = self._factor
         if damping > 0.0:
-            damped = self.hessian + damping * np.diag(np.diagonal(self.hessian))
+            xp = namespace(self.hessian)
+            diagonal = xp.linalg.diagonal(self.hessian)
+            damped = add_to_diagonal(xp.asarray(self.hessian, copy=True), damping * diagonal)
             lower = factorise(damped, _WHAT, _REMEDY)
-        return solve(lower, self.rhs)
+        return to_numpy(solve(lower, asarray_like(self.rhs, lower)))
 
     def decrement(self) -> float:
         """See :class:`Equations`."""
-        return 0.5 * float(self.rhs @ solve(self.lower, self.rhs))
+        return 0.5 * float(self.rhs @ self.step(0.0))
 
     def promised(self, step: FloatArray) -> float:
         """See :class:`Equations`."""
-        return float(step @ self.rhs) - 0.5 * float(step @ (self.hessian @ step))
+        own = asarray_like(step, self.hessian)
+        return float(step @ self.rhs) - 0.5 * to_float(own @ (self.hessian @ own))
 
-    def block(self, columns: slice) -> FloatArray:
+    def block(self, columns: slice) -> Array:
         """See :class:`Equations`."""
-        return factorise(self.hessian[columns, columns], _WHAT, _REMEDY)
+        part = namespace(self.hessian).asarray(self.hessian[columns, columns], copy=True)
+        return factorise(part, _WHAT, _REMEDY)
+
+
+def scaled_condition(matrix: Array, lower: Array) -> float:
+    """Estimated condition number, in the 1-norm, of a positive definite matrix with its diagonal scaled to 1.
+
+    The norm of the inverse is estimated from a few solutions (Higham 1988, *ACM Trans. Math. Softw.* 14, 381), as
+    LAPACK's ``pocon`` does, which other libraries do not have.
+
+    Parameters
+    ----------
+    matrix, lower : (n, n) arrays
+        The matrix and its Cholesky factor.
+    """
+    xp = namespace(matrix)
+    size = int(matrix.shape[0])
+    scale = 1.0 / xp.sqrt(xp.linalg.diagonal(matrix))
+    norm = to_float(xp.max(xp.sum(xp.abs(matrix) * scale[:, None] * scale[None, :], axis=0)))
+    vector = full(size, 1.0 / size, matrix)
+    estimate = 0.0
+    for _ in range(5):
+        image = solve(lower, vector / scale) / scale
+        found = to_float(xp.sum(xp.abs(image)))
+        if found <= estimate:
+            break
+        estimate = found
+        signs = xp.where(image >= 0.0, xp.ones_like(image), -xp.ones_like(image))
+        slope = solve(lower, signs / scale) / scale
+        largest = int(to_float(xp.argmax(xp.abs(slope))))
+        if to_float(xp.abs(slope[largest])) <= to_float(slope @ vector):
+            break
+        vector = zeros(size, matrix)
+        vector[largest] = 1.0
+    # the alternative that catches what the iteration misses
+    index = xp.astype(arange(0, size, matrix), xp.float64)
+    signs = 1.0 - 2.0 * xp.astype(arange(0, size, matrix) % 2, xp.float64)
+    vector = signs * (1.0 + index / max(size - 1, 1))
+    other = 2.0 * to_float(xp.sum(xp.abs(solve(lower, vector / scale) / scale))) / (3.0 * size)
+    return norm * max(estimate, other)
 
 
 class TriangularEquations:
@@ -249,16 +304,21 @@ class TriangularEquations:
     def __init__(self, sums: Sums, prior: Prior, u: FloatArray) -> None:
         assert sums.triangle is not None
         rows = np.column_stack([prior.rows(), -prior.residual(u)])
-        whole = push(sums.triangle, rows)
+        # from here on on the host: one triangle, and LAPACK has what the rest needs
+        whole = push(np.asfortranarray(to_numpy(sums.triangle)), rows)
         signs = np.where(np.diagonal(whole)[:-1] < 0.0, -1.0, 1.0)
         self.triangle = np.triu(signs[:, None] * whole[:-1, :-1])
         self.rhs = np.asarray(signs * whole[:-1, -1])
         self.loss = sums.loss + prior.value(u)
         self.n_residuals = sums.n_residuals
-        self.lower = np.ascontiguousarray(self.triangle.T)
         if not (np.isfinite(whole).all() and (np.diagonal(self.triangle) > 0.0).all()):
             raise NotPositiveDefiniteError(f"{_WHAT} is not positive definite; {_REMEDY}")
         self.condition = self._condition()
+
+    @property
+    def lower(self) -> FloatArray:
+        """Rᵀ."""
+        return np.ascontiguousarray(self.triangle.T)
 
     def _condition(self) -> float:
         from scipy.linalg.lapack import dtrcon
@@ -269,13 +329,13 @@ class TriangularEquations:
     def step(self, damping: float) -> FloatArray:
         """See :class:`Equations`."""
         if damping == 0.0:
-            return solve_lower(self.lower, self.rhs, transposed=True)
+            return np.asarray(solve_lower(self.lower, self.rhs, transposed=True))
         whole = np.zeros((len(self.rhs) + 1,) * 2)
         whole[:-1, :-1], whole[:-1, -1] = self.triangle, self.rhs
         extra = np.zeros_like(whole)
         np.fill_diagonal(extra[:-1, :-1], np.sqrt(damping) * np.linalg.norm(self.triangle, axis=0))
         whole = push(whole, extra, triangular=True)
-        return solve_lower(whole[:-1, :-1].T, whole[:-1, -1], transposed=True)
+        return np.asarray(solve_lower(whole[:-1, :-1].T, whole[:-1, -1], transposed=True))
 
     def decrement(self) -> float:
         """See :class:`Equations`."""
@@ -293,7 +353,7 @@ class TriangularEquations:
         return np.ascontiguousarray((signs[:, None] * part).T)
 
 
-def solve(lower: FloatArray, rhs: FloatArray) -> FloatArray:
+def solve(lower: Array, rhs: Array) -> Array:
     """(L Lᵀ)⁻¹ rhs."""
     return solve_lower(lower, solve_lower(lower, rhs), transposed=True)
 
@@ -308,5 +368,6 @@ __all__ = [
     "Sums",
     "TriangularEquations",
     "push",
+    "scaled_condition",
     "solve",
 ]

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kqeq import blas
+from kqeq.backend import to_numpy
 from kqeq.errors import NotPositiveDefiniteError
 from kqeq.fitting.blocks import deviation, target_vector
 from kqeq.fitting.parameters import Parameters
@@ -298,8 +299,9 @@ def _chunk_rows(chunk: Chunk, u: FloatArray) -> list[tuple[str, FloatArray, Floa
 
 def _blocks(chunk: Chunk, u: FloatArray) -> Iterator[tuple[str, FloatArray, FloatArray, float]]:
     """Kind, rows, targets y − ŷ + J u and share of the constant for every label of a chunk."""
-    for frame, (residual, rows) in zip(chunk.frames, chunk.rows(u, jacobian="full"), strict=True):
-        assert rows is not None
+    for frame, (found, jacobian) in zip(chunk.frames, chunk.rows(u, jacobian="full"), strict=True):
+        assert jacobian is not None
+        residual, rows = to_numpy(found), to_numpy(jacobian)
         targets = residual + rows @ u
         start = 0
         for kind in frame.labels.kinds:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from kqeq.backend import CPU, Device, asarray_like, full, namespace, nbytes, zeros
 from kqeq.charges.base import ChargeSystem
 from kqeq.descriptors import evaluate_states
 from kqeq.descriptors.base import Descriptor, DescriptorState
@@ -24,7 +25,7 @@ from kqeq.kernels import FeatureMap
 from kqeq.labels import Labels
 from kqeq.potential import BATCH_ATOMS
 from kqeq.structures import Structure
-from kqeq.typing import FloatArray
+from kqeq.typing import Array
 
 MEMORY_BUDGET = 4_000_000_000
 """Bytes that cached features may take."""
@@ -83,16 +84,19 @@ class FrameFeatures:
         Features Φ of the site parameters that depend on the environment.
     site_state : DescriptorState
         Their descriptors, for derivatives.
+    device : Device
+        Where all of this lives.
     """
 
-    chi: FloatArray | None
+    chi: Array | None
     chi_state: DescriptorState | None
     system: ChargeSystem | None
-    energy: FloatArray | None
-    positions: FloatArray | None
-    strain: FloatArray | None
-    sites: FloatArray | None = None
+    energy: Array | None
+    positions: Array | None
+    strain: Array | None
+    sites: Array | None = None
     site_state: DescriptorState | None = None
+    device: Device = CPU
 
     @property
     def nbytes(self) -> int:
@@ -102,8 +106,9 @@ class FrameFeatures:
 
 def _nbytes(item: Any, depth: int = 0) -> int:
     """Bytes in the arrays that an object holds, a few levels deep."""
-    if isinstance(item, np.ndarray):
-        return item.nbytes
+    size = nbytes(item)
+    if size is not None:
+        return size
     if depth > 3:
         return 0
     if isinstance(item, dict):
@@ -129,21 +134,21 @@ class KernelFeatures:
         Φ of the site parameters that depend on the environment.
     """
 
-    chi: FloatArray | None
-    energy: FloatArray | None
-    positions: FloatArray | None
-    strain: FloatArray | None
-    sites: FloatArray | None
+    chi: Array | None
+    energy: Array | None
+    positions: Array | None
+    strain: Array | None
+    sites: Array | None
 
-    def pack(self) -> FloatArray:
+    def pack(self) -> Array:
         """All numbers in one row."""
         parts = (self.chi, self.energy, self.positions, self.strain, self.sites)
         return np.concatenate([part.ravel() for part in parts if part is not None] or [np.zeros(0)])
 
     @classmethod
-    def unpack(cls, values: FloatArray, frame: TrainingFrame, parameters: Parameters) -> KernelFeatures:
+    def unpack(cls, values: Array, frame: TrainingFrame, parameters: Parameters) -> KernelFeatures:
         """What :meth:`pack` made."""
-        parts: list[FloatArray | None] = []
+        parts: list[Array | None] = []
         start = 0
         for shape in feature_shapes(frame, parameters):
             if shape is None:
@@ -179,23 +184,26 @@ def feature_shapes(frame: TrainingFrame, parameters: Parameters) -> tuple[tuple[
     )
 
 
-def compute_features(frame: TrainingFrame, parameters: Parameters) -> FrameFeatures:
+def compute_features(frame: TrainingFrame, parameters: Parameters, device: Device = CPU) -> FrameFeatures:
     """Evaluate descriptors, kernel features and the charge problem of one frame."""
-    return compute_many([frame], parameters)[0]
+    return compute_many([frame], parameters, device)[0]
 
 
-def compute_many(frames: Sequence[TrainingFrame], parameters: Parameters) -> list[FrameFeatures]:
+def compute_many(
+    frames: Sequence[TrainingFrame], parameters: Parameters, device: Device = CPU
+) -> list[FrameFeatures]:
     """As :func:`compute_features`, for frames of the same elements: kernel features in one product per element."""
-    return [features for features, _ in _compute(frames, parameters)]
+    return [features for features, _ in _compute(frames, parameters, device)]
 
 
 def _compute(
-    frames: Sequence[TrainingFrame], parameters: Parameters
+    frames: Sequence[TrainingFrame], parameters: Parameters, device: Device
 ) -> Iterator[tuple[FrameFeatures, KernelFeatures]]:
     maps = feature_maps(parameters)
     descriptors = [m.descriptor for m in maps if m is not None]
     states = [
-        evaluate_states(descriptors, frame.structure, derivatives=frame.needs_gradients) for frame in frames
+        evaluate_states(descriptors, frame.structure, derivatives=frame.needs_gradients, device=device)
+        for frame in frames
     ]
     numbers = [frame.structure.numbers for frame in frames]
     chi, energy, sites = (
@@ -209,29 +217,32 @@ def _compute(
         own = energy[i]
         if maps[1] is not None and frame.needs_gradients:
             pulled = maps[1].feature_gradients(
-                states[i][maps[1].descriptor], numbers[i], np.ones(len(frame.structure))
+                states[i][maps[1].descriptor], numbers[i], full(len(frame.structure), 1.0, device.like)
             )
             positions, strain = pulled.positions, pulled.strain
-        raw = KernelFeatures(chi[i], None if own is None else own.sum(axis=0), positions, strain, sites[i])
-        yield _assemble(frame, parameters, raw, states[i]), raw
+        summed = None if own is None else namespace(own).sum(own, axis=0)
+        raw = KernelFeatures(chi[i], summed, positions, strain, sites[i])
+        yield _assemble(frame, parameters, device, raw, states[i]), raw
 
 
 def _restore(frame: TrainingFrame, parameters: Parameters, raw: KernelFeatures) -> FrameFeatures:
     """From kernel features that were stored; only what is cheap is computed again."""
     chi, _, sites = feature_maps(parameters)
     needed = [m.descriptor for m in (chi, sites) if m is not None] if frame.needs_gradients else []
-    return _assemble(frame, parameters, raw, evaluate_states(needed, frame.structure))
+    return _assemble(frame, parameters, CPU, raw, evaluate_states(needed, frame.structure))
 
 
 def _assemble(
     frame: TrainingFrame,
     parameters: Parameters,
+    device: Device,
     raw: KernelFeatures,
     states: Mapping[Descriptor, DescriptorState],
 ) -> FrameFeatures:
     """Scaled kernel features beside offsets, and the charge problem."""
     structure, gradients = frame.structure, frame.needs_gradients
     numbers = structure.numbers
+    xp = namespace(device.like)
     chi = system = chi_state = site_state = None
     if gradients:
         of_chi, _, of_sites = feature_maps(parameters)
@@ -239,26 +250,28 @@ def _assemble(
         site_state = None if of_sites is None else states[of_sites.descriptor]
     if parameters.chi is not None and parameters.charges is not None:
         part = parameters.chi
-        chi = part.one_hot(numbers)
+        chi = asarray_like(part.one_hot(numbers), device.like)
         if raw.chi is not None:
-            chi = np.hstack([part.delta * raw.chi, chi])
+            chi = xp.concat([part.delta * raw.chi, chi], axis=1)
         if parameters.learned is None:
             fixed = parameters.sites(numbers, np.zeros(parameters.size), raw.sites)
-            system = parameters.charges.bind(structure, fixed, many_responses=True)
+            system = parameters.charges.bind(structure, fixed, many_responses=True, device=device)
 
     energy = positions = strain = None
     if parameters.energy is not None:
         part = parameters.energy
-        energy = part.one_hot(numbers).sum(axis=0)
+        energy = asarray_like(part.one_hot(numbers).sum(axis=0), device.like)
         if raw.energy is not None:
-            energy = np.concatenate([part.delta * raw.energy, energy])
+            energy = xp.concat([part.delta * raw.energy, energy])
         if gradients:
-            positions = np.zeros((3 * len(structure), part.size))
-            strain = np.zeros((9, part.size))
+            positions = zeros((3 * len(structure), part.size), device.like)
+            strain = zeros((9, part.size), device.like)
             if raw.positions is not None and raw.strain is not None:
                 positions[:, : part.kernel_size] = part.delta * raw.positions
                 strain[:, : part.kernel_size] = part.delta * raw.strain
-    return FrameFeatures(chi, chi_state, system, energy, positions, strain, raw.sites, site_state)
+    return FrameFeatures(
+        chi, chi_state, system, energy, positions, strain, raw.sites, site_state, device=device
+    )
 
 
 class FeatureStore:
@@ -273,7 +286,10 @@ class FeatureStore:
     budget : int
         Bytes of memory.
     files : CacheFiles, optional
-        Where kernel features of frames with forces or stresses go that memory has no room for.
+        Where kernel features of frames with forces or stresses go that memory has no room for; not used elsewhere than
+        on the host.
+    device : Device
+        Where features are computed and kept.
     """
 
     def __init__(
@@ -282,11 +298,13 @@ class FeatureStore:
         parameters: Parameters,
         budget: int = MEMORY_BUDGET,
         files: CacheFiles | None = None,
+        device: Device = CPU,
     ) -> None:
         self.frames = frames
         self.parameters = parameters
         self.budget = budget
-        self.files = files
+        self.files = files if device.is_host else None
+        self.device = device
         self._cache: dict[int, FrameFeatures] = {}
         self._ahead: dict[int, FrameFeatures] = {}
         self._used = self._stored = 0
@@ -310,7 +328,7 @@ class FeatureStore:
                 raw = KernelFeatures.unpack(values, frame, self.parameters)
                 return self._keep(i, _restore(frame, self.parameters, raw), None)
         run = self._run(i)
-        found = list(_compute([self.frames[j] for j in run], self.parameters))
+        found = list(_compute([self.frames[j] for j in run], self.parameters, self.device))
         self._ahead = {j: features for j, (features, _) in zip(run[1:], found[1:], strict=True)}
         return self._keep(i, *found[0])
 

@@ -12,6 +12,7 @@ from ase.data import chemical_symbols
 
 from kqeq import elements
 from kqeq.atomic_write import check_writable
+from kqeq.backend import cache_budget
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
 from kqeq.errors import InputError, KQEqError
 from kqeq.fitting.blocks import LINEAR_KINDS
@@ -150,13 +151,15 @@ def fit_potential(
             mark=fingerprint(settings, frames) if resume is not None else "",
             resume=resume,
             report=say,
+            device=settings.device,
             cache=cache,
         )
         parameters, noise = learned.parameters, learned.noise
         notes += learned.table
     # a closed-form fit meets every frame once: there is nothing to keep
-    budget = 0 if linear else MEMORY_BUDGET
-    problem = FitProblem(frames, parameters, noise, linear=linear, budget=budget, cache=cache)
+    device = settings.device
+    budget = 0 if linear else cache_budget(device.like, MEMORY_BUDGET)
+    problem = FitProblem(frames, parameters, noise, linear=linear, budget=budget, device=device, cache=cache)
     try:
         solution = (
             solve(problem, settings, resume)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from kqeq.archive import read_archive, write_archive
+from kqeq.backend import CPU, Device, cache_budget
 from kqeq.errors import ModelFileError
 from kqeq.fitting.cache import CacheFolder
 from kqeq.fitting.evidence import AnyEvidence, collect, column_groups, maximise
@@ -140,6 +141,7 @@ def learn(
     mark: str = "",
     resume: str | PathLike[str] | None = None,
     report: Callable[[str], None] = lambda _: None,
+    device: Device = CPU,
     cache: CacheFolder | None = None,
 ) -> Learned:
     """Learn noises, prior spreads and, for closed-form fits, the power of the kernel.
@@ -160,6 +162,8 @@ def learn(
         Checkpoint: written after every step, and continued from if it is there.
     report : callable
         Called with a line after every step.
+    device : Device
+        Where fits run; the evidence itself is computed on the host.
     cache : CacheFolder, optional
         Where features may go that memory has no room for.
 
@@ -175,8 +179,8 @@ def learn(
     ) -> tuple[AnyEvidence, FloatArray]:
         """Fit and linearise."""
         # a closed-form fit meets every frame once: there is nothing to keep
-        budget = 0 if linear else MEMORY_BUDGET
-        problem = FitProblem(frames, candidate, own, linear=linear, budget=budget, cache=cache)
+        budget = 0 if linear else cache_budget(device.like, MEMORY_BUDGET)
+        problem = FitProblem(frames, candidate, own, linear=linear, budget=budget, device=device, cache=cache)
         try:
             if linear:
                 u = np.zeros(problem.size)  # any point serves

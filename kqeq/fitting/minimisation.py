@@ -49,7 +49,7 @@ def _fit_part(
         return None
     # a closed-form fit meets every frame once: there is nothing to keep
     budget = 0 if linear else problem.budget
-    part = FitProblem(frames, parameters, problem.noise, linear=linear, budget=budget)
+    part = FitProblem(frames, parameters, problem.noise, linear=linear, budget=budget, device=problem.device)
     start = np.zeros(problem.size)
     try:
         found = minimise(

@@ -20,10 +20,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from kqeq.backend import asarray_like, zeros
 from kqeq.charges.base import ChargeModel, SiteChange, SiteParameters
 from kqeq.charges.parameters import ElementParameters, logarithmic_directions, multiply_sites
 from kqeq.kernels import FeatureMap
-from kqeq.typing import FloatArray, IntArray
+from kqeq.typing import Array, FloatArray, IntArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,7 @@ class SitePart:
         """Prior mean of every atom, (N,)."""
         return np.array([self.offset_mean[int(z)] for z in numbers])
 
-    def kernel_weights(self, u: FloatArray) -> FloatArray:
+    def kernel_weights(self, u: Array) -> Array:
         """Weights of the unscaled features Φ: δ u."""
         return self.delta * u[self.columns][: self.kernel_size]
 
@@ -128,13 +129,15 @@ class EnvironmentPart:
     parts: Mapping[str, SitePart]
     fixed: FloatArray | None = None
 
-    def weights(self, kind: str, u: FloatArray) -> FloatArray:
+    def weights(self, kind: str, u: Array) -> Array:
         """Weights of the unscaled features Φ: δ u."""
-        return self.parts[kind].kernel_weights(u if self.fixed is None else self.fixed)
+        return self.parts[kind].kernel_weights(u if self.fixed is None else asarray_like(self.fixed, u))
 
-    def apply(self, sites: SiteParameters, features: FloatArray, u: FloatArray) -> SiteParameters:
+    def apply(self, sites: SiteParameters, features: Array, u: FloatArray) -> SiteParameters:
         """Site parameters (those of the elements) with their dependence on features Φ (N, p_θ)."""
-        return multiply_sites(sites, {kind: features @ self.weights(kind, u) for kind in self.parts})
+        return multiply_sites(
+            sites, {kind: features @ asarray_like(self.weights(kind, u), features) for kind in self.parts}
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,9 +155,9 @@ class SiteDirections:
     """
 
     change: SiteChange
-    mixing: FloatArray | None
+    mixing: Array | None
 
-    def mix(self, block: FloatArray) -> FloatArray:
+    def mix(self, block: Array) -> Array:
         """Derivatives along ``change``, (..., b), to derivatives with respect to the parameters, (..., c)."""
         return block if self.mixing is None else block @ self.mixing
 
@@ -262,7 +265,7 @@ class Parameters:
             return slice(self.size, self.size)
         return slice(self.learned.columns.start, self.size)
 
-    def sites(self, numbers: IntArray, u: FloatArray, features: FloatArray | None) -> SiteParameters:
+    def sites(self, numbers: IntArray, u: FloatArray, features: Array | None) -> SiteParameters:
         """Site parameters of atoms at u; ``features`` are Φ (N, p_θ) where they depend on the environment."""
         assert self.charges is not None
         if self.learned is None:
@@ -275,33 +278,37 @@ class Parameters:
         return self.environment.apply(sites, features, u)
 
     def site_directions(
-        self, sites: SiteParameters, numbers: IntArray, u: FloatArray, features: FloatArray | None
+        self, sites: SiteParameters, numbers: IntArray, u: FloatArray, features: Array | None
     ) -> SiteDirections | None:
         """Change of the site parameters (given at u) with the parameters in ``site_columns``; ``None`` without any."""
         if self.learned is None:
             return None
         directions = self.learned.directions(numbers, u)
         if self.environment is None:
-            return SiteDirections(directions, None)
+            return SiteDirections(directions.on(sites.hardness), None)
         assert features is not None
         elements, parts, atoms = self.learned.elements, self.environment.parts, len(numbers)
         plain = [i for i, kind in enumerate(elements.kinds) if kind not in parts]
         first = self.site_columns.start
-        mixing = np.zeros((len(plain) + len(parts) * atoms, self.size - first))
-        mixing[np.arange(len(plain)), plain] = 1.0
+        count = elements.size
+        unit = np.zeros((len(plain), count))
+        unit[np.arange(len(plain)), plain] = 1.0
+        mixing = zeros((len(plain) + len(parts) * atoms, self.size - first), features)
+        mixing[: len(plain), :count] = asarray_like(unit, features)
         for number, (kind, part) in enumerate(parts.items()):
-            rows = mixing[len(plain) + number * atoms :][:atoms]
-            own = np.flatnonzero([k == kind for k in elements.kinds])
-            rows[:, own] = elements.spread[own] * (numbers[:, None] == elements.species[own])
-            rows[:, part.columns.start - first : part.columns.stop - first] = part.delta * features
+            rows = slice(len(plain) + number * atoms, len(plain) + (number + 1) * atoms)
+            of_kind = np.array([k == kind for k in elements.kinds])
+            shifts = np.where(of_kind, elements.spread, 0.0) * (numbers[:, None] == elements.species)
+            mixing[rows, :count] = asarray_like(shifts, features)
+            mixing[rows, part.columns.start - first : part.columns.stop - first] = part.delta * features
         logarithms = logarithmic_directions(sites, tuple(parts))
         blocks = {}
         for kind in dict.fromkeys(elements.kinds):
-            block = np.zeros((atoms, len(mixing)))
+            block = zeros((atoms, mixing.shape[0]), features)
             if kind in parts:
                 block[:, len(plain) :] = getattr(logarithms, kind)
             else:
-                block[:, : len(plain)] = getattr(directions, kind)[:, plain]
+                block[:, : len(plain)] = asarray_like(getattr(directions, kind)[:, plain], features)
             blocks[kind] = block
         if mixing.shape[0] > mixing.shape[1]:
             return SiteDirections(SiteChange(**{kind: b @ mixing for kind, b in blocks.items()}), None)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from kqeq import blas
+from kqeq.backend import CPU, Device, asarray_like
 from kqeq.errors import WorkerError
 from kqeq.fitting.blocks import frame_rows
 from kqeq.fitting.cache import CacheFiles, CacheFolder
@@ -25,7 +26,7 @@ from kqeq.fitting.features import MEMORY_BUDGET, FeatureStore, TrainingFrame, fe
 from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.solver import CHUNK_ROWS, JacobianKind, LeastSquaresProblem, SumKind, sum_frames
 from kqeq.progress import say, track
-from kqeq.typing import FloatArray
+from kqeq.typing import Array, FloatArray
 
 MAX_CHUNKS = 64
 """Each chunk returns a P×P matrix; more chunks than this would move more matrices than they save time."""
@@ -57,6 +58,7 @@ class Chunk:
         Bytes that the features of this chunk may keep.
     files : CacheFiles, optional
         Where others may go.
+    device : Device
     """
 
     token: str
@@ -67,6 +69,7 @@ class Chunk:
     linear: bool
     budget: int
     files: CacheFiles | None = None
+    device: Device = CPU
 
     @property
     def size(self) -> int:
@@ -78,13 +81,14 @@ class Chunk:
         """The parameters of the energy, which every label depends on linearly."""
         return None if self.parameters.energy is None else self.parameters.energy.columns
 
-    def rows(
-        self, u: FloatArray, *, jacobian: JacobianKind
-    ) -> Iterator[tuple[FloatArray, FloatArray | None]]:
+    def rows(self, u: FloatArray, *, jacobian: JacobianKind) -> Iterator[tuple[Array, Array | None]]:
         """Residuals and Jacobians frame by frame."""
         store = _store(self)
+        copy = asarray_like(u, self.device.like)
         for i, frame in enumerate(self.frames):
-            yield frame_rows(frame, store.get(i), self.parameters, u, self.noise, jacobian=jacobian)
+            yield frame_rows(
+                frame, store.get(i), self.parameters, u, self.noise, jacobian=jacobian, copy=copy
+            )
 
 
 def _store(chunk: Chunk) -> FeatureStore:
@@ -93,7 +97,7 @@ def _store(chunk: Chunk) -> FeatureStore:
     if key not in _STORES:
         for old in [k for k in _STORES if k[0] != chunk.token and not k[0].startswith(f"{os.getpid()}-")]:
             del _STORES[old]  # a worker process serves one fit at a time
-        _STORES[key] = FeatureStore(chunk.frames, chunk.parameters, chunk.budget, chunk.files)
+        _STORES[key] = FeatureStore(chunk.frames, chunk.parameters, chunk.budget, chunk.files, chunk.device)
     return _STORES[key]
 
 
@@ -116,6 +120,8 @@ class FitProblem:
         Bytes that cached features may take in all.
     cache : CacheFolder, optional
         Where features may go that memory has no room for.
+    device : Device
+        Where features and sums are computed.
     """
 
     def __init__(
@@ -127,6 +133,7 @@ class FitProblem:
         linear: bool,
         budget: int = MEMORY_BUDGET,
         cache: CacheFolder | None = None,
+        device: Device = CPU,
     ) -> None:
         # frames of the same elements share representatives in their layout, and products with them
         self.frames = frames = sorted(frames, key=lambda frame: frame.structure.species)
@@ -134,6 +141,7 @@ class FitProblem:
         self.noise = noise
         self.linear = linear
         self.budget = budget
+        self.device = device
         self.size = parameters.size
         self.token = f"{os.getpid()}-{next(_NUMBERS)}"
         files = None if cache is None else cache.files(feature_maps(parameters))
@@ -142,7 +150,7 @@ class FitProblem:
             share = len(group) / len(frames)
             own = None if files is None else files.share(share)
             self.chunks.append(
-                Chunk(self.token, i, group, parameters, noise, linear, int(budget * share), own)
+                Chunk(self.token, i, group, parameters, noise, linear, int(budget * share), own, device)
             )
 
     @property
@@ -150,9 +158,7 @@ class FitProblem:
         """The parameters of the energy, which every label depends on linearly."""
         return self.chunks[0].linear_columns
 
-    def rows(
-        self, u: FloatArray, *, jacobian: JacobianKind
-    ) -> Iterator[tuple[FloatArray, FloatArray | None]]:
+    def rows(self, u: FloatArray, *, jacobian: JacobianKind) -> Iterator[tuple[Array, Array | None]]:
         """Residuals and Jacobians frame by frame."""
         for chunk in self.chunks:
             yield from chunk.rows(u, jacobian=jacobian)
@@ -193,7 +199,11 @@ def map_chunks(
     WorkerError
         If worker processes die again and again on the same chunks.
     """
-    return track(_results(function, problem.chunks, arguments), description, total=len(problem.chunks))
+    if problem.device.is_host:
+        results = _results(function, problem.chunks, arguments)
+    else:  # one GPU: nothing to distribute, and sums that stay where they are
+        results = (function(chunk, *arguments) for chunk in problem.chunks)
+    return track(results, description, total=len(problem.chunks))
 
 
 def _results(

@@ -8,6 +8,7 @@ from numbers import Integral, Real
 
 import numpy as np
 
+from kqeq.backend import CPU, Device
 from kqeq.baseline import Baseline
 from kqeq.charge_kernel import ChargeKernel
 from kqeq.charges.base import ChargeModel
@@ -52,6 +53,8 @@ class FitSettings:
         How the linear problem of each step is solved (:mod:`kqeq.fitting.equations`).
     charge_aware : ChargeKernel or None
         How the short-range energy depends on charges.
+    device : Device
+        Where to compute; results do not depend on it.
     """
 
     electronegativity: SOAPKernel | None
@@ -66,6 +69,7 @@ class FitSettings:
     site_kernel: SOAPKernel | None = None
     charge_aware: ChargeKernel | None = None
     solver: str = "auto"
+    device: Device = CPU
 
 
 def complete_noise(noise: Mapping[str, float] | None) -> dict[str, float]:

@@ -26,6 +26,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from kqeq import blas
+from kqeq.backend import asarray_like, namespace, to_float, to_numpy, zeros
 from kqeq.errors import NotPositiveDefiniteError
 from kqeq.fitting.equations import (
     CONDITION_LIMIT,
@@ -37,7 +38,7 @@ from kqeq.fitting.equations import (
     push,
     solve,
 )
-from kqeq.typing import FloatArray
+from kqeq.typing import Array, FloatArray
 
 JacobianKind = Literal["none", "linear", "full"]
 """Which Jacobian is asked for: none, that of the linear parameters, or that of all."""
@@ -65,10 +66,11 @@ class LeastSquaresProblem(Protocol):
     def linear_columns(self) -> slice | None:
         """Parameters that every label depends on linearly."""
 
-    def rows(
-        self, u: FloatArray, *, jacobian: JacobianKind
-    ) -> Iterable[tuple[FloatArray, FloatArray | None]]:
-        """Residuals (n,) and Jacobians of ŷ/σ, frame by frame: none, of the linear parameters, or (n, P)."""
+    def rows(self, u: FloatArray, *, jacobian: JacobianKind) -> Iterable[tuple[Array, Array | None]]:
+        """Residuals (n,) and Jacobians of ŷ/σ, frame by frame: none, of the linear parameters, or (n, P).
+
+        On any device; sums stay there.
+        """
 
 
 @dataclass(frozen=True)
@@ -152,29 +154,33 @@ class Engine(Protocol):
 def sum_frames(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) -> Sums:
     """Sum the contributions of all frames one after another; memory does not depend on their number."""
     size = problem.size
-    hessian = np.zeros((size, size)) if what == "full" else None
-    triangle = np.zeros((size + 1, size + 1), order="F") if what == "triangle" else None
-    total = Sums(hessian, None, 0.0, 0, triangle)
-    pending: list[tuple[FloatArray, FloatArray]] = []
+    total = Sums(None, None, 0.0, 0)
+    loss: Array = 0.0
+    pending: list[tuple[Array, Array]] = []
     waiting = 0
 
     def flush() -> None:
         nonlocal waiting
         if not pending:
             return
-        stacked = np.concatenate([rows for rows, _ in pending]) if len(pending) > 1 else pending[0][0]
+        xp = namespace(pending[0][0])
+        stacked = xp.concat([rows for rows, _ in pending]) if len(pending) > 1 else pending[0][0]
         with blas.all_threads():
-            if total.hessian is not None:
+            if what == "full":
+                if total.hessian is None:
+                    total.hessian = zeros((size, size), stacked)
                 total.hessian += stacked.T @ stacked
-            elif total.triangle is not None:
-                residuals = np.concatenate([residual for _, residual in pending])
-                total.triangle = push(total.triangle, np.column_stack([stacked, residuals]))
+            else:
+                residuals = xp.concat([residual for _, residual in pending])
+                if total.triangle is None:
+                    total.triangle = zeros((size + 1, size + 1), stacked)
+                total.triangle = push(total.triangle, xp.concat([stacked, residuals[:, None]], axis=1))
         pending.clear()
         waiting = 0
 
     for residual, rows in problem.rows(u, jacobian="full" if what == "triangle" else what):
-        total.loss += 0.5 * float(residual @ residual)
-        total.n_residuals += len(residual)
+        loss = loss + 0.5 * (residual @ residual)
+        total.n_residuals += int(residual.shape[0])
         if rows is None:
             continue
         if what != "triangle":
@@ -182,10 +188,13 @@ def sum_frames(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) -> Su
             total.rhs = contribution if total.rhs is None else total.rhs + contribution
         if what in ("full", "triangle"):
             pending.append((rows, residual))
-            waiting += len(residual)
+            waiting += int(residual.shape[0])
             if waiting >= CHUNK_ROWS:
                 flush()
     flush()
+    if what == "full" and total.hessian is None:  # no labels at all
+        total.hessian = np.zeros((size, size))
+    total.loss = to_float(loss)
     return total
 
 
@@ -229,7 +238,7 @@ def accumulate(
 def project_linear(
     problem: LeastSquaresProblem,
     u: FloatArray,
-    lower: FloatArray | None,
+    lower: Array | None,
     engine: Engine = sum_frames,
     prior: Prior | None = None,
 ) -> tuple[FloatArray, float]:
@@ -246,8 +255,8 @@ def project_linear(
         return u, engine(problem, u, "none").loss + prior.value(u)
     sums = engine(problem, u, "linear")
     assert sums.rhs is not None
-    rhs = sums.rhs - prior.gradient(u)[columns]
-    step = solve(lower, rhs)
+    rhs = to_numpy(sums.rhs) - prior.gradient(u)[columns]
+    step = to_numpy(solve(lower, asarray_like(rhs, lower)))
     result = u.copy()
     result[columns] += step
     return result, sums.loss + prior.value(u) - 0.5 * float(rhs @ step)

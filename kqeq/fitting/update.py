@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from kqeq.backend import cache_budget
 from kqeq.errors import InputError
 from kqeq.fitting.blocks import LINEAR_KINDS
 from kqeq.fitting.consistency import warn_contradictions
@@ -96,7 +97,14 @@ def update_potential(
     if potential.baseline is not None:
         frames = subtract_baseline(frames, potential.baseline)
     linear = settings.charges is None or (parameters.learned is None and used.keys() <= LINEAR_KINDS)
-    problem = FitProblem(frames, parameters, noise, linear=linear, budget=0 if linear else MEMORY_BUDGET)
+    problem = FitProblem(
+        frames,
+        parameters,
+        noise,
+        linear=linear,
+        budget=0 if linear else cache_budget(settings.device.like, MEMORY_BUDGET),
+        device=settings.device,
+    )
     try:
         solution = minimise(
             problem,

@@ -1,0 +1,82 @@
+"""Factorisations and triangular solutions, with CuPy's silent failures made audible.
+
+Dimensions: n unknowns, c right-hand sides.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from kqeq.backend.arrays import buffer, is_cupy, is_numpy, namespace, wrapped
+from kqeq.typing import Array
+
+
+def cholesky(matrix: Array) -> Array | None:
+    """Lower Cholesky factor, or None where there is none or it is not finite.
+
+    LAPACK lets NaN pass, and CuPy by default returns garbage for matrices that are not positive definite.
+    """
+    try:
+        if is_cupy(matrix):
+            import cupyx
+
+            with cupyx.errstate(linalg="raise"):
+                lower = namespace(matrix).linalg.cholesky(matrix)
+        else:
+            from scipy import linalg
+
+            lower = wrapped(linalg.cholesky(buffer(matrix), lower=True, check_finite=False), matrix)
+    except np.linalg.LinAlgError:
+        return None
+    xp = namespace(lower)
+    return lower if bool(xp.all(xp.isfinite(xp.linalg.diagonal(lower)))) else None
+
+
+def solve_triangular(lower: Array, rhs: Array, *, transposed: bool = False) -> Array:
+    """Solve L x = rhs (or Lᵀ x = rhs) for a lower triangular L (n, n), rhs of shape (n,) or (n, c)."""
+    trans: Literal["N", "T"] = "T" if transposed else "N"
+    if is_cupy(lower):
+        import cupyx.scipy.linalg as cupy_linalg
+
+        return cupy_linalg.solve_triangular(lower, rhs, lower=True, trans=trans, check_finite=False)
+    from scipy import linalg
+
+    solution = linalg.solve_triangular(
+        buffer(lower), buffer(rhs), lower=True, trans=trans, check_finite=False
+    )
+    return wrapped(np.asarray(solution), rhs)
+
+
+def cho_solve(lower: Array, rhs: Array) -> Array:
+    """Solve L Lᵀ x = rhs for a lower triangular L (n, n), rhs of shape (n,) or (n, c)."""
+    if is_numpy(lower):
+        from scipy import linalg
+
+        return np.asarray(linalg.cho_solve((lower, True), rhs, check_finite=False))
+    return solve_triangular(lower, solve_triangular(lower, rhs), transposed=True)
+
+
+def inverse(matrix: Array) -> Array:
+    """Inverse of a small matrix.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If it is singular (CuPy's default would be NaN).
+    """
+    if is_cupy(matrix):
+        import cupyx
+
+        with cupyx.errstate(linalg="raise"):
+            return namespace(matrix).linalg.inv(matrix)
+    return wrapped(np.linalg.inv(buffer(matrix)), matrix)
+
+
+__all__ = [
+    "cho_solve",
+    "cholesky",
+    "inverse",
+    "solve_triangular",
+]
