@@ -211,7 +211,7 @@ def draw_alkanes(curves: Mapping[str, Mapping[int, float]], path: Path) -> None:
     """Longitudinal polarizability per carbon atom against length, models beside DFT."""
     axes = figure(1)[0]
     axes.axvspan(2, 6, color="0.93", lw=0)
-    axes.text(4, 1.55, "learned", ha="center", color="0.4")
+    axes.text(4, 1.35, "learned", ha="center", color="0.4")
     for name, curve in curves.items():
         lengths = sorted(curve)
         values = [curve[n] / n for n in lengths]
@@ -220,7 +220,7 @@ def draw_alkanes(curves: Mapping[str, Mapping[int, float]], path: Path) -> None:
         xlabel="carbon atoms n",
         ylabel="longitudinal polarizability / n (Å³)",
         xlim=(1.5, 30.5),
-        ylim=(1.5, 3.5),
+        ylim=(1.3, 3.5),
     )
     axes.legend(loc="lower right")
     save(axes, path)
