@@ -141,7 +141,8 @@ def main(argv=None):
         )
         fitted[name] = estimator.fit(train)
     figure, axes = example.panels(2, width=3.7)
-    draw_response(axes[0], fitted, [f for f in test if f.info["system"] == "alkane8"])
+    octane = [f for f in test if f.info["system"] == "alkane8" and f.info["geometry"] == "trajectory"]
+    draw_response(axes[0], fitted, octane)
     longest, growth = draw_growth(axes[1], learned, chains)
     strong = sum(field_of(f).any() for f in test)
     rows = []
