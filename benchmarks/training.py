@@ -302,7 +302,7 @@ def selection(quick: bool) -> Iterator[Row]:
     for seed in (1,) if quick else (1, 2, 3):
         frames = water_pool(120 if quick else 400, seed=seed, ions=0.1)
         test = water_pool(60 if quick else 100, seed=seed + 100, ions=0.5)
-        for name in ends:
+        for name, reached in ends.items():
             known, pool = list(frames[:start]), list(frames[start:])
             for i in range(rounds + 1):
                 model = kqeq.KQEq(kernel, kernel, noise=noise).fit(known)
@@ -313,7 +313,7 @@ def selection(quick: bool) -> Iterator[Row]:
                 )
                 yield row(f"water, pool {seed}, {len(known)} frames, {name}: forces RMSE", error[1], "meV/Å")
                 if i == rounds:
-                    ends[name].append(error)
+                    reached.append(error)
                     break
                 picked = kqeq.select(model, pool, size) if name == "selected" else list(range(size))
                 known += [pool[j] for j in picked]
