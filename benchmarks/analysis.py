@@ -342,7 +342,7 @@ def one_method(frames: Sequence[Atoms], name: str) -> bool:
     methods = {str(a.info["method"]).lower() for a in frames}
     if len(methods) > 1:
         print(
-            f"skipped: the charge states of {name} have labels of several methods ({', '.join(sorted(methods))})"
+            f"skipped: frames of {name} have labels of several methods ({', '.join(sorted(methods))})"
         )
     return len(methods) == 1
 
