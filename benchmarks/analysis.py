@@ -341,9 +341,7 @@ def one_method(frames: Sequence[Atoms], name: str) -> bool:
     """Whether all labels come from one method; with a message otherwise."""
     methods = {str(a.info["method"]).lower() for a in frames}
     if len(methods) > 1:
-        print(
-            f"skipped: frames of {name} have labels of several methods ({', '.join(sorted(methods))})"
-        )
+        print(f"skipped: frames of {name} have labels of several methods ({', '.join(sorted(methods))})")
     return len(methods) == 1
 
 
