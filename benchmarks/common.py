@@ -19,6 +19,8 @@ PUBLIC_DATA = Path(
 )
 """Public data sets that are not part of the project (see docs/performance.md)."""
 
+_figures: list[Path] = []
+
 
 def row(name: str, value: float | None, unit: str, target: str = "") -> Row:
     """One measured number; ``target`` as the issue states it, for example ``"<= 2"``."""
@@ -31,6 +33,14 @@ def public(name: str) -> Path | None:
     if path.exists():
         return path
     print(f"skipped: {path} is not there (set KQEQ_BENCHMARK_DATA to the folder that holds {name})")
+    return None
+
+
+def figure_path(name: str) -> Path | None:
+    """Where a figure goes, or None if figures were not asked for."""
+    for folder in _figures:
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / name
     return None
 
 
@@ -66,7 +76,11 @@ def main(
     parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer repetitions")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE")
     parser.add_argument("--only", nargs="+", choices=sorted(sections), help="run these sections only")
+    parser.add_argument(
+        "--figures", type=Path, metavar="DIR", help="write figures, where sections have some, to DIR"
+    )
     options = parser.parse_args(argv)
+    _figures[:] = [options.figures] if options.figures else []
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
     rows: list[Row] = []
     for name, section in sections.items():

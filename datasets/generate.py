@@ -3,15 +3,19 @@
 
     pip install "kqeq[datasets]"      # pyscf, tblite
     python generate.py OUT.xyz SYSTEM [--frames N] [--seed S] [--field FX FY FZ] [--basis B] [--threads T]
+    python generate.py OUT.xyz SYSTEM --relabel FILE.xyz [--geometries-of OTHER] [--seed S] [--frames N]
 
 Structures are drawn from GFN2-xTB molecular dynamics at the system's own total charge and then
 labelled with PBE0/def2-SVP (density fitting; def2-SVPD on anions, or what --basis says: energies of
-different basis sets must not be compared) in PySCF.  Every frame of OUT.xyz
+different basis sets must not be compared) in PySCF.  With --relabel they are instead those that FILE.xyz
+has of this system (of OTHER: vertical charge states) and this seed, in the field that they have there.
+Every frame of OUT.xyz
 (extended XYZ, appended to, so that an interrupted run goes on where it stopped) carries
 
     info   energy [eV], the total electronic and nuclear energy; total_charge [e]; dipole [e*Angstrom]
            about the coordinate origin, which every frame has at its centre of mass;
-           external_field [V/Angstrom]; system; seed; method; multiplicity
+           external_field [V/Angstrom]; system; seed; method; multiplicity;
+           geometry, the OTHER system that was sampled, if there is one
     arrays forces [eV/Angstrom]; hirshfeld [e], the Hirshfeld charges, summing to total_charge
            to the accuracy of the integration grid
 
@@ -28,6 +32,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +44,7 @@ from ase.io import read, write
 V_PER_ANGSTROM_IN_AU = 1.0 / 51.42206747632590  # 1 a.u. of field = 51.422 V/Angstrom
 NO_FIELD = (0.0, 0.0, 0.0)
 SAME_GEOMETRY = 1e-4  # Angstrom; files hold eight decimals
+GRID_LEVEL = 3
 GRID_BLOCK = 20000  # grid points at a time in the Hirshfeld partition
 
 
@@ -96,6 +102,34 @@ def zno_cube():
     return Atoms(symbols, positions=[[a * i, a * j, a * k] for i, j, k in sites])
 
 
+def rocksalt_cube():
+    """A (NaCl)4 cube."""
+    cube = zno_cube()
+    return Atoms(
+        ["Na" if symbol == "Zn" else "Cl" for symbol in cube.symbols], positions=cube.positions * 2.7 / 1.95
+    )
+
+
+def methylacetamide():
+    """Trans-N-methylacetamide: acetamide with CH3 for the hydrogen of the NH2 next to the oxygen."""
+    acetamide = molecule("CH3CONH2")
+    o, n = (acetamide.symbols.indices()[symbol][0] for symbol in "ON")
+    amine = [i for i in acetamide.symbols.indices()["H"] if acetamide.get_distance(n, i) < 1.2]
+    h = min(amine, key=lambda i: acetamide.get_distance(o, i))
+    axis = acetamide.positions[h] - acetamide.positions[n]
+    axis /= np.linalg.norm(axis)
+    carbon = acetamide.positions[n] + 1.45 * axis
+    sideways = np.cross(axis, acetamide.positions[o] - acetamide.positions[n])
+    sideways /= np.linalg.norm(sideways)
+    other = np.cross(axis, sideways)
+    around = 2.0 * math.pi * np.arange(3) / 3.0
+    hydrogens = carbon + 1.09 * (
+        0.33 * axis + 0.94 * (np.cos(around)[:, None] * other + np.sin(around)[:, None] * sideways)
+    )
+    del acetamide[h]
+    return acetamide + Atoms("CH3", positions=[carbon, *hydrogens])
+
+
 def alkane(n):
     """All-trans alkane CnH2n+2, the usual probe of overpolarization with growing length."""
     cc, ch, half = 1.53, 1.09, math.radians(112.0 / 2)
@@ -151,16 +185,37 @@ SYSTEMS = {
     ),
     "hydroxide": System(_fixed(Atoms, "OH", positions=[[0, 0, 0], [0.97, 0, 0]]), -1, 1, 300),
     **{f"alkane{n}": System(_fixed(alkane, n), 0, 1, 300) for n in range(2, 13)},
+    "nma": System(_fixed(methylacetamide), 0, 1, 300),
+    "na4cl4": System(_fixed(rocksalt_cube), 0, 1, 300),
+    "nacl_pair": System(_fixed(Atoms, "NaCl", positions=[[0, 0, 0], [2.4, 0, 0]]), 0, 1, 300),
+    "lif_pair": System(_fixed(Atoms, "LiF", positions=[[0, 0, 0], [1.6, 0, 0]]), 0, 1, 300),
+    "zn2o2": System(_fixed(ring, ["Zn", "O"] * 2, 1.3), 0, 1, 600),
+    "zno_molecule": System(_fixed(Atoms, "ZnO", positions=[[0, 0, 0], [1.7, 0, 0]]), 0, 1, 600),
+    **{
+        f"{name}_{suffix}": System(_fixed(Atoms, name.capitalize()), charge, multiplicity, 300)
+        for name, suffix, charge, multiplicity in (
+            ("na", "atom", 0, 2),
+            ("na", "ion", 1, 1),
+            ("cl", "atom", 0, 2),
+            ("cl", "ion", -1, 1),
+            ("li", "atom", 0, 2),
+            ("li", "ion", 1, 1),
+            ("f", "atom", 0, 2),
+            ("f", "ion", -1, 1),
+        )
+    },
 }
 
 
-def relaxed(system: str, rng: np.random.Generator, fmax: float = 0.1, steps: int = 200) -> Atoms:
-    """The system's start geometry after a GFN2-xTB relaxation, with the calculator attached."""
+def relaxed(
+    system: str, rng: np.random.Generator, fmax: float = 0.1, steps: int = 200, atoms: Atoms | None = None
+) -> Atoms:
+    """The system's start geometry, or another, after a GFN2-xTB relaxation, with the calculator attached."""
     from ase.optimize import BFGS
     from tblite.ase import TBLite
 
     build, charge, multiplicity, _ = SYSTEMS[system]
-    atoms = build(rng)
+    atoms = build(rng) if atoms is None else Atoms(atoms.symbols, positions=atoms.positions)
     atoms.calc = TBLite(method="GFN2-xTB", charge=charge, multiplicity=multiplicity, verbosity=0)
     BFGS(atoms, logfile=None).run(fmax=fmax, steps=steps)
     return atoms
@@ -182,6 +237,13 @@ def sample(system: str, n: int, seed: int, stride: int = 60) -> Iterator[Atoms]:
         frame = atoms.copy()
         frame.calc = None
         yield frame
+
+
+def recorded(path: Path, system: str, seed: int) -> Iterator[tuple[Atoms, np.ndarray]]:
+    """Geometries and fields of a system's trajectory in a data set."""
+    for frame in read(path, ":"):
+        if (frame.info["system"], frame.info["seed"]) == (system, seed):
+            yield Atoms(frame.symbols, positions=frame.positions), frame.info["external_field"]
 
 
 def total_density(mf: Any) -> np.ndarray:
@@ -220,7 +282,7 @@ def basis_of(system: str) -> str:
     return "def2-svpd" if SYSTEMS[system].charge < 0 else "def2-svp"
 
 
-def solve(
+def mean_field(
     atoms: Atoms,
     system: str,
     field: Any = NO_FIELD,
@@ -228,11 +290,12 @@ def solve(
     threads: int = 1,
     basis: str | None = None,
     tolerance: float = 1e-9,
-    guess: Any = None,
+    grid: int = GRID_LEVEL,
+    unrestricted: bool = False,
 ) -> Any:
-    """Converged PySCF mean field of atoms in a field (V/Angstrom), or None.
+    """PySCF mean field of atoms in a field (V/Angstrom), not solved yet.
 
-    The energy of the nuclei in the field is not part of ``e_tot``; :func:`label` adds it.
+    Other grids than the usual one are for the first steps of relaxations.
     """
     from pyscf import dft, gto, lib
 
@@ -247,18 +310,35 @@ def solve(
         ecp={"Ag": "def2-svp"} if "Ag" in symbols else {},
         verbose=0,
     )
-    mf = (dft.RKS(mol) if multiplicity == 1 else dft.UKS(mol)).density_fit()
-    mf.xc, mf.grids.level, mf.conv_tol, mf.max_cycle = "pbe0", 3, tolerance, 120
+    mf = (dft.UKS(mol) if unrestricted or multiplicity > 1 else dft.RKS(mol)).density_fit()
+    mf.xc, mf.grids.level, mf.conv_tol, mf.max_cycle = "pbe0", grid, tolerance, 120
     field_au = np.asarray(field, float) * V_PER_ANGSTROM_IN_AU
     if field_au.any():
-        r = mol.intor("int1e_r")
-        h0 = mf.get_hcore()
-        mf.get_hcore = lambda *_: h0 + np.einsum("x,xij->ij", field_au, r)
+        add_potential(mf, np.einsum("x,xij->ij", field_au, mol.intor("int1e_r")))
+    return mf
+
+
+def add_potential(mf: Any, potential: np.ndarray) -> None:
+    """Let electrons feel something besides nuclei and each other (matrix in the basis, Hartree)."""
+    core = mf.get_hcore() + potential
+    mf.get_hcore = lambda *_: core
+
+
+def converge(mf: Any, guess: Any = None) -> Any:
+    """The mean field, solved, or None.  ``guess`` is a density matrix."""
     mf.kernel(guess)
     if not mf.converged:
         mf = mf.newton()
         mf.kernel()
     return mf if mf.converged else None
+
+
+def solve(atoms: Atoms, system: str, field: Any = NO_FIELD, *, guess: Any = None, **options: Any) -> Any:
+    """Converged mean field with the options of :func:`mean_field`, or None.
+
+    The energy of the nuclei in the field is not part of ``e_tot``; :func:`label` adds it.
+    """
+    return converge(mean_field(atoms, system, field, **options), guess)
 
 
 def dipole(mf: Any) -> np.ndarray:
@@ -268,8 +348,11 @@ def dipole(mf: Any) -> np.ndarray:
     return (mu + mol.atom_charges() @ mol.atom_coords()) * units.Bohr
 
 
-def forces(mf: Any, field: Any = NO_FIELD) -> np.ndarray:
-    """Forces in the field that the mean field was solved in, eV/Angstrom."""
+def forces(mf: Any, field: Any = NO_FIELD, *, grid_response: bool = True) -> np.ndarray:
+    """Forces in the field that the mean field was solved in, eV/Angstrom.
+
+    Without the response of the grid they are cheaper, and off by what the grid is off.
+    """
     mol = mf.mol
     field_au = np.asarray(field, float) * V_PER_ANGSTROM_IN_AU
     gradient = mf.nuc_grad_method()
@@ -277,7 +360,7 @@ def forces(mf: Any, field: Any = NO_FIELD) -> np.ndarray:
         dr = mol.intor("int1e_irp", comp=9).reshape(3, 3, mol.nao, mol.nao)  # <i|r_x nabla_y j>
         base = gradient.get_hcore(mol)
         gradient.get_hcore = lambda *_: base - np.einsum("x,xyij->yji", field_au, dr)
-    gradient.grid_response = True
+    gradient.grid_response = grid_response
     g = gradient.kernel() - mol.atom_charges()[:, None] * field_au[None, :]
     return -g * units.Hartree / units.Bohr
 
@@ -320,31 +403,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("system", choices=sorted(SYSTEMS))
-    parser.add_argument("--frames", type=int, default=20)
+    parser.add_argument("--frames", type=int, help="default: 20; of FILE.xyz: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--field", type=float, nargs=3, default=NO_FIELD, help="V/Angstrom")
     parser.add_argument("--basis", help="default: def2-svp, for anions def2-svpd")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--relabel", type=Path, metavar="FILE.xyz")
+    parser.add_argument("--geometries-of", choices=sorted(SYSTEMS), metavar="OTHER")
     a = parser.parse_args()
-    done: list[np.ndarray] = []
+    method = f"PBE0/{a.basis or basis_of(a.system)}"
+    done = []
     if a.out.exists():
-        method = f"PBE0/{a.basis or basis_of(a.system)}"
         done = [
-            f.positions
+            f
             for f in read(a.out, ":")
             if (f.info["system"], f.info["seed"], f.info["method"]) == (a.system, a.seed, method)
-            and np.allclose(f.info["external_field"], a.field)
+            and f.info.get("geometry") == a.geometries_of
         ]
-    for i, frame in enumerate(sample(a.system, a.frames, a.seed)):
+    if a.relabel is None:
+        tasks = ((frame, a.field) for frame in sample(a.system, a.frames or 20, a.seed))
+    else:
+        tasks = islice(recorded(a.relabel, a.geometries_of or a.system, a.seed), a.frames)
+    for i, (frame, field) in enumerate(tasks):
         # by geometry, not by number: frames that did not converge leave no trace in the file
         centred = frame.positions - frame.get_center_of_mass()
-        if any(np.abs(centred - positions).max() < SAME_GEOMETRY for positions in done):
+        if any(
+            np.allclose(f.info["external_field"], field)
+            and np.abs(centred - f.positions).max() < SAME_GEOMETRY
+            for f in done
+        ):
             continue
-        labelled = label(frame, a.system, a.field, a.threads, basis=a.basis)
+        labelled = label(frame, a.system, field, a.threads, basis=a.basis)
         if labelled is None:
             print(f"{a.system} seed {a.seed} frame {i}: not converged, left out", file=sys.stderr)
             continue
         labelled.info["seed"] = a.seed
+        if a.geometries_of is not None:
+            labelled.info["geometry"] = a.geometries_of
         write(a.out, labelled, append=True, format="extxyz")
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Label one geometry per system with a finite-field DFT polarizability.
 
-    python generate_polarizability.py OUT.xyz SYSTEM... [--relax] [--step 0.02] [--seed S] [--threads T]
+    python generate_polarizability.py OUT.xyz SYSTEM... [--relax] [--basis B] [--step 0.02] [--seed S] [--threads T]
 
 Systems and method are those of ``generate.py``.  The polarizability is the central difference of the
 dipole in fields of +step and -step (V/Angstrom) along x, y and z,
@@ -28,13 +28,13 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from ase.io import read, write
-from generate import NO_FIELD, SYSTEMS, dipole, label, relaxed, solve
+from generate import NO_FIELD, SYSTEMS, basis_of, dipole, label, relaxed, solve
 
 TIGHT = 1e-11  # Hartree; the error of a dipole goes with the square root of the error of the energy
 
 
 def polarizability(
-    atoms: Atoms, system: str, step: float, threads: int, guess: np.ndarray
+    atoms: Atoms, system: str, step: float, threads: int, guess: np.ndarray, basis: str | None = None
 ) -> np.ndarray | None:
     """Central difference of dipoles, (3, 3), not symmetrised; None if an SCF did not converge."""
     columns = []
@@ -43,7 +43,7 @@ def polarizability(
         for sign in (1.0, -1.0):
             field = np.zeros(3)
             field[axis] = sign * step
-            mf = solve(atoms, system, field, threads=threads, tolerance=TIGHT, guess=guess)
+            mf = solve(atoms, system, field, threads=threads, basis=basis, tolerance=TIGHT, guess=guess)
             if mf is None:
                 return None
             shifted.append(dipole(mf))
@@ -51,17 +51,19 @@ def polarizability(
     return np.array(columns).T
 
 
-def label_polarizability(atoms: Atoms, system: str, step: float, threads: int) -> Atoms | None:
+def label_polarizability(
+    atoms: Atoms, system: str, step: float, threads: int, basis: str | None = None
+) -> Atoms | None:
     """A labelled copy of atoms, or None if an SCF did not converge."""
     atoms = atoms.copy()
     atoms.positions -= atoms.get_center_of_mass()
-    mf = solve(atoms, system, threads=threads, tolerance=TIGHT)
+    mf = solve(atoms, system, threads=threads, basis=basis, tolerance=TIGHT)
     if mf is None:
         return None
-    alpha = polarizability(atoms, system, step, threads, mf.make_rdm1())
+    alpha = polarizability(atoms, system, step, threads, mf.make_rdm1(), basis)
     if alpha is None:
         return None
-    out = label(atoms, system, NO_FIELD, threads, mf)
+    out = label(atoms, system, NO_FIELD, threads, mf, basis)
     out.info["polarizability"] = 0.5 * (alpha + alpha.T).ravel()
     out.info["polarizability_asymmetry"] = float(np.abs(alpha - alpha.T).max())
     out.info["field_step"] = step
@@ -74,6 +76,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("systems", nargs="+", choices=sorted(SYSTEMS), metavar="SYSTEM")
     parser.add_argument("--relax", action="store_true", help="relax with GFN2-xTB first")
+    parser.add_argument("--basis", help="default: def2-svp, for anions def2-svpd")
     parser.add_argument("--step", type=float, default=0.02, help="V/Angstrom")
     parser.add_argument("--seed", type=int, default=0, help="of start geometries with random orientations")
     parser.add_argument("--threads", type=int, default=1)
@@ -81,13 +84,14 @@ def main() -> None:
     geometry = "GFN2-xTB" if a.relax else "ideal"
     done = set()
     if a.out.exists():
-        done = {(f.info["system"], f.info["seed"], f.info["geometry"]) for f in read(a.out, ":")}
+        keys = ("system", "seed", "geometry", "method")
+        done = {tuple(f.info[key] for key in keys) for f in read(a.out, ":")}
     for system in a.systems:
-        if (system, a.seed, geometry) in done:
+        if (system, a.seed, geometry, f"PBE0/{a.basis or basis_of(system)}") in done:
             continue
         rng = np.random.default_rng(a.seed)
         atoms = relaxed(system, rng, fmax=0.01, steps=500) if a.relax else SYSTEMS[system].build(rng)
-        labelled = label_polarizability(atoms, system, a.step, a.threads)
+        labelled = label_polarizability(atoms, system, a.step, a.threads, a.basis)
         if labelled is None:
             print(f"{system}: not converged, left out", file=sys.stderr)
             continue

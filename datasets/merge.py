@@ -3,6 +3,7 @@
 
     python merge.py [SOURCE.xyz ...]     merge frames into the data set of the same file name
     python merge.py --new SOURCE.xyz     the same, and begin a data set where there is none of that name
+    python merge.py --replace SOURCE.xyz the same, and drop labels of another method for the same frames
     python merge.py --check              only say whether everything is in order (exit status 1 if not)
 
 Frames are moved as text, so no digit of a label changes.  The order is canonical: systems as listed in
@@ -43,14 +44,17 @@ class Frame:
 
     def repeats(self, other: Frame) -> bool:
         """Whether this is the same calculation (labels may differ by rounding if it was run twice)."""
+        return self.info.get("method") == other.info.get("method") and self.relabels(other)
+
+    def relabels(self, other: Frame) -> bool:
+        """Whether this is the same frame, labelled with whatever method."""
         same = self.symbols == other.symbols and self._conditions == other._conditions
         return same and bool(np.abs(self.positions - other.positions).max() < SAME_GEOMETRY)
 
     @property
     def _conditions(self) -> tuple:
-        keys = ("total_charge", "multiplicity", "method", "geometry")
-        field = tuple(float(x) for x in self.info.get("external_field", (0.0, 0.0, 0.0)))
-        return (self.system, self.seed, field, *(self.info.get(key) for key in keys))
+        keys = ("total_charge", "multiplicity", "geometry")
+        return (self.system, self.seed, field_of(self), *(self.info.get(key) for key in keys))
 
 
 def read_frames(path: Path) -> list[Frame]:
@@ -97,6 +101,26 @@ def data_files() -> list[Path]:
     return sorted(HERE.glob("*.xyz"))
 
 
+def field_of(frame: Frame) -> tuple[float, ...]:
+    """The static field of a frame."""
+    return tuple(float(x) for x in frame.info.get("external_field", (0.0, 0.0, 0.0)))
+
+
+def fields_cells(frames: list[Frame]) -> dict[str, str]:
+    """For systems in more than two fields, the strengths: the vectors would be too many."""
+    fields: dict[str, set] = {}
+    for frame in frames:
+        fields.setdefault(frame.system, set()).add(field_of(frame))
+    strengths = {
+        system: {round(float(np.linalg.norm(f)), 4) for f in some} for system, some in fields.items()
+    }
+    return {
+        system: "strengths " + ", ".join(f"{x:g}" for x in sorted(strengths[system]))
+        for system, some in fields.items()
+        if len(some) > 2
+    }
+
+
 def counts_table() -> str:
     """Markdown table of systems and their frames by seed."""
     rows = [
@@ -106,12 +130,14 @@ def counts_table() -> str:
     total = 0
     for path in data_files():
         groups: dict[tuple, Counter] = {}
-        for frame in read_frames(path):
+        frames = read_frames(path)
+        strengths = fields_cells(frames)
+        for frame in frames:
             key = (
                 frame.system,
                 len(frame.symbols),
                 f"{frame.info['total_charge']:+d}" if frame.info["total_charge"] else "0",
-                " ".join(f"{x:g}" for x in frame.info.get("external_field", (0.0, 0.0, 0.0))),
+                strengths.get(frame.system, " ".join(f"{x:g}" for x in field_of(frame))),
                 frame.info["method"],
             )
             groups.setdefault(key, Counter())[frame.seed] += 1
@@ -161,7 +187,16 @@ def problems() -> list[str]:
     return found
 
 
-def merge(sources: list[Path], new: bool = False) -> None:
+def relabelled(before: list[Frame], offered: list[Frame]) -> list[Frame]:
+    """Frames, with the offered ones in the places of those that they label with another method."""
+    out = []
+    for frame in before:
+        better = next((f for f in offered if f.system == frame.system and f.relabels(frame)), None)
+        out.append(better or frame)
+    return out
+
+
+def merge(sources: list[Path], new: bool = False, relabel: bool = False) -> None:
     """Merge sources, put every data set in canonical order, and renew README.md and SHA256SUMS."""
     by_name: dict[str, list[Path]] = {path.name: [] for path in data_files()}
     for source in sources:
@@ -174,7 +209,8 @@ def merge(sources: list[Path], new: bool = False) -> None:
     for name, paths in by_name.items():
         target = HERE / name
         before = read_frames(target) if target.exists() else []
-        after = canonical([*before, *(frame for path in paths for frame in read_frames(path))])
+        offered = [frame for path in paths for frame in read_frames(path)]
+        after = canonical([*(relabelled(before, offered) if relabel else before), *offered])
         text = "".join(frame.text for frame in after)
         if after and not (target.exists() and text == target.read_text(encoding="utf-8")):
             changes.append((target, text, f"{name}: {len(before)} -> {len(after)} frames"))
@@ -190,10 +226,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sources", nargs="*", type=Path)
     parser.add_argument("--new", action="store_true")
+    parser.add_argument("--replace", action="store_true")
     parser.add_argument("--check", action="store_true")
     a = parser.parse_args()
     if not a.check:
-        merge(a.sources, a.new)
+        merge(a.sources, a.new, a.replace)
     found = problems()
     for problem in found:
         print(f"{problem}: run merge.py", file=sys.stderr)

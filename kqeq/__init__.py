@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from kqeq import datasets, errors
+    from kqeq import analysis, datasets, errors
     from kqeq.calculator import KQEqCalculator
     from kqeq.charge_kernel import ChargeKernel
     from kqeq.charges import ACKS2, AtomicDipoles, QEq
     from kqeq.estimator import KQEq
+    from kqeq.fitting.cache import DiskCache
     from kqeq.kernels import SOAPKernel
     from kqeq.potential import Prediction
     from kqeq.selection import select
@@ -29,11 +30,13 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "ACKS2": ("kqeq.charges", "ACKS2"),
     "AtomicDipoles": ("kqeq.charges", "AtomicDipoles"),
     "ChargeKernel": ("kqeq.charge_kernel", "ChargeKernel"),
+    "DiskCache": ("kqeq.fitting.cache", "DiskCache"),
     "KQEq": ("kqeq.estimator", "KQEq"),
     "KQEqCalculator": ("kqeq.calculator", "KQEqCalculator"),
     "Prediction": ("kqeq.potential", "Prediction"),
     "QEq": ("kqeq.charges", "QEq"),
     "SOAPKernel": ("kqeq.kernels", "SOAPKernel"),
+    "analysis": ("kqeq.analysis", None),
     "datasets": ("kqeq.datasets", None),
     "errors": ("kqeq.errors", None),
     "load": ("kqeq.storage", "load_model"),
@@ -44,11 +47,13 @@ __all__ = [
     "ACKS2",
     "AtomicDipoles",
     "ChargeKernel",
+    "DiskCache",
     "KQEq",
     "KQEqCalculator",
     "Prediction",
     "QEq",
     "SOAPKernel",
+    "analysis",
     "datasets",
     "errors",
     "load",

@@ -9,6 +9,7 @@ Charge and field come from the calculator or from ``atoms.info`` (``total_charge
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ase import Atoms
@@ -17,6 +18,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from kqeq.errors import InputError, UnsupportedError
 from kqeq.estimator import KQEq
+from kqeq.fixed_geometry import FixedGeometry, same_geometry
 from kqeq.neighbours import NeighbourFinder, Pairs
 from kqeq.potential import Potential, Prediction, require_energy_model
 from kqeq.site_data import site_data_key
@@ -92,6 +94,7 @@ class KQEqCalculator(Calculator):
         self._checked: tuple[bytes, ...] | None = None
         self._warned: set[float] = set()
         self._finder: NeighbourFinder | None = None
+        self._geometry: FixedGeometry | None = None
         super().__init__(total_charge=total_charge, external_field=external_field)  # type: ignore[no-untyped-call]
 
     # ----------------------------------------------------------- conditions
@@ -250,7 +253,7 @@ class KQEqCalculator(Calculator):
         if "forces" in properties or "stress" in properties:
             # both come out of the same derivatives
             wanted += ["forces", "stress"] if structure.periodic else ["forces"]
-        prediction = self._potential.predict(structure, wanted, pairs=self._pairs(structure))
+        prediction = self._at(structure).predict(wanted)
 
         results: dict[str, Any] = {}
         if self._potential.has_energy:
@@ -272,6 +275,16 @@ class KQEqCalculator(Calculator):
                     "a volume and a periodic direction, a dipole a structure whose dipole is defined"
                 )
 
+    def _at(self, structure: Structure) -> FixedGeometry:
+        """What depends on the geometry alone, kept until the geometry changes."""
+        kept = self._geometry
+        if kept is not None and same_geometry(kept.structure, structure):
+            self._geometry = replace(kept, structure=structure)
+        else:
+            self._geometry = None  # the old matrix goes before another one is made
+            self._geometry = FixedGeometry.at(self._potential, structure, pairs=self._pairs(structure))
+        return self._geometry
+
     def _pairs(self, structure: Structure) -> Pairs | None:
         """Neighbours from a list that is kept between steps; small structures gain nothing from one."""
         if len(structure) < SKIN_ATOMS:
@@ -281,8 +294,8 @@ class KQEqCalculator(Calculator):
         return self._finder.find(structure)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the neighbour list behind when the calculator is pickled to a worker."""
-        return {**self.__dict__, "_finder": None}
+        """Leave behind what can be computed again when the calculator is pickled to a worker."""
+        return {**self.__dict__, "_finder": None, "_geometry": None}
 
     def _require(self, name: str) -> None:
         """Refuse properties that the model cannot have for any structure."""

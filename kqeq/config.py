@@ -39,8 +39,8 @@ from typing import Any
 from kqeq.charge_kernel import ChargeKernel
 from kqeq.charges import QEq, charge_model_from_dict
 from kqeq.errors import InputError
-from kqeq.estimator import KQEq, default_electronegativity, default_short_range
-from kqeq.kernels import SOAPKernel
+from kqeq.estimator import KQEq
+from kqeq.kernels import SOAPKernel, default_electronegativity, default_short_range
 
 
 def load_config(path: str | PathLike[str]) -> KQEq:

@@ -59,7 +59,8 @@ def load(name: str) -> list[Atoms]:
     list of ase.Atoms
         With energy (eV), forces (eV/Å) and dipole (e·Å) as results, and in ``info`` total_charge (e),
         external_field (V/Å), system, seed, multiplicity and method; Hirshfeld charges (e) are in
-        ``arrays["hirshfeld"]``.
+        ``arrays["hirshfeld"]``.  What some sets carry besides (polarizabilities, Born charges, Hessians,
+        stress) is in the ``README.md``.
 
     Raises
     ------
@@ -79,7 +80,8 @@ def split(name: str) -> tuple[list[Atoms], list[Atoms]]:
     """Read a data set as training and test frames from independent trajectories.
 
     Every seed is a trajectory of its own: frames of seed 1 are for testing and all others for training
-    (``water_field``, whose seeds are fields: seed 11 for testing).
+    (``water_field``, whose seeds are fields: seed 11 for testing).  Seed 1 of ``fields`` has stronger fields
+    than the training frames; seed 1 of ``dissociation`` are the points between those of seed 0 on the same curves.
 
     Parameters
     ----------

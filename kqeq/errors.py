@@ -27,6 +27,10 @@ class ConvergenceError(KQEqError, RuntimeError):
     """An iteration did not reach the accuracy that was asked for."""
 
 
+class WorkerError(KQEqError, RuntimeError):
+    """Processes that shared the work of a fit died."""
+
+
 class ModelFileError(KQEqError, OSError):
     """A model file that is truncated, foreign, damaged or from a newer version."""
 
@@ -68,4 +72,5 @@ __all__ = [
     "RepresentativesWarning",
     "UndeterminedWarning",
     "UnsupportedError",
+    "WorkerError",
 ]

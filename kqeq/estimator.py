@@ -7,29 +7,34 @@ Follows scikit-learn's conventions for estimators; the work is done by :mod:`kqe
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from numbers import Real
 from os import PathLike
 from typing import Any, overload
 
 import numpy as np
 from ase import Atoms
-from ase.data import atomic_numbers
 from sklearn.base import BaseEstimator
 
 from kqeq.baseline import resolve_baseline
 from kqeq.charge_kernel import ChargeKernel
 from kqeq.charges import QEq
 from kqeq.charges.base import ChargeModel
-from kqeq.errors import InputError, ModelNotFittedError
+from kqeq.errors import InputError, ModelNotFittedError, UnsupportedError
+from kqeq.evaluation import evaluate_pairs
+from kqeq.fitting.cache import DiskCache, disk_cache
+from kqeq.fitting.equations import Prior
 from kqeq.fitting.fit import FitResult, fit_potential
-from kqeq.fitting.metrics import Evaluation, compare
+from kqeq.fitting.metrics import Evaluation
 from kqeq.fitting.report import FitReport
-from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings
-from kqeq.kernels import SOAPKernel
-from kqeq.labels import LABEL_KINDS, LabelKeys, read_frames
+from kqeq.fitting.settings import FitSettings, complete_noise
+from kqeq.fitting.targets import element_energies
+from kqeq.fitting.update import update_potential
+from kqeq.kernels import SOAPKernel, default_electronegativity, default_short_range
+from kqeq.labels import LabelKeys, read_frames
 from kqeq.potential import Potential, Prediction, check_properties
 from kqeq.progress import track
+from kqeq.remainder import learn_remainder
 from kqeq.structures import as_frames, describe, read_structure
 from kqeq.uncertainty import (
     AnyPosterior,
@@ -41,16 +46,6 @@ from kqeq.uncertainty import (
 
 _DEFAULT: Any = "default"
 """Marks arguments that take the package's default (``None`` means: leave this part away)."""
-
-
-def default_electronegativity() -> SOAPKernel:
-    """Kernel settings of the electronegativity where none are given."""
-    return SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2)
-
-
-def default_short_range() -> SOAPKernel:
-    """Kernel settings of the short-range energy where none are given."""
-    return SOAPKernel(r_cut=5.0, n_max=8, l_max=6, sigma=0.5, zeta=4)
 
 
 class KQEq(BaseEstimator):  # type: ignore[misc]
@@ -89,6 +84,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         Kernel of the logarithms of the parameters marked with ``"kernel"``; its ``delta`` is their prior standard
         deviation around the element's value (by default 0.2, for softness 0.3).  ``None`` shares descriptors and
         representatives with the electronegativity.
+    solver : {"auto", "cholesky", "qr"}
+        How the linear problem of each step is solved.  ``"auto"`` takes normal equations and a Cholesky factorisation
+        and turns to QR, at about three times the cost, where their condition number asks for it; the report tells.
     charge_aware : ChargeKernel, optional
         Lets the short-range energy see the charges, so that it can tell charge states of one geometry apart.  Fitted
         in a second stage, with electronegativities and site parameters held; dipole, polarizability, chemical
@@ -119,6 +117,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         e0: Mapping[str, float] | None = None,
         max_iterations: int = 30,
         site_kernel: SOAPKernel | None = None,
+        solver: str = "auto",
         charge_aware: ChargeKernel | None = None,
     ) -> None:
         # a default object of its own for every model, so that set_params never reaches another
@@ -135,6 +134,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.e0 = e0
         self.max_iterations = max_iterations
         self.site_kernel = site_kernel
+        self.solver = solver
         self.charge_aware = charge_aware
 
     # ------------------------------------------------------------------ fit
@@ -149,6 +149,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         charges_key: str | None = None,
         resume: str | PathLike[str] | None = None,
         optimize: str | None = None,
+        cache: str | PathLike[str] | DiskCache | None = None,
     ) -> KQEq:
         """Fit to labelled frames.
 
@@ -171,7 +172,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             Learn the noise of every label kind, the prior spreads (δ of the kernels, spreads of the offsets) and, for
             fits to dipoles or charges alone, ζ of the electronegativities by maximising the marginal likelihood
             (:mod:`kqeq.fitting.hyperparameters`).  The given values are the start and the centre of bounds; what was
-            learned is in ``posterior_`` and in the report.
+            learned is in ``posterior_`` and in the report; uncertainties are calibrated (:mod:`kqeq.remainder`).
+        cache : path-like or DiskCache, optional
+            A folder on a fast disk for kernel features that memory has no room for; :class:`kqeq.DiskCache` says more.
 
         Returns
         -------
@@ -190,39 +193,82 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         settings = replace(self._settings(targets), optimize=optimize)
         keys = self._keys(charges_key)
         pairs = list(read_frames(frames, keys, weights=sample_weight))
-        result = fit_potential(pairs, settings, resume=resume)
+        disk = disk_cache(cache)
+        with nullcontext() if disk is None else disk.open() as folder:
+            result = fit_potential(pairs, settings, resume=resume, cache=folder)
+        self._keep(result, charges_key, calibrate=optimize is not None)
+        return self
+
+    def update(self, frames: Any, *, sample_weight: Sequence[float] | None = None) -> KQEq:
+        """Add labelled frames to a fitted model without those that it was fitted to.
+
+        The posterior of the fit takes the place of the old data.  Where the model is linear in its labels (dipoles and
+        charges; energies and forces of models without charges) the result is that of one fit to all frames with the same
+        representatives and noises; otherwise an approximation that is good as long as the added frames do not move the
+        parameters far (:mod:`kqeq.fitting.update`).  Representatives stay as they are: for other kinds of environments,
+        fit again.
+
+        Parameters
+        ----------
+        frames : ase.Atoms or sequence of ase.Atoms
+            With labels of the kinds that the model was fitted to, under the same names; elements that it knows.
+        sample_weight : sequence of float, optional
+            As in ``fit``.
+
+        Raises
+        ------
+        ModelNotFittedError, InputError, UnsupportedError
+            Also if the model was loaded from a file without its posterior.
+        """
+        potential = self._fitted()
+        posterior = require_posterior(self.posterior_, "adding frames needs")
+        if isinstance(posterior, CoupledPosterior):
+            raise UnsupportedError(
+                "a charge-aware model is fitted in two stages, and its posterior is that of the second alone; fit again to "
+                "all frames"
+            )
+        pairs = list(read_frames(frames, self._keys(self.charges_key_), weights=sample_weight))
+        result = update_potential(
+            pairs,
+            self._settings(None),
+            potential,
+            posterior.parameters,
+            Prior(posterior.u, posterior.lower),
+            posterior.noise,
+            self.fit_report_,
+        )
+        self._keep(result, self.charges_key_)
+        return self
+
+    def _keep(self, result: FitResult, charges_key: str | None, *, calibrate: bool = False) -> None:
         posterior: AnyPosterior
+        report = result.report
         if result.coupled is None:
             posterior = Posterior(result.parameters, result.solution.u, result.solution.lower, result.noise)
+            if calibrate:
+                posterior, line = learn_remainder(posterior, result.frames)
+                report = replace(report, notes=(*report.notes, line))
         else:
             posterior = CoupledPosterior.of(result.coupled, result.noise)
-        self._set_fitted(result.potential, result.report, charges_key, posterior)
-        self.result_: FitResult | None = result
-        return self
+        self._set_fitted(result.potential, report, charges_key, posterior)
 
     def _settings(self, targets: Sequence[str] | None) -> FitSettings:
         if isinstance(targets, str):
             targets = (targets,)
-        if not isinstance(self.noise or {}, Mapping):
-            raise InputError(f"noise is {self.noise!r}; expected a dict of standard deviations by label kind")
-        unknown = [kind for kind in {**(self.noise or {})} if kind not in DEFAULT_NOISE]
-        if unknown:
-            raise InputError(
-                f"noise names {', '.join(map(repr, unknown))}; expected some of {', '.join(DEFAULT_NOISE)}"
-            )
         e0 = None
         if self.e0 is not None:
-            e0 = _element_energies(self.e0)
+            e0 = element_energies(self.e0)
         return FitSettings(
             electronegativity=self.electronegativity,
             short_range=self.short_range,
             charges=self.charges,
             baseline=resolve_baseline(self.baseline),
-            noise={**DEFAULT_NOISE, **(self.noise or {})},
+            noise=complete_noise(self.noise),
             targets=None if targets is None else tuple(targets),
             e0=e0,
             max_iterations=self.max_iterations,
             site_kernel=self.site_kernel,
+            solver=self.solver,
             charge_aware=self.charge_aware,
         )
 
@@ -359,32 +405,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         potential = self._fitted()
         posterior = require_posterior(self.posterior_) if calibration else None
         pairs = list(read_frames(frames, self._keys(self.charges_key_)))
-        if not any(labels.kinds for _, labels in pairs):
-            raise InputError(
-                f"none of the {len(pairs)} frames carries a label; looked for {', '.join(LABEL_KINDS)} in atoms.info, "
-                f'atoms.arrays and single-point results (label_prefix="{self.label_prefix}")'
-            )
-        skipped = {}
-        if not potential.has_energy:
-            reason = "the model was fitted without energies and forces"
-            skipped = dict.fromkeys(("energy", "forces", "stress"), reason)
-        for i, (structure, _) in enumerate(pairs):
-            potential.check(structure, f"frame {i}")
-        wanted = {kind for _, labels in pairs for kind in labels.kinds}
-        predictions = potential.predict_many([structure for structure, _ in pairs], wanted)
-        if posterior is not None:
-            known = posterior
-            predictions = (
-                with_uncertainty(prediction, known, structure, wanted)
-                for prediction, (structure, _) in zip(predictions, pairs, strict=True)
-            )
-        triples = (
-            (structure, labels, prediction)
-            for (structure, labels), prediction in zip(
-                pairs, track(predictions, "evaluate", total=len(pairs)), strict=True
-            )
-        )
-        return compare(triples, skipped, None if posterior is None else posterior.noise)
+        return evaluate_pairs(potential, pairs, posterior, label_prefix=self.label_prefix)
 
     def score(self, frames: Any, y: None = None) -> float:
         """Mean coefficient of determination over the labelled quantities; 1 is perfect.
@@ -420,21 +441,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         save_model(self, path, posterior=posterior)
 
 
-def _element_energies(e0: Any) -> dict[int, float]:
-    """Validate energies by element symbol and key them by atomic number."""
-    if not isinstance(e0, Mapping):
-        raise InputError(f"e0 is {e0!r}; expected a dict of energies (eV) by element symbol, or None")
-    bad = [symbol for symbol in e0 if symbol not in atomic_numbers]
-    if bad:
-        raise InputError(f"e0 names {bad}, which are no element symbols")
-    for symbol, value in e0.items():
-        if not isinstance(value, Real) or not np.isfinite(float(value)):
-            raise InputError(f'e0["{symbol}"] is {value!r}; expected one finite energy in eV')
-    return {atomic_numbers[symbol]: float(value) for symbol, value in e0.items()}
-
-
 def _is_default(value: Any) -> bool:
     return isinstance(value, str) and value == _DEFAULT
 
 
-__all__ = ["KQEq", "default_electronegativity", "default_short_range"]
+__all__ = ["KQEq"]

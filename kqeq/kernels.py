@@ -126,6 +126,16 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         return dict(self.get_params(deep=False))
 
 
+def default_electronegativity() -> SOAPKernel:
+    """Kernel settings of the electronegativity where none are given."""
+    return SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2)
+
+
+def default_short_range() -> SOAPKernel:
+    """Kernel settings of the short-range energy where none are given."""
+    return SOAPKernel(r_cut=5.0, n_max=8, l_max=6, sigma=0.5, zeta=4)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and math.isfinite(value)
 
@@ -257,12 +267,23 @@ class FeatureMap:
 
     def features(self, state: DescriptorState, numbers: IntArray) -> FloatArray:
         """Φ, shape (N, p)."""
-        phi = np.zeros((len(numbers), self.size))
+        return self.features_many([state], [numbers])[0]
+
+    def features_many(
+        self, states: Sequence[DescriptorState], numbers: Sequence[IntArray]
+    ) -> list[FloatArray]:
+        """Φ of several structures of the same elements, each (N, p); one product and one solution per element."""
+        results = [np.zeros((len(own), self.size)) for own in numbers]
         columns = self.columns
-        for near in self.similarities(state, numbers):
-            z = near.element
-            phi[near.centres, columns[z]] = solve_lower(self.lower[z], _power(near.dots, self.zeta).T).T
-        return phi
+        for same in zip(*self.similarities_many(states, numbers), strict=True):
+            z = same[0].element
+            dots = np.concatenate([near.dots for near in same]) if len(same) > 1 else same[0].dots
+            rows = solve_lower(self.lower[z], _power(dots, self.zeta).T).T
+            start = 0
+            for phi, near in zip(results, same, strict=True):
+                phi[near.centres, columns[z]] = rows[start : start + len(near.centres)]
+                start += len(near.centres)
+        return results
 
     def feature_gradients(
         self, state: DescriptorState, numbers: IntArray, weights: FloatArray
@@ -350,4 +371,14 @@ def _slope(dots: FloatArray, zeta: float) -> FloatArray:
     return np.full_like(dots, 1.0) if zeta == 1 else zeta * _power(dots, zeta - 1)
 
 
-__all__ = ["SELECTIONS", "FeatureMap", "SOAPKernel", "Similarity", "gram", "layout_columns", "used_columns"]
+__all__ = [
+    "SELECTIONS",
+    "FeatureMap",
+    "SOAPKernel",
+    "Similarity",
+    "default_electronegativity",
+    "default_short_range",
+    "gram",
+    "layout_columns",
+    "used_columns",
+]

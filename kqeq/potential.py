@@ -231,7 +231,7 @@ class Potential:
             A neighbour list that reaches ``cutoff``, for example one that is reused along a trajectory.
         """
         derivatives = _needs_derivatives(structure, properties)
-        with _threads(structure):
+        with in_threads_for(structure):
             states = evaluate_states(self.descriptors, structure, derivatives=derivatives, pairs=pairs)
             near = {
                 feature_map: feature_map.similarities(states[feature_map.descriptor], structure.numbers)
@@ -257,7 +257,7 @@ class Potential:
             }
             for i, structure in enumerate(batch):
                 own = {feature_map: lists[i] for feature_map, lists in near.items()}
-                with _threads(structure):
+                with in_threads_for(structure):
                     prediction = self.finish(structure, properties, states[i], own)
                 yield prediction
 
@@ -353,7 +353,7 @@ class Potential:
         )
 
 
-def _threads(structure: Structure) -> AbstractContextManager[None]:
+def in_threads_for(structure: Structure) -> AbstractContextManager[None]:
     """BLAS threads for one structure: one if it is small (see :mod:`kqeq.blas`)."""
     return blas.one_thread() if len(structure) <= BATCH_ATOMS else nullcontext()
 
@@ -403,5 +403,6 @@ __all__ = [
     "Prediction",
     "SiteModel",
     "check_properties",
+    "in_threads_for",
     "require_energy_model",
 ]

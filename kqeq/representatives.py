@@ -1,14 +1,16 @@
 """Choice of representative (sparse) environments, per element.
 
-Farthest-point sampling and CUR decomposition come from scikit-matter (Goscinski et al. 2023, *Open Research
-Europe* 3, 81).  This module collects the candidates, keeps their number within a memory budget and removes
-duplicates.
+Farthest-point sampling and CUR decomposition come from scikit-matter (Goscinski et al. 2023, *Open Research Europe*
+3, 81).  This module collects the candidates and removes duplicates, in memory that does not depend on the number of
+structures: farthest points are chosen again and again among those chosen before and the next few hundred environments
+(the merging of a streaming k-centre algorithm), for CUR and leverage scores a random sample is kept.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,9 +33,14 @@ PROJECTED_FEATURES = 1024
 INDEPENDENT = 1e-6
 """Least part of a (normalised) row that has to lie outside the span of others."""
 
-SMALLEST_POOL = 5000
-POOL_FACTOR = 25
-"""Candidates per element that are kept: this many at least, and this many times the representatives."""
+SMALLEST_POOL = 250
+POOL_FACTOR = 1
+"""Farthest-point sampling: environments that are collected beside those chosen so far before a choice is made among
+both; this many at least, and this many times the representatives."""
+
+SMALLEST_SAMPLE = 2000
+SAMPLE_FACTOR = 10
+"""CUR and leverage scores: size of the random sample of candidates per element, likewise."""
 
 DUPLICATE = 1e-12
 """Environments whose normalised dot product is within this of 1 are the same."""
@@ -78,8 +85,14 @@ def _build(
 ) -> FeatureMap:
     descriptor = kernel.descriptor()
     wanted = DEFAULT_REPRESENTATIVES if kernel.n_representatives is None else kernel.n_representatives
-    limit = max(SMALLEST_POOL, POOL_FACTOR * wanted)
-    pool = _candidates(descriptor, progress(structures), species, limit)
+    reduce: Reduce
+    if kernel.selection == "fps":
+        size = wanted + max(SMALLEST_POOL, POOL_FACTOR * wanted)
+        reduce = partial(_keep_farthest, n=wanted)
+    else:
+        sample = max(SMALLEST_SAMPLE, SAMPLE_FACTOR * wanted)
+        size, reduce = 2 * sample, partial(_keep_drawn, n=sample)
+    pool = _candidates(descriptor, progress(structures), species, size, reduce)
     chosen: dict[int, sparse.csr_array] = {}
     short: list[str] = []
     for z, rows in pool.items():
@@ -98,16 +111,24 @@ def _build(
     return FeatureMap(descriptor, float(kernel.zeta), chosen, species)
 
 
+Reduce = Callable[[sparse.csr_array, FloatArray], IntArray]
+"""Which of the rows to keep, given a random number that every row keeps for good."""
+
+
 def _candidates(
-    descriptor: Descriptor, structures: Iterable[Structure], species: tuple[int, ...], limit: int
+    descriptor: Descriptor,
+    structures: Iterable[Structure],
+    species: tuple[int, ...],
+    limit: int,
+    reduce: Reduce,
 ) -> dict[int, sparse.csr_array]:
     """Environments by element as sparse rows in the common layout.
 
-    All of them up to twice ``limit`` per element; beyond that random subsets (seeded, every environment equally
-    likely) keep memory independent of the number of structures.
+    All of them up to ``limit`` per element; whenever there are more they are reduced, so that memory does not depend on
+    the number of structures.
     """
     size = max(block.stop for block in descriptor.block_slices(species).values())
-    columns: dict[tuple[int, ...], IntArray] = {}
+    columns: dict[tuple[int, ...], tuple[IntArray, IntArray]] = {}
     rows: dict[int, list[Any]] = {z: [] for z in species}
     keys: dict[int, list[FloatArray]] = {z: [] for z in species}
     count = dict.fromkeys(species, 0)
@@ -115,26 +136,32 @@ def _candidates(
     for structure in structures:
         state = descriptor.evaluate(structure, derivatives=False)
         if state.species not in columns:
-            columns[state.species] = layout_columns(descriptor, state.species, species)
-        own = columns[state.species]
+            places = layout_columns(descriptor, state.species, species)
+            order = np.argsort(places, kind="stable")
+            columns[state.species] = (order, places[order].astype(np.int32))
+        order, places = columns[state.species]
         for z in structure.species:
             values = state.values[structure.numbers == z]
             n, f = values.shape
-            pointers = np.arange(0, n * f + 1, f)
-            order = np.argsort(own, kind="stable")
-            rows[z].append(
-                sparse.csr_array(
-                    (np.ascontiguousarray(values[:, order]).ravel(), np.tile(own[order], n), pointers),
-                    shape=(n, size),
-                )
-            )
+            block = (values[:, order].ravel(), np.tile(places, n), np.arange(0, n * f + 1, f, dtype=np.int32))
+            rows[z].append(sparse.csr_array(block, shape=(n, size)))
             keys[z].append(rng.random(n))
             count[z] += n
-            if count[z] > 2 * limit:
+            if count[z] > limit:
                 merged, drawn = sparse.vstack(rows[z], format="csr"), np.concatenate(keys[z])
-                kept = np.sort(np.argsort(drawn, kind="stable")[:limit])
-                rows[z], keys[z], count[z] = [merged[kept]], [drawn[kept]], limit
+                kept = reduce(merged, drawn)
+                rows[z], keys[z], count[z] = [merged[kept]], [drawn[kept]], len(kept)
     return {z: sparse.csr_array(sparse.vstack(blocks, format="csr")) for z, blocks in rows.items() if blocks}
+
+
+def _keep_farthest(rows: sparse.csr_array, _: FloatArray, *, n: int) -> IntArray:
+    """Farthest points so far: rare environments stay, whenever they turn up."""
+    return _farthest(rows, n, [0])
+
+
+def _keep_drawn(_: sparse.csr_array, drawn: FloatArray, *, n: int) -> IntArray:
+    """A random subset in which every environment is equally likely, whenever it turned up."""
+    return np.sort(np.argsort(drawn, kind="stable")[:n])
 
 
 def select(rows: sparse.csr_array, n: int, method: str) -> IntArray:
@@ -188,10 +215,12 @@ def _independent(rows: sparse.csr_array, order: IntArray) -> IntArray:
 
 def _farthest(rows: sparse.csr_array, n: int, start: list[int]) -> IntArray:
     """Continue a selection with the rows that are farthest from it, up to ``n`` rows."""
+    from sklearn import config_context
     from skmatter.sample_selection import FPS
 
     selector = FPS(n_to_select=n, initialize=start)
-    selector.fit(_dense(rows, DENSE_BUDGET))
+    with config_context(assume_finite=True):  # otherwise every step looks for NaN in all rows
+        selector.fit(_dense(rows, DENSE_BUDGET))
     return np.asarray(selector.selected_idx_, dtype=np.int64)
 
 

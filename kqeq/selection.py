@@ -8,7 +8,7 @@ Learn. Res.* 9, 235).  Variances do not depend on the values of labels: nothing 
 
 The covariance of a chosen frame's values with those of all others is one column of the full matrix
 
-    C = J H⁻¹ Jᵀ + Σ_parts ( δ² m K mᵀ − J_kernel J_kernelᵀ )
+    C = J H⁻¹ Jᵀ + Σ_parts κ ( δ² m K mᵀ − J_kernel J_kernelᵀ )
 
 and conditioning on it is one step of a Cholesky factorisation: memory grows with pool × chosen, never with pool².
 
@@ -135,7 +135,7 @@ def _candidate(posterior: Posterior, structure: Structure, kind: str) -> _Candid
         assert part.feature_map is not None
         kernel_rows = mapped.rows[:, part.columns][:, : part.kernel_size]
         missed = part.delta**2 * weights @ view.kernel(part.feature_map) @ weights.T
-        variance = variance + missed - kernel_rows @ kernel_rows.T
+        variance = variance + part.remainder * (missed - kernel_rows @ kernel_rows.T)
         sites.append((part, weights, kernel_rows, view.values[part.feature_map]))
     noise = posterior.noise[kind] * (np.sqrt(len(structure)) if kind == "energy" else 1.0)
     return _Candidate(structure, scaled, tuple(sites), variance, float(noise))
@@ -177,7 +177,8 @@ def _covariance(first: _Candidate, second: _Candidate) -> FloatArray:
     ):
         assert part.feature_map is not None
         kernel = _cross_kernel(part, first.structure, values, second.structure, other_values)
-        total = total + part.delta**2 * weights @ kernel @ others.T - rows @ other_rows.T
+        missed = part.delta**2 * weights @ kernel @ others.T - rows @ other_rows.T
+        total = total + part.remainder * missed
     return np.asarray(total)
 
 

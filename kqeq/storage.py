@@ -111,6 +111,7 @@ def _stored_posterior(known: AnyPosterior, potential: Potential) -> dict[str, An
         "energy": _prior(known.parameters.energy),
         "elements": _element_prior(known.parameters.learned),
         "sites": {kind: known.parameters.parts[kind].delta for kind in potential.sites},
+        "remainders": {name: part.remainder for name, part in known.parameters.parts.items()},
     }
 
 
@@ -269,6 +270,7 @@ def _posterior(
         site_map=next((own.feature_map for own in potential.sites.values()), None),
         site_deltas={kind: stored["sites"][kind] for kind in potential.sites},
     )
+    parameters = parameters.with_remainders(stored["remainders"])
     u, lower = arrays["posterior/u"], arrays["posterior/lower"]
     if u.shape != (parameters.size,) or lower.shape != (parameters.size, parameters.size):
         raise ValueError("the posterior does not fit the parameters")

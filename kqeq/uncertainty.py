@@ -8,10 +8,11 @@ quantity is f = δ Φ u + g with a Gaussian process g of covariance
 
 that no label constrains (theory section 3).  g is mapped through the same linear map m as Φ, so
 
-    var = |L⁻¹ jᵀ|² + Σ_parts ( δ² m K mᵀ − |j_kernel|² )
+    var = |L⁻¹ jᵀ|² + Σ_parts κ ( δ² m K mᵀ − |j_kernel|² )
 
-with K the kernel between all atoms of the structure, j_kernel = δ m Φ the part's stretch of j.  If every training
-environment is a representative this is the variance of the exact Gaussian process.
+with κ = 1 unless a fit by evidence has learned it (:mod:`kqeq.remainder`), K the kernel between all atoms of the
+structure, j_kernel = δ m Φ the part's stretch of j.  If every training environment is a representative this is the
+variance of the exact Gaussian process.
 
 A force is a functional of g *and* of its gradient, Σ_i a_i ∂g_i/∂r + Σ_i b_i g_i, with covariances
 
@@ -33,7 +34,7 @@ Dimensions: N atoms, P parameters, n rows of one label.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -252,12 +253,17 @@ class Uncertain(_Environments):
         else:
             mapped = self.linear_map(kind)
             rows, remainder = mapped.rows, np.zeros(len(mapped.rows))
-            for part, sites in mapped.sites:
-                assert part.feature_map is not None
-                prior = np.einsum("ni,ij,nj->n", sites, self.kernel(part.feature_map), sites, optimize=True)
-                remainder += np.maximum(part.delta**2 * prior - _explained(part, rows), 0.0)
+            for part, missed in self.missed(mapped):
+                remainder += part.remainder * missed
         scaled = solve_lower(self.posterior.lower, rows.T)
         return np.asarray(np.einsum("pn,pn->n", scaled, scaled) + remainder)
+
+    def missed(self, mapped: LinearMap) -> Iterator[tuple[SitePart, FloatArray]]:
+        """Prior variance of each component that the sparse features of each kernel part miss, (n,)."""
+        for part, sites in mapped.sites:
+            assert part.feature_map is not None
+            prior = np.einsum("ni,ij,nj->n", sites, self.kernel(part.feature_map), sites, optimize=True)
+            yield part, np.maximum(part.delta**2 * prior - _explained(part, mapped.rows), 0.0)
 
     def _force_remainder(self, rows: FloatArray) -> FloatArray:
         """What sparse features miss in each force component, (3N,)."""
@@ -280,7 +286,7 @@ class Uncertain(_Environments):
                 for kind, change in line.site_slope_response(response).items():
                     values = values + line.site_jacobians[kind].positions @ change
             prior = self._gradient_prior(part.feature_map, slopes, values)
-            result += np.maximum(part.delta**2 * prior - _explained(part, rows), 0.0)
+            result += part.remainder * np.maximum(part.delta**2 * prior - _explained(part, rows), 0.0)
         return result
 
 
@@ -385,8 +391,14 @@ def _coupled(
     )
 
 
-def require_posterior(posterior: AnyPosterior | None) -> AnyPosterior:
+def require_posterior(posterior: AnyPosterior | None, what: str = "uncertainties need") -> AnyPosterior:
     """The posterior, or an error that says how to get one.
+
+    Parameters
+    ----------
+    posterior : Posterior or None
+    what : str
+        Who needs it, for the message.
 
     Raises
     ------
@@ -394,7 +406,7 @@ def require_posterior(posterior: AnyPosterior | None) -> AnyPosterior:
     """
     if posterior is None:
         raise UnsupportedError(
-            "uncertainties need the posterior of the fit, and this model was loaded from a file that does not hold it; "
+            f"{what} the posterior of the fit, and this model was loaded from a file that does not hold it; "
             "save it with model.save(path, posterior=True) after fitting"
         )
     return posterior

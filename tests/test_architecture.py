@@ -33,12 +33,14 @@ LAYERS = (
     },
     {"descriptors", "electrostatics", "baseline"},
     {"kernels", "representatives", "charges", "charge_kernel"},
-    {"charged", "prediction", "potential"},
+    {"charged", "prediction", "potential", "fixed_geometry"},
     {"fitting"},
-    {"uncertainty"},
+    {"uncertainty", "remainder", "evaluation"},
     {"estimator", "storage"},
     {"selection"},
-    {"calculator", "optimise", "plots", "config", "demo", "cli"},
+    {"calculator", "optimise"},
+    {"analysis"},
+    {"plots", "config", "demo", "cli"},
 )
 
 LAZY = {("estimator", "storage")}

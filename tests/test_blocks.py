@@ -48,7 +48,7 @@ def fitted(water_training, kernel):
 
 @pytest.fixture(scope="module")
 def parameters(fitted):
-    return fitted.result_.parameters
+    return fitted.posterior_.parameters
 
 
 def water_cell():
@@ -200,7 +200,7 @@ def test_stress_is_the_strain_derivative_of_the_energy_block(name, parameters, w
 def test_blocks_predict_what_the_potential_predicts(name, fitted, parameters, water_systems):
     structure = case(name, water_systems)
     prediction = fitted.potential_.predict(structure)
-    line = line_at(structure, parameters, fitted.result_.solution.u)
+    line = line_at(structure, parameters, fitted.posterior_.u)
     for kind in KINDS:
         if kind == "stress":
             continue

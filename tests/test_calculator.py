@@ -14,7 +14,7 @@ from ase.md.verlet import VelocityVerlet
 import kqeq
 from kqeq.calculator import KQEqCalculator, PropertyUnavailableError
 from kqeq.errors import InputError, ModelNotFittedError, UndeterminedWarning, UnsupportedError
-from kqeq.potential import Potential
+from kqeq.fixed_geometry import FixedGeometry
 
 FIELD = (0.02, -0.05, 0.1)
 
@@ -52,13 +52,13 @@ def atoms(frames):
 def calls(monkeypatch):
     """What was asked of the potential, call by call."""
     asked = []
-    original = Potential.predict
+    original = FixedGeometry.predict
 
-    def spy(self, structure, properties, **options):
+    def spy(self, properties):
         asked.append(set(properties))
-        return original(self, structure, properties, **options)
+        return original(self, properties)
 
-    monkeypatch.setattr(Potential, "predict", spy)
+    monkeypatch.setattr(FixedGeometry, "predict", spy)
     return asked
 
 

@@ -1,5 +1,12 @@
 """The marginal likelihood: against the Gaussian it stands for, its gradients, and the search that uses it."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
@@ -7,10 +14,12 @@ from scipy.stats import multivariate_normal
 from checks import assert_close, central_difference
 from conftest import NOISE, small_kernel
 from kqeq import KQEq
+from kqeq.archive import read_archive
 from kqeq.errors import InputError, ModelFileError
 from kqeq.fitting import hyperparameters as ev
 from kqeq.fitting.evidence import DualEvidence, Evidence, _chunk_kinds
 from kqeq.fitting.problem import FitProblem
+from test_resume import training
 
 pytestmark = pytest.mark.filterwarnings("ignore::kqeq.errors.RepresentativesWarning")
 
@@ -166,8 +175,9 @@ def test_another_start_finds_the_same_maximum(water_training):
     assert values(other)[-1] == pytest.approx(values(first)[-1], abs=0.2)
 
 
+@pytest.mark.parametrize("at", [2, 3, 4])
 @pytest.mark.parametrize("make", [dipoles, everything])
-def test_an_interrupted_search_continues(make, water_training, tmp_path, monkeypatch):
+def test_an_interrupted_search_continues(make, at, water_training, tmp_path, monkeypatch):
     whole = make().fit(water_training, optimize="evidence")
     path = tmp_path / "checkpoint"
     calls = []
@@ -175,7 +185,7 @@ def test_an_interrupted_search_continues(make, water_training, tmp_path, monkeyp
 
     def collect(problem, u):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == at:
             raise KeyboardInterrupt
         return original(problem, u)
 
@@ -185,11 +195,74 @@ def test_an_interrupted_search_continues(make, water_training, tmp_path, monkeyp
     assert path.exists()
     resumed = make().fit(water_training, optimize="evidence", resume=path)
     np.testing.assert_array_equal(resumed.posterior_.u, whole.posterior_.u)
+    np.testing.assert_array_equal(resumed.posterior_.lower, whole.posterior_.lower)
     assert table(resumed) == table(whole)
+    # the search has ended: nothing of it is done again
+    before, calls[:] = path.read_bytes(), [1] * at
+    again = make().fit(water_training, optimize="evidence", resume=path)
+    assert len(calls) == at
+    np.testing.assert_array_equal(again.posterior_.u, whole.posterior_.u)
+    assert path.read_bytes() == before
     with pytest.raises(ModelFileError, match="another fit"):
         make().fit(water_training[1:], optimize="evidence", resume=path)
     with pytest.raises(ModelFileError):
         make().fit(water_training, resume=path)
+
+
+SCRIPT = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from test_evidence import dipoles
+from test_resume import training
+from kqeq.fitting import hyperparameters
+
+# slow enough to be caught between two steps
+original = hyperparameters._write
+def slowly(*arguments):
+    original(*arguments)
+    time.sleep(0.4)
+hyperparameters._write = slowly
+dipoles().fit(training(), optimize="evidence", resume=sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@pytest.mark.slow
+def test_a_killed_search_continues_to_the_same_bits(tmp_path):
+    whole = dipoles().fit(training(), optimize="evidence")
+    path = tmp_path / "checkpoint"
+    code = SCRIPT.format(tests=str(Path(__file__).parent))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(path)], env=environment)
+
+    def tried():
+        if not path.exists():
+            return 0
+        return len(read_archive(path, ev.FORMAT, ev.VERSION, "", "")[0]["powers"]["tried"])
+
+    try:
+        deadline = time.monotonic() + 120
+        while tried() < 2:
+            assert child.poll() is None, "the fit ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        child.kill()
+        child.wait()
+    assert child.returncode == -signal.SIGKILL
+    resumed = dipoles().fit(training(), optimize="evidence", resume=path)
+    np.testing.assert_array_equal(resumed.posterior_.u, whole.posterior_.u)
+    assert table(resumed) == table(whole)
+
+
+def test_a_line_is_reported_for_every_step(water_training, monkeypatch):
+    from kqeq.fitting import fit as fitting
+
+    said = []
+    monkeypatch.setattr(fitting, "say", said.append)
+    model = dipoles().fit(water_training, optimize="evidence")
+    assert len(said) > len(table(model))  # powers that turned out worse as well
+    assert [line for line in said if line in table(model)] == table(model)
 
 
 def test_bad_request(water_training):

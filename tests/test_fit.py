@@ -152,8 +152,8 @@ def test_a_short_range_fit_to_energies_is_ridge_regression(water_training, kerne
 
 def test_a_fit_repeated_gives_the_same_model(water_model, water_training):
     again = KQEq(**water_model.get_params(deep=False)).fit(water_training)
-    np.testing.assert_array_equal(again.result_.solution.u, water_model.result_.solution.u)
-    np.testing.assert_array_equal(again.result_.solution.lower, water_model.result_.solution.lower)
+    np.testing.assert_array_equal(again.posterior_.u, water_model.posterior_.u)
+    np.testing.assert_array_equal(again.posterior_.lower, water_model.posterior_.lower)
     assert again.fit_report_.iterations == water_model.fit_report_.iterations
     assert again.potential_.energy_offsets == water_model.potential_.energy_offsets
 
@@ -193,8 +193,7 @@ def test_the_loss_never_rises(targets, water_training, kernel):
 
 def test_the_fit_is_at_a_minimum_of_the_loss(water_model, water_training):
     """The loss, recomputed from predictions alone, rises along random directions in parameter space."""
-    result = water_model.result_
-    solution, parameters = result.solution, result.parameters
+    solution, parameters = water_model.posterior_, water_model.posterior_.parameters
     frames = [
         TrainingFrame(s, replace(labels, stress=None, polarizability=None), i)
         for i, (s, labels) in enumerate(read_frames(water_training))
@@ -210,7 +209,7 @@ def test_the_fit_is_at_a_minimum_of_the_loss(water_model, water_training):
         return total
 
     best = loss(solution.u)
-    assert best == pytest.approx(result.report.loss, rel=1e-8)
+    assert best == pytest.approx(water_model.fit_report_.loss, rel=1e-8)
     rng = np.random.default_rng(0)
     for _ in range(10):
         # one posterior standard deviation away the loss is ½ higher, up to curvature and what convergence left
@@ -248,7 +247,7 @@ def test_a_weight_of_zero_is_no_label(water_training, kernel):
     frames = [relabel(a, dipole=a.get_dipole_moment()) for a in water_training[1:]]
     model = KQEq(kernel(3.0), None).fit([*frames, _weighted(wrong, 0.0)])
     other = KQEq(kernel(3.0), None).fit([*frames, _weighted(relabel(wrong, dipole=[0.0, 0.0, 0.0]), 0.0)])
-    np.testing.assert_array_equal(model.result_.solution.u, other.result_.solution.u)
+    np.testing.assert_array_equal(model.posterior_.u, other.posterior_.u)
     assert model.fit_report_.loss < 1e4
 
 
@@ -389,7 +388,7 @@ def test_a_baseline_that_is_exact_leaves_nothing_to_fit(water_training, kernel):
         frames.append(relabel(atoms, energy=energy + offset, forces=-gradient))
         assert np.abs(gradient).max() > 0.01
     model = KQEq(electronegativity=None, charges=None, short_range=kernel(3.0), baseline=baseline).fit(frames)
-    assert np.abs(model.result_.solution.u).max() < 1e-6
+    assert np.abs(model.posterior_.u).max() < 1e-6
     assert model.potential_.energy_offsets == pytest.approx({1: -10.0, 8: -50.0})
     p = model.potential_.predict(read_structure(frames[0]))
     assert p.energy_baseline > 0.01

@@ -111,7 +111,7 @@ def layouts(water_training, kernel):
             charges=charges,
             noise={"energy": 5.0, "forces": 10.0, "dipole": 1.0},
         )
-        result[name] = model.fit(water_training).result_.parameters
+        result[name] = model.fit(water_training).posterior_.parameters
     return result
 
 
@@ -250,7 +250,7 @@ def test_parameters_of_synthetic_data_are_recovered(recovered):
 
 def test_the_potential_is_what_was_fitted(recovered, made):
     """Predictions of the potential are those of the blocks at the solution."""
-    parameters, u = recovered.result_.parameters, recovered.result_.solution.u
+    parameters, u = recovered.posterior_.parameters, recovered.posterior_.u
     structure = read_structure(made[4])
     prediction = recovered.predict(made[4])
     frame = TrainingFrame(structure, Labels(forces=np.zeros((len(structure), 3))), 0)
@@ -318,16 +318,16 @@ def test_an_interrupted_fit_continues(made, kernel, tmp_path):
             max_iterations=iterations,
         )
 
-    whole = model(3)
+    whole = model(2)
     with pytest.warns(KQEqWarning, match="without converging"):
         whole.fit(made)
     path = tmp_path / "fit.ckpt"
     with pytest.warns(KQEqWarning, match="without converging"):
         model(1).fit(made, resume=path)
-    resumed = model(3)
+    resumed = model(2)
     with pytest.warns(KQEqWarning, match="without converging"):
         resumed.fit(made, resume=path)
-    assert_array_equal(resumed.result_.solution.u, whole.result_.solution.u)
+    assert_array_equal(resumed.posterior_.u, whole.posterior_.u)
 
 
 # -------------------------------------------------------- files, uncertainty

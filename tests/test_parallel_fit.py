@@ -1,11 +1,17 @@
 """Fits in parallel: the same result whoever computes the sums."""
 
+import functools
+import os
+import signal
+
 import joblib
 import numpy as np
 import pytest
 
 from conftest import NOISE, small_kernel
 from kqeq import KQEq
+from kqeq.errors import WorkerError
+from kqeq.fitting import fit as fitting
 from kqeq.fitting import problem as problems
 
 
@@ -86,3 +92,103 @@ def test_nothing_is_kept_after_a_fit(water_training):
     before = set(problems._STORES)
     models()["dipoles"].fit(water_training)
     assert set(problems._STORES) == before
+
+
+# -------------------------------------------------- workers that die
+
+
+def _die_once(chunk, u, what, *, flag):
+    """Sums of a chunk; the first process that creates the file kills itself."""
+    try:
+        os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return ORIGINAL_SUMS(chunk, u, what)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+ORIGINAL_SUMS = problems._chunk_sums
+unix = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+
+
+@unix
+def test_a_local_worker_that_dies_is_replaced(water_training, chunks, monkeypatch, tmp_path):
+    serial = models()["energies and forces"].fit(water_training)
+    flag = tmp_path / "died"
+    monkeypatch.setattr(problems, "_chunk_sums", functools.partial(_die_once, flag=str(flag)))
+    with joblib.parallel_config(backend="loky", n_jobs=2):
+        parallel = models()["energies and forces"].fit(water_training)
+    assert flag.exists() and max(chunks) > 1
+    assert_equal(parallel, serial)
+
+
+@unix
+@pytest.mark.slow
+def test_workers_that_always_die_end_the_fit_with_a_usable_checkpoint(water_training, monkeypatch, tmp_path):
+    path = tmp_path / "fit.checkpoint"
+    serial = models()["energies and forces"].fit(water_training)
+    calls = []
+    original = fitting.joblib_engine
+
+    def engine(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            monkeypatch.setattr(problems, "_chunk_sums", _die)
+        return original(*arguments)
+
+    monkeypatch.setattr(fitting, "joblib_engine", engine)
+    with (
+        joblib.parallel_config(backend="loky", n_jobs=2),
+        pytest.raises(WorkerError, match="resume=path continues"),
+    ):
+        models()["energies and forces"].fit(water_training, resume=path)
+    monkeypatch.setattr(problems, "_chunk_sums", ORIGINAL_SUMS)
+    assert_equal(models()["energies and forces"].fit(water_training, resume=path), serial)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    distributed = pytest.importorskip("dask.distributed", reason="needs the extra distributed")
+    # ports of the system's choice, no dashboard: nothing that a busy machine could refuse
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as local,
+        distributed.Client(local) as client,
+    ):
+        yield client
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_gives_the_serial_answer(cluster, water_training, chunks):
+    serial = models()["energies and forces"].fit(water_training)
+    with joblib.parallel_config(backend="dask"):
+        parallel = models()["energies and forces"].fit(water_training)
+    assert max(chunks) > 1
+    assert_equal(parallel, serial)
+    assert len(set(cluster.run(os.getpid).values())) == 2
+
+
+@unix
+@pytest.mark.slow
+def test_a_dask_worker_killed_halfway_changes_nothing(cluster, water_training, monkeypatch, caplog):
+    serial = models()["energies and forces"].fit(water_training)
+    before = set(cluster.run(os.getpid).values())
+    calls = []
+    original = fitting.joblib_engine
+
+    def engine(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            os.kill(min(before), signal.SIGKILL)
+        return original(*arguments)
+
+    monkeypatch.setattr(fitting, "joblib_engine", engine)
+    with joblib.parallel_config(backend="dask"):
+        parallel = models()["energies and forces"].fit(water_training)
+    assert len(calls) > 4
+    assert min(before) not in cluster.run(os.getpid).values()
+    assert_equal(parallel, serial)

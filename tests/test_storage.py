@@ -136,7 +136,7 @@ def test_the_posterior_is_optional(water_model, file, tmp_path):
     extra = set(members(path)) - set(members(file))
     assert extra == {"posterior/lower.npy", "posterior/u.npy"}
     lower = np.load(io.BytesIO(members(path)["posterior/lower.npy"]))
-    np.testing.assert_array_equal(lower, water_model.result_.solution.lower)
+    np.testing.assert_array_equal(lower, water_model.posterior_.lower)
     atoms = Atoms("OH", [[0, 0, 0], [0, 0, 1.0]])
     assert_same_prediction(kqeq.load(path).predict(atoms), water_model.predict(atoms))
     loaded = kqeq.load(file)

@@ -75,17 +75,23 @@ class SplitChargeCore:
         C, lower triangular.
     inner : (N, N) array
         Cholesky factor of B.
-    laplacian : (N, N) sparse array
+    laplacian : (N, N) array, sparse or not
         L.
     """
 
     lower: FloatArray
     inner: FloatArray
-    laplacian: sparse.csr_array
+    laplacian: sparse.csr_array | FloatArray
 
     @classmethod
     def build(
-        cls, hessian: FloatArray, laplacian: sparse.csr_array, *, shift: bool, what: str, remedy: str
+        cls,
+        hessian: FloatArray,
+        laplacian: sparse.csr_array | FloatArray,
+        *,
+        shift: bool,
+        what: str,
+        remedy: str,
     ) -> SplitChargeCore:
         """Factor.
 
@@ -93,7 +99,7 @@ class SplitChargeCore:
         ----------
         hessian : (N, N) array
             A.
-        laplacian : (N, N) sparse array
+        laplacian : (N, N) array, sparse or not
         shift : bool
             Whether A may be indefinite on 1 (slabs): A + β11ᵀ serves as well, because L1 = 0.
         what, remedy : str
@@ -108,7 +114,7 @@ class SplitChargeCore:
         if shift:
             matrix = hessian + 2.0 * float(np.abs(hessian).max())
         lower = factorise(matrix, what, remedy)
-        # L is sparse: the second product, with a dense triangle, is the only costly one
+        # L of large systems is sparse: the second product, with a dense triangle, is the only costly one
         inner = lower.T @ np.asarray(laplacian @ lower)
         inner[np.diag_indices_from(inner)] += 1.0
         return cls(lower, factorise(inner, what, remedy), laplacian)

@@ -100,7 +100,7 @@ class Equilibrium:
             For a field that the boundary conditions do not define.
         """
         atoms = len(self.structure)
-        reference = self.reference + (total_charge - self.reference.sum()) / atoms
+        reference = self.reference + (total_charge - self.structure.total_charge) / atoms
         self._check_field(external_field, reference)
         if self.links is None:
             external_field = self.open_directions @ external_field

@@ -27,10 +27,18 @@ from kqeq.charges.parameters import logarithmic_gradient_response
 from kqeq.descriptors import evaluate_states
 from kqeq.descriptors.base import DescriptorState, SiteJacobian
 from kqeq.fitting.blocks import deviation, target_vector, to_stress, upper_triangle
+from kqeq.fitting.equations import Sums
 from kqeq.fitting.features import TrainingFrame
 from kqeq.fitting.parameters import SitePart
 from kqeq.fitting.problem import MAX_CHUNKS
-from kqeq.fitting.solver import JacobianKind, LeastSquaresProblem, Solution, Sums, minimise, sum_frames
+from kqeq.fitting.solver import (
+    JacobianKind,
+    LeastSquaresProblem,
+    Solution,
+    SumKind,
+    minimise,
+    sum_frames,
+)
 from kqeq.potential import Potential, SiteModel
 from kqeq.prediction import Prediction
 from kqeq.progress import track
@@ -264,14 +272,14 @@ def fit_charge_aware(
     return CoupledFit(_apply(potential, part, kernel, solution.u), part, solution)
 
 
-def _in_parallel(problem: LeastSquaresProblem, u: FloatArray, jacobian: JacobianKind) -> Sums:
+def _in_parallel(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) -> Sums:
     """Sum groups of frames through joblib, in a fixed order; see :func:`kqeq.fitting.problem.joblib_engine`."""
     from joblib import Parallel, delayed
 
     assert isinstance(problem, ChargeAwareProblem)
     count = max(1, min(MAX_CHUNKS, len(problem.frames) // FRAMES_PER_TASK))
     groups = [problem.part_of(own) for own in np.array_split(np.arange(len(problem.frames)), count)]
-    tasks = (delayed(_sums)(group, u, jacobian) for group in groups)
+    tasks = (delayed(_sums)(group, u, what) for group in groups)
     total: Sums | None = None
     for sums in track(Parallel(return_as="generator")(tasks), "charge-aware", total=count):
         if total is None:
@@ -282,9 +290,9 @@ def _in_parallel(problem: LeastSquaresProblem, u: FloatArray, jacobian: Jacobian
     return total
 
 
-def _sums(problem: ChargeAwareProblem, u: FloatArray, jacobian: JacobianKind) -> Sums:
+def _sums(problem: ChargeAwareProblem, u: FloatArray, what: SumKind) -> Sums:
     with blas.one_thread():
-        return sum_frames(problem, u, jacobian)
+        return sum_frames(problem, u, what)
 
 
 def _apply(potential: Potential, part: SitePart, kernel: ChargeKernel, u: FloatArray) -> Potential:

@@ -29,10 +29,9 @@ from kqeq import blas
 from kqeq.errors import NotPositiveDefiniteError
 from kqeq.fitting.blocks import deviation, target_vector
 from kqeq.fitting.parameters import Parameters
-from kqeq.fitting.problem import Chunk, FitProblem
+from kqeq.fitting.problem import Chunk, FitProblem, map_chunks
 from kqeq.fitting.solver import CHUNK_ROWS
 from kqeq.linalg import factorise, solve_lower
-from kqeq.progress import track
 from kqeq.typing import FloatArray, IntArray
 
 
@@ -264,16 +263,12 @@ def collect(problem: FitProblem, u: FloatArray) -> AnyEvidence:
 
     Where labels are fewer than parameters their rows are kept instead of Gram matrices of all parameters.
     """
-    from joblib import Parallel, delayed
-
     groups = tuple(columns for _, columns in column_groups(problem.parameters))
     if sum(frame.n_labels for frame in problem.frames) < problem.size:
         return _collect_rows(problem, u, groups)
-    tasks = (delayed(_chunk_kinds)(chunk, u) for chunk in problem.chunks)
     total: dict[str, KindSums] = {}
     constant = 0.0
-    parallel = Parallel(return_as="generator")
-    for sums, part in track(parallel(tasks), "evidence", total=len(problem.chunks)):
+    for sums, part in map_chunks(_chunk_kinds, problem, u, description="evidence"):
         constant += part
         for kind, own in sums.items():
             if kind in total:
@@ -284,14 +279,10 @@ def collect(problem: FitProblem, u: FloatArray) -> AnyEvidence:
 
 
 def _collect_rows(problem: FitProblem, u: FloatArray, groups: tuple[IntArray, ...]) -> DualEvidence:
-    from joblib import Parallel, delayed
-
     rows: dict[str, list[FloatArray]] = {}
     targets: dict[str, list[FloatArray]] = {}
     constant = 0.0
-    parallel = Parallel(return_as="generator")
-    tasks = (delayed(_chunk_rows)(chunk, u) for chunk in problem.chunks)
-    for blocks in track(parallel(tasks), "evidence", total=len(problem.chunks)):
+    for blocks in map_chunks(_chunk_rows, problem, u, description="evidence"):
         for kind, own_rows, own_targets, part in blocks:
             rows.setdefault(kind, []).append(own_rows)
             targets.setdefault(kind, []).append(own_targets)

@@ -1,13 +1,15 @@
 """Everything about a training frame that does not change while parameters do.
 
 Descriptors, kernel features and the factored charge problem are computed once and kept as long as they fit
-a memory budget; beyond it they are computed again in every iteration.
+a memory budget; beyond it they are computed again in every iteration, or read from disk
+(:mod:`kqeq.fitting.cache`).
 """
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +17,20 @@ import numpy as np
 
 from kqeq.charges.base import ChargeSystem
 from kqeq.descriptors import evaluate_states
-from kqeq.descriptors.base import DescriptorState
+from kqeq.descriptors.base import Descriptor, DescriptorState
+from kqeq.fitting.cache import CacheFiles
 from kqeq.fitting.parameters import Parameters
+from kqeq.kernels import FeatureMap
 from kqeq.labels import Labels
+from kqeq.potential import BATCH_ATOMS
 from kqeq.structures import Structure
 from kqeq.typing import FloatArray
 
 MEMORY_BUDGET = 4_000_000_000
 """Bytes that cached features may take."""
+
+FILE_OVERHEAD = 4096
+"""Bytes by which a file may be larger than its numbers: header, last block."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,49 +113,152 @@ def _nbytes(item: Any, depth: int = 0) -> int:
     return _nbytes(vars(item), depth + 1) if hasattr(item, "__dict__") else sys.getsizeof(item)
 
 
+@dataclass(frozen=True, eq=False)
+class KernelFeatures:
+    """Sparse kernel features of one frame without their prior scale δ; ``None`` where the model has no such part.
+
+    Attributes
+    ----------
+    chi : (N, p_χ) array
+        Φ of the electronegativities.
+    energy : (p_sr,) array
+        Σ_i Φ' of the short-range energy.
+    positions, strain : (3N, p_sr), (9, p_sr) array
+        Its derivatives, for frames that need them.
+    sites : (N, p_θ) array
+        Φ of the site parameters that depend on the environment.
+    """
+
+    chi: FloatArray | None
+    energy: FloatArray | None
+    positions: FloatArray | None
+    strain: FloatArray | None
+    sites: FloatArray | None
+
+    def pack(self) -> FloatArray:
+        """All numbers in one row."""
+        parts = (self.chi, self.energy, self.positions, self.strain, self.sites)
+        return np.concatenate([part.ravel() for part in parts if part is not None] or [np.zeros(0)])
+
+    @classmethod
+    def unpack(cls, values: FloatArray, frame: TrainingFrame, parameters: Parameters) -> KernelFeatures:
+        """What :meth:`pack` made."""
+        parts: list[FloatArray | None] = []
+        start = 0
+        for shape in feature_shapes(frame, parameters):
+            if shape is None:
+                parts.append(None)
+                continue
+            stop = start + math.prod(shape)
+            parts.append(values[start:stop].reshape(shape))
+            start = stop
+        return cls(*parts)
+
+
+def feature_maps(parameters: Parameters) -> tuple[FeatureMap | None, FeatureMap | None, FeatureMap | None]:
+    """Those of the electronegativities, of the short-range energy and of the site parameters."""
+    chi, energy, environment = parameters.chi, parameters.energy, parameters.environment
+    return (
+        None if chi is None else chi.feature_map,
+        None if energy is None else energy.feature_map,
+        None if environment is None else environment.feature_map,
+    )
+
+
+def feature_shapes(frame: TrainingFrame, parameters: Parameters) -> tuple[tuple[int, ...] | None, ...]:
+    """Shapes of the arrays of :class:`KernelFeatures`."""
+    atoms = len(frame.structure)
+    chi, energy, sites = (None if m is None else m.size for m in feature_maps(parameters))
+    gradients = energy is not None and frame.needs_gradients
+    return (
+        None if chi is None else (atoms, chi),
+        None if energy is None else (energy,),
+        (3 * atoms, energy or 0) if gradients else None,
+        (9, energy or 0) if gradients else None,
+        None if sites is None else (atoms, sites),
+    )
+
+
 def compute_features(frame: TrainingFrame, parameters: Parameters) -> FrameFeatures:
     """Evaluate descriptors, kernel features and the charge problem of one frame."""
-    structure = frame.structure
-    numbers = structure.numbers
-    gradients = frame.needs_gradients
-    maps = [part.feature_map for part in parameters.parts.values()]
-    states = evaluate_states((m.descriptor for m in maps if m is not None), structure, derivatives=gradients)
+    return compute_many([frame], parameters)[0]
 
-    chi = chi_state = system = sites = site_state = None
-    if parameters.environment is not None:
-        feature_map = parameters.environment.feature_map
-        site_state = states[feature_map.descriptor]
-        sites = feature_map.features(site_state, numbers)
+
+def compute_many(frames: Sequence[TrainingFrame], parameters: Parameters) -> list[FrameFeatures]:
+    """As :func:`compute_features`, for frames of the same elements: kernel features in one product per element."""
+    return [features for features, _ in _compute(frames, parameters)]
+
+
+def _compute(
+    frames: Sequence[TrainingFrame], parameters: Parameters
+) -> Iterator[tuple[FrameFeatures, KernelFeatures]]:
+    maps = feature_maps(parameters)
+    descriptors = [m.descriptor for m in maps if m is not None]
+    states = [
+        evaluate_states(descriptors, frame.structure, derivatives=frame.needs_gradients) for frame in frames
+    ]
+    numbers = [frame.structure.numbers for frame in frames]
+    chi, energy, sites = (
+        [None] * len(frames)
+        if m is None
+        else m.features_many([found[m.descriptor] for found in states], numbers)
+        for m in maps
+    )
+    for i, frame in enumerate(frames):
+        positions = strain = None
+        own = energy[i]
+        if maps[1] is not None and frame.needs_gradients:
+            pulled = maps[1].feature_gradients(
+                states[i][maps[1].descriptor], numbers[i], np.ones(len(frame.structure))
+            )
+            positions, strain = pulled.positions, pulled.strain
+        raw = KernelFeatures(chi[i], None if own is None else own.sum(axis=0), positions, strain, sites[i])
+        yield _assemble(frame, parameters, raw, states[i]), raw
+
+
+def _restore(frame: TrainingFrame, parameters: Parameters, raw: KernelFeatures) -> FrameFeatures:
+    """From kernel features that were stored; only what is cheap is computed again."""
+    chi, _, sites = feature_maps(parameters)
+    needed = [m.descriptor for m in (chi, sites) if m is not None] if frame.needs_gradients else []
+    return _assemble(frame, parameters, raw, evaluate_states(needed, frame.structure))
+
+
+def _assemble(
+    frame: TrainingFrame,
+    parameters: Parameters,
+    raw: KernelFeatures,
+    states: Mapping[Descriptor, DescriptorState],
+) -> FrameFeatures:
+    """Scaled kernel features beside offsets, and the charge problem."""
+    structure, gradients = frame.structure, frame.needs_gradients
+    numbers = structure.numbers
+    chi = system = chi_state = site_state = None
+    if gradients:
+        of_chi, _, of_sites = feature_maps(parameters)
+        chi_state = None if of_chi is None else states[of_chi.descriptor]
+        site_state = None if of_sites is None else states[of_sites.descriptor]
     if parameters.chi is not None and parameters.charges is not None:
         part = parameters.chi
         chi = part.one_hot(numbers)
-        if part.feature_map is not None:
-            chi_state = states[part.feature_map.descriptor]
-            chi = np.hstack([part.delta * part.feature_map.features(chi_state, numbers), chi])
+        if raw.chi is not None:
+            chi = np.hstack([part.delta * raw.chi, chi])
         if parameters.learned is None:
-            fixed = parameters.sites(numbers, np.zeros(parameters.size), sites)
+            fixed = parameters.sites(numbers, np.zeros(parameters.size), raw.sites)
             system = parameters.charges.bind(structure, fixed, many_responses=True)
 
     energy = positions = strain = None
     if parameters.energy is not None:
         part = parameters.energy
         energy = part.one_hot(numbers).sum(axis=0)
-        if part.feature_map is not None:
-            state = states[part.feature_map.descriptor]
-            energy = np.concatenate(
-                [part.delta * part.feature_map.features(state, numbers).sum(axis=0), energy]
-            )
+        if raw.energy is not None:
+            energy = np.concatenate([part.delta * raw.energy, energy])
         if gradients:
             positions = np.zeros((3 * len(structure), part.size))
             strain = np.zeros((9, part.size))
-            if part.feature_map is not None:
-                weights = np.full(len(structure), part.delta)
-                pulled = part.feature_map.feature_gradients(state, numbers, weights)
-                positions[:, : part.kernel_size] = pulled.positions
-                strain[:, : part.kernel_size] = pulled.strain
-    if not gradients:
-        chi_state = site_state = None
-    return FrameFeatures(chi, chi_state, system, energy, positions, strain, sites, site_state)
+            if raw.positions is not None and raw.strain is not None:
+                positions[:, : part.kernel_size] = part.delta * raw.positions
+                strain[:, : part.kernel_size] = part.delta * raw.strain
+    return FrameFeatures(chi, chi_state, system, energy, positions, strain, raw.sites, site_state)
 
 
 class FeatureStore:
@@ -156,19 +267,30 @@ class FeatureStore:
     Parameters
     ----------
     frames : sequence of TrainingFrame
+        Those of the same elements side by side are the faster the smaller they are: runs of them without gradients are
+        evaluated together.
     parameters : Parameters
     budget : int
-        Bytes.
+        Bytes of memory.
+    files : CacheFiles, optional
+        Where kernel features of frames with forces or stresses go that memory has no room for.
     """
 
     def __init__(
-        self, frames: Sequence[TrainingFrame], parameters: Parameters, budget: int = MEMORY_BUDGET
+        self,
+        frames: Sequence[TrainingFrame],
+        parameters: Parameters,
+        budget: int = MEMORY_BUDGET,
+        files: CacheFiles | None = None,
     ) -> None:
         self.frames = frames
         self.parameters = parameters
         self.budget = budget
+        self.files = files
         self._cache: dict[int, FrameFeatures] = {}
-        self._used = 0
+        self._ahead: dict[int, FrameFeatures] = {}
+        self._used = self._stored = 0
+        self._full = False
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -177,12 +299,62 @@ class FeatureStore:
         """Features of the i-th frame."""
         if i in self._cache:
             return self._cache[i]
-        features = compute_features(self.frames[i], self.parameters)
-        size = features.nbytes
-        if self._used + size <= self.budget:
-            self._cache[i] = features
-            self._used += size
+        if i in self._ahead:
+            return self._keep(i, self._ahead.pop(i), None)
+        frame = self.frames[i]
+        if self.files is not None and frame.needs_gradients:
+            shapes = feature_shapes(frame, self.parameters)
+            size = sum(math.prod(shape) for shape in shapes if shape is not None)
+            values = self.files.read(frame.structure, size)
+            if values is not None:
+                raw = KernelFeatures.unpack(values, frame, self.parameters)
+                return self._keep(i, _restore(frame, self.parameters, raw), None)
+        run = self._run(i)
+        found = list(_compute([self.frames[j] for j in run], self.parameters))
+        self._ahead = {j: features for j, (features, _) in zip(run[1:], found[1:], strict=True)}
+        return self._keep(i, *found[0])
+
+    def _keep(self, i: int, features: FrameFeatures, raw: KernelFeatures | None) -> FrameFeatures:
+        """Keep features in memory if there is room, else what was computed on disk."""
+        if self.budget > self._used:
+            size = features.nbytes
+            if self._used + size <= self.budget:
+                self._cache[i] = features
+                self._used += size
+                return features
+        frame = self.frames[i]
+        if self.files is not None and raw is not None and frame.needs_gradients and not self._full:
+            values = raw.pack()
+            self._stored += values.nbytes + FILE_OVERHEAD
+            self._full = self._stored > self.files.budget or not self.files.write(frame.structure, values)
         return features
 
+    def _run(self, i: int) -> range:
+        """The i-th frame and those after it that are worth evaluating with it."""
+        first = self.frames[i]
+        stop, atoms = i + 1, len(first.structure)
+        if first.needs_gradients:
+            return range(i, stop)  # which cost more than the products that would be shared
+        for frame in self.frames[stop:]:
+            atoms += len(frame.structure)
+            if (
+                frame.structure.species != first.structure.species
+                or frame.needs_gradients
+                or stop in self._cache
+                or atoms > BATCH_ATOMS
+            ):
+                break
+            stop += 1
+        return range(i, stop)
 
-__all__ = ["MEMORY_BUDGET", "FeatureStore", "FrameFeatures", "TrainingFrame", "compute_features"]
+
+__all__ = [
+    "MEMORY_BUDGET",
+    "FeatureStore",
+    "FrameFeatures",
+    "KernelFeatures",
+    "TrainingFrame",
+    "compute_features",
+    "compute_many",
+    "feature_shapes",
+]

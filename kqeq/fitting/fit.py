@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -15,18 +13,20 @@ from ase.data import chemical_symbols
 from kqeq import elements
 from kqeq.atomic_write import check_writable
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
-from kqeq.errors import InputError, KQEqError, KQEqWarning
+from kqeq.errors import InputError, KQEqError
 from kqeq.fitting.blocks import LINEAR_KINDS
+from kqeq.fitting.cache import CacheFolder
 from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
-from kqeq.fitting.checkpoint import fingerprint, read_checkpoint, write_checkpoint
+from kqeq.fitting.checkpoint import fingerprint
 from kqeq.fitting.consistency import warn_contradictions
 from kqeq.fitting.features import MEMORY_BUDGET, TrainingFrame
 from kqeq.fitting.hyperparameters import learn
+from kqeq.fitting.minimisation import minimise_from, solve, warn_unconverged
 from kqeq.fitting.parameters import Parameters
-from kqeq.fitting.problem import FitProblem, joblib_engine
+from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings
-from kqeq.fitting.solver import Solution, SolverState, minimise
+from kqeq.fitting.solver import Solution
 from kqeq.fitting.targets import choose_labels, energy_offsets, subtract_baseline
 from kqeq.kernels import FeatureMap, SOAPKernel
 from kqeq.labels import Labels
@@ -62,6 +62,8 @@ class FitResult:
     solution : Solution
     noise : dict of str to float
         Standard deviations of the labels.
+    frames : sequence of TrainingFrame
+        As they were fitted.
     coupled : CoupledFit or None
         The second stage of a fit with a charge-aware short-range energy.
     """
@@ -71,94 +73,8 @@ class FitResult:
     parameters: Parameters
     solution: Solution
     noise: dict[str, float]
+    frames: Sequence[TrainingFrame] = ()
     coupled: CoupledFit | None = None
-
-
-def _start(problem: FitProblem) -> FloatArray:
-    """Electronegativities fitted to dipoles and charges alone, in closed form: where the iteration starts.
-
-    Energies are quadratic in electronegativities; from here the quadratic model is good, from zero it is not.
-    Site parameters, if any are learned, are fitted to the polarizabilities before, which depend on nothing else.
-    """
-    parameters, start = problem.parameters, np.zeros(problem.size)
-    if parameters.learned is not None:
-        found = _fit_part(problem, parameters, frozenset({"polarizability"}), linear=False)
-        start = start if found is None else found
-        parameters = parameters.freeze(start)
-    found = _fit_part(problem, parameters, LINEAR_KINDS, linear=True)
-    # one leaves the electronegativities at zero, the other the site parameters
-    return start if found is None else start + found
-
-
-def _fit_part(
-    problem: FitProblem, parameters: Parameters, kinds: frozenset[str], *, linear: bool
-) -> FloatArray | None:
-    """Parameters fitted to the labels of some kinds alone; ``None`` where there are no such labels."""
-    frames = []
-    for frame in problem.frames:
-        drop: dict[str, Any] = {kind: None for kind in frame.labels.kinds if kind not in kinds}
-        labels = replace(frame.labels, **drop)
-        if labels.kinds:
-            frames.append(replace(frame, labels=labels))
-    if not frames:
-        return None
-    # a closed-form fit meets every frame once: there is nothing to keep
-    budget = 0 if linear else problem.budget
-    part = FitProblem(frames, parameters, problem.noise, linear=linear, budget=budget)
-    start = np.zeros(problem.size)
-    try:
-        found = minimise(
-            part,
-            start,
-            engine=joblib_engine,
-            step_factor=parameters.step_factor,
-            patience=parameters.patience,
-        )
-        return found.u
-    finally:
-        part.close()
-
-
-def _minimise(problem: FitProblem, settings: FitSettings, u: FloatArray | None) -> Solution:
-    """Minimise from ``u``, or from the closed-form start."""
-    if u is None:
-        u = _start(problem)
-    return minimise(
-        problem,
-        u,
-        max_iterations=settings.max_iterations,
-        engine=joblib_engine,
-        step_factor=problem.parameters.step_factor,
-        patience=problem.parameters.patience,
-    )
-
-
-def _solve(problem: FitProblem, settings: FitSettings, resume: str | PathLike[str] | None) -> Solution:
-    """Minimise, from the checkpoint if there is one."""
-    state, mark = None, ""
-    if resume is not None:
-        mark = fingerprint(settings, problem.frames)
-        state = read_checkpoint(resume, mark, problem.size)
-    start = np.zeros(problem.size)
-    if state is None and not problem.linear:
-        start = _start(problem)
-        if resume is not None:
-            write_checkpoint(resume, mark, SolverState(start, 0.0, ()))
-
-    def checkpoint(reached: SolverState) -> None:
-        if resume is not None:
-            write_checkpoint(resume, mark, reached)
-
-    return minimise(
-        problem,
-        start,
-        max_iterations=settings.max_iterations,
-        engine=joblib_engine,
-        state=state,
-        checkpoint=checkpoint,
-        step_factor=problem.parameters.step_factor,
-        patience=problem.parameters.patience,
-    )
 
 
 def fit_potential(
@@ -166,6 +82,7 @@ def fit_potential(
     settings: FitSettings,
     *,
     resume: str | PathLike[str] | None = None,
+    cache: CacheFolder | None = None,
 ) -> FitResult:
     """Fit a potential to validated frames.
 
@@ -175,6 +92,8 @@ def fit_potential(
     settings : FitSettings
     resume : path-like, optional
         Checkpoint: written after every step, and continued from if it is there.
+    cache : CacheFolder, optional
+        Where features may go that memory has no room for.
 
     Raises
     ------
@@ -227,42 +146,29 @@ def fit_potential(
             parameters,
             noise,
             linear=linear,
-            solve=lambda problem, u: _minimise(problem, settings, u),
+            solve=lambda problem, u: minimise_from(problem, settings, u),
             mark=fingerprint(settings, frames) if resume is not None else "",
             resume=resume,
             report=say,
+            cache=cache,
         )
         parameters, noise = learned.parameters, learned.noise
         notes += learned.table
     # a closed-form fit meets every frame once: there is nothing to keep
     budget = 0 if linear else MEMORY_BUDGET
-    problem = FitProblem(frames, parameters, noise, linear=linear, budget=budget)
+    problem = FitProblem(frames, parameters, noise, linear=linear, budget=budget, cache=cache)
     try:
         solution = (
-            _solve(problem, settings, resume) if learned is None else _minimise(problem, settings, learned.u)
+            solve(problem, settings, resume)
+            if learned is None
+            else minimise_from(problem, settings, learned.u)
         )
     finally:
         problem.close()
-    if not solution.converged:
-        warnings.warn(
-            f"the fit stopped after {len(solution.iterations)} iterations without converging (loss {solution.loss:.6g}); "
-            "print model.fit_report_ for the table, raise max_iterations, or raise the noise levels",
-            KQEqWarning,
-            stacklevel=3,
-        )
+    warn_unconverged(solution)
     if solution.n_residuals < parameters.size:
         notes.append(
             f"fewer labels ({solution.n_residuals}) than parameters ({parameters.size}): the prior settles the rest"
-        )
-    total_charges = tuple(sorted({round(s.total_charge, 6) for s in structures}))
-    potential = _potential(parameters, solution.u, settings, total_charges, has_energy)
-    coupled = None
-    if settings.charge_aware is not None and parameters.energy is not None:
-        coupled = fit_charge_aware(frames, potential, parameters.energy, noise, settings.charge_aware)
-        potential = coupled.potential
-        notes.append(
-            f"charge-aware short-range energy at the charges of this fit: {len(coupled.solution.u)} parameters, loss "
-            f"{coupled.solution.loss:.6g}"
         )
     maps = {"electronegativity": parameters.chi, "short-range": parameters.energy}
     if settings.site_kernel is not None:
@@ -283,14 +189,63 @@ def fit_potential(
         used=used,
         ignored=ignored,
         representatives=counts,
+        iterations=(),
+        converged=False,
+        loss=0.0,
+        seconds=0.0,
+        notes=tuple(notes),
+    )
+    charges = [structure.total_charge for structure in structures]
+    result = finish(parameters, solution, noise, settings, report, charges, has_energy, started)
+    result = replace(result, frames=frames)
+    if settings.charge_aware is None or parameters.energy is None:
+        return result
+    coupled = fit_charge_aware(frames, result.potential, parameters.energy, noise, settings.charge_aware)
+    note = (
+        f"charge-aware short-range energy at the charges of this fit: {len(coupled.solution.u)} parameters, loss "
+        f"{coupled.solution.loss:.6g}"
+    )
+    report = replace(result.report, notes=(*result.report.notes, note), seconds=time.perf_counter() - started)
+    return replace(result, potential=coupled.potential, report=report, coupled=coupled)
+
+
+def finish(
+    parameters: Parameters,
+    solution: Solution,
+    noise: dict[str, float],
+    settings: FitSettings,
+    report: FitReport,
+    charges: Iterable[float],
+    has_energy: bool,
+    started: float,
+) -> FitResult:
+    """Freeze a solution into a potential, and complete the report with how it was reached.
+
+    Parameters
+    ----------
+    parameters, solution, noise, settings :
+        As of the fit.
+    report : FitReport
+        What was known before the solver ran.
+    charges : iterable of float
+        Total charges of the frames.
+    has_energy : bool
+        Whether energies or forces were fitted.
+    started : float
+        ``time.perf_counter()`` at the start.
+    """
+    total_charges = tuple(sorted({round(charge, 6) for charge in charges}))
+    report = replace(
+        report,
+        n_residuals=solution.n_residuals,
         iterations=solution.iterations,
         converged=solution.converged,
         loss=solution.loss,
         seconds=time.perf_counter() - started,
-        notes=tuple(notes),
         learned=_learned_table(parameters, solution),
     )
-    return FitResult(potential, report, parameters, solution, noise, coupled)
+    potential = _potential(parameters, solution.u, settings, total_charges, has_energy)
+    return FitResult(potential, report, parameters, solution, noise)
 
 
 def _parameters(
@@ -415,4 +370,4 @@ def _potential(
     )
 
 
-__all__ = ["FitResult", "fit_potential"]
+__all__ = ["FitResult", "finish", "fit_potential", "warn_unconverged"]

@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kqeq.archive import read_archive, write_archive
 from kqeq.errors import ModelFileError
+from kqeq.fitting.cache import CacheFolder
 from kqeq.fitting.evidence import AnyEvidence, collect, column_groups, maximise
 from kqeq.fitting.features import MEMORY_BUDGET, TrainingFrame
 from kqeq.fitting.parameters import Parameters
@@ -40,7 +42,7 @@ MAX_STEPS = 6
 ZETA_RANGE = (1.0, 8.0)
 """Powers of the kernel stay between these."""
 
-FORMAT, VERSION = "kqeq-evidence-checkpoint", 1
+FORMAT, VERSION = "kqeq-evidence-checkpoint", 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,11 @@ class Learned:
     value : float
         Log evidence.
     table : tuple of str
-        A line for every step.
+        A line for every step that was taken.
+    finished : bool
+        Whether the search has ended.
+    powers : PowerSearch, optional
+        Where the search for ζ stands; closed-form fits.
     """
 
     parameters: Parameters
@@ -63,6 +69,27 @@ class Learned:
     u: FloatArray
     value: float
     table: tuple[str, ...]
+    finished: bool = False
+    powers: PowerSearch | None = None
+
+
+@dataclass(frozen=True)
+class PowerSearch:
+    """The search for ζ: uphill by a factor, which shrinks when neither side is better.
+
+    Attributes
+    ----------
+    tried : dict of float to float
+        ζ to the log evidence there.
+    direction : float
+        1 or −1: which side to look at first.
+    step : float
+        Logarithm of the factor.
+    """
+
+    tried: Mapping[float, float]
+    direction: float = 1.0
+    step: float = math.log(1.5)
 
 
 def rescale(
@@ -113,6 +140,7 @@ def learn(
     mark: str = "",
     resume: str | PathLike[str] | None = None,
     report: Callable[[str], None] = lambda _: None,
+    cache: CacheFolder | None = None,
 ) -> Learned:
     """Learn noises, prior spreads and, for closed-form fits, the power of the kernel.
 
@@ -132,6 +160,8 @@ def learn(
         Checkpoint: written after every step, and continued from if it is there.
     report : callable
         Called with a line after every step.
+    cache : CacheFolder, optional
+        Where features may go that memory has no room for.
 
     Returns
     -------
@@ -146,101 +176,108 @@ def learn(
         """Fit and linearise."""
         # a closed-form fit meets every frame once: there is nothing to keep
         budget = 0 if linear else MEMORY_BUDGET
-        problem = FitProblem(frames, candidate, own, linear=linear, budget=budget)
+        problem = FitProblem(frames, candidate, own, linear=linear, budget=budget, cache=cache)
         try:
             if linear:
                 u = np.zeros(problem.size)  # any point serves
-            elif state is None or u is not state.u:
+            elif u is None or state is None or u is not state.u:
                 u = solve(problem, u).u
             assert u is not None
             return collect(problem, u), u
         finally:
             problem.close()
 
-    def note(text: str) -> None:
-        report(text)
-        table.append(text)
+    def save(reached: Learned) -> Learned:
+        _write(resume, mark, reached)
+        return reached
 
-    table: list[str] = list(state.table) if state is not None else []
+    if linear:
+        return _learn_linear(attempt, first, state, save, report)
+
+    def line(found: Learned, evidence: AnyEvidence) -> Learned:
+        text = describe(found.parameters, found.noise, list(evidence.names), found.value)
+        report(text)
+        return replace(found, table=(*found.table, text))
+
     if state is None:
         evidence, u = attempt(*first, None)
         value = evidence.evaluate(np.zeros(evidence.size))[0]
-        note(describe(*first, list(evidence.names), value))
-        state = Learned(*first, u, value, tuple(table))
-        _write(resume, mark, state)
-    else:
+        state = save(line(Learned(*first, u, value, ()), evidence))
+    elif not state.finished:
         evidence, _ = attempt(state.parameters, state.noise, state.u)
-    if linear:
-        return _learn_linear(attempt, evidence, first, state, note, table)
-
-    for _ in range(len(table) - 1, MAX_STEPS):
+    while not state.finished and len(state.table) <= MAX_STEPS:
         limits = _bounds(first, (state.parameters, state.noise), evidence, TRUST)
         theta = maximise(evidence, limits, np.zeros(evidence.size))
-        accepted = None
+        better = None
         for _ in range(4):
             candidate = rescale(state.parameters, state.noise, evidence, theta)
             moved, u = attempt(*candidate, evidence.evaluate(theta)[2])
             value = moved.evaluate(np.zeros(moved.size))[0]
             if value > state.value:
-                accepted = (candidate, moved, u, value)
+                better = Learned(*candidate, u, value, state.table)
                 break
             theta = 0.5 * theta
-        if accepted is None:
-            break
-        candidate, evidence, u, value = accepted
-        gain, change = value - state.value, float(np.abs(theta).max())
-        note(describe(*candidate, list(evidence.names), value))
-        state = Learned(*candidate, u, value, tuple(table))
-        _write(resume, mark, state)
-        if gain < 1.0 or change < 0.05:
-            break
+        if better is None:
+            state = save(replace(state, finished=True))
+        else:
+            small = value - state.value < 1.0 or float(np.abs(theta).max()) < 0.05
+            evidence = moved
+            state = save(replace(line(better, evidence), finished=small))
     return state
 
 
 def _learn_linear(
     attempt: Callable[[Parameters, Mapping[str, float], FloatArray | None], tuple[AnyEvidence, FloatArray]],
-    evidence: AnyEvidence,
     first: tuple[Parameters, dict[str, float]],
-    state: Learned,
-    note: Callable[[str], None],
-    table: list[str],
+    state: Learned | None,
+    save: Callable[[Learned], Learned],
+    report: Callable[[str], None],
 ) -> Learned:
     """The maximum for given features is found without another accumulation; the power is climbed in factors."""
 
-    def best(sums: AnyEvidence, at: tuple[Parameters, dict[str, float]]) -> Learned:
+    def best(at: tuple[Parameters, dict[str, float]], table: tuple[str, ...]) -> Learned:
+        sums, _ = attempt(*at, None)
+        names = list(sums.names)
+        if not table:
+            table = (describe(*at, names, sums.evaluate(np.zeros(sums.size))[0]),)
+            report(table[0])
         theta = maximise(sums, _bounds(first, at, sums, math.inf), np.zeros(sums.size))
         value, _, u = sums.evaluate(theta)
         parameters, noise = rescale(*at, sums, theta)
-        return Learned(parameters, noise, u, value, ())
+        text = describe(parameters, noise, names, value)
+        report(text)
+        return Learned(parameters, noise, u, value, (*table, text))
 
-    found = best(evidence, (state.parameters, state.noise))
-    kinds = list(evidence.names)
-    note(describe(found.parameters, found.noise, kinds, found.value))
-    chi = found.parameters.chi
-    if chi is not None and chi.feature_map is not None:
-        step = math.log(1.5)
-        tried: dict[float, float] = {chi.feature_map.zeta: found.value}
-        direction = 1.0
-        while step > 0.15:
-            improved = False
-            for sign in (direction, -direction):
-                part = found.parameters.chi
-                assert part is not None and part.feature_map is not None
-                zeta = part.feature_map.zeta * math.exp(sign * step)
-                zeta = round(float(np.clip(zeta, *ZETA_RANGE)), 3)
-                if zeta in tried:
-                    continue
-                changed = with_zeta(found.parameters, zeta)
-                moved, _ = attempt(changed, found.noise, None)
-                other = best(moved, (changed, found.noise))
-                tried[zeta] = other.value
-                if other.value > found.value:
-                    found, direction, improved = other, sign, True
-                    note(describe(found.parameters, found.noise, kinds, found.value))
-                    break
-            if not improved:
-                step *= 0.5
-    return replace(found, table=tuple(table))
+    if state is None:
+        found = best(first, ())
+        chi = found.parameters.chi
+        if chi is None or chi.feature_map is None:
+            return save(replace(found, finished=True))
+        state = save(replace(found, powers=PowerSearch({chi.feature_map.zeta: found.value})))
+    while not state.finished:
+        powers, part = state.powers, state.parameters.chi
+        assert powers is not None and part is not None and part.feature_map is not None
+        beside = [
+            (
+                sign,
+                round(float(np.clip(part.feature_map.zeta * math.exp(sign * powers.step), *ZETA_RANGE)), 3),
+            )
+            for sign in (powers.direction, -powers.direction)
+        ]
+        untried = [(sign, zeta) for sign, zeta in beside if zeta not in powers.tried]
+        if not untried:
+            powers = replace(powers, step=0.5 * powers.step)
+            state = save(replace(state, powers=powers, finished=powers.step <= 0.15))
+            continue
+        sign, zeta = untried[0]
+        other = best((with_zeta(state.parameters, zeta), state.noise), state.table)
+        powers = replace(powers, tried={**powers.tried, zeta: other.value})
+        if other.value > state.value:
+            state = replace(other, powers=replace(powers, direction=sign))
+        else:
+            state = replace(state, powers=powers)
+        save(state)
+    return state
 
 
 def _bounds(
@@ -269,13 +306,22 @@ def _write(path: str | PathLike[str] | None, mark: str, state: Learned) -> None:
     if path is None:
         return
     parts = {name: [part.delta, part.offset_spread] for name, part in state.parameters.parts.items()}
-    header = {
+    header: dict[str, Any] = {
         "fingerprint": mark,
         "noise": state.noise,
         "parts": parts,
         "value": state.value,
         "table": list(state.table),
+        "finished": state.finished,
     }
+    powers, chi = state.powers, state.parameters.chi
+    if powers is not None and chi is not None and chi.feature_map is not None:
+        header["powers"] = {
+            "zeta": chi.feature_map.zeta,
+            "tried": [list(pair) for pair in powers.tried.items()],
+            "direction": powers.direction,
+            "step": powers.step,
+        }
     write_archive(path, FORMAT, VERSION, header, {"u": state.u})
 
 
@@ -297,9 +343,16 @@ def _read(path: str | PathLike[str], mark: str, parameters: Parameters) -> Learn
             parts[name] = replace(part, delta=float(delta), offset_spread=float(spread))
         own = parameters.with_parts(parts)
         noise = {str(kind): float(value) for kind, value in header["noise"].items()}
-        return Learned(own, noise, arrays["u"], float(header["value"]), tuple(header["table"]))
+        powers = None
+        if "powers" in header:
+            stored = header["powers"]
+            own = with_zeta(own, float(stored["zeta"]))
+            tried = {float(zeta): float(value) for zeta, value in stored["tried"]}
+            powers = PowerSearch(tried, float(stored["direction"]), float(stored["step"]))
+        value, table, finished = header["value"], tuple(header["table"]), bool(header["finished"])
+        return Learned(own, noise, arrays["u"], float(value), table, finished, powers)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"{source} lacks a part of the checkpoint ({error!r}); {remedy}") from None
 
 
-__all__ = ["Learned", "describe", "learn", "rescale", "with_zeta"]
+__all__ = ["Learned", "PowerSearch", "describe", "learn", "rescale", "with_zeta"]

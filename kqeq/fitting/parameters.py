@@ -42,6 +42,8 @@ class SitePart:
         Prior standard deviation of the offsets; 0 fixes them.
     columns : slice
         Its stretch of the parameter vector: kernel features, then one per element in ``offset_mean``.
+    remainder : float
+        Variance of what the sparse features miss, relative to what the prior says it is (:mod:`kqeq.remainder`).
     """
 
     feature_map: FeatureMap | None
@@ -49,6 +51,7 @@ class SitePart:
     offset_mean: dict[int, float]
     offset_spread: float
     columns: slice
+    remainder: float = 1.0
 
     @property
     def kernel_size(self) -> int:
@@ -314,6 +317,15 @@ class Parameters:
         """The same layout with all site parameters fixed at u; nothing depends on their columns any more."""
         environment = None if self.environment is None else replace(self.environment, fixed=u.copy())
         return replace(self, charges=self.charge_model(u), learned=None, environment=environment)
+
+    def with_remainders(self, values: Mapping[str, float]) -> Parameters:
+        """The same with other :attr:`SitePart.remainder` of the named :attr:`parts`."""
+        return self.with_parts(
+            {
+                name: replace(part, remainder=float(values.get(name, part.remainder)))
+                for name, part in self.parts.items()
+            }
+        )
 
     @property
     def patience(self) -> int | None:

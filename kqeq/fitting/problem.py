@@ -11,19 +11,29 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from kqeq import blas
+from kqeq.errors import WorkerError
 from kqeq.fitting.blocks import frame_rows
-from kqeq.fitting.features import MEMORY_BUDGET, FeatureStore, TrainingFrame
+from kqeq.fitting.cache import CacheFiles, CacheFolder
+from kqeq.fitting.equations import Sums
+from kqeq.fitting.features import MEMORY_BUDGET, FeatureStore, TrainingFrame, feature_maps
 from kqeq.fitting.parameters import Parameters
-from kqeq.fitting.solver import CHUNK_ROWS, JacobianKind, LeastSquaresProblem, Sums, sum_frames
-from kqeq.progress import track
+from kqeq.fitting.solver import CHUNK_ROWS, JacobianKind, LeastSquaresProblem, SumKind, sum_frames
+from kqeq.progress import say, track
 from kqeq.typing import FloatArray
 
 MAX_CHUNKS = 64
 """Each chunk returns a P×P matrix; more chunks than this would move more matrices than they save time."""
+
+RETRIES = 3
+"""How often in a row a pool of worker processes may break before a fit gives up."""
+
+Result = TypeVar("Result")
 
 _STORES: dict[tuple[str, int], FeatureStore] = {}
 _NUMBERS = itertools.count()
@@ -45,6 +55,8 @@ class Chunk:
         Whether every label is linear in the parameters.
     budget : int
         Bytes that the features of this chunk may keep.
+    files : CacheFiles, optional
+        Where others may go.
     """
 
     token: str
@@ -54,6 +66,7 @@ class Chunk:
     noise: Mapping[str, float]
     linear: bool
     budget: int
+    files: CacheFiles | None = None
 
     @property
     def size(self) -> int:
@@ -80,13 +93,13 @@ def _store(chunk: Chunk) -> FeatureStore:
     if key not in _STORES:
         for old in [k for k in _STORES if k[0] != chunk.token and not k[0].startswith(f"{os.getpid()}-")]:
             del _STORES[old]  # a worker process serves one fit at a time
-        _STORES[key] = FeatureStore(chunk.frames, chunk.parameters, chunk.budget)
+        _STORES[key] = FeatureStore(chunk.frames, chunk.parameters, chunk.budget, chunk.files)
     return _STORES[key]
 
 
-def _chunk_sums(chunk: Chunk, u: FloatArray, jacobian: JacobianKind) -> Sums:
+def _chunk_sums(chunk: Chunk, u: FloatArray, what: SumKind) -> Sums:
     with blas.one_thread():
-        return sum_frames(chunk, u, jacobian)
+        return sum_frames(chunk, u, what)
 
 
 class FitProblem:
@@ -101,6 +114,8 @@ class FitProblem:
         Whether every label is linear in the parameters.
     budget : int
         Bytes that cached features may take in all.
+    cache : CacheFolder, optional
+        Where features may go that memory has no room for.
     """
 
     def __init__(
@@ -111,19 +126,24 @@ class FitProblem:
         *,
         linear: bool,
         budget: int = MEMORY_BUDGET,
+        cache: CacheFolder | None = None,
     ) -> None:
-        self.frames = frames
+        # frames of the same elements share representatives in their layout, and products with them
+        self.frames = frames = sorted(frames, key=lambda frame: frame.structure.species)
         self.parameters = parameters
         self.noise = noise
         self.linear = linear
         self.budget = budget
         self.size = parameters.size
         self.token = f"{os.getpid()}-{next(_NUMBERS)}"
-        groups = _groups(frames)
-        self.chunks = [
-            Chunk(self.token, i, group, parameters, noise, linear, budget * len(group) // len(frames))
-            for i, group in enumerate(groups)
-        ]
+        files = None if cache is None else cache.files(feature_maps(parameters))
+        self.chunks = []
+        for i, group in enumerate(_groups(frames)):
+            share = len(group) / len(frames)
+            own = None if files is None else files.share(share)
+            self.chunks.append(
+                Chunk(self.token, i, group, parameters, noise, linear, int(budget * share), own)
+            )
 
     @property
     def linear_columns(self) -> slice | None:
@@ -159,20 +179,52 @@ def _groups(frames: Sequence[TrainingFrame]) -> list[Sequence[TrainingFrame]]:
     return groups
 
 
-def joblib_engine(problem: LeastSquaresProblem, u: FloatArray, jacobian: JacobianKind) -> Sums:
-    """Sum the chunks of a :class:`FitProblem` through joblib.
+def map_chunks(
+    function: Callable[..., Result], problem: FitProblem, *arguments: Any, description: str
+) -> Iterable[Result]:
+    """``function(chunk, *arguments)`` for all chunks in order, through joblib; worker processes may die on the way.
 
     Serial by default; ``with joblib.parallel_config(backend="loky", n_jobs=2):`` around the fit, or any other
-    backend (``"threading"``, ``"dask"``), runs chunks in parallel.  The order of summation is fixed.
+    backend (``"threading"``, ``"dask"``), runs chunks in parallel.  A dask cluster repeats the work of a worker that dies
+    by itself; pools of local processes break, and are started again here.
+
+    Raises
+    ------
+    WorkerError
+        If worker processes die again and again on the same chunks.
     """
+    return track(_results(function, problem.chunks, arguments), description, total=len(problem.chunks))
+
+
+def _results(
+    function: Callable[..., Result], chunks: Sequence[Chunk], arguments: tuple[Any, ...]
+) -> Iterator[Result]:
     from joblib import Parallel, delayed
 
+    done = failures = 0
+    while done < len(chunks):
+        parallel = Parallel(return_as="generator")
+        tasks = (delayed(function)(chunk, *arguments) for chunk in chunks[done:])
+        try:
+            for result in parallel(tasks):
+                yield result
+                done, failures = done + 1, 0
+        except BrokenProcessPool as error:
+            failures += 1
+            if failures > RETRIES:
+                raise WorkerError(
+                    f"worker processes died {failures} times in a row, out of memory perhaps: use fewer (n_jobs), "
+                    "or a machine with more memory. A fit with resume=path continues from its checkpoint"
+                ) from error
+            say(f"a worker process died; {len(chunks) - done} of {len(chunks)} chunks are computed again")
+
+
+def joblib_engine(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) -> Sums:
+    """Sum the chunks of a :class:`FitProblem` in fixed order; see :func:`map_chunks`."""
     assert isinstance(problem, FitProblem)
-    parallel = Parallel(return_as="generator")
-    tasks = (delayed(_chunk_sums)(chunk, u, jacobian) for chunk in problem.chunks)
-    what = {"full": "iteration", "linear": "step", "none": "step"}[jacobian]
+    name = "iteration" if what in ("full", "triangle") else "step"
     total: Sums | None = None
-    for sums in track(parallel(tasks), what, total=len(problem.chunks)):
+    for sums in map_chunks(_chunk_sums, problem, u, what, description=name):
         if total is None:
             total = sums
         else:
@@ -181,4 +233,4 @@ def joblib_engine(problem: LeastSquaresProblem, u: FloatArray, jacobian: Jacobia
     return total
 
 
-__all__ = ["MAX_CHUNKS", "Chunk", "FitProblem", "joblib_engine"]
+__all__ = ["MAX_CHUNKS", "RETRIES", "Chunk", "FitProblem", "joblib_engine", "map_chunks"]

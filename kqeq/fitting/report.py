@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from kqeq.fitting.solver import Iteration
 
+NAMES = {"cholesky": "Cholesky", "qr": "QR"}
+"""What the ways to solve the linear problem are called in tables."""
+
 
 @dataclass(frozen=True)
 class FitReport:
@@ -60,9 +63,10 @@ class FitReport:
                 for name, row in self.learned.items()
             ]
         lines += list(self.notes)
-        lines.append(" iteration          loss   promised drop   damping")
+        lines.append(" iteration          loss   promised drop   damping  condition  solved by")
         lines += [
-            f"{it.number:10d} {it.loss:13.6g} {it.decrement:15.3g} {it.damping:9.1e}{'' if it.accepted else '  no step'}"
+            f"{it.number:10d} {it.loss:13.6g} {it.decrement:15.3g} {it.damping:9.1e}  {it.condition:9.1e}  "
+            f"{NAMES.get(it.method, it.method)}{'' if it.accepted else '  no step'}"
             for it in self.iterations
         ]
         lines.append(

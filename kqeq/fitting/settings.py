@@ -13,6 +13,7 @@ from kqeq.charge_kernel import ChargeKernel
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError
 from kqeq.fitting.blocks import BLOCKS
+from kqeq.fitting.equations import SOLVERS
 from kqeq.kernels import SOAPKernel
 
 DEFAULT_NOISE: Mapping[str, float] = {
@@ -47,6 +48,8 @@ class FitSettings:
         What noises and prior spreads are learned by; ``None`` keeps the given ones.
     site_kernel : SOAPKernel or None
         For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
+    solver : {"auto", "cholesky", "qr"}
+        How the linear problem of each step is solved (:mod:`kqeq.fitting.equations`).
     charge_aware : ChargeKernel or None
         How the short-range energy depends on charges.
     """
@@ -62,6 +65,26 @@ class FitSettings:
     optimize: str | None = None
     site_kernel: SOAPKernel | None = None
     charge_aware: ChargeKernel | None = None
+    solver: str = "auto"
+
+
+def complete_noise(noise: Mapping[str, float] | None) -> dict[str, float]:
+    """Standard deviations of all label kinds; defaults where none are given.
+
+    Raises
+    ------
+    InputError
+        For anything but a mapping, and for unknown kinds.
+    """
+    if not isinstance(noise or {}, Mapping):
+        raise InputError(f"noise is {noise!r}; expected a dict of standard deviations by label kind")
+    given = dict(noise or {})
+    unknown = [kind for kind in given if kind not in DEFAULT_NOISE]
+    if unknown:
+        raise InputError(
+            f"noise names {', '.join(map(repr, unknown))}; expected some of {', '.join(DEFAULT_NOISE)}"
+        )
+    return {**DEFAULT_NOISE, **given}
 
 
 def check_settings(settings: FitSettings) -> None:
@@ -122,6 +145,8 @@ def check_settings(settings: FitSettings) -> None:
                 'determine it. Mark element parameters with "learn", for example charges=kqeq.AtomicDipoles('
                 'kqeq.ACKS2(softness="learn"), polarizability="learn"), or leave it out'
             )
+    if settings.solver not in SOLVERS:
+        raise InputError(f"solver is {settings.solver!r}; expected one of {', '.join(SOLVERS)}")
     if settings.optimize not in (None, "evidence"):
         raise InputError(f'optimize is {settings.optimize!r}; expected "evidence" or None')
     if not isinstance(settings.max_iterations, Integral) or settings.max_iterations < 1:
@@ -130,4 +155,4 @@ def check_settings(settings: FitSettings) -> None:
         )
 
 
-__all__ = ["DEFAULT_NOISE", "FitSettings", "check_settings"]
+__all__ = ["DEFAULT_NOISE", "FitSettings", "check_settings", "complete_noise"]

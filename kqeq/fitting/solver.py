@@ -1,11 +1,11 @@
 """Regularised nonlinear least squares: accumulate normal equations, step, never let the loss rise.
 
-    loss(u) = ½ |u|² + ½ Σ r(u)²,    r = (y − ŷ(u)) / σ
+    loss(u) = prior(u) + ½ Σ r(u)²,    r = (y − ŷ(u)) / σ
 
-One iteration accumulates H = Σ JᵀJ + 1 and b = Σ Jᵀr − u over the frames and solves (H + λ diag H) Δ = b.
-λ = 0 is the Gauss–Newton step; it is tried first, and λ grows only when the loss would rise (Levenberg 1944;
-Marquardt 1963; damping update after Nielsen 1999, IMM-REP-1999-05).  Problems that are linear in u need the
-first step only.
+One iteration accumulates the quadratic model of the loss over the frames (:mod:`kqeq.fitting.equations`), in the
+simplest case H = Σ JᵀJ + 1 and b = Σ Jᵀr − u, and solves (H + λ diag H) Δ = b.  λ = 0 is the Gauss–Newton step; it is
+tried first, and λ grows only when the loss would rise (Levenberg 1944; Marquardt 1963; damping update after Nielsen
+1999, IMM-REP-1999-05).  Problems that are linear in u need the first step only.
 
 **Linear parameters.**  The short-range energy is linear in its parameters, the electrostatic energy quadratic in
 those of the electronegativity.  A plain Gauss–Newton step changes both at once, and the quadratic change, eV against
@@ -27,11 +27,24 @@ import numpy as np
 
 from kqeq import blas
 from kqeq.errors import NotPositiveDefiniteError
-from kqeq.linalg import factorise, solve_lower
+from kqeq.fitting.equations import (
+    CONDITION_LIMIT,
+    Equations,
+    NormalEquations,
+    Prior,
+    Sums,
+    TriangularEquations,
+    push,
+    solve,
+)
 from kqeq.typing import FloatArray
 
 JacobianKind = Literal["none", "linear", "full"]
 """Which Jacobian is asked for: none, that of the linear parameters, or that of all."""
+
+SumKind = Literal["none", "linear", "full", "triangle"]
+"""What is summed over frames: the loss; with it the gradient of the linear parameters; everything in one of the two forms
+of :mod:`kqeq.fitting.equations`."""
 
 CHUNK_ROWS = 2048
 """Rows of Jacobian that are collected before they are multiplied into the normal equations."""
@@ -73,6 +86,10 @@ class Iteration:
         λ of the accepted step.
     accepted : bool
         Whether a step that lowers the loss was found.
+    condition : float
+        Estimated condition number of the (scaled) normal equations.
+    method : {"cholesky", "qr"}
+        How they were solved.
     """
 
     number: int
@@ -80,6 +97,8 @@ class Iteration:
     decrement: float
     damping: float
     accepted: bool
+    condition: float = 1.0
+    method: str = "cholesky"
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,68 +142,46 @@ class Solution:
     n_residuals: int
 
 
-@dataclass(eq=False)
-class Sums:
-    """What a set of frames contributes; sums of sets add up.
-
-    Attributes
-    ----------
-    hessian : (P, P) array or None
-        Σ JᵀJ.
-    rhs : (P,) array, or (p,) over the linear parameters, or None
-        Σ Jᵀr.
-    loss : float
-        ½ Σ r².
-    n_residuals : int
-    """
-
-    hessian: FloatArray | None
-    rhs: FloatArray | None
-    loss: float
-    n_residuals: int
-
-    def add(self, other: Sums) -> None:
-        """Add another set's contribution in place."""
-        if self.hessian is not None and other.hessian is not None:
-            self.hessian += other.hessian
-        if self.rhs is not None and other.rhs is not None:
-            self.rhs += other.rhs
-        self.loss += other.loss
-        self.n_residuals += other.n_residuals
-
-
 class Engine(Protocol):
     """How the sums over frames are done: here and now, or in parallel."""
 
-    def __call__(self, problem: LeastSquaresProblem, u: FloatArray, jacobian: JacobianKind) -> Sums:
+    def __call__(self, problem: LeastSquaresProblem, u: FloatArray, what: SumKind) -> Sums:
         """Contribution of all frames."""
 
 
-def sum_frames(problem: LeastSquaresProblem, u: FloatArray, jacobian: JacobianKind) -> Sums:
+def sum_frames(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) -> Sums:
     """Sum the contributions of all frames one after another; memory does not depend on their number."""
-    full = jacobian == "full"
-    total = Sums(np.zeros((problem.size, problem.size)) if full else None, None, 0.0, 0)
-    pending: list[FloatArray] = []
+    size = problem.size
+    hessian = np.zeros((size, size)) if what == "full" else None
+    triangle = np.zeros((size + 1, size + 1), order="F") if what == "triangle" else None
+    total = Sums(hessian, None, 0.0, 0, triangle)
+    pending: list[tuple[FloatArray, FloatArray]] = []
     waiting = 0
 
     def flush() -> None:
         nonlocal waiting
-        if pending and total.hessian is not None:
-            stacked = np.concatenate(pending) if len(pending) > 1 else pending[0]
-            with blas.all_threads():
+        if not pending:
+            return
+        stacked = np.concatenate([rows for rows, _ in pending]) if len(pending) > 1 else pending[0][0]
+        with blas.all_threads():
+            if total.hessian is not None:
                 total.hessian += stacked.T @ stacked
-            pending.clear()
-            waiting = 0
+            elif total.triangle is not None:
+                residuals = np.concatenate([residual for _, residual in pending])
+                total.triangle = push(total.triangle, np.column_stack([stacked, residuals]))
+        pending.clear()
+        waiting = 0
 
-    for residual, rows in problem.rows(u, jacobian=jacobian):
+    for residual, rows in problem.rows(u, jacobian="full" if what == "triangle" else what):
         total.loss += 0.5 * float(residual @ residual)
         total.n_residuals += len(residual)
         if rows is None:
             continue
-        contribution = rows.T @ residual
-        total.rhs = contribution if total.rhs is None else total.rhs + contribution
-        if full:
-            pending.append(rows)
+        if what != "triangle":
+            contribution = rows.T @ residual
+            total.rhs = contribution if total.rhs is None else total.rhs + contribution
+        if what in ("full", "triangle"):
+            pending.append((rows, residual))
             waiting += len(residual)
             if waiting >= CHUNK_ROWS:
                 flush()
@@ -192,27 +189,49 @@ def sum_frames(problem: LeastSquaresProblem, u: FloatArray, jacobian: JacobianKi
     return total
 
 
-@dataclass(eq=False)
-class NormalEquations:
-    """H = Σ JᵀJ + 1, b = Σ Jᵀr − u and the loss at u."""
+def accumulate(
+    problem: LeastSquaresProblem,
+    u: FloatArray,
+    engine: Engine = sum_frames,
+    prior: Prior | None = None,
+    solver: str = "auto",
+) -> Equations:
+    """The quadratic model of the loss at u: all frames and the prior.
 
-    hessian: FloatArray
-    rhs: FloatArray
-    loss: float
-    n_residuals: int
+    Parameters
+    ----------
+    problem : LeastSquaresProblem
+    u : (P,) array
+    engine : callable
+    prior : Prior, optional
+        N(0, 1) by default.
+    solver : {"auto", "cholesky", "qr"}
+        ``auto`` accumulates again for QR if the normal equations turn out to be ill-conditioned.
 
-
-def accumulate(problem: LeastSquaresProblem, u: FloatArray, engine: Engine = sum_frames) -> NormalEquations:
-    """Normal equations of all frames and the prior."""
-    sums = engine(problem, u, "full")
-    assert sums.hessian is not None and sums.rhs is not None
-    hessian = sums.hessian
-    hessian[np.diag_indices_from(hessian)] += 1.0
-    return NormalEquations(hessian, sums.rhs - u, sums.loss + 0.5 * float(u @ u), sums.n_residuals)
+    Raises
+    ------
+    NotPositiveDefiniteError
+        If rounding makes H indefinite and QR is not allowed, or if something is not finite.
+    """
+    prior = Prior.standard(problem.size) if prior is None else prior
+    if solver != "qr":
+        try:
+            equations = NormalEquations(engine(problem, u, "full"), prior, u)
+        except NotPositiveDefiniteError:
+            if solver != "auto":
+                raise
+        else:
+            if solver != "auto" or equations.condition < CONDITION_LIMIT:
+                return equations
+    return TriangularEquations(engine(problem, u, "triangle"), prior, u)
 
 
 def project_linear(
-    problem: LeastSquaresProblem, u: FloatArray, lower: FloatArray | None, engine: Engine = sum_frames
+    problem: LeastSquaresProblem,
+    u: FloatArray,
+    lower: FloatArray | None,
+    engine: Engine = sum_frames,
+    prior: Prior | None = None,
 ) -> tuple[FloatArray, float]:
     """Solve for the linear parameters at the given others; ``lower`` factors their block of H.
 
@@ -221,28 +240,17 @@ def project_linear(
     (P,) array, float
         Parameters with the linear ones at their optimum, and the loss there.
     """
+    prior = Prior.standard(problem.size) if prior is None else prior
     columns = problem.linear_columns
     if columns is None or lower is None:
-        return u, engine(problem, u, "none").loss + 0.5 * float(u @ u)
+        return u, engine(problem, u, "none").loss + prior.value(u)
     sums = engine(problem, u, "linear")
     assert sums.rhs is not None
-    rhs = sums.rhs - u[columns]
-    step = _solve(lower, rhs)
+    rhs = sums.rhs - prior.gradient(u)[columns]
+    step = solve(lower, rhs)
     result = u.copy()
     result[columns] += step
-    return result, sums.loss + 0.5 * float(u @ u) - 0.5 * float(rhs @ step)
-
-
-def _factor(hessian: FloatArray) -> FloatArray:
-    return factorise(
-        hessian,
-        "the matrix of the normal equations",
-        "labels or noise levels span too many orders of magnitude: check units, and raise the smallest noise",
-    )
-
-
-def _solve(lower: FloatArray, rhs: FloatArray) -> FloatArray:
-    return solve_lower(lower, solve_lower(lower, rhs), transposed=True)
+    return result, sums.loss + prior.value(u) - 0.5 * float(rhs @ step)
 
 
 def _stalled(losses: list[float], patience: int | None, small: float) -> bool:
@@ -265,6 +273,8 @@ def minimise(
     report: Callable[[Iteration], None] = lambda _: None,
     step_factor: Callable[[FloatArray], float] = lambda _: 1.0,
     patience: int | None = None,
+    prior: Prior | None = None,
+    solver: str = "auto",
 ) -> Solution:
     """Minimise the loss from ``u``.
 
@@ -294,28 +304,47 @@ def minimise(
     patience : int, optional
         Converged as well after this many steps in a row, damped or not, that each gained less than the two limits
         above: parameters that compensate each other leave curved valleys whose floor is flat but endless.
+    prior : Prior, optional
+        N(0, 1) by default.
+    solver : {"auto", "cholesky", "qr"}
+        See :func:`accumulate`; once ``auto`` has turned to QR it stays there.
     """
     iterations: list[Iteration] = []
     damping = 0.0
     if state is not None:
         u, damping, iterations = state.u, state.damping, list(state.iterations)
+    prior = Prior.standard(problem.size) if prior is None else prior
+    if solver == "auto" and iterations and iterations[-1].method == "qr":
+        solver = "qr"
     growth = 2.0
     converged = False
-    equations = accumulate(problem, u, engine)
-    lower = _factor(equations.hessian)
+
+    def note(number: int, decrement: float, accepted: bool) -> None:
+        iterations.append(
+            Iteration(
+                number,
+                equations.loss,
+                decrement,
+                damping,
+                accepted,
+                equations.condition,
+                equations.method,
+            )
+        )
+        report(iterations[-1])
+
+    equations = accumulate(problem, u, engine, prior, solver)
     columns = problem.linear_columns
-    linear_lower = None if columns is None else _factor(equations.hessian[columns, columns])
+    linear_lower = None if columns is None else equations.block(columns)
     for number in range(len(iterations), max_iterations):
-        newton = _solve(lower, equations.rhs)
-        decrement = 0.5 * float(equations.rhs @ newton)
+        newton, decrement = equations.step(0.0), equations.decrement()
         if problem.linear:
             # the quadratic model is exact, and H does not depend on u
-            iterations.append(Iteration(number, equations.loss, decrement, 0.0, True))
-            report(iterations[-1])
+            note(number, decrement, True)
             return Solution(
                 u + newton,
                 equations.loss - decrement,
-                lower,
+                equations.lower,
                 tuple(iterations),
                 True,
                 equations.n_residuals,
@@ -324,20 +353,17 @@ def minimise(
         losses = [iteration.loss for iteration in iterations] + [equations.loss]
         if decrement <= small or _stalled(losses, patience, small):
             converged = True
-            iterations.append(Iteration(number, equations.loss, decrement, damping, True))
-            report(iterations[-1])
+            note(number, decrement, True)
             break
-        diagonal = np.diagonal(equations.hessian)
         step, accepted = newton, False
         for _ in range(40):
             if damping > 0.0:
-                damped = equations.hessian + damping * np.diag(diagonal)
-                step = _solve(_factor(damped), equations.rhs)
+                step = equations.step(damping)
             factor = step_factor(step)
             step = factor * step
-            promised = float(step @ equations.rhs) - 0.5 * float(step @ (equations.hessian @ step))
+            promised = equations.promised(step)
             try:
-                trial, trial_loss = project_linear(problem, u + step, linear_lower, engine)
+                trial, trial_loss = project_linear(problem, u + step, linear_lower, engine, prior)
             except NotPositiveDefiniteError:
                 trial, trial_loss = u, np.inf  # a charge problem without a minimum: too long a step
             actual = equations.loss - trial_loss
@@ -346,8 +372,7 @@ def minimise(
                 break
             damping = max(1e-3, damping * growth) if damping > 0.0 else 1e-3
             growth = min(growth * 2.0, 64.0)
-        iterations.append(Iteration(number, equations.loss, decrement, damping, accepted))
-        report(iterations[-1])
+        note(number, decrement, accepted)
         if not accepted:
             break
         gain = actual / promised
@@ -356,8 +381,9 @@ def minimise(
         growth = 2.0
         u = trial
         checkpoint(SolverState(u, damping, tuple(iterations)))
-        equations = accumulate(problem, u, engine)
-        lower = _factor(equations.hessian)
+        if solver == "auto":
+            solver = "auto" if equations.method == "cholesky" else "qr"
+        equations = accumulate(problem, u, engine, prior, solver)
         if (
             factor == 1.0
             and damping < 1e-3
@@ -365,11 +391,9 @@ def minimise(
         ):
             # a nearly free step that gained next to nothing: what the quadratic model still promises is not there
             converged = True
-            decrement = 0.5 * float(equations.rhs @ _solve(lower, equations.rhs))
-            iterations.append(Iteration(number + 1, equations.loss, decrement, damping, True))
-            report(iterations[-1])
+            note(number + 1, equations.decrement(), True)
             break
-    return Solution(u, equations.loss, lower, tuple(iterations), converged, equations.n_residuals)
+    return Solution(u, equations.loss, equations.lower, tuple(iterations), converged, equations.n_residuals)
 
 
 __all__ = [
@@ -377,10 +401,9 @@ __all__ = [
     "Iteration",
     "JacobianKind",
     "LeastSquaresProblem",
-    "NormalEquations",
     "Solution",
     "SolverState",
-    "Sums",
+    "SumKind",
     "accumulate",
     "minimise",
     "project_linear",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
-from ase.data import chemical_symbols
+from ase.data import atomic_numbers, chemical_symbols
 
 from kqeq.baseline import Baseline
 from kqeq.errors import InputError
@@ -123,4 +124,17 @@ def energy_offsets(
     return dict(zip(species, map(float, solution), strict=True))
 
 
-__all__ = ["choose_labels", "energy_offsets", "subtract_baseline"]
+def element_energies(e0: Any) -> dict[int, float]:
+    """Validate energies by element symbol and key them by atomic number."""
+    if not isinstance(e0, Mapping):
+        raise InputError(f"e0 is {e0!r}; expected a dict of energies (eV) by element symbol, or None")
+    bad = [symbol for symbol in e0 if symbol not in atomic_numbers]
+    if bad:
+        raise InputError(f"e0 names {bad}, which are no element symbols")
+    for symbol, value in e0.items():
+        if not isinstance(value, Real) or not np.isfinite(float(value)):
+            raise InputError(f'e0["{symbol}"] is {value!r}; expected one finite energy in eV')
+    return {atomic_numbers[symbol]: float(value) for symbol, value in e0.items()}
+
+
+__all__ = ["choose_labels", "element_energies", "energy_offsets", "subtract_baseline"]

@@ -1,13 +1,12 @@
-"""The command line: ``kqeq fit | evaluate | predict | optimize | demo``.
+"""The command line: ``kqeq fit | evaluate | predict | optimize | respond | diagnose | check | demo``.
 
-Exit codes: 0 success, 1 an optimisation that did not converge, 2 unusable input, 130 interrupted.  The heavy modules
-are imported inside the commands, so that ``kqeq --help`` answers at once.
+Exit codes: 0 success, 1 an optimisation that did not converge or a check that failed, 2 unusable input, 130
+interrupted.  The heavy modules are imported inside the commands, so that ``kqeq --help`` answers at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import warnings
@@ -15,19 +14,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TextIO
 
 from kqeq import __version__
-from kqeq.errors import InputError, KQEqError, KQEqWarning
-
-if TYPE_CHECKING:
-    from ase import Atoms
-
-    from kqeq.potential import Potential, Prediction
+from kqeq.cli.analysis import add_analysis, add_conditions
+from kqeq.cli.files import FRAMES, read_frames, read_one, with_results, write_frames, write_json
+from kqeq.errors import KQEqError, KQEqWarning
 
 OK, NOT_CONVERGED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-
-_FRAMES = "extended XYZ or any other file that ASE reads; FILE@:10 takes the first ten frames"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     fit = commands.add_parser(
         "fit", help="fit a model to labelled frames", description="Fit a model to labelled frames."
     )
-    fit.add_argument("train", nargs="+", metavar="TRAIN.xyz", help=_FRAMES)
+    fit.add_argument("train", nargs="+", metavar="TRAIN.xyz", help=FRAMES)
     fit.add_argument("-o", "--output", required=True, metavar="MODEL", help="model file to write (*.kqeq)")
     fit.add_argument("--config", metavar="FILE.toml", help="settings; defaults and all labels found without")
     fit.add_argument("--validation", metavar="FRAMES", help="evaluate the fitted model on these frames")
@@ -55,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Print the errors of a model on labelled frames.",
     )
     evaluate.add_argument("model", metavar="MODEL", help="model file")
-    evaluate.add_argument("frames", nargs="+", metavar="FRAMES", help=_FRAMES)
+    evaluate.add_argument("frames", nargs="+", metavar="FRAMES", help=FRAMES)
     evaluate.add_argument("--json", metavar="FILE", help="also write the errors as JSON")
     evaluate.set_defaults(run=_evaluate)
 
@@ -66,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         "predictions are kept under REF_ names.",
     )
     predict.add_argument("model", metavar="MODEL", help="model file")
-    predict.add_argument("frames", metavar="FRAMES", help=_FRAMES)
+    predict.add_argument("frames", metavar="FRAMES", help=FRAMES)
     predict.add_argument("-o", "--output", required=True, metavar="OUT.xyz", help="extended XYZ to write")
     predict.set_defaults(run=_predict)
 
@@ -80,20 +74,13 @@ def build_parser() -> argparse.ArgumentParser:
         "structure", metavar="IN.xyz", help="file with one structure; FILE@-1 takes the last"
     )
     optimize.add_argument("-o", "--output", required=True, metavar="OUT.xyz", help="extended XYZ to write")
-    optimize.add_argument(
-        "--charge", type=float, metavar="Q", help="total charge, e (default: the file's, or 0)"
-    )
-    optimize.add_argument(
-        "--field",
-        type=float,
-        nargs=3,
-        metavar=("FX", "FY", "FZ"),
-        help="field, V/Å (default: the file's, or none)",
-    )
+    add_conditions(optimize)
     optimize.add_argument(
         "--fmax", type=float, default=0.01, metavar="F", help="largest force, eV/Å (%(default)s)"
     )
     optimize.set_defaults(run=_optimize)
+
+    add_analysis(commands)
 
     demo = commands.add_parser(
         "demo",
@@ -138,8 +125,8 @@ def _fit(arguments: argparse.Namespace) -> int:
 
     check_writable(arguments.output)
     model = KQEq() if arguments.config is None else load_config(arguments.config)
-    frames = _read(arguments.train)
-    validation = [] if arguments.validation is None else _read([arguments.validation])
+    frames = read_frames(arguments.train)
+    validation = [] if arguments.validation is None else read_frames([arguments.validation])
     model.fit(frames)
     print(model.fit_report_)
     model.save(arguments.output)
@@ -157,7 +144,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         check_writable(arguments.json)
     model = load_model(arguments.model)
-    evaluation = model.evaluate(_read(arguments.frames))
+    evaluation = model.evaluate(read_frames(arguments.frames))
     print(evaluation)
     if arguments.json is not None:
         write_json(arguments.json, evaluation.to_dict())
@@ -170,13 +157,13 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     check_writable(arguments.output)
     model = load_model(arguments.model)
-    frames = _read([arguments.frames])
+    frames = read_frames([arguments.frames])
     predictions = model.predict(frames)
     results = [
         with_results(atoms, prediction, model.potential_)
         for atoms, prediction in zip(frames, predictions, strict=True)
     ]
-    _write(arguments.output, results)
+    write_frames(arguments.output, results)
     print(f"{len(results)} frames written to {arguments.output}")
     return OK
 
@@ -188,22 +175,17 @@ def _optimize(arguments: argparse.Namespace) -> int:
 
     check_writable(arguments.output)
     model = load_model(arguments.model)
-    frames = _read([arguments.structure])
-    if len(frames) != 1:
-        raise InputError(
-            f"{arguments.structure} holds {len(frames)} structures and one is optimised at a time; "
-            "choose one, for example IN.xyz@-1 for the last"
-        )
+    atoms = read_one(arguments.structure, "optimised")
     print(f"{'step':>5} {'energy (eV)':>18} {'largest force (eV/Å)':>22}")
     result = optimise(
-        frames[0],
+        atoms,
         model,
         total_charge=arguments.charge,
         external_field=arguments.field,
         fmax=arguments.fmax,
         observer=lambda step, energy, force: print(f"{step:5d} {energy:18.6f} {force:22.6f}", flush=True),
     )
-    _write(arguments.output, [with_results(result.atoms, result.prediction, model.potential_)])
+    write_frames(arguments.output, [with_results(result.atoms, result.prediction, model.potential_)])
     if result.held_centre_of_mass:
         force = ", ".join(f"{component:g}" for component in result.net_force)
         print(
@@ -231,106 +213,6 @@ def _demo(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         write_json(arguments.json, numbers)
     return OK
-
-
-# ---------------------------------------------------------------------- files
-
-
-def _read(paths: Sequence[str]) -> list[Atoms]:
-    """Frames of all files, in order.
-
-    Raises
-    ------
-    InputError
-        Naming the file that is missing, empty or unreadable.
-    """
-    from ase.io import read
-
-    frames: list[Atoms] = []
-    for path in paths:
-        # ASE's own syntax for a choice of frames: FILE@slice
-        name, choice = (path, "") if Path(path).exists() else path.rpartition("@")[::2]
-        name = name or path
-        if not Path(name).exists():
-            raise InputError(f"there is no file {name}")
-        if Path(name).is_dir():
-            raise InputError(f"{name} is a folder; expected a file with structures")
-        if Path(name).stat().st_size == 0:
-            raise InputError(f"{name} is empty; expected a file with structures")
-        try:
-            found = read(name, index=choice or ":", do_not_split_by_at_sign=True)
-        except Exception as error:  # ASE's many readers fail in as many ways
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(f"cannot read structures from {path}: {reason}") from None
-        found = found if isinstance(found, list) else [found]
-        if not found:
-            raise InputError(f"{path} holds no structures")
-        frames += found
-    return frames
-
-
-def with_results(atoms: Atoms, prediction: Prediction, potential: Potential) -> Atoms:
-    """A copy of a frame that carries a prediction under ASE's names.
-
-    Energy, forces, stress, charges and dipole become the results of a single-point calculator; the parts of the
-    energy, polarizability, chemical potential, charge and field go to ``info``, electronegativities to ``arrays``.
-    Labels of those names that the frame had are kept as ``REF_...``.
-    """
-    from ase.calculators.singlepoint import SinglePointCalculator
-
-    results: dict[str, Any] = {}
-    info: dict[str, Any] = {
-        "total_charge": prediction.total_charge,
-        "external_field": prediction.external_field,
-    }
-    arrays: dict[str, Any] = {}
-    if potential.has_energy:
-        results.update(energy=prediction.energy, forces=prediction.forces, stress=prediction.stress)
-        info["energy_short_range"] = prediction.energy_short_range
-        info["energy_electrostatic"] = prediction.energy_electrostatic
-    if potential.charges is not None:
-        results.update(charges=prediction.charges, dipole=prediction.dipole)
-        info["polarizability"] = prediction.polarizability
-        info["chemical_potential"] = prediction.chemical_potential
-        arrays["electronegativity"] = prediction.electronegativity
-    results, info, arrays = (
-        {name: value for name, value in part.items() if value is not None} for part in (results, info, arrays)
-    )
-
-    copy: Atoms = atoms.copy()
-    stored = {} if atoms.calc is None else atoms.calc.results
-    for name in (*results, *info, *arrays):
-        if name in ("total_charge", "external_field"):
-            continue
-        for place in (copy.info, copy.arrays):
-            old = place.pop(name, None)
-            if old is None and name in stored and (place is copy.arrays) == (name in ("forces", "charges")):
-                old = stored[name]
-            if old is not None:
-                place.setdefault(f"REF_{name}", old)
-    copy.info.update(info)
-    for name, value in arrays.items():
-        copy.set_array(name, value)
-    copy.calc = SinglePointCalculator(copy, **results)
-    return copy
-
-
-def _write(path: str, frames: Sequence[Atoms]) -> None:
-    from ase.io import write
-
-    from kqeq.atomic_write import atomic_path
-
-    with atomic_path(path) as temporary:
-        write(temporary, list(frames), format="extxyz")
-
-
-def write_json(path: str, data: Any) -> None:
-    """Write plain data as JSON, atomically."""
-    from kqeq.atomic_write import atomic_path
-
-    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 # ------------------------------------------------------------------- terminal
@@ -374,7 +256,3 @@ def _plain_warnings() -> Iterator[None]:
 
 
 __all__ = ["build_parser", "main", "with_results", "write_json"]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

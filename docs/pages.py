@@ -1,0 +1,183 @@
+"""Pages that follow from the sources: tutorials from the examples, command line and API reference from the package."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+
+MODULES = {
+    "kqeq": "What most users need",
+    "kqeq.analysis": "Questions about charged systems and fields, one call each",
+    "kqeq.datasets": "Packaged data",
+    "kqeq.charges": "Charge models and what belongs to them",
+    "kqeq.optimise": "Geometry optimisation",
+    "kqeq.plots": "Figures",
+    "kqeq.config": "Settings files",
+    "kqeq.baseline": "Baselines",
+    "kqeq.elements": "Parameters by element",
+    "kqeq.fitting.learning": "Element parameters from polarizabilities",
+    "kqeq.fitting.metrics": "Errors",
+    "kqeq.fitting.report": "What a fit reports",
+    "kqeq.constants": "Constants",
+    "kqeq.errors": "Exceptions and warnings",
+}
+"""Public modules in the order of the reference; those that this version does not have are left out."""
+
+BACKGROUND = (
+    "kqeq.site_data",
+    "kqeq.charges.softness",
+    "kqeq.charges.parameters",
+    "kqeq.uncertainty",
+    "kqeq.fitting.hyperparameters",
+    "kqeq.selection",
+    "kqeq.descriptors.soap",
+)
+"""Modules whose docstrings explain what others use; shown as they are written."""
+
+SKLEARN = ("set_fit_request", "set_predict_request", "set_score_request", "get_metadata_routing")
+"""What scikit-learn adds to every estimator and documents itself."""
+
+
+def write_pages(docs: Path) -> None:
+    """Write every generated page below ``docs``; pages that did not change keep their time stamps."""
+    tutorials(docs, docs.parent / "examples")
+    command_line(docs)
+    api(docs)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+# ------------------------------------------------------------------ tutorials
+
+
+def tutorials(docs: Path, examples: Path) -> None:
+    """One page for every example: its docstring, its figure, its table, its source."""
+    names = []
+    for script in sorted(examples.glob("[0-9][0-9]_*.py")):
+        title, text = _docstring(script)
+        for kind in ("png", "md"):
+            made = docs / "generated" / f"{script.stem}.{kind}"
+            if not made.exists():
+                raise FileNotFoundError(
+                    f"{made} is missing: python examples/run_all.py --output docs/generated {script.stem}"
+                )
+        names.append(script.stem)
+        _write(
+            docs / "tutorials" / f"{script.stem}.md",
+            f"""# {title}
+
+{text}
+
+```{{figure}} ../generated/{script.stem}.png
+:alt: {title}
+:width: 100%
+```
+
+```{{include}} ../generated/{script.stem}.md
+```
+
+## The script
+
+`python examples/{script.name}`
+
+```{{literalinclude}} ../../examples/{script.name}
+:language: python
+```
+""",
+        )
+    for old in (docs / "tutorials").glob("[0-9][0-9]_*.md"):
+        if old.stem not in names:
+            old.unlink()
+
+
+def _docstring(script: Path) -> tuple[str, str]:
+    """Title and text of a script's docstring, which is Markdown."""
+    text = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+    title, _, rest = text.partition("\n")
+    if not title:
+        raise ValueError(f"{script} has no docstring; its first line is the title of the tutorial")
+    return title.rstrip("."), rest.strip()
+
+
+# --------------------------------------------------------------- command line
+
+
+def command_line(docs: Path) -> None:
+    """The help text of every command, as the parser prints it."""
+    from kqeq.cli import build_parser
+
+    parser = build_parser()
+    parts = [_help(parser)]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            parts += [f"## kqeq {name}\n\n{_help(child)}" for name, child in action.choices.items()]
+    _write(docs / "cli_reference.md", "# Options of every command\n\n" + "\n".join(parts))
+
+
+def _help(parser: argparse.ArgumentParser) -> str:
+    parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=100)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", parser.format_help())  # newer argparse colours its help
+    return f"```text\n{text.strip()}\n```\n"
+
+
+# ------------------------------------------------------------------------ API
+
+
+def api(docs: Path) -> None:
+    """One page for every public module, with the names of its ``__all__``."""
+    rows, entries = [], []
+    seen: set[int] = set()
+    for name, what in MODULES.items():
+        if not _exists(name):
+            continue
+        page = name.replace(".", "_")
+        rows.append(f"| [`{name}`](api/{page}.md) | {what} |")
+        entries.append(f"api/{page}")
+        module = importlib.import_module(name)
+        directives = [f".. py:module:: {name}"]
+        for member in module.__all__:
+            value = getattr(module, member)
+            if not inspect.ismodule(value):
+                directives.append(_directive(name, member, value, first=id(value) not in seen))
+                seen.add(id(value))
+        text = "\n\n".join(directives)
+        _write(docs / "api" / f"{page}.md", f"# {name}\n\n{what}.\n\n```{{eval-rst}}\n{text}\n```\n")
+    rows.append("| [Background](api/background.md) | What some modules say about themselves |")
+    parts = [
+        f"## {name}\n\n```{{eval-rst}}\n.. py:module:: {name}\n```\n\n"
+        f"```text\n{inspect.getdoc(importlib.import_module(name))}\n```\n"
+        for name in BACKGROUND
+        if _exists(name) and name not in MODULES
+    ]
+    _write(docs / "api" / "background.md", "# Background\n\n" + "\n".join(parts))
+    table = "\n".join(["| module | |", "|---|---|", *rows])
+    tree = "\n".join(["```{toctree}", ":hidden:", "", *entries, "api/background", "```"])
+    _write(docs / "api.md", f"# API reference\n\n{table}\n\n{tree}\n")
+
+
+def _exists(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _directive(module: str, name: str, value: object, *, first: bool) -> str:
+    """The autodoc directive of one name; only its first appearance goes to the index."""
+    options = "" if first else "\n   :no-index:"
+    if isinstance(value, type):
+        if not issubclass(value, BaseException):
+            options += f"\n   :members:\n   :exclude-members: {', '.join(SKLEARN)}"
+        return f".. autoclass:: {module}.{name}{options}"
+    if callable(value):
+        return f".. autofunction:: {module}.{name}{options}"
+    return f".. autodata:: {module}.{name}{options}"

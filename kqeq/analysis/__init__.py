@@ -1,0 +1,70 @@
+"""Questions to a fitted model: how it responds to charge and field, whether to trust it, and what repairs it.
+
+    from kqeq import analysis
+    analysis.polarizability(model, atoms)            analysis.charge_scan(model, atoms, (-1, 0, 1))
+    analysis.born_charges(model, atoms)              analysis.field_scan(model, atoms, (0.0, 0.1, 0.2))
+    analysis.infrared(model, atoms)                  analysis.diagnose(model, atoms)
+
+Results are frozen dataclasses of arrays, with their units in the documentation and in ``units()``, and can be written:
+``to_dict()``, ``to_json(path)``, ``to_csv(path)``.  Figures are drawn by :mod:`kqeq.plots`.
+"""
+
+from kqeq.analysis.consistency import Check, Consistency, check_consistency
+from kqeq.analysis.diagnose import diagnose
+from kqeq.analysis.dissociation import DissociationScan, connected_fragments, dissociation_scan
+from kqeq.analysis.electrostatic import (
+    ElectrostaticPotential,
+    PotentialGrid,
+    electrostatic_potential,
+    potential_grid,
+)
+from kqeq.analysis.findings import ChainGrowth, Diagnosis, Finding
+from kqeq.analysis.response import (
+    BornCharges,
+    ChargeResponse,
+    Polarizability,
+    born_charges,
+    charge_response,
+    polarizability,
+)
+from kqeq.analysis.scans import (
+    ChargeScan,
+    FieldScan,
+    Ionisation,
+    charge_scan,
+    field_scan,
+    ionisation,
+)
+from kqeq.analysis.vibrations import Infrared, hessian, infrared
+
+__all__ = [
+    "BornCharges",
+    "ChainGrowth",
+    "ChargeResponse",
+    "ChargeScan",
+    "Check",
+    "Consistency",
+    "Diagnosis",
+    "DissociationScan",
+    "ElectrostaticPotential",
+    "FieldScan",
+    "Finding",
+    "Infrared",
+    "Ionisation",
+    "Polarizability",
+    "PotentialGrid",
+    "born_charges",
+    "charge_response",
+    "charge_scan",
+    "check_consistency",
+    "connected_fragments",
+    "diagnose",
+    "dissociation_scan",
+    "electrostatic_potential",
+    "field_scan",
+    "hessian",
+    "infrared",
+    "ionisation",
+    "polarizability",
+    "potential_grid",
+]

@@ -1,0 +1,373 @@
+"""Does this model over-polarise, does charge leak, does it extrapolate, and what repairs it.
+
+Charge equilibration moves charge over any distance at no cost.  Its known failures (theory section 6; Vondrák, Reuter &
+Margraf 2025, *npj Comput. Mater.* 11, 288) are looked for with geometries made for the purpose and with the user's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+
+from kqeq.analysis.dissociation import DissociationScan, connected_fragments, dissociation_scan
+from kqeq.analysis.entry import bare, fix, formula, potential_of
+from kqeq.analysis.findings import FLAGGED, NOTE, OK, UNTESTED, ChainGrowth, Diagnosis, Finding
+from kqeq.analysis.novelty import Novelty, novelty
+from kqeq.analysis.probes import alkane, atom_chain, chains_for, polar_pair
+from kqeq.analysis.ranges import charge_ranges
+from kqeq.charges import ACKS2, AtomicDipoles, QEq
+from kqeq.constants import COULOMB
+from kqeq.errors import InputError, KQEqError
+from kqeq.potential import Potential
+from kqeq.structures import Structure, conditions, read_structure
+from kqeq.typing import FloatArray
+
+MAX_EXPONENT = 1.3
+"""Growth exponent d ln α / d ln n at the end of a chain of insulating units beyond which a model over-polarises.
+
+DFT (PBE0) gives 1.12 for all-trans alkanes at C8; 1 is additive, QEq tends to 3."""
+
+MAX_LEAK = 0.05
+"""Fractional charge (e) of a separated fragment that is tolerated."""
+
+FAR = 15.0
+"""Distance of the closest atoms of separated fragments, Å."""
+
+NOVELTY_NOTE, NOVELTY_FLAG = 1.0, 2.0
+"""Distance to the nearest representative in units of the largest such distance among the representatives."""
+
+NOVELTY_LEAST = 0.05
+"""Distances below this (similarities above 0.95) are not flagged, however dense the training environments lie."""
+
+
+def diagnose(
+    model: Any, atoms: Atoms | None = None, *, total_charge: Any = None, external_field: Any = None
+) -> Diagnosis:
+    """Look for the known failures of charge models.
+
+    Parameters
+    ----------
+    model : KQEq
+    atoms : ase.Atoms, optional
+        A geometry of the kind that the model is meant for.  Without one, only probes made of the model's elements
+        are looked at.
+    total_charge, external_field : optional
+        Of that geometry; otherwise from ``atoms.info``.
+
+    Returns
+    -------
+    Diagnosis
+        Print it, or look at ``flagged``.
+
+    Raises
+    ------
+    InputError, UnsupportedError, ModelNotFittedError
+        For a geometry that the model cannot treat.
+    """
+    potential = potential_of(model)
+    names = ", ".join(chemical_symbols[z] for z in potential.species)
+    charges = "no charges" if potential.charges is None else describe_charges(potential.charges)
+    findings: list[Finding] = []
+    growth: ChainGrowth | None = None
+    scans: dict[str, DissociationScan] = {}
+    values = ranges = distances = None
+    if potential.charges is not None:
+        growth, finding = _polarisation(potential, atoms)
+        findings.append(finding)
+        scans, found = _leakage(model, potential, atoms, total_charge, external_field)
+        findings += found
+    else:
+        findings.append(
+            Finding("charges", NOTE, None, None, "", "the model has none: fields and total charge do not act")
+        )
+    if atoms is not None:
+        geometry = fix(model, atoms, total_charge, external_field)
+        if potential.charges is not None:
+            values = geometry.predict(()).charges
+            ranges = charge_ranges(geometry.structure.numbers)
+            findings.append(_range(values, ranges, geometry.structure))
+        distances = novelty(geometry)
+        findings.append(_extrapolation(model, atoms, distances, total_charge, external_field))
+    return Diagnosis(
+        model=f"{charges} for {names}",
+        findings=tuple(findings),
+        growth=growth,
+        dissociations=scans,
+        charges=values,
+        charge_ranges=ranges,
+        novelty=distances,
+    )
+
+
+def describe_charges(charges: Any) -> str:
+    """The charge model in a few words."""
+    if isinstance(charges, AtomicDipoles):
+        return f"{describe_charges(charges._inner)} with atomic dipoles"
+    name = type(charges).__name__
+    return f"{name} with fragments" if getattr(charges, "fragments", False) else name
+
+
+# ------------------------------------------------------------ over-polarisation
+
+
+def _polarisation(potential: Potential, atoms: Atoms | None) -> tuple[ChainGrowth | None, Finding]:
+    name = "over-polarisation (growth of the polarizability with length)"
+    chains = chains_for(potential.species, atoms)
+    assert potential.charges is not None
+    values = []
+    try:
+        for units in chains.units:
+            structure = _with_fragment(read_structure(chains.build(int(units))))
+            alpha = potential.predict(structure, ("polarizability",)).polarizability
+            assert alpha is not None
+            values.append(COULOMB * float(np.linalg.eigvalsh(alpha)[-1]))
+    except KQEqError as error:
+        return None, Finding(name, UNTESTED, None, None, "", f"{chains.name}: {error}")
+    alpha_n, n = np.array(values), chains.units
+    if alpha_n[-1] < 1e-6:
+        return None, Finding(name, UNTESTED, None, None, "", f"{chains.name}: they do not polarise at all")
+    exponents = np.diff(np.log(alpha_n)) / np.diff(np.log(n))
+    growth = ChainGrowth(chains.name, n, alpha_n, exponents)
+    text = (
+        f"{chains.name}, {n[0]} to {n[-1]}: along the chain {alpha_n[0]:.3g} to {alpha_n[-1]:.3g} Å³, per unit "
+        f"{alpha_n[0] / n[0]:.3g} to {alpha_n[-1] / n[-1]:.3g}; at the end it grows as n^{exponents[-1]:.2f}. Additive "
+        "molecules have an exponent of 1"
+    )
+    text += ", DFT gives these chains 1.12 at C8." if chains.build is alkane else "."
+    verdict, remedy = OK, ""
+    if exponents[-1] > MAX_EXPONENT:
+        verdict = FLAGGED if chains.insulating else NOTE
+        remedy = (
+            _polarisation_remedy(potential.charges)
+            if chains.insulating
+            else "for a metal such growth is physical; for an insulator it is not"
+        )
+    return growth, Finding(name, verdict, float(exponents[-1]), MAX_EXPONENT, "", text, remedy)
+
+
+def _with_fragment(structure: Structure) -> Structure:
+    """One neutral fragment, for models that insist on having fragments."""
+    return replace(
+        structure, fragments=np.zeros(len(structure), dtype=np.int64), fragment_charges=np.zeros(1)
+    )
+
+
+def _polarisation_remedy(charges: Any) -> str:
+    inner = charges._inner if isinstance(charges, AtomicDipoles) else charges
+    if isinstance(inner, QEq):
+        return (
+            "charge moves freely over any distance in QEq. Fit with "
+            'charges=kqeq.AtomicDipoles(kqeq.ACKS2(softness="learn"), polarizability="learn") on frames that carry '
+            "polarizabilities (charge flows along bonds only, atoms polarise on their own)"
+        )
+    if isinstance(inner, ACKS2) and not charges.learned:
+        return (
+            "the bond softness is too large for these chains: learn it, "
+            'kqeq.ACKS2(softness="learn", hardness="learn"), from frames that carry polarizabilities (a few short '
+            "molecules are enough), or give smaller values by element"
+        )
+    return "learn the element parameters from frames that carry polarizabilities"
+
+
+# --------------------------------------------------------------------- leakage
+
+
+def _leakage(
+    model: Any, potential: Potential, atoms: Atoms | None, total_charge: Any, external_field: Any
+) -> tuple[dict[str, DissociationScan], list[Finding]]:
+    scans: dict[str, DissociationScan] = {}
+    findings = []
+    pair = polar_pair(potential.species)
+    if pair is not None:
+        probe = atom_chain(pair, 1)
+        name = f"{chemical_symbols[pair[0]]}-{chemical_symbols[pair[1]]}"
+        findings.append(_pull(model, potential, probe, [[0], [1]], 0.0, name, scans))
+    if atoms is not None and not atoms.pbc.any() and len(atoms) > 1:
+        charge, _ = conditions(atoms, total_charge=total_charge, external_field=external_field)
+        groups, how = _groups(atoms)
+        name = f"{formula(atoms)}{f' {charge:+g}' if charge else ''}, {how}"
+        findings.append(_pull(model, potential, bare(atoms), groups, charge, name, scans))
+    if not findings:
+        text = "the model knows one element and no geometry was given: there is nothing to pull apart"
+        findings.append(Finding("charge leakage on dissociation", UNTESTED, None, None, "", text))
+    return scans, findings
+
+
+def _groups(atoms: Atoms) -> tuple[list[list[int]], str]:
+    """Fragments of the user's geometry: its own, those that bonds leave apart, or two halves."""
+    if "fragments" in atoms.arrays:
+        labels = np.asarray(atoms.arrays["fragments"])
+        if len(np.unique(labels)) > 1:
+            return [np.flatnonzero(labels == k).tolist() for k in np.unique(labels)], "its fragments"
+    found = connected_fragments(atoms)
+    if len(found) > 1:
+        return found, f"its {len(found)} molecules"
+    positions = atoms.positions - atoms.positions.mean(axis=0)
+    axis = np.linalg.eigh(positions.T @ positions)[1][:, -1]
+    order = np.argsort(positions @ axis)
+    along = (positions @ axis)[order]
+    # where the gap between neighbouring layers is widest, not at the very ends
+    first, last = max(1, len(atoms) // 4), min(len(atoms) - 1, -(-3 * len(atoms) // 4))
+    cuts = np.arange(first, last + 1)
+    cut = int(cuts[np.argmax((along[cuts] - along[cuts - 1]).round(6))])
+    return [sorted(order[:cut].tolist()), sorted(order[cut:].tolist())], "two halves"
+
+
+def _pull(
+    model: Any,
+    potential: Potential,
+    atoms: Atoms,
+    groups: Sequence[Sequence[int]],
+    charge: float,
+    name: str,
+    scans: dict[str, DissociationScan],
+) -> Finding:
+    title = f"charge leakage on dissociation of {name}"
+    distances = [*np.linspace(0.0, 5.0, 21), *np.linspace(6.0, FAR, 10)]
+    try:
+        whole = dissociation_scan(
+            model, atoms, groups, [0.0], fragment_charges=_spread(charge, groups), total_charge=charge
+        )
+        integers = _integers(whole.fragment_charges[0], charge)
+        scan = dissociation_scan(
+            model, atoms, groups, distances, fragment_charges=integers, total_charge=charge
+        )
+    except KQEqError as error:
+        return Finding(title, UNTESTED, None, None, "", f"{error}")
+    scans[name] = scan
+    leak = _fraction(scan.fragment_charges[-1])
+    shown = ", ".join(f"{q:+.3f}" for q in scan.fragment_charges[-1])
+    text = (
+        f"{len(groups)} fragments pulled {FAR:g} Å apart carry {shown} e (together, "
+        + ", ".join(f"{q:+.3f}" for q in scan.fragment_charges[0])
+        + "); apart, charges are whole numbers."
+    )
+    if leak > MAX_LEAK:
+        return Finding(title, FLAGGED, leak, MAX_LEAK, "e", text, _leakage_remedy(potential.charges))
+    verdict, remedy = OK, ""
+    if abs(charge) > 1e-6:
+        text += f" The charges {', '.join(f'{q:+g}' for q in integers)} were given with the fragments."
+        plain = _without_fragments(model, atoms, groups, charge)
+        if plain is not None and _fraction(plain) > MAX_LEAK:
+            verdict = NOTE
+            remedy = (
+                "without them the total charge starts evenly spread and the fragments keep "
+                + ", ".join(f"{q:+.3f}" for q in plain)
+                + " e: use kqeq.charges.assign_fragments(atoms, groups, charges) where ions come apart"
+            )
+    return Finding(title, verdict, leak, MAX_LEAK, "e", text, remedy)
+
+
+def _spread(charge: float, groups: Sequence[Sequence[int]]) -> list[float]:
+    """The total charge in proportion to the number of atoms."""
+    sizes = np.array([len(group) for group in groups])
+    return [float(q) for q in charge * sizes / sizes.sum()]
+
+
+def _integers(charges: FloatArray, total: float) -> list[float]:
+    """Whole numbers close to the charges whose sum is the total (that of the last one need not be whole)."""
+    floor = np.floor(charges + 1e-9)
+    missing = round(total - floor.sum())
+    order = np.argsort(floor - charges)
+    floor[order[:missing]] += 1.0
+    floor[-1] += total - floor.sum()
+    return [float(q) for q in floor]
+
+
+def _fraction(charges: FloatArray) -> float:
+    return float(np.abs(charges - np.round(charges)).max())
+
+
+def _without_fragments(
+    model: Any, atoms: Atoms, groups: Sequence[Sequence[int]], charge: float
+) -> FloatArray | None:
+    try:
+        scan = dissociation_scan(model, atoms, groups, [FAR], total_charge=charge)
+    except InputError:  # a model that insists on fragments
+        return None
+    return np.asarray(scan.fragment_charges[0])
+
+
+def _leakage_remedy(charges: Any) -> str:
+    inner = charges._inner if isinstance(charges, AtomicDipoles) else charges
+    if isinstance(inner, QEq):
+        return (
+            "QEq equalises chemical potentials over any distance. Use charges=kqeq.ACKS2() (no charge flows between "
+            "atoms that do not touch), or kqeq.QEq(fragments=True) with kqeq.charges.assign_fragments(atoms, groups, "
+            "charges)"
+        )
+    return (
+        "no charge flows over this distance; the fraction is that of the reference charges: give whole charges with "
+        "kqeq.charges.assign_fragments(atoms, groups, charges)"
+    )
+
+
+# ---------------------------------------------------------------- charge ranges
+
+
+def _range(values: FloatArray | None, ranges: FloatArray, structure: Structure) -> Finding:
+    assert values is not None
+    beyond = np.maximum(ranges[:, 0] - values, values - ranges[:, 1])
+    worst = int(np.argmax(beyond))
+    symbol = chemical_symbols[structure.numbers[worst]]
+    low, high = ranges[worst]
+    text = (
+        f"charges from {values.min():+.3f} to {values.max():+.3f} e; closest to its limit is {symbol} (atom {worst}) "
+        f"with {values[worst]:+.3f} e, possible are {low:+g} to {high:+g}."
+    )
+    name, unit = "charges against physical ranges", "e beyond them"
+    if beyond[worst] <= 0.0:
+        return Finding(name, OK, float(beyond[worst]), 0.0, unit, text)
+    remedy = (
+        "raise the hardness or let the fit learn it (hardness='learn'), fit to dipoles as well, or add frames like this "
+        "one to the training set"
+    )
+    return Finding(name, FLAGGED, float(beyond[worst]), 0.0, unit, text, remedy)
+
+
+# ---------------------------------------------------------------- extrapolation
+
+
+def _extrapolation(
+    model: Any, atoms: Atoms, found: Novelty, total_charge: Any, external_field: Any
+) -> Finding:
+    far = np.where(found.distances > NOVELTY_LEAST, found.relative, np.minimum(found.relative, NOVELTY_FLAG))
+    worst = int(np.argmax(far))
+    value = float(found.relative[worst])
+    symbol = chemical_symbols[found.numbers[worst]]
+    beyond = int((far > NOVELTY_FLAG).sum())
+    text = (
+        "1 - max kernel similarity to the representatives, in units of the largest such distance among them; largest "
+        f"for {symbol} (atom {worst}) with 1 - k = {found.distances[worst]:.2g}; {beyond} of {len(atoms)} atoms are far "
+        f"(beyond {NOVELTY_FLAG:g} and 1 - k > {NOVELTY_LEAST:g})."
+    )
+    if model.posterior_ is not None:
+        wanted = ["energy"]
+        prediction = model.predict(
+            atoms,
+            total_charge=total_charge,
+            external_field=external_field,
+            properties=wanted,
+            uncertainty=True,
+        )
+        parts = []
+        if prediction.energy_std is not None:
+            parts.append(f"energy {1e3 * prediction.energy_std / len(atoms):.2g} meV/atom")
+        if prediction.dipole_std is not None:
+            parts.append(f"dipole {np.linalg.norm(prediction.dipole_std):.2g} e·Å")
+        text += f" Standard deviations of the model here: {', '.join(parts)}."
+    remedy = (
+        f"the model extrapolates for {formula(atoms)}: label such structures and add them to the training set "
+        "(kqeq.select finds the most useful ones of a pool)"
+    )
+    verdict = FLAGGED if beyond else NOTE if value > NOVELTY_NOTE else OK
+    name = "extrapolation (distance to the training environments)"
+    return Finding(name, verdict, value, NOVELTY_FLAG, "", text, "" if verdict == OK else remedy)
+
+
+__all__ = ["FAR", "MAX_EXPONENT", "MAX_LEAK", "NOVELTY_FLAG", "NOVELTY_LEAST", "describe_charges", "diagnose"]

@@ -1,0 +1,119 @@
+"""The door of the analysis: a model and an :class:`ase.Atoms` become a geometry that can be asked again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from kqeq.errors import InputError, UnsupportedError
+from kqeq.estimator import KQEq
+from kqeq.fixed_geometry import FixedGeometry
+from kqeq.potential import Potential
+from kqeq.structures import Structure, describe, read_structure
+from kqeq.typing import FloatArray
+
+FIELD_STEP = 0.05
+"""Step of finite differences by the field, V/Å.  Energies of the charge models are quadratic in the field at fixed
+geometry, so that differences have no truncation error, and a long step keeps rounding small."""
+
+CHARGE_STEP = 0.1
+"""Step of finite differences by the total charge, e; likewise."""
+
+
+def potential_of(model: Any) -> Potential:
+    """The fitted potential of a model.
+
+    Raises
+    ------
+    InputError
+        For something that is not a model.
+    ModelNotFittedError
+    """
+    if not isinstance(model, KQEq):
+        raise InputError(
+            f"expected a fitted kqeq.KQEq model, got {type(model).__name__}; load a model file with kqeq.load(path)"
+        )
+    return model._fitted()
+
+
+def read(model: Any, atoms: Any, total_charge: Any = None, external_field: Any = None) -> Structure:
+    """Validate a geometry and its conditions, and that the model can treat it.
+
+    Raises
+    ------
+    InputError, UnsupportedError, ModelNotFittedError
+    """
+    potential = potential_of(model)
+    if not isinstance(atoms, Atoms):
+        raise InputError(f"expected one ase.Atoms, got {type(atoms).__name__}")
+    structure = read_structure(atoms, total_charge=total_charge, external_field=external_field)
+    potential.check(structure, describe(atoms))
+    return structure
+
+
+def fix(model: Any, atoms: Any, total_charge: Any = None, external_field: Any = None) -> FixedGeometry:
+    """The model at one geometry; see :func:`read`."""
+    structure = read(model, atoms, total_charge, external_field)
+    potential = potential_of(model)
+    potential.warn_if_undetermined(structure)
+    return FixedGeometry.at(potential, structure)
+
+
+def require_charges(potential: Potential, what: str) -> None:
+    """Refuse questions about charges to a model without.
+
+    Raises
+    ------
+    UnsupportedError
+    """
+    if potential.charges is None:
+        raise UnsupportedError(f"the model has no charges, so it has no {what}; fit with charges=kqeq.QEq()")
+
+
+def derivative(function: Callable[[float], FloatArray], step: float) -> FloatArray:
+    """First derivative at zero by central differences of fourth order."""
+    near = function(step) - function(-step)
+    far = function(2.0 * step) - function(-2.0 * step)
+    return np.asarray((8.0 * near - far) / (12.0 * step))
+
+
+def formula(atoms: Atoms) -> str:
+    """Chemical formula as chemists write it: Hill's order with carbon, metals first without."""
+    return str(atoms.get_chemical_formula("hill" if 6 in atoms.numbers else "metal"))
+
+
+def bare(atoms: Atoms) -> Atoms:
+    """Elements and geometry alone."""
+    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+
+
+def defined(value: Any, what: str) -> Any:
+    """A quantity of a prediction, or an error that says why there is none.
+
+    Raises
+    ------
+    UnsupportedError
+    """
+    if value is None:
+        raise UnsupportedError(
+            f"{what} is not defined for this structure and charge model: the dipole Σ q r of a periodic cell depends "
+            "on which image of an atom is meant; use an isolated structure, or kqeq.ACKS2() for neutral periodic cells"
+        )
+    return value
+
+
+__all__ = [
+    "CHARGE_STEP",
+    "FIELD_STEP",
+    "bare",
+    "defined",
+    "derivative",
+    "fix",
+    "formula",
+    "potential_of",
+    "read",
+    "require_charges",
+]

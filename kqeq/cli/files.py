@@ -1,0 +1,136 @@
+"""Files of the command line: frames in, frames and JSON out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kqeq.errors import InputError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from kqeq.potential import Potential, Prediction
+
+FRAMES = "extended XYZ or any other file that ASE reads; FILE@:10 takes the first ten frames"
+"""Help for arguments that name frames."""
+
+
+def read_frames(paths: Sequence[str]) -> list[Atoms]:
+    """Frames of all files, in order.
+
+    Raises
+    ------
+    InputError
+        Naming the file that is missing, empty or unreadable.
+    """
+    from ase.io import read
+
+    frames: list[Atoms] = []
+    for path in paths:
+        # ASE's own syntax for a choice of frames: FILE@slice
+        name, choice = (path, "") if Path(path).exists() else path.rpartition("@")[::2]
+        name = name or path
+        if not Path(name).exists():
+            raise InputError(f"there is no file {name}")
+        if Path(name).is_dir():
+            raise InputError(f"{name} is a folder; expected a file with structures")
+        if Path(name).stat().st_size == 0:
+            raise InputError(f"{name} is empty; expected a file with structures")
+        try:
+            found = read(name, index=choice or ":", do_not_split_by_at_sign=True)
+        except Exception as error:  # ASE's many readers fail in as many ways
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"cannot read structures from {path}: {reason}") from None
+        found = found if isinstance(found, list) else [found]
+        if not found:
+            raise InputError(f"{path} holds no structures")
+        frames += found
+    return frames
+
+
+def read_one(path: str, purpose: str) -> Atoms:
+    """The only structure of a file.
+
+    Raises
+    ------
+    InputError
+        As :func:`read_frames`, and for files that hold several.
+    """
+    frames = read_frames([path])
+    if len(frames) != 1:
+        raise InputError(
+            f"{path} holds {len(frames)} structures and one is {purpose} at a time; "
+            "choose one, for example IN.xyz@-1 for the last"
+        )
+    return frames[0]
+
+
+def with_results(atoms: Atoms, prediction: Prediction, potential: Potential) -> Atoms:
+    """A copy of a frame that carries a prediction under ASE's names.
+
+    Energy, forces, stress, charges and dipole become the results of a single-point calculator; the parts of the
+    energy, polarizability, chemical potential, charge and field go to ``info``, electronegativities to ``arrays``.
+    Labels of those names that the frame had are kept as ``REF_...``.
+    """
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    results: dict[str, Any] = {}
+    info: dict[str, Any] = {
+        "total_charge": prediction.total_charge,
+        "external_field": prediction.external_field,
+    }
+    arrays: dict[str, Any] = {}
+    if potential.has_energy:
+        results.update(energy=prediction.energy, forces=prediction.forces, stress=prediction.stress)
+        info["energy_short_range"] = prediction.energy_short_range
+        info["energy_electrostatic"] = prediction.energy_electrostatic
+    if potential.charges is not None:
+        results.update(charges=prediction.charges, dipole=prediction.dipole)
+        info["polarizability"] = prediction.polarizability
+        info["chemical_potential"] = prediction.chemical_potential
+        arrays["electronegativity"] = prediction.electronegativity
+    results, info, arrays = (
+        {name: value for name, value in part.items() if value is not None} for part in (results, info, arrays)
+    )
+
+    copy: Atoms = atoms.copy()
+    stored = {} if atoms.calc is None else atoms.calc.results
+    for name in (*results, *info, *arrays):
+        if name in ("total_charge", "external_field"):
+            continue
+        for place in (copy.info, copy.arrays):
+            old = place.pop(name, None)
+            if old is None and name in stored and (place is copy.arrays) == (name in ("forces", "charges")):
+                old = stored[name]
+            if old is not None:
+                place.setdefault(f"REF_{name}", old)
+    copy.info.update(info)
+    for name, value in arrays.items():
+        copy.set_array(name, value)
+    copy.calc = SinglePointCalculator(copy, **results)
+    return copy
+
+
+def write_frames(path: str, frames: Sequence[Atoms]) -> None:
+    """Write frames as extended XYZ, atomically."""
+    from ase.io import write
+
+    from kqeq.atomic_write import atomic_path
+
+    with atomic_path(path) as temporary:
+        write(temporary, list(frames), format="extxyz")
+
+
+def write_json(path: str, data: Any) -> None:
+    """Write plain data as JSON, atomically."""
+    from kqeq.atomic_write import atomic_path
+
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+__all__ = ["FRAMES", "read_frames", "read_one", "with_results", "write_frames", "write_json"]

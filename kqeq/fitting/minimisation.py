@@ -1,0 +1,123 @@
+"""How one fit is minimised: from a closed-form start, with checkpoints."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from kqeq.errors import KQEqWarning
+from kqeq.fitting.blocks import LINEAR_KINDS
+from kqeq.fitting.checkpoint import fingerprint, read_checkpoint, write_checkpoint
+from kqeq.fitting.parameters import Parameters
+from kqeq.fitting.problem import FitProblem, joblib_engine
+from kqeq.fitting.settings import FitSettings
+from kqeq.fitting.solver import Solution, SolverState, minimise
+from kqeq.typing import FloatArray
+
+
+def _start(problem: FitProblem, solver: str) -> FloatArray:
+    """Electronegativities fitted to dipoles and charges alone, in closed form: where the iteration starts.
+
+    Energies are quadratic in electronegativities; from here the quadratic model is good, from zero it is not.
+    Site parameters, if any are learned, are fitted to the polarizabilities before, which depend on nothing else.
+    """
+    parameters, start = problem.parameters, np.zeros(problem.size)
+    if parameters.learned is not None:
+        found = _fit_part(problem, parameters, frozenset({"polarizability"}), solver, linear=False)
+        start = start if found is None else found
+        parameters = parameters.freeze(start)
+    found = _fit_part(problem, parameters, LINEAR_KINDS, solver, linear=True)
+    # one leaves the electronegativities at zero, the other the site parameters
+    return start if found is None else start + found
+
+
+def _fit_part(
+    problem: FitProblem, parameters: Parameters, kinds: frozenset[str], solver: str, *, linear: bool
+) -> FloatArray | None:
+    """Parameters fitted to the labels of some kinds alone; ``None`` where there are no such labels."""
+    frames = []
+    for frame in problem.frames:
+        drop: dict[str, Any] = {kind: None for kind in frame.labels.kinds if kind not in kinds}
+        labels = replace(frame.labels, **drop)
+        if labels.kinds:
+            frames.append(replace(frame, labels=labels))
+    if not frames:
+        return None
+    # a closed-form fit meets every frame once: there is nothing to keep
+    budget = 0 if linear else problem.budget
+    part = FitProblem(frames, parameters, problem.noise, linear=linear, budget=budget)
+    start = np.zeros(problem.size)
+    try:
+        found = minimise(
+            part,
+            start,
+            engine=joblib_engine,
+            step_factor=parameters.step_factor,
+            patience=parameters.patience,
+            solver=solver,
+        )
+        return found.u
+    finally:
+        part.close()
+
+
+def minimise_from(problem: FitProblem, settings: FitSettings, u: FloatArray | None) -> Solution:
+    """Minimise from ``u``, or from the closed-form start."""
+    if u is None:
+        u = _start(problem, settings.solver)
+    return minimise(
+        problem,
+        u,
+        max_iterations=settings.max_iterations,
+        engine=joblib_engine,
+        step_factor=problem.parameters.step_factor,
+        patience=problem.parameters.patience,
+        solver=settings.solver,
+    )
+
+
+def solve(problem: FitProblem, settings: FitSettings, resume: str | PathLike[str] | None) -> Solution:
+    """Minimise, from the checkpoint if there is one."""
+    state, mark = None, ""
+    if resume is not None:
+        mark = fingerprint(settings, problem.frames)
+        state = read_checkpoint(resume, mark, problem.size)
+    start = np.zeros(problem.size)
+    if state is None and not problem.linear:
+        start = _start(problem, settings.solver)
+        if resume is not None:
+            write_checkpoint(resume, mark, SolverState(start, 0.0, ()))
+
+    def checkpoint(reached: SolverState) -> None:
+        if resume is not None:
+            write_checkpoint(resume, mark, reached)
+
+    return minimise(
+        problem,
+        start,
+        max_iterations=settings.max_iterations,
+        engine=joblib_engine,
+        state=state,
+        checkpoint=checkpoint,
+        step_factor=problem.parameters.step_factor,
+        patience=problem.parameters.patience,
+        solver=settings.solver,
+    )
+
+
+def warn_unconverged(solution: Solution) -> None:
+    """Warn if a fit stopped early."""
+    if not solution.converged:
+        warnings.warn(
+            f"the fit stopped after {len(solution.iterations)} iterations without converging (loss {solution.loss:.6g}); "
+            "print model.fit_report_ for the table, raise max_iterations, or raise the noise levels",
+            KQEqWarning,
+            stacklevel=4,
+        )
+
+
+__all__ = ["minimise_from", "solve", "warn_unconverged"]

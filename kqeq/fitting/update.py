@@ -1,0 +1,135 @@
+"""More frames for a fitted model, without those it was fitted to.
+
+The posterior of a fit, N(u, H⁻¹), is the prior of what comes next (Bayes): with the old data as the quadratic form ½
+(u' − u)ᵀ H (u' − u), Gauss–Newton runs over the frames that are added, and nothing of the old ones is needed but H
+and u.
+
+For labels that the model is linear in (dipoles, charges; energies and forces without charges) this is exact: the
+result is that of one fit to all frames with the same representatives, noises and priors.  Otherwise the quadratic
+form is the old loss only near u; the further the added frames move the parameters, the more a fit to all frames would
+differ.
+
+Representatives and element offsets' prior means stay as they are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from kqeq.errors import InputError
+from kqeq.fitting.blocks import LINEAR_KINDS
+from kqeq.fitting.consistency import warn_contradictions
+from kqeq.fitting.equations import Prior
+from kqeq.fitting.features import MEMORY_BUDGET
+from kqeq.fitting.fit import FitResult, finish
+from kqeq.fitting.minimisation import warn_unconverged
+from kqeq.fitting.parameters import Parameters
+from kqeq.fitting.problem import FitProblem, joblib_engine
+from kqeq.fitting.report import FitReport
+from kqeq.fitting.settings import FitSettings
+from kqeq.fitting.solver import minimise
+from kqeq.fitting.targets import choose_labels, subtract_baseline
+from kqeq.labels import LABEL_KINDS, Labels
+from kqeq.potential import Potential
+from kqeq.structures import Structure
+
+
+def update_potential(
+    pairs: Sequence[tuple[Structure, Labels]],
+    settings: FitSettings,
+    potential: Potential,
+    parameters: Parameters,
+    prior: Prior,
+    noise: Mapping[str, float],
+    report: FitReport,
+) -> FitResult:
+    """Add frames to a fit.
+
+    Parameters
+    ----------
+    pairs : sequence of (Structure, Labels)
+        The frames to add.
+    settings : FitSettings
+        As of the fit; targets are those that the fit used.
+    potential : Potential
+        What the fit gave.
+    parameters : Parameters
+    prior : Prior
+        The posterior of the fit: its solution and the Cholesky factor of H there.
+    noise : mapping of str to float
+        As of the fit, learned or given.
+    report : FitReport
+        Of the fit.
+
+    Returns
+    -------
+    FitResult
+        The report counts old and added frames together.
+
+    Raises
+    ------
+    InputError
+        For elements that the model does not know and frames without a label of a kind that it was fitted to.
+    UnsupportedError
+        For structures that the charge model cannot treat.
+    """
+    started = time.perf_counter()
+    kinds = tuple(kind for kind in LABEL_KINDS if kind in report.used)
+    found = {kind for _, labels in pairs for kind in labels.kinds}
+    if not found & set(kinds):
+        raise InputError(
+            f"the model was fitted to {', '.join(kinds)}, and the {len(pairs)} frames to add carry "
+            f"{', '.join(sorted(found)) or 'no labels'}; add frames with labels of those kinds, or fit again to all"
+        )
+    for i, (structure, _) in enumerate(pairs):
+        potential.check(structure, f"frame {i}")
+    settings = replace(settings, targets=tuple(kind for kind in kinds if kind in found))
+    frames, used, ignored = choose_labels(pairs, settings)
+    ignored = {
+        kind: reason if kind in kinds else "the model was not fitted to it; fit again to all frames to use it"
+        for kind, reason in ignored.items()
+    }
+    warn_contradictions(frames, noise["energy"])
+    if potential.baseline is not None:
+        frames = subtract_baseline(frames, potential.baseline)
+    linear = settings.charges is None or (parameters.learned is None and used.keys() <= LINEAR_KINDS)
+    problem = FitProblem(frames, parameters, noise, linear=linear, budget=0 if linear else MEMORY_BUDGET)
+    try:
+        solution = minimise(
+            problem,
+            prior.mean,
+            max_iterations=settings.max_iterations,
+            engine=joblib_engine,
+            step_factor=parameters.step_factor,
+            patience=parameters.patience,
+            prior=prior,
+            solver=settings.solver,
+        )
+    finally:
+        problem.close()
+    warn_unconverged(solution)
+    solution = replace(
+        solution, loss=report.loss + solution.loss, n_residuals=report.n_residuals + solution.n_residuals
+    )
+    counts = Counter(report.used) + Counter(used)
+    line = (
+        f"continued from a fit to {report.n_frames} frames (loss {report.loss:.6g}) with {len(frames)} more"
+    )
+    if not linear:
+        line += "; the earlier ones enter through the quadratic form at their optimum"
+    before = replace(
+        report,
+        n_frames=report.n_frames + len(frames),
+        n_atoms=report.n_atoms + sum(len(frame.structure) for frame in frames),
+        used={kind: counts[kind] for kind in LABEL_KINDS if counts[kind]},
+        ignored={**report.ignored, **ignored},
+        notes=(*report.notes, line),
+    )
+    charges = (*potential.training_charges, *(structure.total_charge for structure, _ in pairs))
+    return finish(parameters, solution, dict(noise), settings, before, charges, potential.has_energy, started)
+
+
+__all__ = ["update_potential"]

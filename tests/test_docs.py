@@ -1,0 +1,98 @@
+"""The documentation tells the truth: its code runs, its commands work, its figures and links exist."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kqeq
+from kqeq.cli import build_parser
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(page for page in DOCS.glob("*.md") if page.stem not in ("api", "cli_reference"))
+
+ELSEWHERE = (".venv/bin/kqeq demo", "python3 -m venv")
+"""Commands of the quick start that test_demo.py and .ci/run execute."""
+
+
+def blocks(page, *languages):
+    """Language and text of the fenced blocks of a page, in order."""
+    found = re.findall(
+        r"^```(\w+)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
+    return [(language, text) for language, text in found if language in languages]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if blocks(page, "python") and page.stem != "quickstart"],
+    ids=lambda page: page.stem,
+)
+@pytest.mark.filterwarnings("ignore::kqeq.errors.RepresentativesWarning")
+def test_python_blocks(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for _, code in blocks(page, "python"):
+        exec(compile(code, page.name, "exec"), {"__name__": "__main__"})
+        assert capsys.readouterr().out
+
+
+def test_quick_start_from_the_first_to_the_last_command(tmp_path, monkeypatch):
+    """All blocks in order; installation and demo are CI's and test_demo's business."""
+    monkeypatch.chdir(tmp_path)
+    # the commands shall run the package that is tested, wherever it is
+    path = os.pathsep.join([str(Path(kqeq.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path.rstrip(os.pathsep))
+    shell = f'kqeq() {{ "{sys.executable}" -W error -m kqeq.cli "$@"; }}\nset -e\n'
+    done = []
+    for language, text in blocks(DOCS / "quickstart.md", "bash", "python"):
+        if language == "python":
+            exec(compile(text, "quickstart.md", "exec"), {"__name__": "__main__"})
+            continue
+        lines = [line for line in text.splitlines() if not line.startswith(ELSEWHERE)]
+        done += [line.split()[1] for line in lines if line.startswith("kqeq ")]
+        ran = subprocess.run(
+            ["bash", "-c", shell + "\n".join(lines)], check=False, capture_output=True, text=True, timeout=300
+        )
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert done == ["fit", "fit", "evaluate", "predict", "optimize"]
+    for name in ("model.kqeq", "errors.json", "predicted.xyz", "relaxed.xyz"):
+        assert (tmp_path / name).stat().st_size > 0
+
+
+def test_commands_parse():
+    lines = [line for page in PAGES for _, text in blocks(page, "text", "bash") for line in text.splitlines()]
+    lines = [line.removeprefix(".venv/bin/") for line in lines]
+    lines = [line.split("#")[0].split()[1:] for line in lines if line.startswith("kqeq ")]
+    assert len(lines) >= 8
+    for line in lines:
+        build_parser().parse_args(line)
+
+
+def test_settings_file_of_the_command_line_page(tmp_path):
+    from kqeq.config import load_config
+
+    ((_, text),) = blocks(DOCS / "cli.md", "toml")
+    path = tmp_path / "settings.toml"
+    path.write_text(text, encoding="utf-8")
+    assert load_config(path).charges.learned == ("softness", "polarizability")
+
+
+def test_every_example_has_its_figure_and_table():
+    examples = sorted(path.stem for path in (ROOT / "examples").glob("[0-9][0-9]_*.py"))
+    assert examples
+    for name in [*examples, "hero"]:
+        assert 5_000 < (DOCS / "generated" / f"{name}.png").stat().st_size < 150_000, name
+    for name in examples:
+        table = (DOCS / "generated" / f"{name}.md").read_text(encoding="utf-8")
+        assert table.startswith("| "), name
+        assert "nan" not in table.lower().split(), name
+
+
+def test_the_build_is_part_of_ci():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "docs/build.py" in script
+    assert "docs" in re.search(r"pip install --quiet '\.\[(.+?)\]'", script)[1]
