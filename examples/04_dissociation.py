@@ -148,8 +148,8 @@ def main(argv=None):
         figure,
         ["model", *systems],
         rows,
-        f"Charge (e) of the fragment that should carry +1, {FAR:g} Å from the other ({FAR:g} Å further from the rest than "
-        "in the cluster). Models were trained on dipoles only, of bound molecules and clusters: NaCl and LiF up to 4 Å.",
+        f"Charge (e) of the fragment that should carry +1, {FAR:g} Å from the other ({FAR:g} Å further from the rest "
+        "than in the cluster). Models were trained on dipoles of bound molecules and clusters: NaCl and LiF up to 4 Å.",
     )
 
 

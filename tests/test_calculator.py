@@ -158,6 +158,26 @@ def test_computes_only_what_is_asked_for(model, atoms, calls):
     assert len(calls) == 3
 
 
+def test_every_change_of_the_atoms_is_noticed(model, atoms):
+    """By the quick comparison as by ASE's own, which says what it was."""
+    atoms.calc = KQEqCalculator(model, total_charge=1)
+    atoms.get_potential_energy()
+    assert atoms.calc.check_state(atoms) == []
+    changes = {
+        "positions": lambda a: a.positions.__setitem__((0, 0), a.positions[0, 0] + 1e-9),
+        "numbers": lambda a: a.numbers.__setitem__(0, 29),
+        "cell": lambda a: a.set_cell([9.0, 9.0, 9.0]),
+        "pbc": lambda a: a.set_pbc(True),
+        "initial_charges": lambda a: a.set_initial_charges([0.5, 0.3, 0.2]),
+        "total_charge": lambda a: a.calc.results and setattr(a.calc, "total_charge", 0),
+    }
+    for name, change in changes.items():
+        other = atoms.copy()
+        other.calc = copy.deepcopy(atoms.calc)
+        change(other)
+        assert name in other.calc.check_state(other), name
+
+
 def test_sources_that_disagree_are_refused(model, atoms):
     atoms.calc = KQEqCalculator(model, total_charge=1)
     atoms.get_potential_energy()

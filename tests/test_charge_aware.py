@@ -315,9 +315,7 @@ def test_the_second_stage_is_a_minimum(pair, water_training):
         TrainingFrame(structure, replace(labels, charges=None), i)
         for i, (structure, labels) in enumerate(read_frames(water_training, LabelKeys()))
     ]
-    problem = ChargeAwareProblem(
-        frames, aware.potential_, posterior.part, posterior.noise, ChargeKernel()
-    )
+    problem = ChargeAwareProblem(frames, aware.potential_, posterior.part, posterior.noise, ChargeKernel())
 
     def loss(u):
         return 0.5 * u @ u + sum(0.5 * r @ r for r, _ in problem.rows(u, jacobian="none"))

@@ -132,7 +132,7 @@ def test_check(folder, tmp_path, capsys, monkeypatch):
     assert "checks on 2 frames, all passed" in out
     assert json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))["passed"] is True
     assert is_png(tmp_path / "c.png")
-    original = Potential._finish
+    original = Potential.finish
 
     def spoiled(self, *arguments):
         prediction = original(self, *arguments)
@@ -140,7 +140,7 @@ def test_check(folder, tmp_path, capsys, monkeypatch):
             prediction.forces[0] += 0.01
         return prediction
 
-    monkeypatch.setattr(Potential, "_finish", spoiled)
+    monkeypatch.setattr(Potential, "finish", spoiled)
     arguments = ("--steps", "0", "--max-frames", "1", "--plot", tmp_path / "bad.png")
     assert run("check", folder / "m.kqeq", folder / "frames.xyz", *arguments) == 1
     assert "FAILED" in capsys.readouterr().out

@@ -15,7 +15,6 @@ from pathlib import Path
 import kqeq
 from kqeq import plots
 from kqeq.analysis import diagnose
-from kqeq.cli import main
 
 LEARN = "learn"
 SMALL = {"n_max": 5, "l_max": 4, "n_representatives": 100}
@@ -46,18 +45,11 @@ def fit(name: str) -> kqeq.KQEq:
 
 def write(folder: Path) -> None:
     """Fit all models and write texts and figures."""
-    from ase.io import write as write_frames
-
     for name in MODELS:
-        model = fit(name)
-        model.save(folder / f"{name}.kqeq")
-        write_frames(folder / "geometry.xyz", frames(name)[1])
-        diagnosis = diagnose(model, frames(name)[1])
+        diagnosis = diagnose(fit(name), frames(name)[1])
+        print(f"{name}\n{diagnosis}\n", flush=True)
         (folder / f"diagnose_{name}.txt").write_text(f"{diagnosis}\n", encoding="utf-8")
         plots.save(folder / f"diagnose_{name}.png", plots.diagnosis_figure(diagnosis))
-        main(["diagnose", str(folder / f"{name}.kqeq"), str(folder / "geometry.xyz")])
-        (folder / f"{name}.kqeq").unlink()
-        (folder / "geometry.xyz").unlink()
 
 
 if __name__ == "__main__":

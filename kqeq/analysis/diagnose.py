@@ -121,11 +121,12 @@ def _polarisation(potential: Potential, atoms: Atoms | None) -> tuple[ChainGrowt
     assert potential.charges is not None
     values = []
     try:
-        for units in chains.units:
-            structure = _with_fragment(read_structure(chains.build(int(units))))
-            alpha = potential.predict(structure, ("polarizability",)).polarizability
-            assert alpha is not None
-            values.append(COULOMB * float(np.linalg.eigvalsh(alpha)[-1]))
+        structures = [_with_fragment(read_structure(chains.build(int(n)))) for n in chains.units]
+        for structure in structures:
+            potential.check(structure)
+        for prediction in potential.predict_many(structures, ("polarizability",)):
+            assert prediction.polarizability is not None
+            values.append(COULOMB * float(np.linalg.eigvalsh(prediction.polarizability)[-1]))
     except KQEqError as error:
         return None, Finding(name, UNTESTED, None, None, "", f"{chains.name}: {error}")
     alpha_n, n = np.array(values), chains.units
@@ -134,9 +135,9 @@ def _polarisation(potential: Potential, atoms: Atoms | None) -> tuple[ChainGrowt
     exponents = np.diff(np.log(alpha_n)) / np.diff(np.log(n))
     growth = ChainGrowth(chains.name, n, alpha_n, exponents)
     text = (
-        f"{chains.name}, {n[0]} to {n[-1]}: along the chain {alpha_n[0]:.3g} to {alpha_n[-1]:.3g} Å³, per unit "
-        f"{alpha_n[0] / n[0]:.3g} to {alpha_n[-1] / n[-1]:.3g}; at the end it grows as n^{exponents[-1]:.2f}. Additive "
-        "molecules have an exponent of 1"
+        f"{chains.name}, {n[0]} to {n[-1]}: along the chain {_short(alpha_n[0])} to {_short(alpha_n[-1])} Å³, per "
+        f"unit {_short(alpha_n[0] / n[0])} to {_short(alpha_n[-1] / n[-1])}; at the end it grows as "
+        f"n^{exponents[-1]:.2f}. Additive molecules have an exponent of 1"
     )
     text += ", DFT gives these chains 1.12 at C8." if chains.build is alkane else "."
     verdict, remedy = OK, ""
@@ -148,6 +149,10 @@ def _polarisation(potential: Potential, atoms: Atoms | None) -> tuple[ChainGrowt
             else "for a metal such growth is physical; for an insulator it is not"
         )
     return growth, Finding(name, verdict, float(exponents[-1]), MAX_EXPONENT, "", text, remedy)
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000.0 else f"{value:.3g}"
 
 
 def _with_fragment(structure: Structure) -> Structure:
@@ -241,26 +246,28 @@ def _pull(
         return Finding(title, UNTESTED, None, None, "", f"{error}")
     scans[name] = scan
     leak = _fraction(scan.fragment_charges[-1])
-    shown = ", ".join(f"{q:+.3f}" for q in scan.fragment_charges[-1])
     text = (
-        f"{len(groups)} fragments pulled {FAR:g} Å apart carry {shown} e (together, "
-        + ", ".join(f"{q:+.3f}" for q in scan.fragment_charges[0])
-        + "); apart, charges are whole numbers."
+        f"{len(groups)} fragments pulled {FAR:g} Å apart carry {_shown(scan.fragment_charges[-1])} e "
+        f"({_shown(scan.fragment_charges[0])} e together); once separated, charges should be whole numbers."
     )
     if leak > MAX_LEAK:
         return Finding(title, FLAGGED, leak, MAX_LEAK, "e", text, _leakage_remedy(potential.charges))
     verdict, remedy = OK, ""
+    if any(integers):
+        text += f" The charges {', '.join(f'{q:+g}' for q in integers)} e were given with the fragments."
     if abs(charge) > 1e-6:
-        text += f" The charges {', '.join(f'{q:+g}' for q in integers)} were given with the fragments."
         plain = _without_fragments(model, atoms, groups, charge)
         if plain is not None and _fraction(plain) > MAX_LEAK:
             verdict = NOTE
             remedy = (
                 "without them the total charge starts evenly spread and the fragments keep "
-                + ", ".join(f"{q:+.3f}" for q in plain)
-                + " e: use kqeq.charges.assign_fragments(atoms, groups, charges) where ions come apart"
+                + f"{_shown(plain)} e: use kqeq.charges.assign_fragments(atoms, groups, charges) where ions come apart"
             )
     return Finding(title, verdict, leak, MAX_LEAK, "e", text, remedy)
+
+
+def _shown(charges: FloatArray) -> str:
+    return ", ".join(f"{q:+.3f}" for q in np.round(charges, 3) + 0.0)
 
 
 def _spread(charge: float, groups: Sequence[Sequence[int]]) -> list[float]:
