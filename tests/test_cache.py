@@ -38,9 +38,9 @@ def computed(monkeypatch):
     seen = []
     original = features._compute
 
-    def compute(frames, parameters):
+    def compute(frames, parameters, device):
         seen.extend(frames)
-        return original(frames, parameters)
+        return original(frames, parameters, device)
 
     monkeypatch.setattr(features, "_compute", compute)
     return seen
