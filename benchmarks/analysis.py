@@ -341,9 +341,7 @@ def one_method(frames: Sequence[Atoms], name: str) -> bool:
     """Whether all labels come from one method; with a message otherwise."""
     methods = {str(a.info["method"]).lower() for a in frames}
     if len(methods) > 1:
-        print(
-            f"skipped: the charge states of {name} have labels of several methods ({', '.join(sorted(methods))})"
-        )
+        print(f"skipped: frames of {name} have labels of several methods ({', '.join(sorted(methods))})")
     return len(methods) == 1
 
 
@@ -362,8 +360,9 @@ def geometries(quick: bool) -> Iterator[Row]:
                 print(f"skipped: no relaxed geometry of {system}")
                 continue
             reference = minima[system]
-            # anions have a basis set of their own in older versions of the sets: geometries do not care
             own = [a for a in train if a.info["system"] in systems]
+            if not one_method([*own, reference], system):
+                continue
             model = _fitted(name, settings, own)
             start = next(a for a in test if a.info["system"] == system)
             end = optimise(bare(start), model, total_charge=start.info["total_charge"], fmax=0.01)

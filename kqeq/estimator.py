@@ -236,8 +236,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         posterior = require_posterior(self.posterior_, "adding frames needs")
         if isinstance(posterior, CoupledPosterior):
             raise UnsupportedError(
-                "a charge-aware model is fitted in two stages, and its posterior is that of the second alone; fit again "
-                "to all frames"
+                "a charge-aware model is fitted in two stages, and its posterior is that of the second alone; fit "
+                "again to all frames"
             )
         pairs = list(read_frames(frames, self._keys(self.charges_key_), weights=sample_weight))
         result = update_potential(

@@ -167,7 +167,7 @@ def infrared(axes: Axes, spectra: Mapping[str, Infrared], *, width: float = 10.0
     for k, (name, found) in enumerate(spectra.items()):
         colour = _COLOURS[k % len(_COLOURS)]
         x, y = found.spectrum(width=width)
-        axes.plot(x, y, color=colour, linewidth=1.2, label=name)
+        axes.plot(x, y, color=colour, linewidth=1.2, linestyle=("-", "--", ":")[k % 3], label=name)
         real = found.frequencies > 0.0
         top = 2.0 * found.intensities[real] / (np.pi * width)  # the height of a line on its own
         axes.vlines(found.frequencies[real], 0.0, top, color=colour, linewidth=0.8, alpha=0.5)
@@ -178,7 +178,7 @@ def infrared(axes: Axes, spectra: Mapping[str, Infrared], *, width: float = 10.0
         xlim=(0.0, None),
     )
     if len(spectra) > 1:
-        axes.legend(frameon=False, fontsize="small")
+        axes.legend(frameon=False, fontsize="small", loc="upper center")
 
 
 # --------------------------------------------------------------------- diagnosis

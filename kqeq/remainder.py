@@ -2,16 +2,16 @@
 
 The prior says how large that part of a site quantity is which the sparse features cannot express, δ² (K − Φ Φᵀ), and
 no label constrains it (:mod:`kqeq.uncertainty`).  But δ is learned from what the features *can* express, the large
-and smooth part of the quantity; the fine rest of real energies is usually much smaller than a kernel that is no
-smoother than it looks would have it (energies of water clusters: by a factor of ten in the variance).  So its
-variance gets a factor κ of its own for each kernel, chosen for the best predictions of frames that are left out: with
-the labels of frame f left out, all in closed form,
+and smooth part of the quantity; the fine rest of real energies is much smaller than the kernel would have it (water
+clusters: a few thousandths of the variance).  So its variance gets a factor κ of its own for each kernel, chosen for
+the best predictions of frames that are left out: with the labels of frame f left out, all in closed form,
 
     y_f − ŷ_f = (1 − H_ff)⁻¹ r_f,     variance (1 − H_ff)⁻¹ + Σ_parts κ ρ_f,        H_ff = J_f H⁻¹ J_fᵀ
 
 in units of the noise, with r_f the residuals of the fit and ρ_f what the features miss.  κ maximises the sum of the log
 densities of energies, dipoles and charges (Geisser & Eddy 1979, *J. Am. Stat. Assoc.* 74, 153; Sundararajan & Keerthi
-2001, *Neural Comput.* 13, 1103), next to a broad log-normal prior around 1.
+2001, *Neural Comput.* 13, 1103), next to a broad log-normal prior around 1.  What is left out comes from the training
+distribution: where environments are unlike any of it, errors may exceed what κ promises.
 
 Dimensions: n labels of one frame, m labels of all frames, k kernel parts.
 """

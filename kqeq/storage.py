@@ -104,7 +104,11 @@ def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = Fals
 def _stored_posterior(known: AnyPosterior, potential: Potential) -> dict[str, Any]:
     """What a posterior knows beside its arrays, as plain data."""
     if isinstance(known, CoupledPosterior):
-        return {"noise": dict(known.noise), "coupled": _prior(known.part)}
+        return {
+            "noise": dict(known.noise),
+            "coupled": _prior(known.part),
+            "remainder": known.part.remainder,
+        }
     return {
         "noise": dict(known.noise),
         "chi": _prior(known.parameters.chi),
@@ -286,7 +290,9 @@ def _coupled_posterior(
         raise ValueError("the posterior belongs to a short-range energy that the file does not hold")
     mean, size = _by_number(prior["mean"]), short_range.feature_map.size
     columns = slice(0, size + len(mean))
-    part = SitePart(short_range.feature_map, prior["delta"], mean, prior["spread"], columns)
+    part = SitePart(
+        short_range.feature_map, prior["delta"], mean, prior["spread"], columns, stored["remainder"]
+    )
     u, lower = arrays["posterior/u"], arrays["posterior/lower"]
     expected = (potential.charge_kernel.order + 1) * size + len(mean)
     if u.shape != (expected,) or lower.shape != (expected, expected):

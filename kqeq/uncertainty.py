@@ -331,7 +331,8 @@ class CoupledUncertain(_Environments):
             else:
                 prior = self._gradient_prior(self.feature_map, value, moved * slope)
             own = rows[:, b * size : (b + 1) * size]
-            result += np.maximum(part.delta**2 * prior - np.einsum("np,np->n", own, own), 0.0)
+            missed = np.maximum(part.delta**2 * prior - np.einsum("np,np->n", own, own), 0.0)
+            result += part.remainder * missed
         return np.asarray(result)
 
 

@@ -100,7 +100,7 @@ def test_evidence_uses_the_files_again(water_training, tmp_path, no_memory, comp
     without, computed[:] = len(computed), []
     cached = make().fit(water_training, optimize="evidence", cache=tmp_path)
     np.testing.assert_array_equal(cached.posterior_.u, plain.posterior_.u)
-    # once for all steps, and once more for what sparse features miss
+    # once for all fits of the search, and once for the predictions of frames that are left out
     assert len([frame for frame in computed if frame.needs_gradients]) == 2 * len(water_training)
     assert without > 20 * len(water_training)
 

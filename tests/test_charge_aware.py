@@ -378,6 +378,12 @@ def test_uncertainty_of_energies_is_that_of_the_product_kernel(pair, water_train
     product = (1.0 + np.outer(q, q) / 0.25) ** 2 * view.kernel(view.feature_map)
     assert view.variance("energy")[0] == pytest.approx(posterior.part.delta**2 * product.sum(), rel=1e-9)
     known = CoupledUncertain(posterior, structure, forces=True)
+    half = CoupledUncertain(replace(posterior, part=replace(posterior.part, remainder=0.5)), structure)
+    none = CoupledUncertain(replace(posterior, part=replace(posterior.part, remainder=0.0)), structure)
+    whole = CoupledUncertain(posterior, structure)
+    middle = 0.5 * (none.variance("energy") + whole.variance("energy"))
+    assert half.variance("energy")[0] == pytest.approx(middle[0], rel=1e-9)
+    assert whole.variance("energy")[0] > none.variance("energy")[0]
     assert known.variance("energy")[0] < 0.1 * view.variance("energy")[0]
     assert (known.variance("forces") < view.variance("forces") * (1.0 + 1e-9)).all()
 

@@ -177,7 +177,7 @@ def test_cells_are_complete_and_consistent(cells):
         assert atoms.info["background"] == pytest.approx(
             generator.background(atoms.cell.array, charge), abs=1e-5
         )
-        assert atoms.info["seed"] == int(atoms.info["sampling"] == "reference")
+        assert atoms.info["seed"] == int(atoms.info["sampling"] in ("reference", "crossed"))
 
 
 def test_charge_states_of_one_geometry_differ_in_their_forces(cells):
@@ -193,7 +193,7 @@ def test_charge_states_of_one_geometry_differ_in_their_forces(cells):
         assert np.sqrt(np.mean((first.get_forces() - last.get_forces()) ** 2)) > 0.05
         # the electrons leave the neighbourhood of the vacancy: zinc gives most
         gain = last.get_charges() - first.get_charges()
-        assert gain[np.argsort(gain)[-4:]].sum() > 0.5
+        assert gain[np.argsort(gain)[-4:]].sum() > 0.2
         assert (first.numbers[np.argsort(gain)[-4:]] == 30).all()
 
 

@@ -353,6 +353,22 @@ def test_the_potential_is_what_was_fitted(fitted, made):
     assert_allclose(line.system.polarizability(), prediction.polarizability, rtol=1e-8)
 
 
+def test_binding_a_geometry_knows_its_environments(fitted, made):
+    """The charge model alone has the values of the elements."""
+    potential, structure = fitted.potential_, read_structure(made[4])
+    state = {m.descriptor: m.descriptor.evaluate(structure) for m in potential.feature_maps}
+    near = {m: m.similarities(state[m.descriptor], structure.numbers) for m in potential.feature_maps}
+    expected = fitted.predict(made[4]).polarizability
+    assert_close(potential.bind(structure, near).polarizability(), expected, rtol=1e-12, at_least=1e-2)
+    elements = potential.charges.bind(structure).polarizability()
+    assert np.abs(elements - expected).max() > 1e-3 * np.abs(expected).max()
+
+
+def test_selection_counts_what_the_kernels_leave_open(fitted, made):
+    chosen = kqeq.select(fitted, made, 3)
+    assert len(set(chosen)) == 3
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_polarizabilities_alone_teach_the_kernels(own, made):
     model = KQEq(

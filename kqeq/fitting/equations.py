@@ -215,7 +215,7 @@ class NormalEquations:
         from scipy.linalg.lapack import dpocon
 
         scale = 1.0 / np.sqrt(np.diagonal(self.hessian))
-        norm = float((scale[:, None] * np.abs(self.hessian) * scale).sum(axis=0).max())
+        norm = float((scale * (np.abs(self.hessian) @ scale)).max())
         reciprocal, _ = dpocon(scale[:, None] * self._factor, norm, uplo="L")
         return 1.0 / max(float(reciprocal), 1e-300)
 
