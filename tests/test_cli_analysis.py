@@ -134,8 +134,8 @@ def test_check(folder, tmp_path, capsys, monkeypatch):
     assert is_png(tmp_path / "c.png")
     original = Potential.finish
 
-    def spoiled(self, *arguments):
-        prediction = original(self, *arguments)
+    def spoiled(self, *arguments, **options):
+        prediction = original(self, *arguments, **options)
         if prediction.forces is not None:
             prediction.forces[0] += 0.01
         return prediction

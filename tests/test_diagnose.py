@@ -337,8 +337,8 @@ def test_models_without_charges_or_energies_pass(short_range_model, dipole_model
 def tampered(monkeypatch, change):
     original = Potential.finish
 
-    def spoiled(self, structure, properties, *others):
-        return change(original(self, structure, properties, *others), structure)
+    def spoiled(self, structure, properties, *others, **options):
+        return change(original(self, structure, properties, *others, **options), structure)
 
     monkeypatch.setattr(Potential, "finish", spoiled)
 

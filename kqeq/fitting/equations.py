@@ -165,8 +165,12 @@ class Equations(Protocol):
     def lower(self) -> FloatArray:
         """Cholesky factor of H, on the host."""
 
-    def step(self, damping: float) -> FloatArray:
-        """The minimum of the model, H Δ = b; with damping that of (H + λ diag H) Δ = b."""
+    def step(self, damping: float, last: FloatArray | None = None) -> FloatArray:
+        """The minimum of the model, H Δ = b; with damping that of (H + λ diag H) Δ = b.
+
+        ``last`` prescribes the step of the last parameters: the minimum with respect to the others is found for it.
+        With H = L Lᵀ the factor of their own block is the leading block of L.
+        """
 
     def decrement(self) -> float:
         """What the undamped step promises, ½ bᵀH⁻¹b."""
@@ -219,7 +223,7 @@ class NormalEquations:
         reciprocal, _ = dpocon(scale[:, None] * self._factor, norm, uplo="L")
         return 1.0 / max(float(reciprocal), 1e-300)
 
-    def step(self, damping: float) -> FloatArray:
+    def step(self, damping: float, last: FloatArray | None = None) -> FloatArray:
         """See :class:`Equations`."""
         lower = self._factor
         if damping > 0.0:
@@ -227,6 +231,8 @@ class NormalEquations:
             diagonal = xp.linalg.diagonal(self.hessian)
             damped = add_to_diagonal(xp.asarray(self.hessian, copy=True), damping * diagonal)
             lower = factorise(damped, _WHAT, _REMEDY)
+        if last is not None:
+            return _step_for(last, to_numpy(lower), to_numpy(self.rhs))
         return to_numpy(solve(lower, asarray_like(self.rhs, lower)))
 
     def decrement(self) -> float:
@@ -326,16 +332,16 @@ class TriangularEquations:
         reciprocal, _ = dtrcon(self.triangle / np.linalg.norm(self.triangle, axis=0), norm="1", uplo="U")
         return 1.0 / max(float(reciprocal) ** 2, 1e-300)
 
-    def step(self, damping: float) -> FloatArray:
+    def step(self, damping: float, last: FloatArray | None = None) -> FloatArray:
         """See :class:`Equations`."""
         if damping == 0.0:
-            return np.asarray(solve_lower(self.lower, self.rhs, transposed=True))
+            return _back(self.lower, self.rhs, last)
         whole = np.zeros((len(self.rhs) + 1,) * 2)
         whole[:-1, :-1], whole[:-1, -1] = self.triangle, self.rhs
         extra = np.zeros_like(whole)
         np.fill_diagonal(extra[:-1, :-1], np.sqrt(damping) * np.linalg.norm(self.triangle, axis=0))
         whole = push(whole, extra, triangular=True)
-        return np.asarray(solve_lower(whole[:-1, :-1].T, whole[:-1, -1], transposed=True))
+        return _back(whole[:-1, :-1].T, whole[:-1, -1], last)
 
     def decrement(self) -> float:
         """See :class:`Equations`."""
@@ -351,6 +357,23 @@ class TriangularEquations:
         part = np.linalg.qr(self.triangle[:, columns], mode="r")
         signs = np.where(np.diagonal(part) < 0.0, -1.0, 1.0)
         return np.ascontiguousarray((signs[:, None] * part).T)
+
+
+def _back(lower: FloatArray, rhs: FloatArray, last: FloatArray | None) -> FloatArray:
+    """Δ from Lᵀ Δ = c; for a prescribed end of Δ the rows of the others."""
+    if last is None:
+        return np.asarray(solve_lower(lower, rhs, transposed=True))
+    n = len(rhs) - len(last)
+    rest = solve_lower(lower[:n, :n], rhs[:n] - last @ lower[n:, :n], transposed=True)
+    return np.concatenate([rest, last])
+
+
+def _step_for(last: FloatArray, lower: FloatArray, rhs: FloatArray) -> FloatArray:
+    """Δ of the first parameters from L Lᵀ Δ = b for a prescribed end of Δ."""
+    n = len(rhs) - len(last)
+    first = np.zeros(len(rhs))
+    first[:n] = solve_lower(lower[:n, :n], rhs[:n])
+    return _back(lower, first, last)
 
 
 def solve(lower: Array, rhs: Array) -> Array:

@@ -57,6 +57,7 @@ def _fit_part(
             start,
             engine=joblib_engine,
             step_factor=parameters.step_factor,
+            limited=parameters.limited,
             patience=parameters.patience,
             solver=solver,
         )
@@ -75,6 +76,7 @@ def minimise_from(problem: FitProblem, settings: FitSettings, u: FloatArray | No
         max_iterations=settings.max_iterations,
         engine=joblib_engine,
         step_factor=problem.parameters.step_factor,
+        limited=problem.parameters.limited,
         patience=problem.parameters.patience,
         solver=settings.solver,
     )
@@ -104,6 +106,7 @@ def solve(problem: FitProblem, settings: FitSettings, resume: str | PathLike[str
         state=state,
         checkpoint=checkpoint,
         step_factor=problem.parameters.step_factor,
+        limited=problem.parameters.limited,
         patience=problem.parameters.patience,
         solver=settings.solver,
     )

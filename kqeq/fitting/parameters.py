@@ -339,6 +339,11 @@ class Parameters:
         """For the solver: element parameters compensate each other, so their valleys are long and flat."""
         return None if self.learned is None else PATIENCE
 
+    @property
+    def limited(self) -> int | None:
+        """Where the parameters begin that :meth:`step_factor` limits: site parameters are the last ones."""
+        return None if self.learned is None else self.learned.columns.start
+
     def step_factor(self, step: FloatArray) -> float:
         """How much of a step may be taken (at most 1): logarithms of site parameters move by a limited amount.
 

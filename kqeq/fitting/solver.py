@@ -281,6 +281,7 @@ def minimise(
     checkpoint: Callable[[SolverState], None] = lambda _: None,
     report: Callable[[Iteration], None] = lambda _: None,
     step_factor: Callable[[FloatArray], float] = lambda _: 1.0,
+    limited: int | None = None,
     patience: int | None = None,
     prior: Prior | None = None,
     solver: str = "auto",
@@ -310,6 +311,9 @@ def minimise(
         Called after every iteration.
     step_factor : callable
         How much of a step may be taken, at most 1: for parameters that predictions depend on exponentially.
+    limited : int, optional
+        Where these parameters begin, to the end of u: the others then take the step that is best for what is left of
+        theirs.  Without it the whole step is shortened.
     patience : int, optional
         Converged as well after this many steps in a row, damped or not, that each gained less than the two limits
         above: parameters that compensate each other leave curved valleys whose floor is flat but endless.
@@ -369,7 +373,11 @@ def minimise(
             if damping > 0.0:
                 step = equations.step(damping)
             factor = step_factor(step)
-            step = factor * step
+            if factor < 1.0 and limited is not None:
+                # the others follow: scaled down as well, they would hardly move at all
+                step = equations.step(damping, factor * step[limited:])
+            else:
+                step = factor * step
             promised = equations.promised(step)
             try:
                 trial, trial_loss = project_linear(problem, u + step, linear_lower, engine, prior)

@@ -112,6 +112,7 @@ def update_potential(
             max_iterations=settings.max_iterations,
             engine=joblib_engine,
             step_factor=parameters.step_factor,
+            limited=parameters.limited,
             patience=parameters.patience,
             prior=prior,
             solver=settings.solver,
