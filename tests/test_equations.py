@@ -53,6 +53,21 @@ def test_both_forms_give_the_same_model(prior):
     np.testing.assert_allclose(normal.step(0.0), expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("damping", [0.0, 0.7])
+@pytest.mark.parametrize("method", ["cholesky", "qr"])
+def test_a_prescribed_end_of_the_step_leaves_the_others_their_best(method, damping):
+    problem, _, _ = linear_problem()
+    u = np.random.default_rng(4).normal(size=6)
+    normal = accumulate(problem, u)
+    damped = normal.hessian + damping * np.diag(np.diagonal(normal.hessian))
+    last = np.array([0.3, -0.2])
+    expected = np.linalg.solve(damped[:4, :4], normal.rhs[:4] - damped[:4, 4:] @ last)
+    step = accumulate(problem, u, solver=method).step(damping, last)
+    np.testing.assert_allclose(step, np.concatenate([expected, last]), rtol=1e-9)
+    # not the shortened or cut free step
+    assert np.abs(step[:4] - normal.step(damping)[:4]).max() > 1e-3
+
+
 def test_the_triangle_of_rows_in_pieces_is_that_of_all():
     rng = np.random.default_rng(2)
     rows = rng.normal(size=(50, 7))
