@@ -49,7 +49,8 @@ def test_command_line_of_the_readme():
     from kqeq.cli import build_parser
 
     lines = [line for block in blocks("text") for line in block.splitlines() if line.startswith("kqeq ")]
-    assert {line.split()[1] for line in lines} == {"fit", "evaluate", "predict", "optimize", "demo"}
+    commands = {"fit", "evaluate", "predict", "optimize", "respond", "diagnose", "check", "demo"}
+    assert {line.split()[1] for line in lines} == commands
     for line in lines:
         build_parser().parse_args(line.split("#")[0].split()[1:])
 
