@@ -150,7 +150,8 @@ def test_no_frame_occurs_twice(frames, name):
     seen = set()
     for atoms in frames[name]:
         field = np.round(atoms.info.get("external_field", np.zeros(3)), 6) + 0.0
-        key = (atoms.info["system"], atoms.positions.round(3).tobytes(), field.tobytes())
+        state = (atoms.info["system"], float(atoms.info.get("total_charge", 0.0)))
+        key = (*state, atoms.positions.round(3).tobytes(), field.tobytes())
         assert key not in seen
         seen.add(key)
 
