@@ -306,6 +306,23 @@ def test_relaxed_geometries_are_minima(frames):
     assert minus[2] > 1.8 * minus[0]
 
 
+def test_vertical_charge_states_lie_at_the_neutral_geometries(frames):
+    neutral = [a for a in frames["zno"] if a.info["system"] == "zn3o3_neutral"]
+    for atoms in frames["zno_vertical"]:
+        assert atoms.info["geometry"] == "zn3o3_neutral"
+        (twin,) = (
+            a
+            for a in neutral
+            if a.info["seed"] == atoms.info["seed"] and np.abs(a.positions - atoms.positions).max() < 1e-4
+        )
+        assert atoms.info["method"] == twin.info["method"]
+        difference = atoms.get_potential_energy() - twin.get_potential_energy()
+        if atoms.info["total_charge"] == 1:
+            assert 7.5 < difference < 9.5  # ionisation energy
+        else:
+            assert -1.5 < difference < -0.3  # minus the electron affinity; nature's is larger
+
+
 def test_dissociation_ends_in_the_fragments(frames):
     curves = {}
     fragments = {}

@@ -83,7 +83,7 @@ def test_errors_of_workers_arrive(water_training, monkeypatch):
     def fail(*_):
         raise ZeroDivisionError("in a worker")
 
-    monkeypatch.setattr(problems, "_chunk_sums", fail)
+    monkeypatch.setattr(problems, "chunk_sums", fail)
     with joblib.parallel_config(backend="threading", n_jobs=2), pytest.raises(ZeroDivisionError):
         models()["dipoles"].fit(water_training)
 
@@ -110,7 +110,7 @@ def _die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-ORIGINAL_SUMS = problems._chunk_sums
+ORIGINAL_SUMS = problems.chunk_sums
 unix = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 
 
@@ -118,7 +118,7 @@ unix = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL"
 def test_a_local_worker_that_dies_is_replaced(water_training, chunks, monkeypatch, tmp_path):
     serial = models()["energies and forces"].fit(water_training)
     flag = tmp_path / "died"
-    monkeypatch.setattr(problems, "_chunk_sums", functools.partial(_die_once, flag=str(flag)))
+    monkeypatch.setattr(problems, "chunk_sums", functools.partial(_die_once, flag=str(flag)))
     with joblib.parallel_config(backend="loky", n_jobs=2):
         parallel = models()["energies and forces"].fit(water_training)
     assert flag.exists() and max(chunks) > 1
@@ -136,7 +136,7 @@ def test_workers_that_always_die_end_the_fit_with_a_usable_checkpoint(water_trai
     def engine(*arguments):
         calls.append(1)
         if len(calls) == 4:
-            monkeypatch.setattr(problems, "_chunk_sums", _die)
+            monkeypatch.setattr(problems, "chunk_sums", _die)
         return original(*arguments)
 
     monkeypatch.setattr(fitting, "joblib_engine", engine)
@@ -145,7 +145,7 @@ def test_workers_that_always_die_end_the_fit_with_a_usable_checkpoint(water_trai
         pytest.raises(WorkerError, match="resume=path continues"),
     ):
         models()["energies and forces"].fit(water_training, resume=path)
-    monkeypatch.setattr(problems, "_chunk_sums", ORIGINAL_SUMS)
+    monkeypatch.setattr(problems, "chunk_sums", ORIGINAL_SUMS)
     assert_equal(models()["energies and forces"].fit(water_training, resume=path), serial)
 
 

@@ -19,7 +19,6 @@ from functools import cached_property
 
 import numpy as np
 
-from kqeq import blas
 from kqeq.charge_kernel import ChargeKernel
 from kqeq.charged import Charged
 from kqeq.charges.base import Response
@@ -30,18 +29,16 @@ from kqeq.fitting.blocks import deviation, target_vector, to_stress, upper_trian
 from kqeq.fitting.equations import Sums
 from kqeq.fitting.features import TrainingFrame
 from kqeq.fitting.parameters import SitePart
-from kqeq.fitting.problem import MAX_CHUNKS
+from kqeq.fitting.problem import MAX_CHUNKS, add_up, chunk_sums, map_chunks
 from kqeq.fitting.solver import (
     JacobianKind,
     LeastSquaresProblem,
     Solution,
     SumKind,
     minimise,
-    sum_frames,
 )
 from kqeq.potential import Potential, SiteModel
 from kqeq.prediction import Prediction
-from kqeq.progress import track
 from kqeq.structures import Structure
 from kqeq.typing import FloatArray, IntArray
 
@@ -273,26 +270,11 @@ def fit_charge_aware(
 
 
 def _in_parallel(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) -> Sums:
-    """Sum groups of frames through joblib, in a fixed order; see :func:`kqeq.fitting.problem.joblib_engine`."""
-    from joblib import Parallel, delayed
-
+    """Sum groups of frames in a fixed order; see :func:`kqeq.fitting.problem.map_chunks`."""
     assert isinstance(problem, ChargeAwareProblem)
     count = max(1, min(MAX_CHUNKS, len(problem.frames) // FRAMES_PER_TASK))
     groups = [problem.part_of(own) for own in np.array_split(np.arange(len(problem.frames)), count)]
-    tasks = (delayed(_sums)(group, u, what) for group in groups)
-    total: Sums | None = None
-    for sums in track(Parallel(return_as="generator")(tasks), "charge-aware", total=count):
-        if total is None:
-            total = sums
-        else:
-            total.add(sums)
-    assert total is not None
-    return total
-
-
-def _sums(problem: ChargeAwareProblem, u: FloatArray, what: SumKind) -> Sums:
-    with blas.one_thread():
-        return sum_frames(problem, u, what)
+    return add_up(map_chunks(chunk_sums, groups, u, what, description="charge-aware"))
 
 
 def _apply(potential: Potential, part: SitePart, kernel: ChargeKernel, u: FloatArray) -> Potential:

@@ -269,7 +269,9 @@ def collect(problem: FitProblem, u: FloatArray) -> AnyEvidence:
         return _collect_rows(problem, u, groups)
     total: dict[str, KindSums] = {}
     constant = 0.0
-    for sums, part in map_chunks(_chunk_kinds, problem, u, description="evidence"):
+    for sums, part in map_chunks(
+        _chunk_kinds, problem.chunks, u, description="evidence", distribute=problem.device.is_host
+    ):
         constant += part
         for kind, own in sums.items():
             if kind in total:
@@ -283,7 +285,9 @@ def _collect_rows(problem: FitProblem, u: FloatArray, groups: tuple[IntArray, ..
     rows: dict[str, list[FloatArray]] = {}
     targets: dict[str, list[FloatArray]] = {}
     constant = 0.0
-    for blocks in map_chunks(_chunk_rows, problem, u, description="evidence"):
+    for blocks in map_chunks(
+        _chunk_rows, problem.chunks, u, description="evidence", distribute=problem.device.is_host
+    ):
         for kind, own_rows, own_targets, part in blocks:
             rows.setdefault(kind, []).append(own_rows)
             targets.setdefault(kind, []).append(own_targets)

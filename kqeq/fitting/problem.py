@@ -101,7 +101,8 @@ def _store(chunk: Chunk) -> FeatureStore:
     return _STORES[key]
 
 
-def _chunk_sums(chunk: Chunk, u: FloatArray, what: SumKind) -> Sums:
+def chunk_sums(chunk: LeastSquaresProblem, u: FloatArray, what: SumKind) -> Sums:
+    """The sums of one chunk; one BLAS thread, because chunks may share the machine."""
     with blas.one_thread():
         return sum_frames(chunk, u, what)
 
@@ -186,7 +187,11 @@ def _groups(frames: Sequence[TrainingFrame]) -> list[Sequence[TrainingFrame]]:
 
 
 def map_chunks(
-    function: Callable[..., Result], problem: FitProblem, *arguments: Any, description: str
+    function: Callable[..., Result],
+    chunks: Sequence[Any],
+    *arguments: Any,
+    description: str,
+    distribute: bool = True,
 ) -> Iterable[Result]:
     """``function(chunk, *arguments)`` for all chunks in order, through joblib; worker processes may die on the way.
 
@@ -199,15 +204,14 @@ def map_chunks(
     WorkerError
         If worker processes die again and again on the same chunks.
     """
-    if problem.device.is_host:
-        results = _results(function, problem.chunks, arguments)
-    else:  # one GPU: nothing to distribute, and sums that stay where they are
-        results = (function(chunk, *arguments) for chunk in problem.chunks)
-    return track(results, description, total=len(problem.chunks))
+    # one GPU: nothing to distribute, and sums that stay where they are
+    here = (function(chunk, *arguments) for chunk in chunks)
+    results = _results(function, chunks, arguments) if distribute else here
+    return track(results, description, total=len(chunks))
 
 
 def _results(
-    function: Callable[..., Result], chunks: Sequence[Chunk], arguments: tuple[Any, ...]
+    function: Callable[..., Result], chunks: Sequence[Any], arguments: tuple[Any, ...]
 ) -> Iterator[Result]:
     from joblib import Parallel, delayed
 
@@ -233,14 +237,28 @@ def joblib_engine(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) ->
     """Sum the chunks of a :class:`FitProblem` in fixed order; see :func:`map_chunks`."""
     assert isinstance(problem, FitProblem)
     name = "iteration" if what in ("full", "triangle") else "step"
-    total: Sums | None = None
-    for sums in map_chunks(_chunk_sums, problem, u, what, description=name):
-        if total is None:
-            total = sums
-        else:
-            total.add(sums)
-    assert total is not None
+    sums = map_chunks(
+        chunk_sums, problem.chunks, u, what, description=name, distribute=problem.device.is_host
+    )
+    return add_up(sums)
+
+
+def add_up(parts: Iterable[Sums]) -> Sums:
+    """The sum of (at least one) sums, in their order."""
+    remaining = iter(parts)
+    total = next(remaining)
+    for sums in remaining:
+        total.add(sums)
     return total
 
 
-__all__ = ["MAX_CHUNKS", "RETRIES", "Chunk", "FitProblem", "joblib_engine", "map_chunks"]
+__all__ = [
+    "MAX_CHUNKS",
+    "RETRIES",
+    "Chunk",
+    "FitProblem",
+    "add_up",
+    "chunk_sums",
+    "joblib_engine",
+    "map_chunks",
+]
