@@ -165,7 +165,7 @@ def qm9(quick: bool) -> Iterator[Row]:
     order = np.random.default_rng(0).permutation(len(frames))
     for n in (100, 50) if quick else (385, 200, 100, 50):
         model = kqeq.KQEq(
-            kqeq.SOAPKernel(r_cut=3.0, n_max=6, l_max=4, sigma=0.25, zeta=2, n_representatives=800),
+            kqeq.SOAPKernel(r_cut=3.0, n_max=6, l_max=4, sigma=0.2, zeta=2, n_representatives=800),
             short_range=None,
             charges=kqeq.AtomicDipoles(kqeq.ACKS2()),
             targets=["dipole"],
@@ -238,13 +238,15 @@ def nma_accuracy(quick: bool) -> Iterator[Row]:
     train, test = frames[:1000], frames[1000:]
     if quick:
         train, test = train[::25], test[::10]
-    m = 40 if quick else 400
+    m = 40 if quick else 200
+    learn = "kernel"
     model = kqeq.KQEq(
         kqeq.SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2, n_representatives=m, delta=4.0),
         kqeq.SOAPKernel(r_cut=5.0, n_max=8, l_max=6, sigma=0.4, zeta=4, n_representatives=m, delta=3.0),
-        charges=kqeq.AtomicDipoles(kqeq.ACKS2(softness="learn", hardness="learn"), polarizability="learn"),
-        noise={"energy": 5e-4, "forces": 0.02, "dipole": 0.005, "polarizability": 0.01},
-        max_iterations=5 if quick else 16,
+        charges=kqeq.AtomicDipoles(kqeq.ACKS2(softness=learn, hardness=learn), polarizability=learn),
+        site_kernel=kqeq.SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2, n_representatives=40),
+        noise={"energy": 5e-4, "forces": 0.02, "dipole": 0.005, "polarizability": 0.003},
+        max_iterations=5 if quick else 10,
     )
     started = time.process_time()
     model.fit(train, resume=None if quick else "nma.checkpoint")

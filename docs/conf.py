@@ -45,7 +45,6 @@ nitpick_ignore += [("py:mod", module.name) for module in pkgutil.walk_packages(k
 
 html_theme = "furo"
 html_title = f"kqeq {version}"
-html_static_path = ["_static"]
 html_show_sourcelink = False
 html_theme_options = {"sidebar_hide_name": False, "navigation_with_keys": True}
 
