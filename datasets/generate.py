@@ -189,8 +189,6 @@ SYSTEMS = {
     "na4cl4": System(_fixed(rocksalt_cube), 0, 1, 300),
     "nacl_pair": System(_fixed(Atoms, "NaCl", positions=[[0, 0, 0], [2.4, 0, 0]]), 0, 1, 300),
     "lif_pair": System(_fixed(Atoms, "LiF", positions=[[0, 0, 0], [1.6, 0, 0]]), 0, 1, 300),
-    "zn2o2": System(_fixed(ring, ["Zn", "O"] * 2, 1.3), 0, 1, 600),
-    "zno_molecule": System(_fixed(Atoms, "ZnO", positions=[[0, 0, 0], [1.7, 0, 0]]), 0, 1, 600),
     **{
         f"{name}_{suffix}": System(_fixed(Atoms, name.capitalize()), charge, multiplicity, 300)
         for name, suffix, charge, multiplicity in (

@@ -12,10 +12,9 @@ Method and labels are those of ``generate.py``, unrestricted throughout.  Curves
                           made of separate fragments: the lower of two ions ("ions apart"), each polarised by the
                           charge of the other, and two neutral atoms ("atoms") without any interaction.
     water2                the hydrogen-bonded GFN2-xTB minimum, rigid molecules drawn apart along O-O
-    zn2o2                 the minimum of the method itself, two rigid ZnO drawn apart
 
 Where it does not start from ions, an SCF starts from the density of the point before.  The fragments are
-frames of their own: atoms, ions, water1 and zno_molecule.  Frames carry in info also  geometry
+frames of their own: atoms, ions and water1.  Frames carry in info also  geometry
 ("dissociation"); distance (Angstrom; between the atoms that part, not on fragments); state ("ions", "ions
 apart", "atoms", "closed shell"); spin_square, the expectation value (not on what is made of fragments).
 Even points of a curve and the fragments are seed 0, odd points seed 1.  OUT.xyz is appended to; the
@@ -33,79 +32,26 @@ import numpy as np
 from ase import Atoms, units
 from ase.io import read, write
 from generate import NO_FIELD, SYSTEMS, add_potential, converge, dipole, label, mean_field, relaxed, solve
-from generate_relaxed import relax, start
 
 COULOMB = units.Hartree * units.Bohr  # e^2/(4 pi eps0), eV*Angstrom
 SHIFT = 0.005  # Angstrom
 PAIRS = {"nacl_pair": ("na", "cl"), "lif_pair": ("li", "f")}
 DISTANCES = {  # Angstrom
-    "nacl_pair": (
-        2.0,
-        2.1,
-        2.2,
-        2.3,
-        2.4,
-        2.5,
-        2.7,
-        2.9,
-        3.2,
-        3.6,
-        4.0,
-        4.5,
-        5.0,
-        6.0,
-        7.0,
-        8.0,
-        9.0,
-        10.0,
-        12.0,
-    ),
-    "lif_pair": (
-        1.3,
-        1.4,
-        1.5,
-        1.6,
-        1.7,
-        1.8,
-        2.0,
-        2.3,
-        2.6,
-        3.0,
-        3.5,
-        4.0,
-        5.0,
-        6.0,
-        7.0,
-        8.0,
-        9.0,
-        10.0,
-        12.0,
-    ),
+    "nacl_pair": (2.0, 2.1, 2.2, 2.3, 2.4, 2.5, 2.7, 2.9, 3.2, 3.6, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 12.0),
+    "lif_pair": (1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 2.0, 2.3, 2.6, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 12.0),
     "water2": (2.4, 2.5, 2.6, 2.7, 2.8, 2.9, 3.0, 3.2, 3.4, 3.7, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0),
-    "zn2o2": (1.7, 1.8, 1.9, 2.0, 2.2, 2.4, 2.7, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 10.0),
-}
+}  # fmt: skip
 
 
-def halves(
-    curve: str, basis: str, threads: int, steps: Path
-) -> tuple[Atoms, list[int], tuple[int, int], np.ndarray]:
+def halves(curve: str) -> tuple[Atoms, list[int], tuple[int, int], np.ndarray]:
     """A geometry, the atoms to draw away, the two atoms that give the distance, and where to draw (unit vector)."""
     if curve in PAIRS:
         return SYSTEMS[curve].build(np.random.default_rng(0)), [1], (0, 1), np.array([1.0, 0.0, 0.0])
-    if curve == "water2":
-        atoms = relaxed(curve, np.random.default_rng(0), fmax=0.01, steps=500)
-        first, second = (int(i) for i in atoms.symbols.indices()["O"])
-        moving = [i for i in range(6) if atoms.get_distance(i, second) < atoms.get_distance(i, first)]
-        along = atoms.positions[second] - atoms.positions[first]
-        return atoms, moving, (first, second), along / np.linalg.norm(along)
-    found = relax(start(curve, None), curve, basis, 0.02, threads, steps)
-    if found is None:
-        raise RuntimeError(f"{curve}: no minimum was found")
-    zinc, oxygen = found.symbols.indices()["Zn"], found.symbols.indices()["O"]
-    # the Zn of one molecule lies beside the O of the other; the two molecules move apart side by side
-    stays, moving = [int(zinc[0]), int(oxygen[0])], [int(zinc[1]), int(oxygen[1])]
-    along = found.positions[moving].mean(axis=0) - found.positions[stays].mean(axis=0)
-    return found, moving, (stays[0], moving[1]), along / np.linalg.norm(along)
+    atoms = relaxed(curve, np.random.default_rng(0), fmax=0.01, steps=500)
+    first, second = (int(i) for i in atoms.symbols.indices()["O"])
+    moving = [i for i in range(6) if atoms.get_distance(i, second) < atoms.get_distance(i, first)]
+    along = atoms.positions[second] - atoms.positions[first]
+    return atoms, moving, (first, second), along / np.linalg.norm(along)
 
 
 def at_distance(
@@ -228,8 +174,8 @@ def run(curve: str, out: Path, basis: str, threads: int) -> None:
     """All points of a curve that are not there yet."""
     done = [f for f in read(out, ":") if f.info["method"] == f"PBE0/{basis}"] if out.exists() else []
     there = {(f.info["system"], f.info.get("distance")) for f in done}
-    atoms, moving, pair, along = halves(curve, basis, threads, out.with_name(f"{out.name}.{curve}.traj"))
-    names = {"water2": ["water1"], "zn2o2": ["zno_molecule"]}.get(curve, [])
+    atoms, moving, pair, along = halves(curve)
+    names = ["water1"]
     if curve in PAIRS:
         names = [f"{name}_{kind}" for name in PAIRS[curve] for kind in ("atom", "ion")]
     parts = {}

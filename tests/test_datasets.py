@@ -297,7 +297,7 @@ def relaxed_lengths(atoms):
 
 def test_relaxed_geometries_are_minima(frames):
     systems = {atoms.info["system"]: atoms for atoms in frames["relaxed"]}
-    assert {"ag3_plus", "ag3_minus", "zn3o3_neutral"} <= set(systems)
+    assert {"ag3_plus", "ag3_minus", "zn3o3_neutral", "zn3o3_minus"} <= set(systems)
     for atoms in systems.values():
         assert np.linalg.norm(atoms.get_forces(), axis=1).max() < 1.2 * atoms.info["fmax"]
     # the cation is a triangle, the anion a chain
