@@ -231,9 +231,12 @@ class NormalEquations:
             diagonal = xp.linalg.diagonal(self.hessian)
             damped = add_to_diagonal(xp.asarray(self.hessian, copy=True), damping * diagonal)
             lower = factorise(damped, _WHAT, _REMEDY)
-        if last is not None:
-            return _step_for(last, to_numpy(lower), to_numpy(self.rhs))
-        return to_numpy(solve(lower, asarray_like(self.rhs, lower)))
+        rhs = asarray_like(self.rhs, lower)
+        if last is None:
+            return to_numpy(solve(lower, rhs))
+        n = len(self.rhs) - len(last)
+        rest = _others(lower, solve_lower(lower[:n, :n], rhs[:n]), asarray_like(last, lower))
+        return np.concatenate([to_numpy(rest), last])
 
     def decrement(self) -> float:
         """See :class:`Equations`."""
@@ -363,17 +366,13 @@ def _back(lower: FloatArray, rhs: FloatArray, last: FloatArray | None) -> FloatA
     """Δ from Lᵀ Δ = c; for a prescribed end of Δ the rows of the others."""
     if last is None:
         return np.asarray(solve_lower(lower, rhs, transposed=True))
-    n = len(rhs) - len(last)
-    rest = solve_lower(lower[:n, :n], rhs[:n] - last @ lower[n:, :n], transposed=True)
-    return np.concatenate([rest, last])
+    return np.concatenate([_others(lower, rhs[: len(rhs) - len(last)], last), last])
 
 
-def _step_for(last: FloatArray, lower: FloatArray, rhs: FloatArray) -> FloatArray:
-    """Δ of the first parameters from L Lᵀ Δ = b for a prescribed end of Δ."""
-    n = len(rhs) - len(last)
-    first = np.zeros(len(rhs))
-    first[:n] = solve_lower(lower[:n, :n], rhs[:n])
-    return _back(lower, first, last)
+def _others(lower: Array, rhs: Array, last: Array) -> Array:
+    """The first parameters from their rows of Lᵀ Δ = c for a prescribed end of Δ; on the device of L."""
+    n = int(rhs.shape[0])
+    return solve_lower(lower[:n, :n], rhs - last @ lower[n:, :n], transposed=True)
 
 
 def solve(lower: Array, rhs: Array) -> Array:
