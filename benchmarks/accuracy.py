@@ -4,9 +4,9 @@
 
 ``ag3``      packaged PBE0 data, every second frame to fit, the rest to test
 ``qm9``      public QM9 dipoles, 385 molecules to fit, 1000 to test, default settings
-``table``    every packaged set with frames to test: short-range only, kQEq alone, kQEq + short-range with each charge model;
-             as Markdown with ``--figures DIR``, resumable with ``--cache DIR``
-``charge_states`` sets of several charge states: what charges, hardness by kernel and a charge-aware kernel bring
+``table``    every packaged set with frames to test: short-range only, kQEq alone, kQEq + short-range with each charge
+             model; written as Markdown with ``--figures DIR``, continued where it was interrupted with ``--cache DIR``
+``charge_states`` sets of several charge states: what charges bring, and what settings that see more
 """
 
 from __future__ import annotations
@@ -18,13 +18,10 @@ from collections.abc import Iterator
 from ase.io import read
 
 import kqeq
-from accuracy_table import CHARGE_STATES, COLUMNS, LINES, UNITS, Measured, markdown, measure
+from accuracy_table import CHARGE_STATES, LINES, STATES, TABLE, UNITS, Measured, left_out, markdown, measure
 from common import Row, figure_path, main, public, row
 from kqeq.constants import DEBYE
 from kqeq.demo import ag3_settings
-
-TABLE_MODELS = ("short-range only", "short-range only, forces only", "kQEq alone, dipoles only", *COLUMNS[1:])
-STATE_MODELS = (*TABLE_MODELS[:2], "QEq + short-range", "QEq, hardness by kernel", "QEq, charge-aware", "QEq, both")
 
 
 def ag3(quick: bool) -> Iterator[Row]:
@@ -62,13 +59,19 @@ def qm9(quick: bool) -> Iterator[Row]:
 def table(quick: bool) -> Iterator[Row]:
     results = {}
     for name in ("ag3",) if quick else LINES:
-        results[name] = {model: measure(name, model) for model in TABLE_MODELS}
+        results[name] = {model: measure(name, model) for model in TABLE}
         for model, found in results[name].items():
             yield from rows(name, model, found)
-    path = figure_path("accuracy.md")
+    missing = ", ".join(f"`{name}` ({purpose})" for name, purpose in left_out().items())
+    write("accuracy.md", markdown(results) + f"\nSets without test frames are left out: {missing}.\n")
+
+
+def write(name: str, text: str) -> None:
+    """Print a table and write it where figures go."""
+    print(f"\n{text}")
+    path = figure_path(name)
     if path is not None:
-        path.write_text(markdown(results), encoding="utf-8")
-    print(markdown(results))
+        path.write_text(text, encoding="utf-8")
 
 
 def rows(name: str, model: str, found: Measured | None) -> Iterator[Row]:
@@ -80,10 +83,11 @@ def rows(name: str, model: str, found: Measured | None) -> Iterator[Row]:
 
 
 def charge_states(quick: bool) -> Iterator[Row]:
+    results = {}
     for name in ("ag3",) if quick else CHARGE_STATES:
+        results[name] = {model: measure(name, model) for model in STATES}
         alone = {}
-        for model in STATE_MODELS:
-            found = measure(name, model)
+        for model, found in results[name].items():
             yield from rows(name, model, found)
             if found is None:
                 continue
@@ -93,6 +97,7 @@ def charge_states(quick: bool) -> Iterator[Row]:
             for reference, forces in alone.items():
                 target = "<= 0.5" if LINES[name].shared and reference == "short-range only" else ""
                 yield row(f"{name} forces, {model} / {reference}", found["forces"] / forces, "", target)
+    write("charge_states.md", markdown(results))
 
 
 if __name__ == "__main__":

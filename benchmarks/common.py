@@ -86,10 +86,16 @@ def main(
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE")
     parser.add_argument("--only", nargs="+", choices=sorted(sections), help="run these sections only")
     parser.add_argument(
-        "--figures", type=Path, metavar="DIR", help="write figures and tables, where sections have some, to DIR"
+        "--figures",
+        type=Path,
+        metavar="DIR",
+        help="write figures and tables, where sections have some, to DIR",
     )
     parser.add_argument(
-        "--cache", type=Path, metavar="DIR", help="keep finished fits, where sections can, in DIR and continue there"
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep finished fits, where sections can, in DIR and continue there",
     )
     options = parser.parse_args(argv)
     _figures[:] = [options.figures] if options.figures else []
