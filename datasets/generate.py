@@ -173,6 +173,8 @@ SYSTEMS = {
     "zn3o3_neutral": System(_fixed(ring, ["Zn", "O"] * 3, 1.85), 0, 1, 600),
     "zn3o3_plus": System(_fixed(ring, ["Zn", "O"] * 3, 1.85), +1, 2, 600),
     "zn3o3_minus": System(_fixed(ring, ["Zn", "O"] * 3, 1.85), -1, 2, 600),
+    "zn2o2": System(_fixed(ring, ["Zn", "O"] * 2, 1.35), 0, 1, 600),
+    "zno_molecule": System(_fixed(Atoms, "ZnO", positions=[[0, 0, 0], [1.72, 0, 0]]), 0, 1, 600),
     "zn4o4_neutral": System(_fixed(zno_cube), 0, 1, 600),
     "zn4o4_plus": System(_fixed(zno_cube), +1, 2, 600),
     "zn4o4_minus": System(_fixed(zno_cube), -1, 2, 600),

@@ -12,13 +12,16 @@ Method and labels are those of ``generate.py``, unrestricted throughout.  Curves
                           made of separate fragments: the lower of two ions ("ions apart"), each polarised by the
                           charge of the other, and two neutral atoms ("atoms") without any interaction.
     water2                the hydrogen-bonded GFN2-xTB minimum, rigid molecules drawn apart along O-O
+    zn2o2                 the GFN2-xTB rhombus, two rigid ZnO, side by side and antiparallel, drawn apart along
+                          the Zn-O bonds between them
 
-Where it does not start from ions, an SCF starts from the density of the point before.  The fragments are
-frames of their own: atoms, ions and water1.  Frames carry in info also  geometry
-("dissociation"); distance (Angstrom; between the atoms that part, not on fragments); state ("ions", "ions
-apart", "atoms", "closed shell"); spin_square, the expectation value (not on what is made of fragments).
-Even points of a curve and the fragments are seed 0, odd points seed 1.  OUT.xyz is appended to; the
-points that it holds already are skipped.
+Where it does not start from ions, an SCF starts from the density of the point before; of zn2o2 also from those of
+free atoms, and the lower solution is left for a still lower one, whose spins are not paired, if its stability
+analysis finds one.  The fragments are frames of their own: atoms, ions, water1 and zno_molecule.  Frames carry
+in info also  geometry ("dissociation"); distance (Angstrom; between the atoms that part, not on fragments);
+state ("ions", "ions apart", "atoms", "closed shell", "broken symmetry"); spin_square, the expectation value
+(not on what is made of fragments).  Even points of a curve and the fragments are seed 0, odd points seed 1.
+OUT.xyz is appended to; the points that it holds already are skipped.
 """
 
 from __future__ import annotations
@@ -40,7 +43,11 @@ DISTANCES = {  # Angstrom
     "nacl_pair": (2.0, 2.1, 2.2, 2.3, 2.4, 2.5, 2.7, 2.9, 3.2, 3.6, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 12.0),
     "lif_pair": (1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 2.0, 2.3, 2.6, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 12.0),
     "water2": (2.4, 2.5, 2.6, 2.7, 2.8, 2.9, 3.0, 3.2, 3.4, 3.7, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0),
+    "zn2o2": (1.75, 1.85, 1.95, 2.1, 2.3, 2.6, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0),
 }  # fmt: skip
+MOLECULES = {"water2": "water1", "zn2o2": "zno_molecule"}
+BROKEN = 0.05  # S^2 of a singlet above which its spins are not paired
+ROUNDS = 4  # of stability analysis
 
 
 def halves(curve: str) -> tuple[Atoms, list[int], tuple[int, int], np.ndarray]:
@@ -48,6 +55,9 @@ def halves(curve: str) -> tuple[Atoms, list[int], tuple[int, int], np.ndarray]:
     if curve in PAIRS:
         return SYSTEMS[curve].build(np.random.default_rng(0)), [1], (0, 1), np.array([1.0, 0.0, 0.0])
     atoms = relaxed(curve, np.random.default_rng(0), fmax=0.01, steps=500)
+    if curve == "zn2o2":  # atoms in turn around the rhombus: the halves are 0, 1 and 2, 3
+        along = atoms.positions[3] - atoms.positions[0]
+        return atoms, [2, 3], (0, 3), along / np.linalg.norm(along)
     first, second = (int(i) for i in atoms.symbols.indices()["O"])
     moving = [i for i in range(6) if atoms.get_distance(i, second) < atoms.get_distance(i, first)]
     along = atoms.positions[second] - atoms.positions[first]
@@ -90,6 +100,37 @@ def ionic_guess(first: Any, second: Any) -> np.ndarray:
     guess = np.zeros((2, n + b.shape[1], n + b.shape[1]))
     guess[:, :n, :n], guess[:, n:, n:] = a, b
     return guess
+
+
+def stable(mf: Any) -> Any:
+    """The mean field, or the one of lower energy that its stability analysis leads to."""
+    for _ in range(ROUNDS):
+        orbitals, _, good, _ = mf.stability(return_status=True)
+        if good:
+            break
+        lower = mf.copy()
+        lower = converge(lower, mf.make_rdm1(orbitals, mf.mo_occ))
+        if lower is None or lower.e_tot > mf.e_tot - 1e-6:
+            break
+        mf = lower
+    return mf
+
+
+def solved(frame: Atoms, curve: str, guess: Any, basis: str, threads: int) -> Any:
+    """Unrestricted mean field of a point, or None."""
+    guesses = [guess] if curve != "zn2o2" or guess is None else [guess, None]
+    found = [
+        solve(frame, curve, threads=threads, basis=basis, guess=start, unrestricted=True) for start in guesses
+    ]
+    best = min((mf for mf in found if mf is not None), key=lambda mf: mf.e_tot, default=None)
+    return stable(best) if curve == "zn2o2" and best is not None else best
+
+
+def state_of(mf: Any, curve: str) -> str:
+    """What kind of solution a mean field of a pair is."""
+    if curve in PAIRS:
+        return "ions"
+    return "broken symmetry" if spin_square(mf) > BROKEN else "closed shell"
 
 
 def of_fragments(frame: Atoms, curve: str, basis: str, labels: dict[str, Any]) -> Atoms:
@@ -175,9 +216,10 @@ def run(curve: str, out: Path, basis: str, threads: int) -> None:
     done = [f for f in read(out, ":") if f.info["method"] == f"PBE0/{basis}"] if out.exists() else []
     there = {(f.info["system"], f.info.get("distance")) for f in done}
     atoms, moving, pair, along = halves(curve)
-    names = ["water1"]
     if curve in PAIRS:
         names = [f"{name}_{kind}" for name in PAIRS[curve] for kind in ("atom", "ion")]
+    else:
+        names = [MOLECULES[curve]]
     parts = {}
     for name in names:
         part = SYSTEMS[name].build(np.random.default_rng(0)) if curve in PAIRS else atoms[moving]
@@ -194,14 +236,14 @@ def run(curve: str, out: Path, basis: str, threads: int) -> None:
         frame = at_distance(atoms, moving, pair, along, distance)
         labelled = None
         if not apart:
-            mf = solve(frame, curve, threads=threads, basis=basis, guess=guess, unrestricted=True)
+            mf = solved(frame, curve, guess, basis, threads)
             labelled = None if mf is None else label(frame, curve, NO_FIELD, threads, mf, basis)
             if labelled is None:
                 print(f"{curve} {distance}: not converged, left out", file=sys.stderr)
                 continue
             labelled.info |= {
                 "spin_square": spin_square(mf),
-                "state": "ions" if curve in PAIRS else "closed shell",
+                "state": state_of(mf, curve),
             }
             report(labelled, distance)
             present = (labelled.info["energy"], float(np.linalg.norm(labelled.info["dipole"])) / distance)

@@ -11,6 +11,8 @@ How it is reached depends on the seed and on the number of the frame (``STAGES``
                        own; then 140 frames from dynamics with a short-range kqeq model, which is fitted five
                        times to all frames so far: it goes where it believes that water goes, and the labels
                        correct it.  These start from earlier frames, 50 fs to 1 ps before, and resemble them
+    seed 2, training   70 frames, each from a random packing of its own, by classical dynamics and then 0.1 ps
+                       with the model of all frames of seed 0
     seed 1, testing    30 frames, each from a random packing of its own, by dynamics with the model of all frames
                        of seed 0 and then a stretch of dynamics with GFN1-xTB itself, long enough for bonds and
                        angles to be those of the reference; how molecules lie to each other is still the model's
@@ -22,7 +24,7 @@ numbers depend on seed and frame only.  Labels belong to the positions as they a
            system; seed; method; multiplicity; sampling; temperature [K] of the dynamics
     arrays forces [eV/Angstrom]; charges [e], Mulliken charges of GFN1-xTB
 
-A calculation takes one to two seconds, a whole data set about two hours, on one core.
+A calculation takes one to two seconds, a whole data set two to three hours, on one core.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class Stage(NamedTuple):
     """How a stretch of the frames of one seed is sampled."""
 
     frames: int
-    sampling: str  # "classical", "model" or "model + reference"
+    sampling: str  # "classical", "model", "classical + model" or "model + reference"
     temperatures: tuple[float, ...]  # K, taken in turn
     steps: int = 0  # of dynamics with the model
 
@@ -74,6 +76,7 @@ STAGES: dict[int, tuple[Stage, ...]] = {
         Stage(40, "model", (300.0, *HOT), 2000),
     ),
     1: (Stage(30, "model + reference", (300.0,), 1000),),
+    2: (Stage(70, "classical + model", HOT, 200),),
 }
 MELTING = 450.0  # K
 CLASSICAL_STEPS = 2000  # of twice the time step, once at the temperature of melting and once at the frame's
@@ -311,7 +314,8 @@ class Sampler:
         else:
             everything = sum(part.frames for part in STAGES[0])
             atoms = run(classical(temperature, rng), self.model(everything), temperature, stage.steps, rng)
-            atoms = run(atoms, reference(), temperature, REFERENCE_STEPS, rng)
+            if stage.sampling == "model + reference":
+                atoms = run(atoms, reference(), temperature, REFERENCE_STEPS, rng)
         return atoms, stage.sampling, temperature
 
 

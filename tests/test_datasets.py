@@ -323,6 +323,39 @@ def test_vertical_charge_states_lie_at_the_neutral_geometries(frames):
             assert -1.5 < difference < -0.3  # minus the electron affinity; nature's is larger
 
 
+def test_methylacetamide_belongs_to_its_vibrations(frames):
+    (minimum,) = (a for a in frames["vibrations"] if a.info["system"] == "nma")
+    along = []
+    for atoms in frames["nma"]:
+        assert atoms.info["method"] == minimum.info["method"]
+        assert (atoms.numbers == minimum.numbers).all()
+        field = atoms.info["external_field"]
+        if field.any():
+            assert np.linalg.norm(field) == pytest.approx(0.1)
+            _, axes = atoms.get_moments_of_inertia(vectors=True)
+            assert abs(axes[0] @ field) == pytest.approx(0.1)
+            along.append(np.sign(axes[0][np.abs(axes[0]).argmax()] * (axes[0] @ field)))
+        else:
+            above = atoms.get_potential_energy() - minimum.get_potential_energy()
+            assert 0.1 < above < 1.5  # thermal: 30 modes hold 0.39 eV on average
+    assert len(along) == len(frames["nma"]) // 2
+
+
+def test_polarizabilities_are_symmetric_positive_and_grow(frames):
+    per_unit = {}
+    for atoms in frames["polarizability"]:
+        alpha = np.reshape(atoms.info["polarizability"], (3, 3)) * COULOMB
+        np.testing.assert_allclose(alpha, alpha.T)
+        assert np.linalg.eigvalsh(alpha).min() > 0.3
+        match = re.fullmatch(r"(water|alkane)(\d+)", atoms.info["system"])
+        if match:
+            per_unit.setdefault(match[1], {})[int(match[2])] = np.trace(alpha) / 3
+    for values in per_unit.values():
+        sizes = np.array(sorted(values))
+        steps = np.diff([values[n] for n in sizes]) / np.diff(sizes)
+        assert steps.min() > 0.6 * steps.max() > 0.0  # a share a molecule, or a CH2
+
+
 def test_dissociation_ends_in_the_fragments(frames):
     curves = {}
     fragments = {}

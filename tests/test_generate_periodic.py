@@ -120,6 +120,7 @@ def test_dynamics_that_go_wrong_end_with_a_sound_geometry(capsys):
 def test_stages_cover_every_seed():
     assert sum(stage.frames for stage in generator.STAGES[0]) == 200
     assert sum(stage.frames for stage in generator.STAGES[1]) == 30
+    assert sum(stage.frames for stage in generator.STAGES[2]) == 70
     first = generator.STAGES[0][0].frames
     assert generator.stage_of(0, first - 1)[0].sampling == "classical"
     assert generator.stage_of(0, first) == (generator.STAGES[0][1], first)

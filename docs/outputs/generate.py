@@ -32,7 +32,7 @@ def frames(name: str) -> tuple[list, object]:
         train, test = kqeq.datasets.split("nacl")
         return train, next(a for a in test if len(a) == 17)
     short = [a for a in kqeq.datasets.load("alkanes") if sum(a.numbers == 6) <= 5 and a.info["seed"] == 0]
-    labelled = [a for a in kqeq.datasets.load("polarizability") if sum(a.numbers == 6) <= 5]
+    labelled = [a for a in kqeq.datasets.load("polarizability") if 2 <= sum(a.numbers == 6) <= 5]
     hexane = [a for a in kqeq.datasets.load("alkanes") if sum(a.numbers == 6) == 6 and a.info["seed"] == 1]
     return short + labelled, hexane[0]
 
