@@ -155,6 +155,9 @@ def draw(bars: dict[str, list[float]], at_one: dict[str, tuple], curves: dict[st
     left.set(ylabel="force error, RMS (meV/Å)", title="(a)")
     left.legend()
     parity(middle, at_one, quantity="force at +1, four Zn", unit="eV/Å")
+    for points, name in zip(middle.get_lines()[1:], at_one, strict=True):  # the first is the diagonal
+        points.set_color(colours[name])
+    middle.legend()
     middle.set_title("(b)")
     for name, (r, q) in curves.items():
         right.step(
@@ -224,11 +227,11 @@ def main(argv: list[str] | None = None) -> None:
         f"Forces in meV/Å, energies in meV/atom. {len(train)} training frames; {len(own_charge)} test frames from "
         "dynamics of IPEA1-xTB (semi-empirical, Γ point) at the charge of the dynamics, "
         f"{len(crossed)} labelled at another; together {len(everywhere) // len(CHARGES)} geometries are labelled at "
-        f"all charges, and there the error with "
-        f"charges is {ratio:.2f} of the short-range one. All +1 test frames: fitted to all charges "
-        f"{both['charges']['all']:.0f} meV/Å, to 0 and +2 only {both['0 and +2 only']['all']:.0f}, short-range "
+        f"all charges, and there the error with charges is {ratio:.2f} of the short-range one. All +1 test "
+        f"frames: fitted to all charges {both['charges']['all']:.0f} meV/Å, "
+        f"to 0 and +2 only {both['0 and +2 only']['all']:.0f}, short-range "
         f"{both['short-range']['all']:.0f}. Of the 2 e that are taken, {share['reference']:.2f} e come from the four "
-        f"zinc atoms by Mulliken charges, {share['charges']:.2f} e in the model, which spreads them evenly. On atoms far "
+        f"zinc atoms by Mulliken charges, {share['charges']:.2f} e in the model. On atoms far "
         "from the vacancy all models err alike: IPEA1-xTB's forces reach further than any of them."
     )
     header = ["model", "Q = 0", "+1", "+2", "other charge", "at all charges", "the same, four Zn", "energy"]
