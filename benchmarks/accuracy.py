@@ -95,7 +95,7 @@ def charge_states(quick: bool) -> Iterator[Row]:
                 alone[model] = found["forces"]
                 continue
             for reference, forces in alone.items():
-                target = "<= 0.5" if LINES[name].shared and reference == "short-range only" else ""
+                target = "<= 0.5" if LINES[name].shared else ""
                 yield row(f"{name} forces, {model} / {reference}", found["forces"] / forces, "", target)
     write("charge_states.md", markdown(results))
 

@@ -38,7 +38,6 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     "QEq, both": {"charges": kqeq.QEq(hardness="kernel"), "charge_aware": kqeq.ChargeKernel()},
     "short-range only, evidence": {**NO_CHARGES, "optimize": "evidence"},
     "QEq + short-range, evidence": {"optimize": "evidence"},
-    "ACKS2 + dipoles, evidence": {"charges": kqeq.AtomicDipoles(kqeq.ACKS2()), "optimize": "evidence"},
 }
 """Settings beside the defaults; ``optimize`` goes to ``fit``."""
 
@@ -128,7 +127,7 @@ LINES: Mapping[str, Line] = {
     "zno": Line("Zn3O3 at 0, +1, own geometries", lambda: of("zno", method="PBE0/def2-svp"), shared=True),
     "zno, diffuse basis": Line("Zn3O3(−)", lambda: of("zno", method="PBE0/def2-svpd")),
     "zn4o4": Line("Zn4O4 at 0, +1", lambda: of("zn4o4", method="PBE0/def2-svp"), shared=True),
-    "dissociation": Line("NaCl, LiF, (H2O)2 pulled apart", lambda: of("dissociation")),
+    "dissociation": Line("NaCl, LiF, (H2O)2 pulled apart", lambda: of("dissociation"), shared=True),
     "water_box": Line("32 H2O, periodic (xTB)", lambda: part_of("water_box", 12, 10), PERIODIC),
     "zno_vacancy": Line(
         "O vacancy in ZnO at 0, +1, +2, periodic (xTB)",
@@ -143,8 +142,9 @@ CHARGE_STATES = (
     "carbon_chain",
     "nacl",
     "water",
-    "zno, neutral and anion",
-    "zno, three charges",
+    "zno_vertical, anion",
+    "zno_vertical",
+    "zno",
     "zn4o4",
 )
 """Lines of several charge states without periodic cells."""
@@ -209,7 +209,9 @@ def _fingerprint(settings: Mapping[str, Any], train: list[Atoms], test: list[Ato
 
 def left_out() -> dict[str, str]:
     """Packaged sets that have no line, and what they are for."""
-    return {name: PURPOSE.get(name, "no purpose given") for name in kqeq.datasets.names() if name not in LINES}
+    return {
+        name: PURPOSE.get(name, "no purpose given") for name in kqeq.datasets.names() if name not in LINES
+    }
 
 
 PURPOSE = {
