@@ -1,11 +1,12 @@
 """Accuracy on real data: what a fit with the given settings reaches, with and without charges.
 
-    python benchmarks/accuracy.py [--quick] [--json FILE] [--only SECTION ...]
+    python benchmarks/accuracy.py [--quick] [--json FILE] [--only SECTION ...] [--figures DIR] [--cache DIR]
 
 ``ag3``      packaged PBE0 data, every second frame to fit, the rest to test
 ``qm9``      public QM9 dipoles, 385 molecules to fit, 1000 to test, default settings
-``datasets`` every packaged set, independent trajectories to test
-``charge_states`` sets of several charge states: what charges, hardness by kernel and a charge-aware kernel bring
+``table``    every packaged set with frames to test: short-range only, kQEq alone, kQEq + short-range with each charge
+             model; written as Markdown with ``--figures DIR``, continued where it was interrupted with ``--cache DIR``
+``charge_states`` sets of several charge states: what charges bring, and what settings that see more
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import time
 import warnings
 from collections.abc import Iterator
 
-import numpy as np
 from ase.io import read
 
 import kqeq
-from common import Row, main, public, row
+from accuracy_table import CHARGE_STATES, LINES, STATES, TABLE, UNITS, Measured, left_out, markdown, measure
+from common import Row, figure_path, main, public, row
 from kqeq.constants import DEBYE
 from kqeq.demo import ag3_settings
 
@@ -55,67 +56,50 @@ def qm9(quick: bool) -> Iterator[Row]:
     yield row("QM9 dipoles, defaults: fit", seconds, "s", "<= 60")
 
 
-def datasets(quick: bool) -> Iterator[Row]:
-    for name in kqeq.datasets.names():
-        try:
-            train, test = kqeq.datasets.split(name)
-        except kqeq.errors.InputError:
-            continue
-        if any(atoms.pbc.any() for atoms in train) or (quick and name not in ("ag3", "water")):
-            continue
-        for label, settings in (
-            ("kQEq + short-range", {}),
-            ("short-range only", {"electronegativity": None, "charges": None}),
-        ):
-            usable = [a for a in train if settings == {} or not a.info["external_field"].any()]
-            check = [a for a in test if settings == {} or not a.info["external_field"].any()]
-            if not usable or not check:
-                continue
-            errors = kqeq.KQEq(**settings).fit(usable).evaluate(check)
-            yield row(f"{name} energy RMSE, {label}", 1e3 * errors["energy"].rmse, "meV/atom")
-            yield row(f"{name} forces RMSE, {label}", 1e3 * errors["forces"].rmse, "meV/Å")
-            if "dipole" in errors:
-                yield row(f"{name} dipole RMSE, {label}", errors["dipole"].rmse, "e·Å")
+def table(quick: bool) -> Iterator[Row]:
+    results = {}
+    for name in ("ag3",) if quick else LINES:
+        results[name] = {model: measure(name, model) for model in TABLE}
+        for model, found in results[name].items():
+            yield from rows(name, model, found)
+    missing = ", ".join(f"`{name}` ({purpose})" for name, purpose in left_out().items())
+    write("accuracy.md", markdown(results) + f"\nSets without test frames are left out: {missing}.\n")
 
 
-CHARGE_STATES = {
-    "short-range only": {"electronegativity": None, "charges": None},
-    "kQEq + short-range": {},
-    "kQEq with hardness by kernel + short-range": {"charges": kqeq.QEq(hardness="kernel")},
-    "kQEq + charge-aware short-range": {"charge_aware": kqeq.ChargeKernel()},
-    "kQEq with hardness by kernel + charge-aware short-range": {
-        "charges": kqeq.QEq(hardness="kernel"),
-        "charge_aware": kqeq.ChargeKernel(),
-    },
-}
-"""Settings beside the defaults."""
+def write(name: str, text: str) -> None:
+    """Print a table and write it where figures go."""
+    print(f"\n{text}")
+    path = figure_path(name)
+    if path is not None:
+        path.write_text(text, encoding="utf-8")
 
-SHARED = ("ag3", "zno")
-"""Sets in which charge states share a composition."""
+
+def rows(name: str, model: str, found: Measured | None) -> Iterator[Row]:
+    for kind, (factor, unit) in UNITS.items():
+        if found is not None and kind in found:
+            yield row(f"{name} {kind} RMSE, {model}", factor * found[kind], unit)
+    if found is not None:
+        yield row(f"{name} fit, {model}", found["fit"], "s")
 
 
 def charge_states(quick: bool) -> Iterator[Row]:
-    for name in ("ag3",) if quick else ("ag3", "carbon_chain", "nacl", "zno", "water"):
-        train, test = kqeq.datasets.split(name)
-        alone = np.nan
-        for label, settings in CHARGE_STATES.items():
-            started = time.perf_counter()
-            model = kqeq.KQEq(**settings).fit(train)
-            seconds = time.perf_counter() - started
-            errors = model.evaluate(test)
-            forces = 1e3 * errors["forces"].rmse
-            if label == "short-range only":
-                alone = forces
-            yield row(f"{name} energy RMSE, {label}", 1e3 * errors["energy"].rmse, "meV/atom")
-            yield row(f"{name} forces RMSE, {label}", forces, "meV/Å")
-            if "dipole" in errors:
-                yield row(f"{name} dipole RMSE, {label}", errors["dipole"].rmse, "e·Å")
-            if label != "short-range only":
-                target = "<= 0.5" if name in SHARED else ""
-                yield row(f"{name} forces RMSE / short-range only, {label}", forces / alone, "", target)
-            yield row(f"{name} fit, {label}", seconds, "s")
+    results = {}
+    for name in ("ag3",) if quick else CHARGE_STATES:
+        results[name] = {model: measure(name, model) for model in STATES}
+        alone = {}
+        for model, found in results[name].items():
+            yield from rows(name, model, found)
+            if found is None:
+                continue
+            if model.startswith("short-range only"):
+                alone[model] = found["forces"]
+                continue
+            for reference, forces in alone.items():
+                target = "<= 0.5" if LINES[name].shared else ""
+                yield row(f"{name} forces, {model} / {reference}", found["forces"] / forces, "", target)
+    write("charge_states.md", markdown(results))
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore", kqeq.errors.KQEqWarning)
-    main(__doc__ or "", {"ag3": ag3, "qm9": qm9, "datasets": datasets, "charge_states": charge_states})
+    main(__doc__ or "", {"ag3": ag3, "qm9": qm9, "table": table, "charge_states": charge_states})

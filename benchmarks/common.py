@@ -20,6 +20,7 @@ PUBLIC_DATA = Path(
 """Public data sets that are not part of the project (see docs/performance.md)."""
 
 _figures: list[Path] = []
+_cache: list[Path] = []
 
 
 def row(name: str, value: float | None, unit: str, target: str = "") -> Row:
@@ -39,6 +40,14 @@ def public(name: str) -> Path | None:
 def figure_path(name: str) -> Path | None:
     """Where a figure goes, or None if figures were not asked for."""
     for folder in _figures:
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / name
+    return None
+
+
+def cache_path(name: str) -> Path | None:
+    """Where something that took long is kept for the next run, or None if that was not asked for."""
+    for folder in _cache:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / name
     return None
@@ -77,10 +86,20 @@ def main(
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE")
     parser.add_argument("--only", nargs="+", choices=sorted(sections), help="run these sections only")
     parser.add_argument(
-        "--figures", type=Path, metavar="DIR", help="write figures, where sections have some, to DIR"
+        "--figures",
+        type=Path,
+        metavar="DIR",
+        help="write figures and tables, where sections have some, to DIR",
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep finished fits, where sections can, in DIR and continue there",
     )
     options = parser.parse_args(argv)
     _figures[:] = [options.figures] if options.figures else []
+    _cache[:] = [options.cache] if options.cache else []
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
     rows: list[Row] = []
     for name, section in sections.items():

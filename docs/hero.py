@@ -23,16 +23,22 @@ MODELS = {
 LEARNED_TO = 6  # carbon atoms
 
 
-def with_and_without(train, kinds):
-    """A short-range model and one with charges, with the style of their points."""
+def zn3o3():
+    """Training and test frames of Zn3O3 and its anion, in one basis (anions from ``zno_vertical``)."""
+    return (
+        [a for a in kept + added if a.info["total_charge"] < 1 and a.info["method"] == "PBE0/def2-svp"]
+        for kept, added in zip(kqeq.datasets.split("zno"), kqeq.datasets.split("zno_vertical"), strict=True)
+    )
+
+
+def with_and_without(train):
+    """A short-range model and one with charges, noise of each by evidence, with the style of their points."""
     yield (
-        kqeq.KQEq(electronegativity=None, charges=None, targets=[k for k in kinds if k != "dipole"]).fit(
-            train
-        ),
+        kqeq.KQEq(electronegativity=None, charges=None).fit(train, optimize="evidence"),
         {"label": "without charges", "color": example.COLOURS["short-range"], "marker": "s"},
     )
     yield (
-        kqeq.KQEq(noise={"dipole": 0.1}, targets=kinds).fit(train),
+        kqeq.KQEq().fit(train, optimize="evidence"),
         {"label": "with charges", "color": example.COLOURS["QEq"], "marker": "o"},
     )
 
@@ -43,41 +49,32 @@ def scatter(axis, x, errors, style, digits):
     axis.plot(x, errors, linestyle="none", markersize=3.5, markeredgewidth=0, alpha=0.8, **style)
 
 
-def energies(axis):
-    """Energies of Ag3(+) and Ag3(−)."""
-    train, test = kqeq.datasets.split("ag3")
-    reference = np.array([a.get_potential_energy() for a in test])
+def charge_states(energy_axis, force_axis):
+    """Errors of energies and forces of Zn3O3 and its anion, on geometries of another trajectory."""
+    train, test = zn3o3()
+    energy = np.array([a.get_potential_energy() for a in test])
+    force = np.concatenate([a.get_forces().ravel() for a in test])
     charge = np.array([a.info["total_charge"] for a in test])
-    zero = reference[charge == 1].mean()
-    for model, style in with_and_without(train, ("energy", "forces", "dipole")):
-        found = np.array([p.energy for p in model.predict(test, properties=["energy"])])
-        scatter(axis, reference - zero, 1e3 * (found - reference) / 3, style, 1)
-    for name, q in (("Ag₃⁺", 1), ("Ag₃⁻", -1)):
-        axis.annotate(
-            name,
-            (reference[charge == q].mean() - zero, 0.03),
-            xycoords=("data", "axes fraction"),
-            ha="center",
-        )
-    axis.set(
+    atoms, zero = len(test[0]), energy[charge == 0].mean()
+    for model, style in with_and_without(train):
+        found = model.predict(test, properties=["energy", "forces"])
+        off = np.array([p.energy for p in found]) - energy
+        scatter(energy_axis, energy - zero, 1e3 * off / atoms, style, 1)
+        off = np.concatenate([p.forces.ravel() for p in found]) - force
+        scatter(force_axis, force, 1e3 * off, style, 0)
+    for name, q in (("Zn₃O₃", 0), ("Zn₃O₃⁻", -1)):
+        place = (energy[charge == q].mean() - zero, 0.03)
+        energy_axis.annotate(name, place, xycoords=("data", "axes fraction"), ha="center")
+    energy_axis.set(
         xlabel="DFT energy (eV)",
         ylabel="error of the energy (meV/atom)",
         title="energies of two charge states",
     )
-    axis.margins(x=0.12)
-
-
-def forces(axis):
-    """Forces of (ZnO)3 and (ZnO)4, neutral and with an electron more."""
-    train, test = ([a for a in part if a.info["total_charge"] < 1] for part in kqeq.datasets.split("zno"))
-    reference = np.concatenate([a.get_forces().ravel() for a in test])
-    for model, style in with_and_without(train, ("forces", "dipole")):
-        found = np.concatenate([p.forces.ravel() for p in model.predict(test, properties=["forces"])])
-        scatter(axis, reference, 1e3 * (found - reference), style, 0)
-    axis.set(
+    energy_axis.margins(x=0.12)
+    force_axis.set(
         xlabel="DFT force component (eV/Å)",
         ylabel="error of the force (meV/Å)",
-        title="forces of (ZnO)ₙ and (ZnO)ₙ⁻",
+        title="and their forces",
     )
 
 
@@ -118,8 +115,7 @@ def main(argv=None):
     """Draw the three panels."""
     output = Path(argv[argv.index("--output") + 1]) if argv and "--output" in argv else HERE / "generated"
     figure, axes = example.panels(3, width=3.3, height=3.1)
-    energies(axes[0])
-    forces(axes[1])
+    charge_states(axes[0], axes[1])
     for axis in axes[:2]:
         axis.axhline(0.0, color="0.8", linewidth=0.8, zorder=0)
         axis.set_ylim(*(1.5 * np.array(axis.get_ylim())))

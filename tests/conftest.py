@@ -65,6 +65,25 @@ def water_model(water_training):
 
 
 @pytest.fixture(scope="session")
+def ion_frames():
+    """Water and hydronium, in the order of the file."""
+    import kqeq
+
+    return [a for a in kqeq.datasets.load("water") if a.info["system"] in ("hydronium", "water1")]
+
+
+@pytest.fixture(scope="session")
+def ion_model(ion_frames):
+    """Charges and short-range energy, smooth enough for geometries to be relaxed and for dynamics."""
+    from kqeq import KQEq
+
+    def kernel():
+        return small_kernel(n_max=5, l_max=4, sigma=0.4, n_representatives=12)
+
+    return KQEq(kernel(), kernel(), max_iterations=200).fit(ion_frames[::2])
+
+
+@pytest.fixture(scope="session")
 def dipole_model(water_training):
     """Charges alone, fitted to dipoles."""
     from kqeq import KQEq

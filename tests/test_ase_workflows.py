@@ -30,17 +30,14 @@ from kqeq.descriptors.soap import SOAPDescriptor
 FIELD = np.array([0.05, 0.03, 0.08])
 
 
-@pytest.fixture(scope="module")
-def frames():
-    return [a for a in kqeq.datasets.load("water") if a.info["system"] in ("hydronium", "water1")]
+@pytest.fixture
+def frames(ion_frames):
+    return ion_frames
 
 
-@pytest.fixture(scope="module")
-def model(frames):
-    def kernel(r_cut):
-        return kqeq.SOAPKernel(r_cut=r_cut, n_max=5, l_max=4, sigma=0.4, n_representatives=12)
-
-    return kqeq.KQEq(kernel(3.5), kernel(3.5), max_iterations=200).fit(frames[::2])
+@pytest.fixture
+def model(ion_model):
+    return ion_model
 
 
 @pytest.fixture

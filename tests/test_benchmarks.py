@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if path.name != "common.py")
+SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if path.name not in ("common.py", "accuracy_table.py"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
@@ -84,3 +84,47 @@ def test_the_gpu_benchmark_runs_on_a_stand_in():
     assert done.returncode == 0, done.stderr
     assert "not run" not in done.stdout and "MISSED" not in done.stdout
     assert done.stdout.count(" ok") == 3
+
+
+@pytest.fixture(scope="module")
+def table():
+    sys.path.insert(0, str(FOLDER))
+    try:
+        import accuracy_table
+    finally:
+        sys.path.remove(str(FOLDER))
+    return accuracy_table
+
+
+def test_every_packaged_set_has_a_line_or_a_purpose(table):
+    assert not set(table.LINES) & set(table.PURPOSE)
+    assert set(table.left_out()) == set(table.PURPOSE)
+    assert set(table.CHARGE_STATES) < set(table.LINES)
+    assert set(table.TABLE) | set(table.STATES) == set(table.MODELS)
+
+
+def test_lines_have_one_method_and_do_not_test_on_what_they_fit(table):
+    for name, line in table.LINES.items():
+        train, test = line.frames()
+        assert train, name
+        assert test, name
+        assert len({a.info["method"] for a in train + test}) == 1, name
+        fitted, tested = ({a.positions.tobytes() for a in part} for part in (train, test))
+        assert not fitted & tested, name
+        states = {(a.get_chemical_formula(), a.info["total_charge"]) for a in train}
+        assert line.shared == (len(states) > len({formula for formula, _ in states})), name
+
+
+def test_cells_of_the_table(table):
+    found = {"energy": 0.00064, "forces": 0.0954, "dipole": 0.2, "fitted": 48, "tested": 36}
+    assert table.cell(found, bold=True) == "0.64 / **95.4** / 0.20"
+    assert table.cell({"energy": 0.75, "forces": 10.52}) == "750 / 10500"
+    assert table.cell(None) == "–"
+    apart, dipoles = table.NOT_COLUMNS
+    ag3 = {"short-range only": found, "QEq, both": found | {"forces": 0.1}, apart: {"forces": 0.0091}}
+    nacl = {"short-range only": found, "QEq, both": None, apart: None, dipoles: None}
+    text = table.markdown({"ag3": ag3, "nacl": nacl})
+    header, _, first, second = text.splitlines()[:4]
+    assert header == "| set | systems | fitted / tested | short-range only | QEq, both |"
+    assert first.endswith("| 48 / 36 | 0.64 / **95.4** / 0.20 [9.10] | 0.64 / 100 / 0.20 |")
+    assert second.endswith("| 0.64 / **95.4** / 0.20 | – |")

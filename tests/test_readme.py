@@ -59,3 +59,11 @@ def test_links_to_files_exist():
     targets = [t for t in re.findall(r"\]\(([^)#]+)\)", README) if not t.startswith("http")]
     assert targets
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+@pytest.mark.parametrize("name", ["accuracy", "charge_states"])
+def test_accuracy_is_what_the_benchmark_wrote(name):
+    written = (ROOT / "docs" / "generated" / f"{name}.md").read_text(encoding="utf-8")
+    table = [line for line in written.splitlines() if line.startswith("|")]
+    assert len(table) > 5
+    assert "\n".join(table) in README
