@@ -16,6 +16,7 @@ Sections whose DFT data are not there say so and are skipped.
 
 from __future__ import annotations
 
+import importlib.util
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -348,12 +349,18 @@ ZNO = {
     "short_range": kqeq.SOAPKernel(r_cut=5.0, n_max=8, l_max=6, sigma=0.7, zeta=4),
     "site_kernel": kqeq.SOAPKernel(**_WIDE, delta=0.5),
     "charges": kqeq.QEq(hardness="kernel"),
+    "baseline": "zbl",
 }
-"""Chosen by the errors of vertical energies in a fourfold cross-validation over training geometries of Zn3O3."""
+"""Chosen by the errors of vertical energies in a fourfold cross-validation over training geometries of Zn3O3; the
+baseline, zero in all frames, keeps relaxations from atoms on top of each other."""
 
 
 def geometries(quick: bool) -> Iterator[Row]:
-    """Models of the packaged sets; each charge state is relaxed from a test frame."""
+    """Models of the packaged sets; each charge state is relaxed from the shaken DFT minimum and from test frames.
+
+    The cation of Zn3O3 is a Jahn-Teller system: its ring distorts in several ways of nearly the same energy, and where
+    a relaxation ends depends on its start.
+    """
     if missing("relaxed"):
         return
     minima = {a.info["system"]: a for a in kqeq.datasets.load("relaxed")}
@@ -374,12 +381,21 @@ def geometries(quick: bool) -> Iterator[Row]:
                 print(f"skipped: no training frames of {system} with the method {reference.info['method']}")
                 continue
             model = _fitted(f"{names[0]} {reference.info['method']}", settings, own)
-            start = next(a for a in test if a.info["system"] == system)
-            end = optimise(bare(start), model, total_charge=start.info["total_charge"], fmax=0.01)
-            if not (end.atoms.numbers == reference.numbers).all():
-                raise ValueError(f"{system}: the atoms of the relaxed geometry are in another order")
-            deviation, count = bond_deviation(end.atoms, reference)
-            yield row(f"{system}: largest deviation of a bond, {count} bonds", deviation, "Å", "<= 0.03")
+            charge = reference.info["total_charge"]
+            near = bare(reference)
+            near.rattle(0.02, seed=0)
+            starts = [near, *(bare(a) for a in test if a.info["system"] == system)]
+            deviations = []
+            for atoms in starts[: 2 if quick else None]:
+                if not (atoms.numbers == reference.numbers).all():
+                    raise ValueError(f"{system}: the atoms of the relaxed geometry are in another order")
+                end = optimise(atoms, model, total_charge=charge, fmax=0.01).atoms
+                deviations.append(bond_deviation(end, reference))
+            deviation, count = deviations[0]
+            yield row(f"{system}: largest deviation of {count} bonds", deviation, "Å", "<= 0.03")
+            others = np.array([x for x, _ in deviations[1:]])
+            yield row(f"{system}:   median over {len(others)} test frames as starts", np.median(others), "Å")
+            yield row(f"{system}:   fraction of them below 0.03 Å", float((others <= 0.03).mean()), "")
 
 
 _MODELS: dict[str, kqeq.KQEq] = {}
@@ -460,6 +476,27 @@ NOISE = {"energy": 1e-4, "forces": 3e-3, "dipole": 1e-3}
 """eV/atom, eV/Å, e·Å: labels of one small molecule without noise."""
 
 
+def infrared_settings(system: str) -> dict[str, dict]:
+    """Settings of the models of a molecule, by what is added to the name of the molecule."""
+    if system != "nma":
+        return {"": {"noise": NOISE}}
+    # chosen by the errors of a trajectory that was left out of the training frames
+    small_molecule = {"r_cut": 4.0, "n_max": 6, "l_max": 4, "zeta": 2}
+    own = {
+        "electronegativity": kqeq.SOAPKernel(sigma=0.3, n_representatives=100, **small_molecule),
+        "short_range": kqeq.SOAPKernel(sigma=0.5, n_representatives=200, **small_molecule),
+        "noise": {"energy": 5e-4, "forces": 1e-2, "dipole": 1e-3},
+    }
+    found = {"": own}
+    if importlib.util.find_spec("tblite"):
+        from tblite.ase import TBLite
+
+        found[" on GFN2-xTB"] = own | {"baseline": TBLite(method="GFN2-xTB", verbosity=0)}
+    else:
+        print("skipped: a baseline of GFN2-xTB needs tblite")
+    return found
+
+
 def infrared(quick: bool) -> Iterator[Row]:
     """Models of the packaged frames of the molecule (dynamics and fields); fitted without the minimum itself."""
     if missing("vibrations"):
@@ -471,26 +508,41 @@ def infrared(quick: bool) -> Iterator[Row]:
                 f"skipped: no training frames for {frame.info['system']} with the method {frame.info['method']}"
             )
             continue
-        expected = reference_spectrum(frame)
-        model = kqeq.KQEq(charges=LEARNED, noise=NOISE).fit(train)
-        found = analysis.infrared(model, bare(frame))
-        name = frame.info["system"]
-        shift = np.abs(found.frequencies - expected.frequencies)
-        yield row(f"{name}: training frames", len(train), "")
-        yield row(f"{name}: largest shift of a mode", float(shift.max()), "1/cm", "<= 30")
-        yield row(f"{name}: mean shift", float(shift.mean()), "1/cm")
-        born = analysis.born_charges(model, bare(frame))
-        error = born.tensors - expected.born_charges
-        yield row(f"{name}: RMSE of Born charges at the DFT minimum", float(np.sqrt(np.mean(error**2))), "e")
-        yield row(f"{name}:   their RMS", float(np.sqrt(np.mean(expected.born_charges**2))), "e")
-        yield row(
-            f"{name}: relative error of the total intensity",
-            float(abs(found.intensities.sum() / expected.intensities.sum() - 1)),
-            "",
-        )
-        alpha = np.reshape(frame.info["polarizability"], (3, 3))
-        error = COULOMB * (analysis.polarizability(model, bare(frame)).total - alpha)
-        yield row(f"{name}: largest error of the polarizability", float(np.abs(error).max()), "Å³")
+        for addition, settings in infrared_settings(frame.info["system"]).items():
+            model = kqeq.KQEq(charges=LEARNED, **settings).fit(train)
+            yield from _infrared(f"{frame.info['system']}{addition}", model, frame, len(train))
+
+
+def _infrared(name: str, model: kqeq.KQEq, frame: Atoms, count: int) -> Iterator[Row]:
+    expected = reference_spectrum(frame)
+    found = analysis.infrared(model, bare(frame))
+    shift = np.abs(found.frequencies - expected.frequencies)
+    weights = expected.intensities / expected.intensities.sum()
+    yield row(f"{name}: training frames", count, "")
+    yield row(f"{name}: largest shift of a mode", float(shift.max()), "1/cm", "<= 30")
+    yield row(f"{name}:   of how many modes it exceeds 30, of {len(shift)}", int((shift > 30.0).sum()), "")
+    yield row(f"{name}:   at the wavenumber", float(expected.frequencies[shift.argmax()]), "1/cm")
+    yield row(f"{name}: mean shift", float(shift.mean()), "1/cm")
+    yield row(f"{name}:   weighted by intensities", float(shift @ weights), "1/cm")
+    born = analysis.born_charges(model, bare(frame))
+    error = born.tensors - expected.born_charges
+    yield row(f"{name}: RMSE of Born charges at the DFT minimum", float(np.sqrt(np.mean(error**2))), "e")
+    yield row(f"{name}:   their RMS", float(np.sqrt(np.mean(expected.born_charges**2))), "e")
+    for symbol in dict.fromkeys(frame.symbols):
+        own = np.array(frame.symbols) == symbol
+        traces = [
+            np.trace(b, axis1=1, axis2=2)[own].mean() / 3 for b in (born.tensors, expected.born_charges)
+        ]
+        yield row(f"{name}:   a third of the trace, mean of {symbol}", float(traces[0]), "e")
+        yield row(f"{name}:   the same, DFT", float(traces[1]), "e")
+    yield row(
+        f"{name}: relative error of the total intensity",
+        float(abs(found.intensities.sum() / expected.intensities.sum() - 1)),
+        "",
+    )
+    alpha = np.reshape(frame.info["polarizability"], (3, 3))
+    error = COULOMB * (analysis.polarizability(model, bare(frame)).total - alpha)
+    yield row(f"{name}: largest error of the polarizability", float(np.abs(error).max()), "Å³")
 
 
 def training_of(frame: Atoms) -> list[Atoms] | None:
@@ -498,7 +550,7 @@ def training_of(frame: Atoms) -> list[Atoms] | None:
     formula, method = frame.get_chemical_formula(), str(frame.info["method"]).lower()
     found = []
     for name in kqeq.datasets.names():
-        if name in ("vibrations", "relaxed"):
+        if name in ("vibrations", "relaxed", "polarizability"):  # these are minima
             continue
         for atoms in kqeq.datasets.load(name):
             same = atoms.get_chemical_formula() == formula and not atoms.pbc.any()

@@ -8,6 +8,7 @@ slow): it shows that the script works and that results agree; its times mean not
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import warnings
@@ -24,7 +25,9 @@ from common import Row, main, public
 from kqeq.backend import CPU, Device, asarray_like, cholesky, record_transfers, to_numpy
 from kqeq.devices import resolve
 from kqeq.electrostatics import EwaldCoulomb
+from kqeq.electrostatics.radial import screened_coulomb
 from kqeq.errors import DeviceError, KQEqWarning
+from kqeq.neighbours import find_pairs
 from kqeq.structures import read_structure
 from prediction import built_model, water_box
 
@@ -232,6 +235,47 @@ def precision(quick: bool) -> Iterator[Row]:
     yield row("largest relative error of forces", error, "")
 
 
+def raw_kernels(quick: bool) -> Iterator[Row]:
+    """Kernels of our own (``KQEQ_CUDA_KERNELS=1``) against the array code that they replace; above 1 they pay."""
+    device = gpu()
+    side = 5 if quick else 15
+    atoms = 3 * side**3
+    names = {
+        "values": f"SOAP values from given pairs, {atoms} atoms, arrays / kernels",
+        "adjoint": f"SOAP adjoint, {atoms} atoms, arrays / kernels",
+        "ewald": "radial functions of 10 million pairs, arrays / kernels",
+    }
+    if device is None or REHEARSE:
+        for name in names.values():
+            yield row(name, None, "", ">= 1")
+        return
+    structure = read_structure(water_box(side))
+    descriptor = kqeq.SOAPKernel(r_cut=5.0, n_max=8, l_max=6).descriptor()
+    pairs = find_pairs(structure, descriptor.cutoff, full=False)
+    values = partial(descriptor.evaluate_arrays, structure, device.like, pairs=pairs)
+    state = values()
+    rng = np.random.default_rng(0)
+    r2, a = (asarray_like(rng.uniform(*bounds, 10**7), device.like) for bounds in ((0.5, 80.0), (0.4, 1.5)))
+
+    tasks: dict[str, Callable[[], Any]] = {
+        "values": values,
+        "adjoint": lambda: state.adjoint(state.values),
+        "ewald": lambda: screened_coulomb(r2, a, 0.4, 1),
+    }
+    before = os.environ.get("KQEQ_CUDA_KERNELS")
+    times = {}
+    try:
+        for choice in ("0", "1"):
+            os.environ["KQEQ_CUDA_KERNELS"] = choice
+            times[choice] = {name: seconds(task) for name, task in tasks.items()}
+    finally:
+        os.environ.pop("KQEQ_CUDA_KERNELS")
+        if before is not None:
+            os.environ["KQEQ_CUDA_KERNELS"] = before
+    for name, text in names.items():
+        yield row(text, times["0"][name] / times["1"][name], "", ">= 1")
+
+
 SECTIONS = {
     "kernel_products": kernel_products,
     "dense_ewald": dense_ewald,
@@ -239,6 +283,7 @@ SECTIONS = {
     "scaling": scaling,
     "training": training,
     "precision": precision,
+    "raw_kernels": raw_kernels,
 }
 
 if __name__ == "__main__":

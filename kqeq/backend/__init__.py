@@ -33,6 +33,8 @@ from kqeq.backend.cuda import (
     cuda_device,
     cuda_name,
     cuda_versions,
+    raw_kernel,
+    use_raw_kernels,
 )
 from kqeq.backend.linear import (
     cho_solve,
@@ -93,6 +95,7 @@ __all__ = [
     "pair_matrix",
     "place",
     "put_rows",
+    "raw_kernel",
     "record_transfers",
     "rfftn",
     "scatter_add",
@@ -101,5 +104,6 @@ __all__ = [
     "solve_triangular",
     "to_float",
     "to_numpy",
+    "use_raw_kernels",
     "zeros",
 ]

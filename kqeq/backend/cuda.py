@@ -1,11 +1,21 @@
-"""The CUDA device: whether there is one that works."""
+"""The CUDA device: whether there is one that works, and kernels of our own on it.
+
+A kernel is CUDA source beside array-namespace code that computes the same (its twin, the reference).  The tests
+compile kernels with nvcc and execute them on a CPU, thread by thread, but none of them ever ran on a GPU; so they are
+used only where the environment variable ``KQEQ_CUDA_KERNELS=1`` asks for them (:func:`use_raw_kernels`).
+"""
 
 from __future__ import annotations
 
+import os
+from functools import cache
+from typing import Any
+
 import array_api_compat
 
-from kqeq.backend.arrays import Device
+from kqeq.backend.arrays import Device, is_cupy
 from kqeq.backend.linear import cholesky
+from kqeq.typing import Array
 
 
 def cuda_device() -> Device:
@@ -43,8 +53,26 @@ def cuda_name() -> str:
     return str(cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode())
 
 
+def use_raw_kernels(x: Array) -> bool:
+    """Whether kernels of our own compute with ``x``: a CuPy array, and the user asked for them."""
+    return os.environ.get("KQEQ_CUDA_KERNELS") == "1" and is_cupy(x)
+
+
+@cache
+def raw_kernel(source: str, name: str) -> Any:
+    """The kernel ``name`` of CUDA source, to be called with grid, block and arguments.
+
+    Arguments are contiguous CuPy arrays and NumPy scalars of the declared types; CuPy checks neither.
+    """
+    import cupy
+
+    return cupy.RawModule(code=source).get_function(name)
+
+
 __all__ = [
     "cuda_device",
     "cuda_name",
     "cuda_versions",
+    "raw_kernel",
+    "use_raw_kernels",
 ]

@@ -225,7 +225,14 @@ class Block:
 
 
 def chunks(
-    centres: IntArray, start: IntArray, n_species: int, tables: Tables, memory: int, columns: int = 0
+    centres: IntArray,
+    start: IntArray,
+    n_species: int,
+    tables: Tables,
+    memory: int,
+    columns: int = 0,
+    *,
+    padded: bool = True,
 ) -> Iterator[slice]:
     """Consecutive slices of ``centres`` whose temporary arrays fit into ``memory`` bytes.
 
@@ -239,12 +246,15 @@ def chunks(
     memory : int
     columns : int
         Extra numbers that each padded neighbour needs.
+    padded : bool
+        Whether there are arrays of padded neighbours at all.
     """
     counts = np.diff(start).reshape(-1, n_species)[centres].max(axis=1, initial=0)
     width = n_species * tables.n_radial
     fixed = 8 * tables.degrees * (4 * width**2 + 4 * tables.degrees * width)
     # R, its gradient and products with it, exponentials and their products, for one padded neighbour
     each = 8 * (8 * tables.degrees**2 + 6 * tables.n_radial * tables.degrees + 24 + columns)
+    each = each if padded else 0
     first = 0
     while first < len(centres):
         last, widest = first, 0

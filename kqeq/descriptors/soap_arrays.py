@@ -25,8 +25,10 @@ from kqeq.backend import (
     pair_matrix,
     put_rows,
     segment_sum,
+    use_raw_kernels,
     zeros,
 )
+from kqeq.descriptors import soap_cuda_kernels
 from kqeq.descriptors.base import FeatureGradients, PositionGradient, SiteJacobian
 from kqeq.descriptors.soap_adjoint import Tables, sort_pairs
 from kqeq.descriptors.soap_array_blocks import (
@@ -77,6 +79,10 @@ class ArraySOAPState:
     def __len__(self) -> int:
         return int(self.values.shape[0])
 
+    @property
+    def _fused(self) -> bool:
+        return use_raw_kernels(self.values) and soap_cuda_kernels.fits(self.tables)
+
     def pair_gradients(self, gradient: Array, *, normalised: bool = True) -> Array:
         """∂f_i/∂r_ij of every pair, shape (P, 3), given the rows G_i = ∂f_i/∂p_i, shape (N, F).
 
@@ -91,13 +97,21 @@ class ArraySOAPState:
         n_species = len(self.species)
         result = zeros((len(self.pairs), 3), self.values)
         everyone = np.arange(len(self))
-        for part in chunks(everyone, self.pairs.offsets, n_species, self.tables, self.memory):
+        fused = self._fused
+        for part in chunks(
+            everyone, self.pairs.offsets, n_species, self.tables, self.memory, padded=not fused
+        ):
             rows = gradient[part, :]
             if normalised:
                 unit = self.values[part, :]
                 rows = rows - xp.sum(unit * rows, axis=1, keepdims=True) * unit
                 rows = rows * inverse_or_zero(self.norms[part])[:, None]
             slopes = self._coefficient_slopes(rows, part)
+            if fused:
+                soap_cuda_kernels.pair_gradients(
+                    slopes, part.start, self.pairs, self.tables, self.arrays, result
+                )
+                continue
             own = arange(part.start, part.stop, self.pairs.start)
             for block in blocks(everyone[part], own, self.pairs, n_species):
                 _, places, pairs = block.members()
@@ -159,14 +173,22 @@ class ArraySOAPState:
 
     def adjoint(self, gradient: Array) -> PositionGradient:
         """Pull G = ∂E/∂p, shape (N, F), back to positions (N, 3) and strain (3, 3)."""
-        xp = namespace(self.values)
         pair = self.pair_gradients(gradient)
+        if self._fused:
+            positions = soap_cuda_kernels.collect(pair, self.pairs, len(self), self.tables)
+        else:
+            positions = self._collect(pair)
+        return PositionGradient(positions, self.pairs.vectors @ pair)
+
+    def _collect(self, pair: Array) -> Array:
+        """Pair gradients (P, 3) added to the neighbours and subtracted from the centres, shape (N, 3)."""
+        xp = namespace(pair)
         n = len(self)
         columns = [
             segment_sum(pair[:, a], self.pairs.j, n) - segment_sum(pair[:, a], self.pairs.i, n)
             for a in range(3)
         ]
-        return PositionGradient(xp.stack(columns, axis=1), self.pairs.vectors @ pair)
+        return xp.stack(columns, axis=1)
 
     def site_jacobian(self, gradient: Array) -> SiteJacobian:
         """Pull every row G_i = ∂f_i/∂p_i of an (N, F) array back separately."""
@@ -197,6 +219,27 @@ def _lift(arrays: ArrayTables, degree: int, below: Array) -> Array:
     """∂R_l, shape (3, c, 2l + 1, J), from R_{l−1}, shape (c, 2l − 1, J)."""
     xp = namespace(below)
     return xp.stack([arrays.gradients[degree][a, ...] @ below for a in range(3)])
+
+
+def _density_sums(
+    part: slice, pairs: ArrayPairs, n_species: int, tables: Tables, arrays: ArrayTables
+) -> list[Array]:
+    """Sums over the neighbours of a chunk of centres before W, one (c, 2l + 1, S n) array for each l."""
+    xp = namespace(pairs.vectors)
+    centres = np.arange(part.start, part.stop)
+    sums: dict[int, list[Array]] = {}
+    for block in blocks(centres, arange(part.start, part.stop, pairs.start), pairs, n_species):
+        r2 = xp.sum(block.vectors**2, axis=0)[:, None, :]
+        sums[block.slot] = [
+            (harmonic * block.switch[:, None, :]) @ xp.matrix_transpose(xp.exp(arrays.exponents[degree] * r2))
+            for degree, harmonic in enumerate(solid_harmonics(block.vectors, tables))
+        ]
+    result = []
+    for degree in range(tables.degrees):
+        empty = zeros((len(centres), 2 * degree + 1, tables.n_radial), pairs.vectors)
+        columns = [sums[s][degree] if s in sums else empty for s in range(n_species)]
+        result.append(xp.concat(columns, axis=2))
+    return result
 
 
 def evaluate(
@@ -233,27 +276,19 @@ def evaluate(
     coefficients: list[list[Array]] = [[] for _ in range(degrees)]
     values: list[Array] = []
     norms: list[Array] = []
-    for part in chunks(everyone, listed.offsets, n_species, tables, memory):
-        number = part.stop - part.start
-        sums: dict[int, list[Array]] = {}
-        chosen = arange(part.start, part.stop, listed.start)
-        for block in blocks(everyone[part], chosen, listed, n_species):
-            r2 = xp.sum(block.vectors**2, axis=0)[:, None, :]
-            sums[block.slot] = [
-                (harmonic * block.switch[:, None, :])
-                @ xp.matrix_transpose(xp.exp(arrays.exponents[degree] * r2))
-                for degree, harmonic in enumerate(solid_harmonics(block.vectors, tables))
-            ]
+    fused = use_raw_kernels(like) and soap_cuda_kernels.fits(tables)
+    whole = soap_cuda_kernels.density_sums(listed, n_atoms, n_species, tables, arrays) if fused else []
+    for part in chunks(everyone, listed.offsets, n_species, tables, memory, padded=not fused):
+        sums = [total[part, ...] for total in whole]
+        if not fused:
+            sums = _density_sums(part, listed, n_species, tables, arrays)
+        sums[0] = sums[0] + own[part, None, :]
         square = []
-        for degree in range(degrees):
-            empty = zeros((number, 2 * degree + 1, n_radial), like)
-            total = xp.concat([sums[s][degree] if s in sums else empty for s in range(n_species)], axis=2)
-            if degree == 0:
-                total = total + own[part, None, :]
+        for degree, total in enumerate(sums):
             c = _radial_product(total, xp.matrix_transpose(arrays.weights[degree]))
             coefficients[degree].append(c)
             square.append(xp.matrix_transpose(c) @ c)
-        flat = xp.reshape(xp.stack(square, axis=1), (number, degrees * width * width))
+        flat = xp.reshape(xp.stack(square, axis=1), (-1, degrees * width * width))
         rows = xp.take(flat, arrays.pack, axis=1) * arrays.pack_factors
         norm = xp.sqrt(xp.sum(rows * rows, axis=1))
         values.append(rows * inverse_or_zero(norm)[:, None])

@@ -1,18 +1,16 @@
 """CUDA source of the radial functions of real-space Ewald sums: one kernel in place of some thirty array operations.
 
-The reference is :func:`kqeq.electrostatics.radial.screened_coulomb`.  The kernel was compiled with nvcc and its
-arithmetic was checked on a CPU (the tests do both where there is a compiler), but it never ran on a GPU; it is used only
-where ``KQEQ_CUDA_KERNELS=1`` asks for it.
+The reference is :func:`kqeq.electrostatics.radial.screened_coulomb`, which hands over to this one where
+:func:`kqeq.backend.use_raw_kernels` says so.
 
 Dimensions: P pairs.
 """
 
 from __future__ import annotations
 
-import os
-from functools import cache
-from typing import Any
+import numpy as np
 
+from kqeq import backend
 from kqeq.backend import namespace
 from kqeq.typing import Array
 
@@ -67,36 +65,23 @@ extern "C" __global__ void screened_coulomb(
 THREADS = 256
 
 
-def wanted() -> bool:
-    """Whether the user asked for kernels that were not run on a GPU before."""
-    return os.environ.get("KQEQ_CUDA_KERNELS") == "1"
-
-
-@cache
-def _kernel() -> Any:
-    import cupy
-
-    return cupy.RawModule(code=SOURCE).get_function("screened_coulomb")
-
-
 def screened_coulomb(r2: Array, a: Array, kappa: float, order: int) -> list[Array]:
     """As :func:`kqeq.electrostatics.radial.screened_coulomb`, for CuPy arrays (P,) and order ≤ 3."""
-    import cupy
-
     xp = namespace(r2, a)
     pairs = int(r2.shape[0])
-    out = xp.empty((order + 1, pairs), dtype=xp.float64)
+    out = backend.empty((order + 1, pairs), r2)
     if pairs:
         arguments = (
-            cupy.int64(pairs),
-            cupy.int32(order),
-            cupy.float64(kappa),
+            np.int64(pairs),
+            np.int32(order),
+            np.float64(kappa),
             xp.ascontiguousarray(r2),
             xp.ascontiguousarray(a),
             out,
         )
-        _kernel()((-(-pairs // THREADS),), (THREADS,), arguments)
+        kernel = backend.raw_kernel(SOURCE, "screened_coulomb")
+        kernel((-(-pairs // THREADS),), (THREADS,), arguments)
     return [out[n, :] for n in range(order + 1)]
 
 
-__all__ = ["SOURCE", "THREADS", "screened_coulomb", "wanted"]
+__all__ = ["SOURCE", "THREADS", "screened_coulomb"]

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import math
 
-from kqeq.backend import erf, erfc, is_cupy, namespace
+from kqeq import backend
+from kqeq.backend import erf, erfc, namespace
 from kqeq.electrostatics import cuda_kernels
 from kqeq.typing import Array
 
@@ -132,7 +133,7 @@ def screened_coulomb(r2: Array, a: Array, kappa: float, order: int) -> list[Arra
         1/Å.
     order : int
     """
-    if is_cupy(r2) and cuda_kernels.wanted():
+    if backend.use_raw_kernels(r2):
         return cuda_kernels.screened_coulomb(r2, a, kappa, order)
     xp = namespace(r2, a)
     near = r2 * xp.maximum(a * a, xp.full_like(a, kappa * kappa)) < SERIES_LIMIT
