@@ -258,7 +258,7 @@ def nma_accuracy(quick: bool) -> Iterator[Row]:
         charges=kqeq.AtomicDipoles(kqeq.ACKS2(softness=learn, hardness=learn), polarizability=learn),
         site_kernel=kqeq.SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2, n_representatives=40),
         noise={"energy": 5e-4, "forces": 0.02, "dipole": 0.005, "polarizability": 0.003},
-        max_iterations=5 if quick else 40,
+        max_iterations=5 if quick else 30,
     )
     started = time.process_time()
     model.fit(train, resume=None if quick else "nma.checkpoint")
