@@ -31,27 +31,17 @@ FIELD = np.array([0.05, 0.03, 0.08])
 
 
 @pytest.fixture
-def frames(ion_frames):
-    return ion_frames
-
-
-@pytest.fixture
-def model(ion_model):
-    return ion_model
-
-
-@pytest.fixture
-def ion(frames, model):
+def ion(ion_frames, ion_model):
     """H3O(+) near its minimum."""
-    atoms = bare(next(a for a in frames if a.info["system"] == "hydronium"))
-    atoms.calc = KQEqCalculator(model, total_charge=1)
+    atoms = bare(next(a for a in ion_frames if a.info["system"] == "hydronium"))
+    atoms.calc = KQEqCalculator(ion_model, total_charge=1)
     return atoms
 
 
 @pytest.fixture
-def water(frames, model):
-    atoms = bare(next(a for a in frames if a.info["system"] == "water1"))
-    atoms.calc = KQEqCalculator(model)
+def water(ion_frames, ion_model):
+    atoms = bare(next(a for a in ion_frames if a.info["system"] == "water1"))
+    atoms.calc = KQEqCalculator(ion_model)
     return atoms
 
 
@@ -174,7 +164,7 @@ def test_rigid_bonds(water):
     np.testing.assert_allclose(water.get_all_distances(), lengths, atol=1e-6)
 
 
-def test_charge_and_field_changed_between_steps(ion, model):
+def test_charge_and_field_changed_between_steps(ion, ion_model):
     """A field that is switched on during a dynamics: what it does is what single predictions say."""
     warm(ion)
     dynamics = VelocityVerlet(ion, 0.5 * units.fs)
@@ -183,7 +173,7 @@ def test_charge_and_field_changed_between_steps(ion, model):
         charge = 1 if step < 4 else 0
         ion.calc.set(external_field=field, total_charge=charge)
         dynamics.run(1)
-        expected = model.predict(bare(ion), total_charge=charge, external_field=field)
+        expected = ion_model.predict(bare(ion), total_charge=charge, external_field=field)
         assert ion.get_potential_energy() == expected.energy
         np.testing.assert_array_equal(ion.get_forces(), expected.forces)
 
@@ -191,14 +181,14 @@ def test_charge_and_field_changed_between_steps(ion, model):
 # --------------------------------------------------------------- vibrations
 
 
-def test_vibrations_and_infrared_agree_with_ase(water, model, tmp_path, monkeypatch):
+def test_vibrations_and_infrared_agree_with_ase(water, ion_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with BFGS(water, logfile=None) as run:
         assert run.run(fmax=1e-4, steps=300)
     vibrations = Vibrations(water, delta=0.01)
     vibrations.run()
     expected = vibrations.get_frequencies()[6:].real
-    ours = analysis.infrared(model, water, relax=False)
+    ours = analysis.infrared(ion_model, water, relax=False)
     np.testing.assert_allclose(ours.frequencies, expected, atol=2.0)
     assert ours.frequencies.min() > 500
     # ASE's intensities come from differences of the dipole, in (D/Å)²/u
@@ -209,7 +199,7 @@ def test_vibrations_and_infrared_agree_with_ase(water, model, tmp_path, monkeypa
     assert ours.intensities.max() > 5
 
 
-def test_nudged_elastic_band(ion, model):
+def test_nudged_elastic_band(ion, ion_model):
     """H3O(+) turned inside out: a symmetric path over a planar barrier."""
     with BFGS(ion, logfile=None) as run:
         assert run.run(fmax=0.01, steps=200)
@@ -222,7 +212,7 @@ def test_nudged_elastic_band(ion, model):
     last.positions -= 2 * np.outer(last.positions @ normal, normal)
     images = [ion.copy() for _ in range(5)] + [last]
     for image in images:
-        image.calc = KQEqCalculator(model, total_charge=1)
+        image.calc = KQEqCalculator(ion_model, total_charge=1)
     neb = NEB(images, climb=False, method="improvedtangent")
     neb.interpolate()
     with FIRE(neb, logfile=None) as run:
@@ -249,12 +239,12 @@ CLIENT = """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="UNIX sockets")
-def test_socket_client_in_another_process(ion, model, tmp_path):
-    model.save(tmp_path / "model.kqeq")
+def test_socket_client_in_another_process(ion, ion_model, tmp_path):
+    ion_model.save(tmp_path / "model.kqeq")
     ion.copy().write(tmp_path / "start.xyz")
     name = f"kqeq_test_{os.getpid()}"
     reference = ion.copy()
-    reference.calc = KQEqCalculator(model, total_charge=1)
+    reference.calc = KQEqCalculator(ion_model, total_charge=1)
     with BFGS(reference, logfile=None) as run:
         assert run.run(fmax=0.02, steps=100)
     driven = ion.copy()
@@ -348,13 +338,13 @@ def test_what_does_not_change_is_not_redone(ion, work):
     assert ion.get_potential_energy() == before
 
 
-def test_site_data_that_changes_is_seen(model, frames):
+def test_site_data_that_changes_is_seen(ion_model, ion_frames):
     """Embedding potentials enter the charge problem: the kept one is not used for another."""
-    atoms = bare(next(a for a in frames if a.info["system"] == "water1"))
-    atoms.calc = KQEqCalculator(model)
+    atoms = bare(next(a for a in ion_frames if a.info["system"] == "water1"))
+    atoms.calc = KQEqCalculator(ion_model)
     first = atoms.get_potential_energy()
     atoms.set_array("external_potential", np.array([0.5, 0.0, -0.5]))
     second = atoms.get_potential_energy()
-    assert second == model.predict(atoms).energy != first
+    assert second == ion_model.predict(atoms).energy != first
     atoms.arrays["external_potential"][0] = 1.0
-    assert atoms.get_potential_energy() == model.predict(atoms).energy != second
+    assert atoms.get_potential_energy() == ion_model.predict(atoms).energy != second

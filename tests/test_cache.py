@@ -25,11 +25,8 @@ def make(**options):
 @pytest.fixture
 def no_memory(monkeypatch):
     """Features have no room in memory."""
-    for module in (fitting, problem, features):
+    for module in (problem, features):
         monkeypatch.setattr(module, "MEMORY_BUDGET", 0)
-    from kqeq.fitting import hyperparameters
-
-    monkeypatch.setattr(hyperparameters, "MEMORY_BUDGET", 0)
 
 
 @pytest.fixture

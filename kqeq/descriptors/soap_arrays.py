@@ -19,6 +19,7 @@ import numpy as np
 from kqeq.backend import (
     arange,
     asarray_like,
+    full,
     inverse_or_zero,
     memory_budget,
     namespace,
@@ -162,7 +163,7 @@ class ArraySOAPState:
         xp = namespace(self.values)
         number = int(pairs.shape[0])
         column = arange(0, number, self.values)
-        ones = zeros(number, self.values) + 1.0
+        ones = full(number, 1.0, self.values)
         return pair_matrix(
             xp.concat([ones, -ones]),
             xp.concat([xp.take(self.pairs.j, pairs), xp.take(self.pairs.i, pairs)]),

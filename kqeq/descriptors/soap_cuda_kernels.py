@@ -30,6 +30,7 @@ Dimensions: N atoms, P pairs, S species, n radial functions, L = (l_max + 1)² h
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -326,9 +327,12 @@ def source(n_radial: int, degrees: int) -> str:
     return "\n".join(lines) + SOURCE
 
 
-def _exponents(arrays: ArrayTables) -> Array:
-    xp = namespace(arrays.exponents[0])
-    return xp.reshape(xp.concat(arrays.exponents), (-1,))
+def _given(centres: int, n_species: int, pairs: ArrayPairs, arrays: ArrayTables) -> tuple[Any, ...]:
+    """What both kernels that go over pairs are given, in their order."""
+    xp = namespace(pairs.vectors)
+    exponents = xp.reshape(xp.concat(arrays.exponents), (-1,))
+    sizes = np.int64(centres), np.int32(n_species), np.int64(len(pairs))
+    return (*sizes, pairs.start, pairs.vectors, pairs.switch, exponents)
 
 
 def density_sums(
@@ -339,16 +343,7 @@ def density_sums(
     width = n_species * n_radial
     sums = empty((n_atoms * degrees**2 * width,), pairs.vectors)
     kernel = backend.raw_kernel(source(n_radial, degrees), "density_sums")
-    arguments = (
-        np.int64(n_atoms),
-        np.int32(n_species),
-        np.int64(len(pairs)),
-        pairs.start,
-        pairs.vectors,
-        pairs.switch,
-        _exponents(arrays),
-        sums,
-    )
+    arguments = (*_given(n_atoms, n_species, pairs, arrays), sums)
     kernel((n_atoms * n_species,), (_sizes(n_radial, degrees)[1],), arguments)
     xp = namespace(sums)
     result = []
@@ -373,18 +368,8 @@ def pair_gradients(
     xp = namespace(out)
     centres, n_species = int(slopes[0].shape[0]), int(slopes[0].shape[2]) // tables.n_radial
     kernel = backend.raw_kernel(source(tables.n_radial, tables.degrees), "pair_gradients")
-    arguments = (
-        np.int64(first),
-        np.int64(centres),
-        np.int32(n_species),
-        np.int64(len(pairs)),
-        pairs.start,
-        pairs.vectors,
-        pairs.switch,
-        _exponents(arrays),
-        xp.concat([xp.reshape(slope, (-1,)) for slope in slopes]),
-        out,
-    )
+    flat = xp.concat([xp.reshape(slope, (-1,)) for slope in slopes])
+    arguments = (np.int64(first), *_given(centres, n_species, pairs, arrays), flat, out)
     kernel((centres * n_species,), (PAIR_THREADS,), arguments)
 
 

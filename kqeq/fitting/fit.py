@@ -12,7 +12,6 @@ from ase.data import chemical_symbols
 
 from kqeq import elements
 from kqeq.atomic_write import check_writable
-from kqeq.backend import cache_budget
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
 from kqeq.errors import InputError, KQEqError
 from kqeq.fitting.blocks import LINEAR_KINDS
@@ -20,7 +19,7 @@ from kqeq.fitting.cache import CacheFolder
 from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
 from kqeq.fitting.checkpoint import fingerprint
 from kqeq.fitting.consistency import warn_contradictions
-from kqeq.fitting.features import MEMORY_BUDGET, TrainingFrame
+from kqeq.fitting.features import TrainingFrame
 from kqeq.fitting.hyperparameters import learn
 from kqeq.fitting.minimisation import minimise_from, solve, warn_unconverged
 from kqeq.fitting.parameters import Parameters
@@ -156,10 +155,7 @@ def fit_potential(
         )
         parameters, noise = learned.parameters, learned.noise
         notes += learned.table
-    # a closed-form fit meets every frame once: there is nothing to keep
-    device = settings.device
-    budget = 0 if linear else cache_budget(device.like, MEMORY_BUDGET)
-    problem = FitProblem(frames, parameters, noise, linear=linear, budget=budget, device=device, cache=cache)
+    problem = FitProblem(frames, parameters, noise, linear=linear, device=settings.device, cache=cache)
     try:
         solution = (
             solve(problem, settings, resume)

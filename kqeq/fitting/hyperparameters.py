@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from kqeq.archive import read_archive, write_archive
-from kqeq.backend import CPU, Device, cache_budget
+from kqeq.backend import CPU, Device
 from kqeq.errors import ModelFileError
 from kqeq.fitting.cache import CacheFolder
 from kqeq.fitting.evidence import AnyEvidence, collect, column_groups, maximise
-from kqeq.fitting.features import MEMORY_BUDGET, TrainingFrame
+from kqeq.fitting.features import TrainingFrame
 from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.solver import Solution
@@ -178,9 +178,7 @@ def learn(
         candidate: Parameters, own: Mapping[str, float], u: FloatArray | None
     ) -> tuple[AnyEvidence, FloatArray]:
         """Fit and linearise."""
-        # a closed-form fit meets every frame once: there is nothing to keep
-        budget = 0 if linear else cache_budget(device.like, MEMORY_BUDGET)
-        problem = FitProblem(frames, candidate, own, linear=linear, budget=budget, device=device, cache=cache)
+        problem = FitProblem(frames, candidate, own, linear=linear, device=device, cache=cache)
         try:
             if linear:
                 u = np.zeros(problem.size)  # any point serves

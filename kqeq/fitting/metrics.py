@@ -69,6 +69,19 @@ class Calibration:
     mean_z2: float
     n: int
 
+    @classmethod
+    def of(cls, error: FloatArray, deviation: FloatArray) -> Calibration:
+        """Compare errors with the standard deviations predicted for them, (n,) each."""
+        from scipy.special import ndtri
+
+        z = np.abs(error) / deviation
+        return cls(
+            within_68=float(np.mean(z <= ndtri(0.5 + 0.68 / 2))),
+            within_95=float(np.mean(z <= ndtri(0.5 + 0.95 / 2))),
+            mean_z2=float(np.mean(z**2)),
+            n=len(z),
+        )
+
 
 class Evaluation(Mapping[str, Errors]):
     """Errors by quantity; prints as a table.
@@ -192,24 +205,12 @@ def compare(
             mae_norm=norms,
         )
     calibration = {
-        kind: _calibration(
+        kind: Calibration.of(
             np.concatenate(reference[kind]) - np.concatenate(predicted[kind]), np.concatenate(scatter)
         )
         for kind, scatter in deviations.items()
     }
     return Evaluation(errors, {k: v for k, v in left_out.items() if k in present}, calibration)
-
-
-def _calibration(error: FloatArray, deviation: FloatArray) -> Calibration:
-    from scipy.special import ndtri
-
-    z = np.abs(error) / deviation
-    return Calibration(
-        within_68=float(np.mean(z <= ndtri(0.5 + 0.68 / 2))),
-        within_95=float(np.mean(z <= ndtri(0.5 + 0.95 / 2))),
-        mean_z2=float(np.mean(z**2)),
-        n=len(z),
-    )
 
 
 def _r2(y: FloatArray, p: FloatArray, kind: str, compositions: list[tuple[tuple[int, int], ...]]) -> float:

@@ -19,6 +19,19 @@ from kqeq.fitting.solver import Solution, SolverState, minimise
 from kqeq.typing import FloatArray
 
 
+def minimise_problem(problem: FitProblem, start: FloatArray, **options: Any) -> Solution:
+    """:func:`kqeq.fitting.solver.minimise` in parallel, with the limits that the parameters of a fit set to its steps."""
+    return minimise(
+        problem,
+        start,
+        engine=joblib_engine,
+        step_factor=problem.parameters.step_factor,
+        limited=problem.parameters.limited,
+        patience=problem.parameters.patience,
+        **options,
+    )
+
+
 def _start(problem: FitProblem, solver: str) -> FloatArray:
     """Electronegativities fitted to dipoles and charges alone, in closed form: where the iteration starts.
 
@@ -47,21 +60,11 @@ def _fit_part(
             frames.append(replace(frame, labels=labels))
     if not frames:
         return None
-    # a closed-form fit meets every frame once: there is nothing to keep
-    budget = 0 if linear else problem.budget
+    budget = None if linear else problem.budget
     part = FitProblem(frames, parameters, problem.noise, linear=linear, budget=budget, device=problem.device)
     start = np.zeros(problem.size)
     try:
-        found = minimise(
-            part,
-            start,
-            engine=joblib_engine,
-            step_factor=parameters.step_factor,
-            limited=parameters.limited,
-            patience=parameters.patience,
-            solver=solver,
-        )
-        return found.u
+        return minimise_problem(part, start, solver=solver).u
     finally:
         part.close()
 
@@ -70,16 +73,7 @@ def minimise_from(problem: FitProblem, settings: FitSettings, u: FloatArray | No
     """Minimise from ``u``, or from the closed-form start."""
     if u is None:
         u = _start(problem, settings.solver)
-    return minimise(
-        problem,
-        u,
-        max_iterations=settings.max_iterations,
-        engine=joblib_engine,
-        step_factor=problem.parameters.step_factor,
-        limited=problem.parameters.limited,
-        patience=problem.parameters.patience,
-        solver=settings.solver,
-    )
+    return minimise_problem(problem, u, max_iterations=settings.max_iterations, solver=settings.solver)
 
 
 def solve(problem: FitProblem, settings: FitSettings, resume: str | PathLike[str] | None) -> Solution:
@@ -98,16 +92,12 @@ def solve(problem: FitProblem, settings: FitSettings, resume: str | PathLike[str
         if resume is not None:
             write_checkpoint(resume, mark, reached)
 
-    return minimise(
+    return minimise_problem(
         problem,
         start,
         max_iterations=settings.max_iterations,
-        engine=joblib_engine,
         state=state,
         checkpoint=checkpoint,
-        step_factor=problem.parameters.step_factor,
-        limited=problem.parameters.limited,
-        patience=problem.parameters.patience,
         solver=settings.solver,
     )
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from kqeq import blas
-from kqeq.backend import CPU, Device, asarray_like
+from kqeq.backend import CPU, Device, asarray_like, cache_budget
 from kqeq.errors import WorkerError
 from kqeq.fitting.blocks import frame_rows
 from kqeq.fitting.cache import CacheFiles, CacheFolder
@@ -117,8 +117,8 @@ class FitProblem:
     noise : mapping of str to float
     linear : bool
         Whether every label is linear in the parameters.
-    budget : int
-        Bytes that cached features may take in all.
+    budget : int, optional
+        Bytes that cached features may take in all; by default what the device has room for, if frames are met again.
     cache : CacheFolder, optional
         Where features may go that memory has no room for.
     device : Device
@@ -132,7 +132,7 @@ class FitProblem:
         noise: Mapping[str, float],
         *,
         linear: bool,
-        budget: int = MEMORY_BUDGET,
+        budget: int | None = None,
         cache: CacheFolder | None = None,
         device: Device = CPU,
     ) -> None:
@@ -141,6 +141,9 @@ class FitProblem:
         self.parameters = parameters
         self.noise = noise
         self.linear = linear
+        if budget is None:
+            # a closed-form fit meets every frame once: there is nothing to keep
+            budget = 0 if linear else cache_budget(device.like, MEMORY_BUDGET)
         self.budget = budget
         self.device = device
         self.size = parameters.size

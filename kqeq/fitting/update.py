@@ -19,19 +19,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from kqeq.backend import cache_budget
 from kqeq.errors import InputError
 from kqeq.fitting.blocks import LINEAR_KINDS
 from kqeq.fitting.consistency import warn_contradictions
 from kqeq.fitting.equations import Prior
-from kqeq.fitting.features import MEMORY_BUDGET
 from kqeq.fitting.fit import FitResult, finish
-from kqeq.fitting.minimisation import warn_unconverged
+from kqeq.fitting.minimisation import minimise_problem, warn_unconverged
 from kqeq.fitting.parameters import Parameters
-from kqeq.fitting.problem import FitProblem, joblib_engine
+from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.settings import FitSettings
-from kqeq.fitting.solver import minimise
 from kqeq.fitting.targets import choose_labels, subtract_baseline
 from kqeq.labels import LABEL_KINDS, Labels
 from kqeq.potential import Potential
@@ -97,25 +94,10 @@ def update_potential(
     if potential.baseline is not None:
         frames = subtract_baseline(frames, potential.baseline)
     linear = settings.charges is None or (parameters.learned is None and used.keys() <= LINEAR_KINDS)
-    problem = FitProblem(
-        frames,
-        parameters,
-        noise,
-        linear=linear,
-        budget=0 if linear else cache_budget(settings.device.like, MEMORY_BUDGET),
-        device=settings.device,
-    )
+    problem = FitProblem(frames, parameters, noise, linear=linear, device=settings.device)
     try:
-        solution = minimise(
-            problem,
-            prior.mean,
-            max_iterations=settings.max_iterations,
-            engine=joblib_engine,
-            step_factor=parameters.step_factor,
-            limited=parameters.limited,
-            patience=parameters.patience,
-            prior=prior,
-            solver=settings.solver,
+        solution = minimise_problem(
+            problem, prior.mean, max_iterations=settings.max_iterations, prior=prior, solver=settings.solver
         )
     finally:
         problem.close()
