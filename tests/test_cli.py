@@ -272,9 +272,33 @@ def test_optimize_takes_one_structure(files, tmp_path, capsys):
     assert run("optimize", files / "m.kqeq", frame, "-o", tmp_path / "out.xyz", "--fmax", "0.1") == 0
 
 
-def test_optimize_refuses_two_charges(files, tmp_path, capsys):
-    frame = f"{files / 'test.xyz'}@0"
-    assert run("optimize", files / "m.kqeq", frame, "-o", tmp_path / "out.xyz", "--charge", "0") == 2
+def test_what_is_typed_replaces_charge_and_field_of_the_file(files, tmp_path, capsys):
+    frame = read(files / "test.xyz", 0)
+    assert frame.info["total_charge"] == 1
+    frame.info["external_field"] = np.zeros(3)
+    frame.set_initial_charges([1.0, *[0.0] * (len(frame) - 1)])
+    write(tmp_path / "in.xyz", frame)
+    typed = ("--charge", "0", "--field", "0", "0", "0.05", "--fmax", "0.1")
+    assert run("optimize", files / "m.kqeq", tmp_path / "in.xyz", "-o", tmp_path / "out.xyz", *typed) == 0
+    notes = capsys.readouterr().err
+    assert "--charge replaces total_charge 1" in notes
+    assert "--field replaces external_field [0. 0. 0.]" in notes
+    out = read(tmp_path / "out.xyz")
+    assert out.info["total_charge"] == 0
+    np.testing.assert_allclose(out.info["external_field"], [0.0, 0.0, 0.05])
+    # its own output is a start again, in another field; the same charge is nothing to speak of
+    again = ("--charge", "0", "--field", "0", "0", "0.1", "--fmax", "0.1")
+    assert run("optimize", files / "m.kqeq", tmp_path / "out.xyz", "-o", tmp_path / "b.xyz", *again) == 0
+    assert "--charge" not in capsys.readouterr().err
+    np.testing.assert_allclose(read(tmp_path / "b.xyz").info["external_field"], [0.0, 0.0, 0.1])
+
+
+def test_charges_of_fragments_must_agree_with_what_is_typed(files, tmp_path, capsys):
+    frame = read(files / "test.xyz", 0)
+    frame.set_array("reference_charges", np.full(len(frame), 1.0 / len(frame)))
+    write(tmp_path / "in.xyz", frame)
+    arguments = ("-o", tmp_path / "out.xyz", "--charge", "0")
+    assert run("optimize", files / "m.kqeq", tmp_path / "in.xyz", *arguments) == 2
     assert "two total charges" in capsys.readouterr().err
 
 

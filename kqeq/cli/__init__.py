@@ -175,7 +175,7 @@ def _optimize(arguments: argparse.Namespace) -> int:
 
     check_writable(arguments.output)
     model = load_model(arguments.model)
-    atoms = read_one(arguments.structure, "optimised")
+    atoms = read_one(arguments.structure, "optimised", charge=arguments.charge, field=arguments.field)
     print(f"{'step':>5} {'energy (eV)':>18} {'largest force (eV/Å)':>22}")
     result = optimise(
         atoms,

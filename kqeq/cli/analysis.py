@@ -21,14 +21,14 @@ STRONGEST_FIELD = 1.0
 def add_conditions(parser: argparse.ArgumentParser) -> None:
     """``--charge`` and ``--field``."""
     parser.add_argument(
-        "--charge", type=float, metavar="Q", help="total charge, e (default: the file's, or 0)"
+        "--charge", type=float, metavar="Q", help="total charge, e, instead of the file's (default: that, or 0)"
     )
     parser.add_argument(
         "--field",
         type=float,
         nargs=3,
         metavar=("FX", "FY", "FZ"),
-        help="field, V/Å (default: the file's, or none)",
+        help="field, V/Å, instead of the file's (default: that, or none)",
     )
 
 
@@ -111,7 +111,7 @@ def _respond(arguments: argparse.Namespace) -> int:
 
     _check_outputs(arguments.json, arguments.plot, arguments.cube)
     model = load_model(arguments.model)
-    atoms = read_one(arguments.structure, "studied")
+    atoms = read_one(arguments.structure, "studied", charge=arguments.charge, field=arguments.field)
     given = {"total_charge": arguments.charge, "external_field": arguments.field}
     results: dict[str, Any] = {}
     skipped = []
@@ -182,7 +182,9 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 
     _check_outputs(arguments.json, arguments.plot)
     model = load_model(arguments.model)
-    atoms = None if arguments.structure is None else read_one(arguments.structure, "studied")
+    atoms = None
+    if arguments.structure is not None:
+        atoms = read_one(arguments.structure, "studied", charge=arguments.charge, field=arguments.field)
     diagnosis = diagnose(model, atoms, total_charge=arguments.charge, external_field=arguments.field)
     print(diagnosis)
     if arguments.json is not None:

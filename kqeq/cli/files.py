@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,21 +52,37 @@ def read_frames(paths: Sequence[str]) -> list[Atoms]:
     return frames
 
 
-def read_one(path: str, purpose: str) -> Atoms:
-    """The only structure of a file.
+def read_one(path: str, purpose: str, *, charge: float | None = None, field: Any = None) -> Atoms:
+    """The only structure of a file, at another charge or in another field if they are given.
+
+    What is typed replaces what the file says of the total charge and the field (charges of fragments and reference
+    charges stay, and must agree); a line on standard error says so where the two differ.
 
     Raises
     ------
     InputError
         As :func:`read_frames`, and for files that hold several.
     """
+    import numpy as np
+
     frames = read_frames([path])
     if len(frames) != 1:
         raise InputError(
             f"{path} holds {len(frames)} structures and one is {purpose} at a time; "
             "choose one, for example IN.xyz@-1 for the last"
         )
-    return frames[0]
+    atoms = frames[0]
+    if charge is not None:
+        atoms.set_initial_charges(None)
+    for option, given, keys in (
+        ("--charge", charge, ("total_charge", "charge")),
+        ("--field", field, ("external_field",)),
+    ):
+        for key in keys if given is not None else ():
+            stored = atoms.info.pop(key, None)
+            if stored is not None and not np.array_equal(stored, given):
+                print(f"kqeq: {option} replaces {key} {stored} of {path}", file=sys.stderr)
+    return atoms
 
 
 def with_results(atoms: Atoms, prediction: Prediction, potential: Potential) -> Atoms:
