@@ -176,6 +176,8 @@ SYSTEMS = {
     "zn4o4_neutral": System(_fixed(zno_cube), 0, 1, 600),
     "zn4o4_plus": System(_fixed(zno_cube), +1, 2, 600),
     "zn4o4_minus": System(_fixed(zno_cube), -1, 2, 600),
+    "zn2o2": System(_fixed(ring, ["Zn", "O"] * 2, 1.35), 0, 1, 600),
+    "zno_molecule": System(_fixed(Atoms, "ZnO", positions=[[0, 0, 0], [1.8, 0, 0]]), 0, 3, 600),
     **{f"water{n}": System(partial(water_cluster, n), 0, 1, 300) for n in range(1, 9)},
     "hydronium": System(
         _fixed(Atoms, "OH3", positions=[[0, 0, 0], [0.93, 0, -0.3], [-0.46, 0.8, -0.3], [-0.46, -0.8, -0.3]]),
@@ -200,6 +202,8 @@ SYSTEMS = {
             ("li", "ion", 1, 1),
             ("f", "atom", 0, 2),
             ("f", "ion", -1, 1),
+            ("zn", "atom", 0, 1),
+            ("o", "atom", 0, 3),
         )
     },
 }

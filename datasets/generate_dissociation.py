@@ -12,19 +12,24 @@ Method and labels are those of ``generate.py``, unrestricted throughout.  Curves
                           made of separate fragments: the lower of two ions ("ions apart"), each polarised by the
                           charge of the other, and two neutral atoms ("atoms") without any interaction.
     water2                the hydrogen-bonded GFN2-xTB minimum, rigid molecules drawn apart along O-O
+    zno_molecule          triplet, which is the ground state with this functional and goes over into neutral atoms
+    zn2o2                 the GFN2-xTB rhombus, drawn apart along two of its bonds into two rigid ZnO side by side and
+                          antiparallel.  Far apart each is a triplet, together they are a singlet of broken symmetry
 
-Where it does not start from ions, an SCF starts from the density of the point before.  The fragments are
-frames of their own: atoms, ions and water1.  Frames carry in info also  geometry
-("dissociation"); distance (Angstrom; between the atoms that part, not on fragments); state ("ions", "ions
-apart", "atoms", "closed shell"); spin_square, the expectation value (not on what is made of fragments).
-Even points of a curve and the fragments are seed 0, odd points seed 1.  OUT.xyz is appended to; the
-points that it holds already are skipped.
+Where it does not start from ions, an SCF starts from the density of the point before.  That of zn2o2 starts at the
+far end, from those of two molecules of opposite spin, and is compared with one that starts from free atoms and leads
+to a closed shell: the lower one is taken.  The fragments are frames of their own: atoms, ions, water1 and
+zno_molecule.  Frames carry in info also  geometry ("dissociation"); distance (Angstrom; between the atoms that
+part, not on fragments); state ("ions", "ions apart", "atoms", "closed shell", "triplet", "broken symmetry");
+spin_square, the expectation value (not on what is made of fragments).  Even points of a curve and the fragments
+are seed 0, odd points seed 1.  OUT.xyz is appended to; the points that it holds already are skipped.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +41,29 @@ from generate import NO_FIELD, SYSTEMS, add_potential, converge, dipole, label, 
 COULOMB = units.Hartree * units.Bohr  # e^2/(4 pi eps0), eV*Angstrom
 SHIFT = 0.005  # Angstrom
 PAIRS = {"nacl_pair": ("na", "cl"), "lif_pair": ("li", "f")}
+FRAGMENTS = {  # systems of the half that stays and of the half that moves
+    "water2": ("water1", "water1"),
+    "zno_molecule": ("zn_atom", "o_atom"),
+    "zn2o2": ("zno_molecule", "zno_molecule"),
+}
+BROKEN = 0.05  # S^2 of a singlet above which its spins are not paired
 DISTANCES = {  # Angstrom
     "nacl_pair": (2.0, 2.1, 2.2, 2.3, 2.4, 2.5, 2.7, 2.9, 3.2, 3.6, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 12.0),
     "lif_pair": (1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 2.0, 2.3, 2.6, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 12.0),
     "water2": (2.4, 2.5, 2.6, 2.7, 2.8, 2.9, 3.0, 3.2, 3.4, 3.7, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0),
+    "zno_molecule": (1.6, 1.7, 1.75, 1.8, 1.85, 1.9, 2.0, 2.1, 2.2, 2.35, 2.5, 2.75, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 10.0),
+    "zn2o2": (1.7, 1.75, 1.8, 1.85, 1.9, 2.0, 2.1, 2.2, 2.4, 2.6, 2.8, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 10.0),
 }  # fmt: skip
 
 
 def halves(curve: str) -> tuple[Atoms, list[int], tuple[int, int], np.ndarray]:
     """A geometry, the atoms to draw away, the two atoms that give the distance, and where to draw (unit vector)."""
-    if curve in PAIRS:
+    if curve in PAIRS or curve == "zno_molecule":
         return SYSTEMS[curve].build(np.random.default_rng(0)), [1], (0, 1), np.array([1.0, 0.0, 0.0])
     atoms = relaxed(curve, np.random.default_rng(0), fmax=0.01, steps=500)
+    if curve == "zn2o2":  # in turn around the rhombus; its sides 0-3 and 1-2 are parallel
+        along = atoms.positions[3] - atoms.positions[0]
+        return atoms, [2, 3], (0, 3), along / np.linalg.norm(along)
     first, second = (int(i) for i in atoms.symbols.indices()["O"])
     moving = [i for i in range(6) if atoms.get_distance(i, second) < atoms.get_distance(i, first)]
     along = atoms.positions[second] - atoms.positions[first]
@@ -79,16 +95,16 @@ def fragment(name: str, atoms: Atoms, basis: str, threads: int) -> tuple[Any, At
         raise RuntimeError(f"{name}: the SCF did not converge")
     out = label(atoms, name, NO_FIELD, threads, mf, basis)
     assert out is not None  # the SCF has converged
-    out.info |= {"seed": 0, "geometry": "dissociation", "spin_square": spin_square(mf)}
+    out.info["spin_square"] = spin_square(mf)
     return mf, out
 
 
-def ionic_guess(first: Any, second: Any) -> np.ndarray:
-    """Spin densities of two fragments side by side."""
+def side_by_side(first: Any, second: Any, *, turned: bool = False) -> np.ndarray:
+    """Spin densities of two fragments in one system; with ``turned`` the second has its spins exchanged."""
     a, b = np.asarray(first.make_rdm1()), np.asarray(second.make_rdm1())
     n = a.shape[1]
     guess = np.zeros((2, n + b.shape[1], n + b.shape[1]))
-    guess[:, :n, :n], guess[:, n:, n:] = a, b
+    guess[:, :n, :n], guess[:, n:, n:] = a, b[::-1] if turned else b
     return guess
 
 
@@ -170,53 +186,89 @@ def atoms_apart(parts: list[Atoms]) -> dict[str, Any]:
     }
 
 
-def run(curve: str, out: Path, basis: str, threads: int) -> None:
-    """All points of a curve that are not there yet."""
-    done = [f for f in read(out, ":") if f.info["method"] == f"PBE0/{basis}"] if out.exists() else []
-    there = {(f.info["system"], f.info.get("distance")) for f in done}
+def ionic_curve(curve: str, basis: str, threads: int) -> Iterator[Atoms]:
+    """Fragments of a pair of ions, without a distance, and its points."""
     atoms, moving, pair, along = halves(curve)
-    names = ["water1"]
-    if curve in PAIRS:
-        names = [f"{name}_{kind}" for name in PAIRS[curve] for kind in ("atom", "ion")]
-    parts = {}
-    for name in names:
-        part = SYSTEMS[name].build(np.random.default_rng(0)) if curve in PAIRS else atoms[moving]
-        parts[name] = fragment(name, part, basis, threads)
-        if (name, None) not in there:
-            write(out, parts[name][1], append=True, format="extxyz")
-    guess, apart = None, False
-    if curve in PAIRS:
-        first, second = PAIRS[curve]
-        guess = ionic_guess(parts[f"{first}_ion"][0], parts[f"{second}_ion"][0])
-        neutral = atoms_apart([parts[f"{name}_atom"][1] for name in (first, second)])
-    last = (np.inf, 0.0)  # energy and effective charge of the point before
-    for i, distance in enumerate(DISTANCES[curve]):
+    names = [f"{name}_{kind}" for name in PAIRS[curve] for kind in ("atom", "ion")]
+    parts = {
+        name: fragment(name, SYSTEMS[name].build(np.random.default_rng(0)), basis, threads) for name in names
+    }
+    for _, part in parts.values():
+        yield part
+    first, second = PAIRS[curve]
+    guess = side_by_side(parts[f"{first}_ion"][0], parts[f"{second}_ion"][0])
+    neutral = atoms_apart([parts[f"{name}_atom"][1] for name in (first, second)])
+    apart, last = False, (np.inf, 0.0)  # energy and effective charge of the point before
+    for distance in DISTANCES[curve]:
         frame = at_distance(atoms, moving, pair, along, distance)
-        labelled = None
         if not apart:
-            mf = solve(frame, curve, threads=threads, basis=basis, guess=guess, unrestricted=True)
-            labelled = None if mf is None else label(frame, curve, NO_FIELD, threads, mf, basis)
+            labelled = labelled_point(frame, curve, [guess], basis, threads)[1]
             if labelled is None:
                 print(f"{curve} {distance}: not converged, left out", file=sys.stderr)
                 continue
-            labelled.info |= {
-                "spin_square": spin_square(mf),
-                "state": "ions" if curve in PAIRS else "closed shell",
-            }
+            labelled.info["state"] = "ions"
             report(labelled, distance)
             present = (labelled.info["energy"], float(np.linalg.norm(labelled.info["dipole"])) / distance)
-            if curve in PAIRS:
-                apart = present[0] > last[0] and present[1] < last[1]
-                last = present
-            else:
-                guess = mf.make_rdm1()
+            apart = present[0] > last[0] and present[1] < last[1]
+            last = present
         if apart:
             ions = ions_apart(frame, PAIRS[curve], basis, threads)
             report(of_fragments(frame, curve, basis, ions), distance)
             labelled = of_fragments(frame, curve, basis, min(ions, neutral, key=lambda x: x["energy"]))
-        if (curve, distance) not in there:
-            labelled.info |= {"seed": i % 2, "geometry": "dissociation", "distance": distance}
-            write(out, labelled, append=True, format="extxyz")
+        labelled.info["distance"] = distance
+        yield labelled
+
+
+def molecular_curve(curve: str, basis: str, threads: int) -> Iterator[Atoms]:
+    """Fragments of what goes over into them as they are, without a distance, and its points."""
+    atoms, moving, pair, along = halves(curve)
+    staying = [i for i in range(len(atoms)) if i not in moving]
+    names = FRAGMENTS[curve]
+    parts = [
+        fragment(name, atoms[half], basis, threads)
+        for name, half in zip(names, (staying, moving), strict=True)
+    ]
+    yield from (part for _, part in (parts[1:] if names[0] == names[1] else parts))
+    breaks = curve == "zn2o2"
+    guess = side_by_side(parts[0][0], parts[1][0], turned=True) if breaks else None
+    for distance in reversed(DISTANCES[curve]) if breaks else DISTANCES[curve]:
+        frame = at_distance(atoms, moving, pair, along, distance)
+        mf, labelled = labelled_point(frame, curve, [guess, None] if breaks else [guess], basis, threads)
+        if labelled is None:
+            print(f"{curve} {distance}: not converged, left out", file=sys.stderr)
+            continue
+        guess = mf.make_rdm1()
+        labelled.info["distance"] = distance
+        report(labelled, distance)
+        yield labelled
+
+
+def labelled_point(
+    frame: Atoms, curve: str, guesses: list[Any], basis: str, threads: int
+) -> tuple[Any, Atoms | None]:
+    """The lowest of the mean fields that the guesses lead to, and the frame that it labels; None if there is none."""
+    found = [solve(frame, curve, threads=threads, basis=basis, guess=g, unrestricted=True) for g in guesses]
+    mf = min((m for m in found if m is not None), key=lambda m: m.e_tot, default=None)
+    labelled = None if mf is None else label(frame, curve, NO_FIELD, threads, mf, basis)
+    if labelled is not None:
+        state = "triplet" if SYSTEMS[curve].multiplicity == 3 else "closed shell"
+        if state == "closed shell" and spin_square(mf) > BROKEN:
+            state = "broken symmetry"
+        labelled.info |= {"spin_square": spin_square(mf), "state": state}
+    return mf, labelled
+
+
+def run(curve: str, out: Path, basis: str, threads: int) -> None:
+    """All points of a curve that are not there yet."""
+    done = [f for f in read(out, ":") if f.info["method"] == f"PBE0/{basis}"] if out.exists() else []
+    there = {(f.info["system"], f.info.get("distance")) for f in done}
+    frames = ionic_curve if curve in PAIRS else molecular_curve
+    for frame in frames(curve, basis, threads):
+        distance = frame.info.get("distance")
+        if (frame.info["system"], distance) not in there:
+            point = 0 if distance is None else DISTANCES[curve].index(distance)
+            frame.info |= {"seed": point % 2, "geometry": "dissociation"}
+            write(out, frame, append=True, format="extxyz")
 
 
 def report(frame: Atoms, distance: float) -> None:
