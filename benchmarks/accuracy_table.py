@@ -74,22 +74,16 @@ class Line:
     shared: bool = False
 
 
-def of(name: str, *, method: str | None = None) -> Split:
-    """Training and test frames of a packaged set, of one method if it is named."""
-    train, test = (
-        [a for a in part if method in (None, a.info["method"])] for part in kqeq.datasets.split(name)
-    )
-    return train, test
+def of(*names: str, method: str | None = None) -> Split:
+    """Training and test frames of packaged sets, of one method if it is named."""
+    return kqeq.datasets.split(*names, method=method)
 
 
 def zno_vertical(*charges: int) -> Split:
     """Zn3O3 at geometries of the neutral cluster; these are neutral in ``zno`` and charged in ``zno_vertical``."""
-    neutral = ([a for a in part if a.info["total_charge"] == 0] for part in kqeq.datasets.split("zno"))
-    charged = (
-        [a for a in part if a.info["total_charge"] in charges] for part in kqeq.datasets.split("zno_vertical")
-    )
-    train, test = (a + b for a, b in zip(neutral, charged, strict=True))
-    return train, test
+    neutral = kqeq.datasets.split("zno", total_charges=(0,))
+    charged = kqeq.datasets.split("zno_vertical", total_charges=charges)
+    return neutral[0] + charged[0], neutral[1] + charged[1]
 
 
 def water_in_field() -> Split:
@@ -120,14 +114,18 @@ LINES: Mapping[str, Line] = {
     "nacl": Line("Na9Cl8(+), Na8Cl8(+)", lambda: of("nacl")),
     "water": Line("(H2O)1–5, H3O(+)", lambda: of("water", method="PBE0/def2-svp")),
     "water_field": Line("(H2O)1–3 in a field of another direction", water_in_field),
-    "fields": Line("water, alkanes at 0.3 V/Å, fitted to ≤ 0.1", lambda: of("fields")),
+    "fields": Line(
+        "water, alkanes, ZnO clusters at 0.2, 0.3 V/Å, fitted to ≤ 0.1", lambda: of("fields"), shared=True
+    ),
     "nma": Line("N-methylacetamide, without a field and in one", lambda: of("nma")),
     "zno_vertical, anion": Line("Zn3O3 at −1, 0, same geometries", lambda: zno_vertical(-1), shared=True),
     "zno_vertical": Line("Zn3O3 at −1, 0, +1, same geometries", lambda: zno_vertical(-1, 1), shared=True),
     "zno": Line("Zn3O3 at 0, +1, own geometries", lambda: of("zno", method="PBE0/def2-svp"), shared=True),
     "zno, diffuse basis": Line("Zn3O3(−)", lambda: of("zno", method="PBE0/def2-svpd")),
     "zn4o4": Line("Zn4O4 at 0, +1", lambda: of("zn4o4", method="PBE0/def2-svp"), shared=True),
-    "dissociation": Line("NaCl, LiF, (H2O)2 pulled apart", lambda: of("dissociation"), shared=True),
+    "dissociation": Line(
+        "NaCl, LiF, ZnO, (ZnO)2, (H2O)2 pulled apart", lambda: of("dissociation"), shared=True
+    ),
     "water_box": Line("32 H2O, periodic (xTB)", lambda: part_of("water_box", 12, 10), PERIODIC),
     "zno_vacancy": Line(
         "O vacancy in ZnO at 0, +1, +2, periodic (xTB)",

@@ -421,11 +421,10 @@ def ionisation(quick: bool) -> Iterator[Row]:
     """Trained on Zn3O3 and Zn3O3(+) of their own dynamics and both ions at neutral geometries."""
     if missing("zno_vertical", ": DFT energies of Zn3O3(+) and Zn3O3(-) at neutral test geometries"):
         return
-    train, test = kqeq.datasets.split("zno")
-    more, ions = kqeq.datasets.split("zno_vertical")
+    test, ions = (kqeq.datasets.split(name)[1] for name in ("zno", "zno_vertical"))
     neutral = [a for a in test if a.info["system"] == "zn3o3_neutral"]
     # energies of two basis sets cannot be compared
-    train = [a for a in [*train, *more] if one_method([a, neutral[0]])]
+    train, _ = kqeq.datasets.split("zno", "zno_vertical", method=neutral[0].info["method"])
     if not one_method([*neutral, *ions]):
         print("skipped: frames of Zn3O3 have labels of several methods")
         return

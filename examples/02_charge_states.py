@@ -57,18 +57,9 @@ def frames_of(family):
     Charged frames of ``zno_vertical`` have geometries of the neutral cluster.
     """
     name, charges = FAMILIES[family]
-    names, basis = (("zno", "zno_vertical"), "PBE0/def2-svp") if name == "zno" else ((name,), None)
-    parts = zip(*(kqeq.datasets.split(n) for n in names), strict=True)
-    return tuple(
-        [
-            atoms
-            for frames in part
-            for atoms in frames
-            if atoms.info["total_charge"] in charges
-            and atoms.info["method"] == (basis or atoms.info["method"])
-        ]
-        for part in parts
-    )
+    if name == "zno":
+        return kqeq.datasets.split("zno", "zno_vertical", method="PBE0/def2-svp", total_charges=charges)
+    return kqeq.datasets.split(name, total_charges=charges)
 
 
 def main(argv=None):

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from kqeq.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from ase import Atoms
 
 TEST_SEEDS: dict[str, frozenset[int]] = {"water_field": frozenset({11})}
@@ -46,13 +48,19 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in path().glob("*.xyz")))
 
 
-def load(name: str) -> list[Atoms]:
-    """Read a data set.
+def load(
+    *names: str, method: str | None = None, total_charges: Collection[float] | None = None
+) -> list[Atoms]:
+    """Read data sets.
 
     Parameters
     ----------
-    name : str
-        One of :func:`names`, for example ``"ag3"`` or ``"water"``.
+    *names : str
+        One or more of :func:`names`, for example ``"ag3"`` or ``"water"``.
+    method : str, optional
+        Only frames of this method, for example ``"PBE0/def2-svp"``: energies of two methods cannot be compared.
+    total_charges : collection of float, optional
+        Only frames of these total charges, e.
 
     Returns
     -------
@@ -65,19 +73,15 @@ def load(name: str) -> list[Atoms]:
     Raises
     ------
     InputError
-        For an unknown name.
+        For an unknown name, and if no frame has this method and one of these charges.
     """
-    known = names()
-    if name not in known:
-        raise InputError(f"unknown data set {name!r}; expected one of {', '.join(known)}")
-    from ase.io import read
-
-    frames = read(path() / f"{name}.xyz", index=":", format="extxyz")
-    return list(frames)
+    return [atoms for _, atoms in _frames(names, method, total_charges)]
 
 
-def split(name: str) -> tuple[list[Atoms], list[Atoms]]:
-    """Read a data set as training and test frames from independent trajectories.
+def split(
+    *names: str, method: str | None = None, total_charges: Collection[float] | None = None
+) -> tuple[list[Atoms], list[Atoms]]:
+    """Read data sets as training and test frames from independent trajectories.
 
     Every seed is a trajectory of its own: frames of seed 1 are for testing and all others for training
     (``water_field``, whose seeds are fields: seed 11 for testing).  Seed 1 of ``fields`` has stronger fields
@@ -85,7 +89,7 @@ def split(name: str) -> tuple[list[Atoms], list[Atoms]]:
 
     Parameters
     ----------
-    name : str
+    *names, method, total_charges
         As for :func:`load`.
 
     Returns
@@ -95,18 +99,54 @@ def split(name: str) -> tuple[list[Atoms], list[Atoms]]:
     Raises
     ------
     InputError
-        For an unknown name, and for a data set without frames set aside for testing.
+        As :func:`load`, and for data sets without frames set aside for testing.
     """
-    frames = load(name)
-    seeds = TEST_SEEDS.get(name, _DEFAULT_TEST_SEEDS)
-    test = [atoms for atoms in frames if atoms.info["seed"] in seeds]
-    train = [atoms for atoms in frames if atoms.info["seed"] not in seeds]
+    train: list[Atoms] = []
+    test: list[Atoms] = []
+    for name, atoms in _frames(names, method, total_charges):
+        (test if atoms.info["seed"] in _test_seeds(name) else train).append(atoms)
     if not test or not train:
+        what = ", ".join(map(repr, names))
+        seeds = sorted({seed for name in names for seed in _test_seeds(name)})
         raise InputError(
-            f"data set {name!r} has no frames set aside for testing (seed {', '.join(map(str, sorted(seeds)))}); "
-            f"use kqeq.datasets.load({name!r}) and divide its frames yourself"
+            f"data set {what} has no frames set aside for testing (seed {', '.join(map(str, seeds))}); "
+            f"use kqeq.datasets.load({what}) and divide its frames yourself"
         )
     return train, test
+
+
+def _test_seeds(name: str) -> frozenset[int]:
+    return TEST_SEEDS.get(name, _DEFAULT_TEST_SEEDS)
+
+
+def _frames(
+    names_of_sets: tuple[str, ...], method: str | None, total_charges: Collection[float] | None
+) -> list[tuple[str, Atoms]]:
+    """Frames of all sets, each with the name of its set."""
+    known = names()
+    for name in names_of_sets or ("",):
+        if name not in known:
+            raise InputError(f"unknown data set {name!r}; expected one of {', '.join(known)}")
+    from ase.io import read
+
+    found = [
+        (name, atoms)
+        for name in names_of_sets
+        for atoms in read(path() / f"{name}.xyz", index=":", format="extxyz")
+    ]
+    chosen = [
+        (name, atoms)
+        for name, atoms in found
+        if method in (None, atoms.info["method"])
+        and (total_charges is None or atoms.info["total_charge"] in total_charges)
+    ]
+    if not chosen:
+        there = sorted({(atoms.info["method"], float(atoms.info["total_charge"])) for _, atoms in found})
+        raise InputError(
+            f"{', '.join(map(repr, names_of_sets))} has no frames of method {method!r} and total charges "
+            f"{total_charges!r}; there are {', '.join(f'{m} at {q:+g}' for m, q in there)}"
+        )
+    return chosen
 
 
 __all__ = ["load", "names", "path", "split"]

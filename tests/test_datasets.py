@@ -192,6 +192,31 @@ def test_split_separates_trajectories(name):
     assert test_seeds == ({11} if name == "water_field" else {1})
 
 
+def test_several_sets_of_one_method_and_some_charges():
+    """Anions of Zn3O3 that can be compared with the neutral cluster are in another set than it."""
+    train, test = datasets.split("zno", "zno_vertical", method="PBE0/def2-svp", total_charges=(-1, 0))
+    for part in (train, test):
+        assert {a.info["method"] for a in part} == {"PBE0/def2-svp"}
+        assert {a.info["total_charge"] for a in part} == {-1, 0}
+    loaded = datasets.load("zno", "zno_vertical", method="PBE0/def2-svp", total_charges=(-1, 0))
+    assert len(loaded) == len(train) + len(test)
+    assert loaded[0].info["system"] == "zn3o3_neutral" and loaded[-1].info["system"] == "zn3o3_minus"
+    assert len(datasets.load("zno")) > len(datasets.load("zno", method="PBE0/def2-svp"))
+    # water_field has a test seed of its own
+    train, test = datasets.split("water", "water_field")
+    assert {a.info["seed"] for a in test} == {1, 11}
+    assert 10 in {a.info["seed"] for a in train}
+
+
+def test_a_choice_without_frames_says_what_there_is():
+    with pytest.raises(InputError, match=r"no frames of method 'PBE0' .* PBE0/def2-svp at -1"):
+        datasets.load("zno_vertical", method="PBE0")
+    with pytest.raises(InputError, match=r"total charges \(2,\)"):
+        datasets.split("ag3", total_charges=(2,))
+    with pytest.raises(InputError, match="unknown data set ''"):
+        datasets.load()
+
+
 def test_split_without_test_trajectory_is_refused(monkeypatch):
     monkeypatch.setitem(datasets.TEST_SEEDS, "ag3", frozenset({99}))
     with pytest.raises(InputError, match=r"no frames set aside for testing \(seed 99\)"):

@@ -21,7 +21,10 @@ STRONGEST_FIELD = 1.0
 def add_conditions(parser: argparse.ArgumentParser) -> None:
     """``--charge`` and ``--field``."""
     parser.add_argument(
-        "--charge", type=float, metavar="Q", help="total charge, e, instead of the file's (default: that, or 0)"
+        "--charge",
+        type=float,
+        metavar="Q",
+        help="total charge, e, instead of the file's (default: that, or 0)",
     )
     parser.add_argument(
         "--field",

@@ -74,11 +74,12 @@ def read_one(path: str, purpose: str, *, charge: float | None = None, field: Any
     atoms = frames[0]
     if charge is not None:
         atoms.set_initial_charges(None)
-    for option, given, keys in (
-        ("--charge", charge, ("total_charge", "charge")),
-        ("--field", field, ("external_field",)),
-    ):
-        for key in keys if given is not None else ():
+    typed: dict[str, tuple[Any, str]] = {
+        "--charge": (charge, "total_charge charge"),
+        "--field": (field, "external_field"),
+    }
+    for option, (given, keys) in typed.items():
+        for key in keys.split() if given is not None else ():
             stored = atoms.info.pop(key, None)
             if stored is not None and not np.array_equal(stored, given):
                 print(f"kqeq: {option} replaces {key} {stored} of {path}", file=sys.stderr)
