@@ -14,9 +14,8 @@ import numpy as np
 
 from kqeq.backend import CPU, Device
 from kqeq.charges.base import ChargeSystem
-from kqeq.descriptors import evaluate_states
 from kqeq.descriptors.base import Descriptor, DescriptorState
-from kqeq.kernels import FeatureMap, Similarity
+from kqeq.kernels import FeatureMap, Similarity, evaluate_environments
 from kqeq.neighbours import Pairs
 from kqeq.potential import PROPERTIES, Potential, Prediction, in_threads_for
 from kqeq.structures import Structure
@@ -72,13 +71,9 @@ class FixedGeometry:
             As for :meth:`kqeq.potential.Potential.predict`.
         """
         with in_threads_for(structure):
-            states = evaluate_states(potential.descriptors, structure, pairs=pairs, device=device)
-            near = {
-                feature_map: feature_map.similarities(
-                    states[feature_map.descriptor], structure.numbers, single=single
-                )
-                for feature_map in potential.feature_maps
-            }
+            states, near = evaluate_environments(
+                potential.feature_maps, structure, pairs=pairs, device=device, single=single
+            )
             # bound without charge where that is possible: then results do not depend on which charge came first
             given = structure.fragment_charges is not None or structure.reference_charges is not None
             bound = structure if given else replace(structure, total_charge=0.0)

@@ -16,7 +16,7 @@ Dimensions: N atoms, F features of one layout, M representatives of one element,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -26,6 +26,8 @@ from ase.data import chemical_symbols
 from scipy import sparse
 
 from kqeq.backend import (
+    CPU,
+    Device,
     asarray_like,
     chunk_elements,
     empty,
@@ -36,6 +38,7 @@ from kqeq.backend import (
     put_rows,
     zeros,
 )
+from kqeq.descriptors import evaluate_states
 from kqeq.descriptors.base import Descriptor, DescriptorState, FeatureGradients
 from kqeq.kernel_settings import (
     DEFAULT_REPRESENTATIVES,
@@ -45,6 +48,8 @@ from kqeq.kernel_settings import (
     default_short_range,
 )
 from kqeq.linalg import factorise_with_jitter, solve_lower
+from kqeq.neighbours import Pairs
+from kqeq.structures import Structure
 from kqeq.typing import Array, FloatArray, IntArray
 
 _BLOCK_ELEMENTS = 1 << 20
@@ -394,6 +399,30 @@ def _slope(dots: Array, zeta: float) -> Array:
     return full(dots.shape, 1.0, dots) if zeta == 1 else zeta * _power(dots, zeta - 1)
 
 
+def evaluate_environments(
+    feature_maps: Collection[FeatureMap],
+    structure: Structure,
+    *,
+    derivatives: bool = True,
+    pairs: Pairs | None = None,
+    device: Device = CPU,
+    single: bool = False,
+) -> tuple[dict[Descriptor, DescriptorState], dict[FeatureMap, list[Similarity]]]:
+    """Descriptors of a structure, and their dot products with the representatives of each feature map.
+
+    Options are those of :func:`kqeq.descriptors.evaluate_states` and :meth:`FeatureMap.similarities`.
+    """
+    descriptors = [feature_map.descriptor for feature_map in feature_maps]
+    states = evaluate_states(descriptors, structure, derivatives=derivatives, pairs=pairs, device=device)
+    near = {
+        feature_map: feature_map.similarities(
+            states[feature_map.descriptor], structure.numbers, single=single
+        )
+        for feature_map in feature_maps
+    }
+    return states, near
+
+
 __all__ = [
     "DEFAULT_REPRESENTATIVES",
     "SELECTIONS",
@@ -403,6 +432,7 @@ __all__ = [
     "Similarity",
     "default_electronegativity",
     "default_short_range",
+    "evaluate_environments",
     "gram",
     "layout_columns",
     "used_columns",

@@ -27,7 +27,7 @@ from kqeq.charges.parameters import multiply_sites
 from kqeq.descriptors import evaluate_states, longest_cutoff
 from kqeq.descriptors.base import Descriptor, DescriptorState
 from kqeq.errors import InputError, UndeterminedWarning, UnsupportedError
-from kqeq.kernels import FeatureMap, Similarity
+from kqeq.kernels import FeatureMap, Similarity, evaluate_environments
 from kqeq.neighbours import Pairs
 from kqeq.prediction import PROPERTIES, Prediction, check_properties
 from kqeq.structures import Structure
@@ -248,15 +248,14 @@ class Potential:
         """
         derivatives = _needs_derivatives(structure, properties)
         with in_threads_for(structure):
-            states = evaluate_states(
-                self.descriptors, structure, derivatives=derivatives, pairs=pairs, device=device
+            states, near = evaluate_environments(
+                self.feature_maps,
+                structure,
+                derivatives=derivatives,
+                pairs=pairs,
+                device=device,
+                single=single,
             )
-            near = {
-                feature_map: feature_map.similarities(
-                    states[feature_map.descriptor], structure.numbers, single=single
-                )
-                for feature_map in self.feature_maps
-            }
             return self.finish(structure, properties, states, near, device=device)
 
     def predict_many(

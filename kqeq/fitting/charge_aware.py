@@ -23,7 +23,6 @@ from kqeq.charge_kernel import ChargeKernel
 from kqeq.charged import Charged
 from kqeq.charges.base import Response
 from kqeq.charges.parameters import logarithmic_gradient_response
-from kqeq.descriptors import evaluate_states
 from kqeq.descriptors.base import DescriptorState, SiteJacobian
 from kqeq.fitting.blocks import deviation, target_vector, to_stress, upper_triangle
 from kqeq.fitting.equations import Sums
@@ -37,6 +36,7 @@ from kqeq.fitting.solver import (
     SumKind,
     minimise,
 )
+from kqeq.kernels import evaluate_environments
 from kqeq.potential import Potential, SiteModel
 from kqeq.prediction import Prediction
 from kqeq.structures import Structure
@@ -87,11 +87,9 @@ class ChargeView:
         self.potential = replace(potential, charge_kernel=None, charge_powers=())
         self.structure = structure
         self.derivatives = derivatives
-        self.states = evaluate_states(self.potential.descriptors, structure, derivatives=derivatives)
-        self.near = {
-            feature_map: feature_map.similarities(self.states[feature_map.descriptor], structure.numbers)
-            for feature_map in self.potential.feature_maps
-        }
+        self.states, self.near = evaluate_environments(
+            self.potential.feature_maps, structure, derivatives=derivatives
+        )
         found = self.potential.charged(structure, self.near)
         assert found is not None and potential.short_range is not None
         self.charged: Charged = found[0]
