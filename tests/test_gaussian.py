@@ -282,6 +282,8 @@ def test_bad_input_is_refused_with_a_remedy():
         provider.matvec(np.zeros(3))
     with pytest.raises(InputError, match=r"shape \(12,\), got"):
         provider.width_derivative(np.zeros((12, 2)), sigma)
+    with pytest.raises(InputError, match=r"shape \(12, columns\), got \(12,\)"):
+        provider.bilinear_gradient(np.ones(12), np.ones(12))
 
 
 def test_factory_gives_open_boundaries_without_pbc():

@@ -80,8 +80,8 @@ class LatticeSum:
 
     def bilinear_gradient(self, left: Array, right: Array) -> Array:
         """∂(leftᵀ A right_c)/∂r at fixed left (n,) and right (n, c), shape (N, 3, c)."""
-        self._unknowns.check(left, vector=True)
-        self._unknowns.check(right)
+        self._unknowns.check(left, dimensions=(1,))
+        self._unknowns.check(right, dimensions=(2,))
         first, *others = (part.gradient(left, right) for part in self._parts)
         return sum(others, start=first)
 
@@ -91,14 +91,14 @@ class LatticeSum:
         Row: component of the position, column: component of the gradient.  Dipoles keep their
         Cartesian components, so with dipoles the result is not symmetric.
         """
-        self._unknowns.check(left, vector=True)
-        self._unknowns.check(right)
+        self._unknowns.check(left, dimensions=(1,))
+        self._unknowns.check(right, dimensions=(2,))
         first, *others = (part.strain(left, right) for part in self._parts)
         return sum(others, start=first)
 
     def width_derivative(self, vector: Array, dsigma: Array) -> Array:
         """(Σ_i dσ_i ∂A/∂σ_i) @ vector, shape (n,)."""
-        self._unknowns.check(vector, vector=True)
+        self._unknowns.check(vector, dimensions=(1,))
         near = self._real.width_derivative(vector, dsigma)
         if self._background is None:
             return near

@@ -81,7 +81,7 @@ class OpenCoulomb:
 
     def width_derivative(self, vector: Array, dsigma: Array) -> Array:
         """(Σ_i dσ_i ∂A/∂σ_i) @ vector, shape (n,)."""
-        self._unknowns.check(vector, vector=True)
+        self._unknowns.check(vector, dimensions=(1,))
         spread = self._sigma * dsigma
         result = empty(vector.shape, vector)
         for rows, x, radial in self._blocks(gaussian_width_response, 2 if self._unknowns.dipoles else 0):
@@ -97,8 +97,8 @@ class OpenCoulomb:
         derivatives of the potential of ``left``.
         """
         xp, layout = self._xp, self._unknowns
-        layout.check(left, vector=True)
-        layout.check(right)
+        layout.check(left, dimensions=(1,))
+        layout.check(right, dimensions=(2,))
         charge, dipole = layout.charges(left), layout.components(left)
         right_charge, right_dipole = layout.charges(right), layout.components(right)
         result = empty((layout.atoms, 3, right.shape[1]), right)

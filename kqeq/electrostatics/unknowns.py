@@ -37,17 +37,18 @@ class Unknowns:
         stop = self.atoms if stop is None else stop
         return slice(self.atoms + 3 * start + axis, self.atoms + 3 * stop, 3)
 
-    def check(self, y: Array, *, vector: bool = False) -> Array:
-        """Return ``y`` when its shape is (n,) or (n, c) (only (n,) for ``vector``).
+    def check(self, y: Array, *, dimensions: tuple[int, ...] = (1, 2)) -> Array:
+        """Return ``y`` when its shape is (n,) or (n, c), as far as the number of dimensions is one of those allowed.
 
         Raises
         ------
         InputError
             For any other shape.
         """
-        if y.ndim not in ((1,) if vector else (1, 2)) or y.shape[0] != self.size:
+        if y.ndim not in dimensions or y.shape[0] != self.size:
             what = "charges and dipoles" if self.dipoles else "charges"
-            expected = f"({self.size},)" if vector else f"({self.size},) or ({self.size}, columns)"
+            shapes = {1: f"({self.size},)", 2: f"({self.size}, columns)"}
+            expected = " or ".join(shapes[n] for n in dimensions)
             raise InputError(
                 f"{what} of {self.atoms} atoms have shape {expected}, got {tuple(y.shape)}; "
                 "dipoles follow the charges atom by atom (d_1x, d_1y, d_1z, d_2x, ...)"
@@ -74,7 +75,7 @@ def full_diagonal(layout: Unknowns, sigma: Array, added: Array) -> Array:
         When an element is not positive (a hardness so negative that A + diag(added) is indefinite).
     """
     xp = namespace(sigma, added)
-    layout.check(added, vector=True)
+    layout.check(added, dimensions=(1,))
     own = empty(layout.size, sigma)
     own[: layout.atoms] = COULOMB / math.sqrt(math.pi) / sigma
     if layout.dipoles:
