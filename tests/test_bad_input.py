@@ -382,7 +382,7 @@ def test_an_unwritable_path_leaves_the_model_in_memory(water_model, tmp_path):
 def test_a_model_of_one_total_charge_warns_when_another_is_asked_for(kernel, water_systems, tmp_path):
     model = KQEq(kernel(3.0, n_representatives=4), None, targets=["dipole"]).fit(water_systems["water1"][:6])
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UndeterminedWarning)
         model.predict(WATER)
         KQEqCalculator(model).get_charges(WATER)
     model.save(tmp_path / "m.kqeq")

@@ -335,7 +335,7 @@ def test_warns_once_about_an_undetermined_charge_state(frames, atoms):
     with pytest.warns(UndeterminedWarning):
         atoms.get_potential_energy()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UndeterminedWarning)
         atoms.rattle(0.01)
         atoms.get_potential_energy()
         atoms.calc.total_charge = 1
