@@ -45,6 +45,8 @@ V_PER_ANGSTROM_IN_AU = 1.0 / 51.42206747632590  # 1 a.u. of field = 51.422 V/Ang
 NO_FIELD = (0.0, 0.0, 0.0)
 SAME_GEOMETRY = 1e-4  # Angstrom; files hold eight decimals
 GRID_LEVEL = 3
+SCREEN_GRID, SCREEN_TOLERANCE = 1, 1e-5  # Hartree; to tell the states of a radical apart
+HOLES = 3  # orbitals below the highest that are tried for the hole of a radical
 GRID_BLOCK = 20000  # grid points at a time in the Hirshfeld partition
 
 
@@ -340,7 +342,31 @@ def solve(atoms: Atoms, system: str, field: Any = NO_FIELD, *, guess: Any = None
 
     The energy of the nuclei in the field is not part of ``e_tot``; :func:`label` adds it.
     """
+    _, charge, multiplicity, _ = SYSTEMS[system]
+    if guess is None and charge > 0 and multiplicity == 2 and len(atoms) > 1:
+        guess = lowest_state(atoms, system, field, **options)
     return converge(mean_field(atoms, system, field, **options), guess)
+
+
+def lowest_state(atoms: Atoms, system: str, field: Any = NO_FIELD, **options: Any) -> np.ndarray:
+    """Density matrix of the lowest state that was found of a radical cation.
+
+    An SCF finds *a* state: the hole of Zn3O3(+) sits on one of three oxygen atoms, and the one where the usual start
+    leaves it can lie 0.4 eV above another.  So the hole is moved to the orbitals below it, each the start of an SCF of
+    its own, all on a coarse grid.
+    """
+    screen = {**options, "grid": SCREEN_GRID, "tolerance": SCREEN_TOLERANCE}
+    first = mean_field(atoms, system, field, **screen)
+    first.kernel()
+    occupied = round(first.mo_occ[1].sum())
+    found = [first]
+    for depth in range(HOLES):
+        occupations = np.array(first.mo_occ)
+        occupations[1, [occupied - 1 - depth, occupied]] = 0.0, 1.0
+        other = first.copy()
+        other.kernel(first.make_rdm1(first.mo_coeff, occupations))
+        found.append(other)
+    return np.asarray(min(found, key=lambda mf: mf.e_tot).make_rdm1())
 
 
 def dipole(mf: Any) -> np.ndarray:
