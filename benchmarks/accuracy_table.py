@@ -123,6 +123,7 @@ LINES: Mapping[str, Line] = {
     "zno": Line("Zn3O3 at 0, +1, own geometries", lambda: of("zno", method="PBE0/def2-svp"), shared=True),
     "zno, diffuse basis": Line("Zn3O3(−)", lambda: of("zno", method="PBE0/def2-svpd")),
     "zn4o4": Line("Zn4O4 at 0, +1", lambda: of("zn4o4", method="PBE0/def2-svp"), shared=True),
+    "zn4o4, diffuse basis": Line("Zn4O4(−)", lambda: of("zn4o4", method="PBE0/def2-svpd")),
     "dissociation": Line(
         "NaCl, LiF, ZnO, (ZnO)2, (H2O)2 pulled apart", lambda: of("dissociation"), shared=True
     ),

@@ -46,7 +46,8 @@ NO_FIELD = (0.0, 0.0, 0.0)
 SAME_GEOMETRY = 1e-4  # Angstrom; files hold eight decimals
 GRID_LEVEL = 3
 SCREEN_GRID, SCREEN_TOLERANCE = 1, 1e-5  # Hartree; to tell the states of a radical apart
-HOLES = 3  # orbitals below the highest that are tried for the hole of a radical
+SCREEN_CYCLES = 25  # energies are upper bounds, converged or not
+HOLES = 2  # orbitals below the highest that are tried for the hole of a radical
 GRID_BLOCK = 20000  # grid points at a time in the Hirshfeld partition
 
 
@@ -344,19 +345,21 @@ def solve(atoms: Atoms, system: str, field: Any = NO_FIELD, *, guess: Any = None
     """
     _, charge, multiplicity, _ = SYSTEMS[system]
     if guess is None and charge > 0 and multiplicity == 2 and len(atoms) > 1:
-        guess = lowest_state(atoms, system, field, **options)
+        states = states_of_radical(atoms, system, field, **options)
+        guess = min(states, key=lambda mf: mf.e_tot).make_rdm1()
     return converge(mean_field(atoms, system, field, **options), guess)
 
 
-def lowest_state(atoms: Atoms, system: str, field: Any = NO_FIELD, **options: Any) -> np.ndarray:
-    """Density matrix of the lowest state that was found of a radical cation.
+def states_of_radical(atoms: Atoms, system: str, field: Any = NO_FIELD, **options: Any) -> list[Any]:
+    """Mean fields of a radical cation on a coarse grid, the first from the usual start.
 
     An SCF finds *a* state: the hole of Zn3O3(+) sits on one of three oxygen atoms, and the one where the usual start
     leaves it can lie 0.4 eV above another.  So the hole is moved to the orbitals below it, each the start of an SCF of
-    its own, all on a coarse grid.
+    its own.
     """
     screen = {**options, "grid": SCREEN_GRID, "tolerance": SCREEN_TOLERANCE}
     first = mean_field(atoms, system, field, **screen)
+    first.max_cycle = SCREEN_CYCLES
     first.kernel()
     occupied = round(first.mo_occ[1].sum())
     found = [first]
@@ -366,7 +369,7 @@ def lowest_state(atoms: Atoms, system: str, field: Any = NO_FIELD, **options: An
         other = first.copy()
         other.kernel(first.make_rdm1(first.mo_coeff, occupations))
         found.append(other)
-    return np.asarray(min(found, key=lambda mf: mf.e_tot).make_rdm1())
+    return found
 
 
 def dipole(mf: Any) -> np.ndarray:

@@ -530,14 +530,14 @@ def test_energies_in_fields_fit_the_dipoles(frames):
         groups.setdefault(key, []).append(atoms)
     compared = 0
     for group in groups.values():
-        zero = next((a for a in group if not a.info["external_field"].any()), None)
+        (zero,) = (a for a in group if not a.info["external_field"].any())
         for atoms in group:
-            if zero is None or atoms is zero:
+            if atoms is zero:
                 continue
             field = atoms.info["external_field"]
             mean = 0.5 * (atoms.get_dipole_moment() + zero.get_dipole_moment())
             change = atoms.get_potential_energy() - zero.get_potential_energy()
             # trapezoidal rule; its error is of third order in the field
-            assert change == pytest.approx(-mean @ field, abs=0.01 * np.linalg.norm(field) ** 3 + 1e-5)
+            assert change == pytest.approx(-mean @ field, abs=0.015 * np.linalg.norm(field) ** 3 + 1e-5)
             compared += 1
-    assert compared > 20
+    assert compared > 180
