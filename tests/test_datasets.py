@@ -537,7 +537,9 @@ def test_energies_in_fields_fit_the_dipoles(frames):
             field = atoms.info["external_field"]
             mean = 0.5 * (atoms.get_dipole_moment() + zero.get_dipole_moment())
             change = atoms.get_potential_energy() - zero.get_potential_energy()
-            # trapezoidal rule; its error is of third order in the field
-            assert change == pytest.approx(-mean @ field, abs=0.015 * np.linalg.norm(field) ** 3 + 1e-5)
+            # trapezoidal rule; its error is of third order in the field, larger where the field moves a hole. Another
+            # electronic state than without the field would show here, by tenths of an electronvolt
+            cubic = 0.015 if atoms.info["multiplicity"] == 1 else 0.1
+            assert change == pytest.approx(-mean @ field, abs=cubic * np.linalg.norm(field) ** 3 + 1e-5)
             compared += 1
     assert compared > 180
