@@ -311,6 +311,56 @@ def test_labels_are_what_the_generator_computes(frames):
             assert again.info[key] == atoms.info[key]
 
 
+class RadicalWithThreeStates:
+    """Stands for a mean field: two of three orbitals hold an electron of minority spin, energies depend on which."""
+
+    ENERGIES = (0.1, -0.3, 0.0)
+    """By the orbital with the hole."""
+
+    def __init__(self, options):
+        self.options = options
+        self.mo_coeff = None
+        self.kernel()
+
+    def kernel(self, guess=None):
+        self.mo_occ = np.array([[1.0, 1, 1, 0], [1, 1, 0, 0]]) if guess is None else np.array(guess)
+        self.e_tot = self.ENERGIES[int(self.mo_occ[1, :3].argmin())]
+        self.converged = True
+
+    def copy(self):
+        return RadicalWithThreeStates(self.options)
+
+    def make_rdm1(self, coefficients=None, occupations=None):
+        return self.mo_occ if occupations is None else occupations
+
+
+def test_radicals_are_labelled_in_the_lowest_of_several_states(monkeypatch):
+    generate = load_script("generate")
+    made = []
+
+    def mean_field(_atoms, _system, _field=None, **options):
+        made.append(options)
+        return RadicalWithThreeStates(options)
+
+    monkeypatch.setattr(generate, "mean_field", mean_field)
+    pair = datasets.load("water")[0]
+    states = generate.states_of_radical(pair, "zn3o3_plus", basis="def2-svp")
+    assert [mf.e_tot for mf in states] == [0.0, -0.3, 0.1]
+    assert all(mf.options["grid"] < generate.GRID_LEVEL for mf in states)
+    assert all(mf.options["basis"] == "def2-svp" for mf in states)
+    assert all(mf.mo_occ.sum() == 5 for mf in states)
+    made.clear()
+    assert generate.solve(pair, "zn3o3_plus", basis="def2-svp").e_tot == -0.3
+    assert [("grid" in options) for options in made] == [True, False]  # one search, one answer
+    # who brings a density of his own gets what it leads to, and closed shells and anions are not searched
+    made.clear()
+    guess = np.array([[1.0, 1, 1, 0], [0, 1, 1, 0]])
+    assert generate.solve(pair, "zn3o3_plus", guess=guess).e_tot == 0.1
+    assert generate.solve(pair, "zn3o3_neutral").e_tot == 0.0
+    assert generate.solve(pair, "zn3o3_minus").e_tot == 0.0
+    assert len(made) == 3
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_finite_field_polarizability_of_water():

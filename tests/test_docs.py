@@ -46,7 +46,9 @@ def test_quick_start_from_the_first_to_the_last_command(tmp_path, monkeypatch):
     # the commands shall run the package that is tested, wherever it is
     path = os.pathsep.join([str(Path(kqeq.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", path.rstrip(os.pathsep))
-    strict = "-W error -W 'ignore:Setting the shape on a NumPy array:DeprecationWarning'"  # ASE 3.29, NumPy 2.5
+    strict = (
+        "-W error -W 'ignore:Setting the shape on a NumPy array:DeprecationWarning'"  # ASE 3.29, NumPy 2.5
+    )
     shell = f'kqeq() {{ "{sys.executable}" {strict} -m kqeq.cli "$@"; }}\nset -e\n'
     done = []
     for language, text in blocks(DOCS / "quickstart.md", "bash", "python"):
