@@ -111,7 +111,7 @@ def main(argv=None):
     charge_states(axes[0], axes[1])
     for axis in axes[:2]:
         axis.axhline(0.0, color="0.8", linewidth=0.8, zorder=0)
-        axis.set_ylim(*(1.5 * np.array(axis.get_ylim())))
+        axis.set_ylim(*(np.array([1.4, 2.1]) * axis.get_ylim()))  # room for names and legend
         axis.legend(loc="upper center", title="test RMSE", title_fontsize=8)
     alkanes(axes[2])
     figure.savefig(output / "hero.png")

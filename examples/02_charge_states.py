@@ -7,8 +7,8 @@ charge.
 Left: test errors of the forces, by family, for a short-range model fitted to energies and forces, one fitted to forces
 alone, QEq, and QEq that sees more: hardnesses that depend on the environment (`hardness="kernel"`) and a short-range
 energy that depends on the charges (`charge_aware=kqeq.ChargeKernel()`). Where the same geometries carry two charge states
-(Zn3O3 and its anion), charges are worth nearly a factor of three against the better of the two short-range models, and
-more than four with what sees more. Where each charge state has a composition of its own (the carbon chain, the salt
+(Zn3O3 and its anion), charges are worth more than a factor of three against the better of the two short-range models, and
+seven with what sees more. Where each charge state has a composition of its own (the carbon chain, the salt
 cluster) they are worth less. And where geometries alone tell the states apart they are worth nothing: Ag3(+) is a
 triangle and Ag3(−) a chain, so that a short-range model that is not torn between energies and forces learns the forces of
 both just as well. What sees more is one more set of parameters, and may hurt where data are few: forces of the
@@ -19,10 +19,12 @@ DFT calculations for comparison, which no fit has seen. Both spread the positive
 most of it at the ends, and disagree about single atoms. Charges are not observable: these were learned from
 energies, forces and, loosely, dipoles.
 
-What does not work: families with Zn3O3(+). Their energies follow roughly, which a short-range model cannot do at
-all, but the forces do not, neither with other charge states nor in a model of the cation alone (last row): a few dozen
-frames of this open-shell cation are not enough for any of the models. Where energies of three charge states are asked
-for at once, remember that at a fixed geometry the energy is a parabola in the charge: two states determine it.
+What does not work: families with Zn3O3(+). Their energies follow, which a short-range model cannot do at all, but the
+forces only little better than in a short-range model of the forces, neither with other charge states nor in a model of
+the cation alone (last row). The hole of this open-shell cation sits on one of three oxygen atoms, and where it goes is
+learned from few frames. Labels need care too: a DFT calculation may end in a state tenths of an electronvolt above the
+lowest, which no smooth energy can follow (`datasets/generate.py` looks for it). Where energies of three charge states
+are asked for at once, remember that at a fixed geometry the energy is a parabola in the charge: two states determine it.
 """
 
 import numpy as np
