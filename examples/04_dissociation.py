@@ -136,7 +136,8 @@ def main(argv=None):
             if label.endswith(("charges", "constraints")):
                 assert abs(held - limit) < 0.02
             if name in panels:
-                at = [d for d in distances if d >= min(f.info["distance"] for f in train)]
+                nearest = min(f.info["distance"] for f in train if str(f.symbols) == name)
+                at = [d for d in distances if d >= nearest]
                 dipoles = [model.predict(geometry(d), properties=["dipole"]).dipole[2] for d in at]
                 effective = [-mu / d for mu, d in zip(dipoles, at, strict=True)]
                 panels[name].plot(at, effective, **LOOK[label])

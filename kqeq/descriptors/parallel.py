@@ -139,7 +139,8 @@ def load(module: str) -> ModuleType:
     Where numba finds no directory to write to (package and home read-only), a temporary one serves
     this process.
     """
-    with announced("compiling the descriptor kernels (once; they are cached on disk) ..."):
+    # reading the cache can take a second or two on a busy machine, compiling takes ten and more
+    with announced("compiling the descriptor kernels (once; they are cached on disk) ...", after=3.0):
         try:
             return import_module(module)
         except RuntimeError as error:
