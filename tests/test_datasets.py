@@ -399,6 +399,8 @@ def test_relaxed_geometries_are_minima(frames):
     neutral, plus = (relaxed_lengths(systems[f"zn3o3_{name}"])[:6] for name in ("neutral", "plus"))
     assert np.ptp(neutral) < 0.01
     assert 0.04 < np.ptp(plus) < 0.1
+    minus = relaxed_lengths(systems["zn3o3_minus"])[:6]  # so is the anion's: the regular ring is no minimum
+    assert 0.04 < np.ptp(minus) < 0.1
 
 
 def test_vertical_charge_states_lie_at_the_neutral_geometries(frames):
