@@ -19,6 +19,7 @@ from ase import Atoms
 
 import kqeq
 from common import cache_path
+from kqeq.datasets import split
 
 Split = tuple[list[Atoms], list[Atoms]]
 Measured = dict[str, float]
@@ -74,23 +75,18 @@ class Line:
     shared: bool = False
 
 
-def of(*names: str, method: str | None = None) -> Split:
-    """Training and test frames of packaged sets, of one method if it is named."""
-    return kqeq.datasets.split(*names, method=method)
-
-
 def zno_vertical(*charges: int) -> Split:
     """Zn3O3 at geometries of the neutral cluster; these are neutral in ``zno`` and charged in ``zno_vertical``."""
-    neutral = kqeq.datasets.split("zno", total_charges=(0,))
-    charged = kqeq.datasets.split("zno_vertical", total_charges=charges)
+    neutral = split("zno", total_charges=(0,))
+    charged = split("zno_vertical", total_charges=charges)
     return neutral[0] + charged[0], neutral[1] + charged[1]
 
 
 def water_in_field() -> Split:
     """Water in one field to fit, with frames without a field; in another to test."""
-    train, test = of("water_field")
+    train, test = split("water_field")
     systems = {a.info["system"] for a in train}
-    return train + [a for a in of("water")[0] if a.info["system"] in systems], test
+    return train + [a for a in split("water")[0] if a.info["system"] in systems], test
 
 
 def part_of(name: str, train_frames: int, test_frames: int) -> Split:
@@ -103,29 +99,29 @@ def part_of(name: str, train_frames: int, test_frames: int) -> Split:
         every = max(1, round(len(frames) / limit))
         return [a for group in groups.values() for a in group[::every]]
 
-    train, test = of(name)
+    train, test = split(name)
     return some(train, train_frames), some(test, test_frames)
 
 
 LINES: Mapping[str, Line] = {
-    "ag3": Line("Ag3(+), Ag3(−)", lambda: of("ag3"), shared=True),
-    "alkanes": Line("alkanes C2 to C6", lambda: of("alkanes")),
-    "carbon_chain": Line("C10H2, C10H3(+)", lambda: of("carbon_chain")),
-    "nacl": Line("Na9Cl8(+), Na8Cl8(+)", lambda: of("nacl")),
-    "water": Line("(H2O)1–5, H3O(+)", lambda: of("water", method="PBE0/def2-svp")),
+    "ag3": Line("Ag3(+), Ag3(−)", lambda: split("ag3"), shared=True),
+    "alkanes": Line("alkanes C2 to C6", lambda: split("alkanes")),
+    "carbon_chain": Line("C10H2, C10H3(+)", lambda: split("carbon_chain")),
+    "nacl": Line("Na9Cl8(+), Na8Cl8(+)", lambda: split("nacl")),
+    "water": Line("(H2O)1–5, H3O(+)", lambda: split("water", method="PBE0/def2-svp")),
     "water_field": Line("(H2O)1–3 in a field of another direction", water_in_field),
     "fields": Line(
-        "water, alkanes, ZnO clusters at 0.2, 0.3 V/Å, fitted to ≤ 0.1", lambda: of("fields"), shared=True
+        "water, alkanes, ZnO clusters at 0.2, 0.3 V/Å, fitted to ≤ 0.1", lambda: split("fields"), shared=True
     ),
-    "nma": Line("N-methylacetamide, without a field and in one", lambda: of("nma")),
+    "nma": Line("N-methylacetamide, without a field and in one", lambda: split("nma")),
     "zno_vertical, anion": Line("Zn3O3 at −1, 0, same geometries", lambda: zno_vertical(-1), shared=True),
     "zno_vertical": Line("Zn3O3 at −1, 0, +1, same geometries", lambda: zno_vertical(-1, 1), shared=True),
-    "zno": Line("Zn3O3 at 0, +1, own geometries", lambda: of("zno", method="PBE0/def2-svp"), shared=True),
-    "zno, diffuse basis": Line("Zn3O3(−)", lambda: of("zno", method="PBE0/def2-svpd")),
-    "zn4o4": Line("Zn4O4 at 0, +1", lambda: of("zn4o4", method="PBE0/def2-svp"), shared=True),
-    "zn4o4, diffuse basis": Line("Zn4O4(−)", lambda: of("zn4o4", method="PBE0/def2-svpd")),
+    "zno": Line("Zn3O3 at 0, +1, own geometries", lambda: split("zno", method="PBE0/def2-svp"), shared=True),
+    "zno, diffuse basis": Line("Zn3O3(−)", lambda: split("zno", method="PBE0/def2-svpd")),
+    "zn4o4": Line("Zn4O4 at 0, +1", lambda: split("zn4o4", method="PBE0/def2-svp"), shared=True),
+    "zn4o4, diffuse basis": Line("Zn4O4(−)", lambda: split("zn4o4", method="PBE0/def2-svpd")),
     "dissociation": Line(
-        "NaCl, LiF, ZnO, (ZnO)2, (H2O)2 pulled apart", lambda: of("dissociation"), shared=True
+        "NaCl, LiF, ZnO, (ZnO)2, (H2O)2 pulled apart", lambda: split("dissociation"), shared=True
     ),
     "water_box": Line("32 H2O, periodic (xTB)", lambda: part_of("water_box", 12, 10), PERIODIC),
     "zno_vacancy": Line(

@@ -589,9 +589,10 @@ def test_energies_in_fields_fit_the_dipoles(frames):
             field = atoms.info["external_field"]
             mean = 0.5 * (atoms.get_dipole_moment() + zero.get_dipole_moment())
             change = atoms.get_potential_energy() - zero.get_potential_energy()
-            # trapezoidal rule; its error is of third order in the field, larger where the field moves a hole. Another
-            # electronic state than without the field would show here, by tenths of an electronvolt
-            cubic = 0.015 if atoms.info["multiplicity"] == 1 else 0.1
+            # trapezoidal rule; its error is of third order in the field, larger in zinc oxide and where the field moves
+            # a hole. Another electronic state than without the field would show here, by tenths of an electronvolt
+            closed_shell = 0.015 if "Zn" in atoms.symbols else 0.01
+            cubic = closed_shell if atoms.info["multiplicity"] == 1 else 0.1
             assert change == pytest.approx(-mean @ field, abs=cubic * np.linalg.norm(field) ** 3 + 1e-5)
             compared += 1
     assert compared > 180

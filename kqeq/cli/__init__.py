@@ -180,8 +180,6 @@ def _optimize(arguments: argparse.Namespace) -> int:
     result = optimise(
         atoms,
         model,
-        total_charge=arguments.charge,
-        external_field=arguments.field,
         fmax=arguments.fmax,
         observer=lambda step, energy, force: print(f"{step:5d} {energy:18.6f} {force:22.6f}", flush=True),
     )

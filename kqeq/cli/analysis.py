@@ -115,18 +115,17 @@ def _respond(arguments: argparse.Namespace) -> int:
     _check_outputs(arguments.json, arguments.plot, arguments.cube)
     model = load_model(arguments.model)
     atoms = read_one(arguments.structure, "studied", charge=arguments.charge, field=arguments.field)
-    given = {"total_charge": arguments.charge, "external_field": arguments.field}
     results: dict[str, Any] = {}
     skipped = []
 
     def ask(name: str, question: Any, **options: Any) -> Any:
         try:
-            results[name] = question(model, atoms, **{**given, **options})
+            results[name] = question(model, atoms, **options)
         except KQEqError as error:
             skipped.append(f"{name.replace('_', ' ')}: {error}")
         return results.get(name)
 
-    prediction = model.predict(atoms, **given)
+    prediction = model.predict(atoms)
     polarizability = ask("polarizability", analysis.polarizability)
     ask("born_charges", analysis.born_charges)
     ask("charge_response", analysis.charge_response)
@@ -136,7 +135,7 @@ def _respond(arguments: argparse.Namespace) -> int:
             # the table says where the prior decides
             warnings.simplefilter("ignore", UndeterminedWarning)
             ask("ionisation", analysis.ionisation)
-            ask("charge_scan", _three_states, charge=charge)
+            ask("charge_scan", analysis.charge_scan, charges=(charge - 1.0, charge, charge + 1.0))
     direction = arguments.direction
     if direction is None:
         direction = (0.0, 0.0, 1.0)
@@ -161,7 +160,7 @@ def _respond(arguments: argparse.Namespace) -> int:
     for line in skipped:
         print(f"not available: {line}")
     if arguments.cube is not None:
-        analysis.potential_grid(model, atoms, **given).to_cube(arguments.cube)
+        analysis.potential_grid(model, atoms).to_cube(arguments.cube)
         print(f"electrostatic potential (V) written to {arguments.cube}")
     if arguments.json is not None:
         write_json(arguments.json, {name: result.to_dict() for name, result in results.items()})
@@ -170,13 +169,6 @@ def _respond(arguments: argparse.Namespace) -> int:
 
         plots.save(arguments.plot, plots.response_figure(formula(atoms), results))
     return OK
-
-
-def _three_states(model: Any, atoms: Any, *, charge: float, external_field: Any, total_charge: Any) -> Any:
-    """The charge state and its neighbours."""
-    from kqeq.analysis import charge_scan
-
-    return charge_scan(model, atoms, (charge - 1.0, charge, charge + 1.0), external_field=external_field)
 
 
 def _diagnose(arguments: argparse.Namespace) -> int:

@@ -55,8 +55,8 @@ def read_frames(paths: Sequence[str]) -> list[Atoms]:
 def read_one(path: str, purpose: str, *, charge: float | None = None, field: Any = None) -> Atoms:
     """The only structure of a file, at another charge or in another field if they are given.
 
-    What is typed replaces what the file says of the total charge and the field (charges of fragments and reference
-    charges stay, and must agree); a line on standard error says so where the two differ.
+    What is typed takes the place of what the file says of the total charge and the field in ``info`` (charges of
+    fragments and reference charges stay, and must agree); a line on standard error says so where the two differ.
 
     Raises
     ------
@@ -74,15 +74,17 @@ def read_one(path: str, purpose: str, *, charge: float | None = None, field: Any
     atoms = frames[0]
     if charge is not None:
         atoms.set_initial_charges(None)
-    typed: dict[str, tuple[Any, str]] = {
-        "--charge": (charge, "total_charge charge"),
-        "--field": (field, "external_field"),
-    }
-    for option, (given, keys) in typed.items():
-        for key in keys.split() if given is not None else ():
-            stored = atoms.info.pop(key, None)
+    for option, given, key, *others in (
+        ("--charge", charge, "total_charge", "charge"),
+        ("--field", field, "external_field"),
+    ):
+        if given is None:
+            continue
+        for name in (key, *others):
+            stored = atoms.info.pop(name, None)
             if stored is not None and not np.array_equal(stored, given):
-                print(f"kqeq: {option} replaces {key} {stored} of {path}", file=sys.stderr)
+                print(f"kqeq: {option} replaces {name} {stored} of {path}", file=sys.stderr)
+        atoms.info[key] = given
     return atoms
 
 
