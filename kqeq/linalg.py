@@ -16,7 +16,7 @@ from kqeq.errors import ConvergenceError, NotPositiveDefiniteError, NumericsWarn
 from kqeq.typing import Array
 
 
-def factorise(matrix: Array, what: str, remedy: str) -> Array:
+def factorise(matrix: Array, what: str, remedy: str, *, overwrite: bool = False) -> Array:
     """Lower Cholesky factor of a symmetric positive definite matrix.
 
     Parameters
@@ -24,13 +24,15 @@ def factorise(matrix: Array, what: str, remedy: str) -> Array:
     matrix : (n, n) array
     what, remedy : str
         Completes the message of the error.
+    overwrite : bool
+        Whether the factor may take the place of the matrix.
 
     Raises
     ------
     NotPositiveDefiniteError
         If the matrix is indefinite, singular to working precision, or not finite.
     """
-    lower = cholesky(matrix)
+    lower = cholesky(matrix, overwrite=overwrite)
     if lower is None:
         raise NotPositiveDefiniteError(f"{what} is not positive definite; {remedy}")
     return lower

@@ -111,6 +111,7 @@ def _stored_posterior(known: AnyPosterior, potential: Potential) -> dict[str, An
         }
     return {
         "noise": dict(known.noise),
+        "energy_first": known.parameters.energy_first,
         "chi": _prior(known.parameters.chi),
         "energy": _prior(known.parameters.energy),
         "elements": _element_prior(known.parameters.learned),
@@ -273,6 +274,7 @@ def _posterior(
         elements=_elements(stored["elements"]),
         site_map=next((own.feature_map for own in potential.sites.values()), None),
         site_deltas={kind: stored["sites"][kind] for kind in potential.sites},
+        energy_first=stored.get("energy_first", False),  # files of version 0.1 do not say
     )
     parameters = parameters.with_remainders(stored["remainders"])
     u, lower = arrays["posterior/u"], arrays["posterior/lower"]

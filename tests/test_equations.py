@@ -153,7 +153,7 @@ def test_auto_stays_with_cholesky_where_that_serves():
 
 
 def test_auto_turns_to_qr_where_cholesky_fails():
-    problem, truth, _ = stiff(1e1, 1e10)
+    problem, truth, _ = stiff(1e1, 1e11)
     with pytest.raises(NotPositiveDefiniteError, match="raise the smallest noise"):
         minimise(problem, np.zeros(20), solver="cholesky")
     solution = minimise(problem, np.zeros(20))

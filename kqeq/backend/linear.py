@@ -5,7 +5,7 @@ Dimensions: n unknowns, c right-hand sides.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,11 +13,14 @@ from kqeq.backend.arrays import buffer, is_cupy, is_numpy, namespace, wrapped
 from kqeq.typing import Array
 
 
-def cholesky(matrix: Array) -> Array | None:
+def cholesky(matrix: Array, *, overwrite: bool = False) -> Array | None:
     """Lower Cholesky factor, or None where there is none or it is not finite.
 
-    LAPACK lets NaN pass, and CuPy by default returns garbage for matrices that are not positive definite.
+    LAPACK lets NaN pass, and CuPy by default returns garbage for matrices that are not positive definite.  With
+    ``overwrite`` a contiguous NumPy matrix becomes the factor (or garbage, where there is none) without a copy.
     """
+    if overwrite and is_numpy(matrix) and matrix.flags.c_contiguous and len(matrix):
+        return _cholesky_in_place(matrix)
     try:
         if is_cupy(matrix):
             import cupyx
@@ -32,6 +35,16 @@ def cholesky(matrix: Array) -> Array | None:
         return None
     xp = namespace(lower)
     return lower if bool(xp.all(xp.isfinite(xp.linalg.diagonal(lower)))) else None
+
+
+def _cholesky_in_place(matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
+    from scipy.linalg.lapack import dpotrf
+
+    # the transposed view is in LAPACK's order: its upper factor is our lower one
+    factor, info = dpotrf(matrix.T, lower=0, clean=1, overwrite_a=1)
+    if info != 0 or not np.isfinite(np.diagonal(factor)).all():
+        return None
+    return np.asarray(factor.T)
 
 
 def solve_triangular(lower: Array, rhs: Array, *, transposed: bool = False) -> Array:

@@ -90,7 +90,9 @@ class DescriptorState(Protocol):
     def site_jacobian(self, gradient: Array) -> SiteJacobian:
         """Pull every row G_i = ∂f_i/∂p_i of an (N, F) array back separately."""
 
-    def feature_gradients(self, centres: IntArray, directions: Any, coefficients: Array) -> FeatureGradients:
+    def feature_gradients(
+        self, centres: IntArray, directions: Any, coefficients: Array, *, projections: Array | None = None
+    ) -> FeatureGradients:
         """Derivatives of f_m = Σ_i f_im with ∂f_im/∂p_i = C_im d_m.
 
         Parameters
@@ -101,6 +103,8 @@ class DescriptorState(Protocol):
             d_m.
         coefficients : (n, M) array
             C_im, one row for each of ``centres``.
+        projections : (n, M) array, optional
+            p_i · d_m, if known.
         """
 
 

@@ -215,7 +215,12 @@ class SOAPState:
         return SiteJacobian(positions, strain)
 
     def feature_gradients(
-        self, centres: IntArray, directions: FloatArray | Directions, coefficients: FloatArray
+        self,
+        centres: IntArray,
+        directions: FloatArray | Directions,
+        coefficients: FloatArray,
+        *,
+        projections: FloatArray | None = None,
     ) -> FeatureGradients:
         """Derivatives of f_m = Σ_i f_im with ∂f_im/∂p_i = C_im d_m, for all m at once.
 
@@ -228,6 +233,8 @@ class SOAPState:
             once with :func:`kqeq.descriptors.soap_features.prepare_directions`.
         coefficients : (n, M) array
             C_im.
+        projections : (n, M) array, optional
+            p_i · d_m, if known.
 
         Returns
         -------
@@ -240,7 +247,7 @@ class SOAPState:
         """
         from kqeq.descriptors.soap_features import feature_gradients
 
-        return feature_gradients(self, centres, directions, coefficients)
+        return feature_gradients(self, centres, directions, coefficients, projections)
 
 
 def work_of(start: IntArray, n_atoms: int) -> IntArray:

@@ -203,11 +203,13 @@ class ArraySOAPState:
         strain = [segment_sum(vectors[a, :] * pair[:, b], i, n) for a in range(3) for b in range(3)]
         return SiteJacobian(positions, xp.stack(strain))
 
-    def feature_gradients(self, centres: Array, directions: Array, coefficients: Array) -> FeatureGradients:
+    def feature_gradients(
+        self, centres: Array, directions: Array, coefficients: Array, *, projections: Array | None = None
+    ) -> FeatureGradients:
         """Derivatives of f_m = Σ_i f_im with ∂f_im/∂p_i = C_im d_m, for all m at once."""
         from kqeq.descriptors.soap_array_features import feature_gradients
 
-        return feature_gradients(self, centres, directions, coefficients)
+        return feature_gradients(self, centres, directions, coefficients, projections)
 
 
 def _radial_product(x: Array, matrix: Array) -> Array:

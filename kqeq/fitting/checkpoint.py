@@ -25,10 +25,13 @@ from kqeq.fitting.solver import Iteration, SolverState
 FORMAT = "kqeq-checkpoint"
 VERSION = 1
 
+_LAYOUT = b"energy first"
+"""Order of the parameters; a checkpoint with another order belongs to another fit."""
+
 
 def fingerprint(settings: FitSettings, frames: Iterable[TrainingFrame]) -> str:
     """Hash of everything that determines the result of a fit, but not of how long it may run."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_LAYOUT)
     for item in fields(settings):
         if item.name not in ("max_iterations", "device"):
             digest.update(f"{item.name}={_plain(getattr(settings, item.name))};".encode())

@@ -214,24 +214,33 @@ class Parameters:
         elements: ElementParameters | None = None,
         site_map: FeatureMap | None = None,
         site_deltas: Mapping[str, float] | None = None,
+        energy_first: bool = True,
     ) -> Parameters:
         """Lay the parameters out; ``energy_mean=None`` leaves the energy part away.
+
+        Those of the energy come first, because predictions are linear in them: what concerns them alone in the normal
+        equations is computed once (:mod:`kqeq.fitting.equations`).  Files of earlier versions hold them behind those of
+        the electronegativities, ``energy_first=False``.
 
         ``elements`` are the learned element parameters; by default what the charge model marks with ``"learn"`` or
         ``"kernel"``.  ``site_map`` and ``site_deltas``, by kind, are for those marked with ``"kernel"``.
         """
         start = 0
         chi = energy = learned = environment = None
+        sizes = {
+            "chi": 0 if charges is None else (0 if chi_map is None else chi_map.size) + len(species),
+            "energy": 0
+            if energy_mean is None
+            else (0 if energy_map is None else energy_map.size) + len(species),
+        }
+        columns = {}
+        for name in ("energy", "chi") if energy_first else ("chi", "energy"):
+            columns[name] = slice(start, start + sizes[name])
+            start += sizes[name]
         if charges is not None:
-            size = (chi_map.size if chi_map is not None else 0) + len(species)
-            chi = SitePart(chi_map, chi_delta, chi_mean, chi_spread, slice(start, start + size))
-            start += size
+            chi = SitePart(chi_map, chi_delta, chi_mean, chi_spread, columns["chi"])
         if energy_mean is not None:
-            size = (energy_map.size if energy_map is not None else 0) + len(species)
-            energy = SitePart(
-                energy_map, energy_delta, energy_mean, energy_spread, slice(start, start + size)
-            )
-            start += size
+            energy = SitePart(energy_map, energy_delta, energy_mean, energy_spread, columns["energy"])
         if charges is not None and charges.learned:
             elements = ElementParameters.build(charges, species) if elements is None else elements
             learned = LearnedPart(elements, slice(start, start + elements.size))
@@ -257,6 +266,11 @@ class Parameters:
         if environment is not None:
             environment = replace(environment, parts={kind: parts[kind] for kind in environment.parts})
         return replace(self, chi=parts.get("chi"), energy=parts.get("energy"), environment=environment)
+
+    @property
+    def energy_first(self) -> bool:
+        """Whether the parameters of the energy come before those of the electronegativities."""
+        return self.energy is None or self.energy.columns.start == 0
 
     @property
     def site_columns(self) -> slice:

@@ -31,6 +31,7 @@ from kqeq.errors import NotPositiveDefiniteError
 from kqeq.fitting.equations import (
     CONDITION_LIMIT,
     Equations,
+    LinearBlock,
     NormalEquations,
     Prior,
     Sums,
@@ -38,14 +39,15 @@ from kqeq.fitting.equations import (
     push,
     solve,
 )
+from kqeq.fitting.gram import Gram
 from kqeq.typing import Array, FloatArray
 
 JacobianKind = Literal["none", "linear", "full"]
 """Which Jacobian is asked for: none, that of the linear parameters, or that of all."""
 
-SumKind = Literal["none", "linear", "full", "triangle"]
-"""What is summed over frames: the loss; with it the gradient of the linear parameters; everything in one of the two forms
-of :mod:`kqeq.fitting.equations`."""
+SumKind = Literal["none", "linear", "border", "full", "triangle"]
+"""What is summed over frames: the loss; with it the gradient of the linear parameters; the rows of H that are not theirs;
+everything in one of the two forms of :mod:`kqeq.fitting.equations`."""
 
 CHUNK_ROWS = 2048
 """Rows of Jacobian that are collected before they are multiplied into the normal equations."""
@@ -151,51 +153,99 @@ class Engine(Protocol):
         """Contribution of all frames."""
 
 
+def leading(problem: LeastSquaresProblem) -> int:
+    """How many parameters are linear, if these come first and others follow; else 0."""
+    columns = problem.linear_columns
+    if columns is None or columns.start != 0 or columns.stop == problem.size:
+        return 0
+    return int(columns.stop)
+
+
+class _Sum:
+    """Contributions that grow frame by frame; rows are collected before they are multiplied."""
+
+    def __init__(self, problem: LeastSquaresProblem, what: SumKind) -> None:
+        self.size, self.first, self.what = problem.size, leading(problem), what
+        self.total = Sums(None, None, 0.0, 0)
+        self.grams: dict[str, Gram] = {}
+        self.pending: list[tuple[Array, Array]] = []
+        self.waiting = 0
+        self.loss: Array = 0.0
+
+    def add(self, residual: Array, rows: Array | None) -> None:
+        """Residuals (n,) and rows (n, P) of one frame."""
+        self.loss = self.loss + 0.5 * (residual @ residual)
+        self.total.n_residuals += int(residual.shape[0])
+        if rows is None:
+            return
+        if self.what != "triangle":
+            contribution = rows.T @ residual
+            self.total.rhs = contribution if self.total.rhs is None else self.total.rhs + contribution
+        if self.what in ("border", "full", "triangle"):
+            self.pending.append((rows, residual))
+            self.waiting += int(residual.shape[0])
+            if self.waiting >= CHUNK_ROWS:
+                self.flush()
+
+    def flush(self) -> None:
+        """Multiply what was collected."""
+        if not self.pending:
+            return
+        xp = namespace(self.pending[0][0])
+        stacked = (
+            xp.concat([rows for rows, _ in self.pending]) if len(self.pending) > 1 else self.pending[0][0]
+        )
+        if self.what == "triangle":
+            residuals = xp.concat([residual for _, residual in self.pending])
+            if self.total.triangle is None:
+                self.total.triangle = zeros((self.size + 1, self.size + 1), stacked)
+            with blas.all_threads():
+                self.total.triangle = push(
+                    self.total.triangle, xp.concat([stacked, residuals[:, None]], axis=1)
+                )
+        else:
+            for name, columns, first in self._blocks():
+                if name not in self.grams:
+                    self.grams[name] = Gram(columns, first, stacked)
+                self.grams[name].add(stacked[:, :columns])
+        self.pending.clear()
+        self.waiting = 0
+
+    def _blocks(self) -> list[tuple[str, int, int]]:
+        """What is summed, how many columns take part, and the first row."""
+        if self.first == 0:
+            return [("hessian", self.size, 0)]
+        border = ("border", self.size, self.first)
+        return [border] if self.what == "border" else [("hessian", self.first, 0), border]
+
+    def finish(self) -> Sums:
+        """The sums."""
+        self.flush()
+        for name, gram in self.grams.items():
+            setattr(self.total, name, gram.finish())
+        if self.what in ("full", "border") and not self.grams:  # no labels at all
+            for name, columns, first in self._blocks():
+                setattr(self.total, name, np.zeros((columns - first, columns)))
+        self.total.loss = to_float(self.loss)
+        return self.total
+
+
+def jacobian_of(what: SumKind) -> JacobianKind:
+    """Which rows a sum needs."""
+    return what if what in ("none", "linear") else "full"  # type: ignore[return-value]
+
+
+def sum_rows(problem: LeastSquaresProblem, rows: Iterable[tuple[Array, Array | None]], what: SumKind) -> Sums:
+    """Sum rows of a problem one block after another."""
+    total = _Sum(problem, what)
+    for residual, own in rows:
+        total.add(residual, own)
+    return total.finish()
+
+
 def sum_frames(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) -> Sums:
     """Sum the contributions of all frames one after another; memory does not depend on their number."""
-    size = problem.size
-    total = Sums(None, None, 0.0, 0)
-    loss: Array = 0.0
-    pending: list[tuple[Array, Array]] = []
-    waiting = 0
-
-    def flush() -> None:
-        nonlocal waiting
-        if not pending:
-            return
-        xp = namespace(pending[0][0])
-        stacked = xp.concat([rows for rows, _ in pending]) if len(pending) > 1 else pending[0][0]
-        with blas.all_threads():
-            if what == "full":
-                if total.hessian is None:
-                    total.hessian = zeros((size, size), stacked)
-                total.hessian += stacked.T @ stacked
-            else:
-                residuals = xp.concat([residual for _, residual in pending])
-                if total.triangle is None:
-                    total.triangle = zeros((size + 1, size + 1), stacked)
-                total.triangle = push(total.triangle, xp.concat([stacked, residuals[:, None]], axis=1))
-        pending.clear()
-        waiting = 0
-
-    for residual, rows in problem.rows(u, jacobian="full" if what == "triangle" else what):
-        loss = loss + 0.5 * (residual @ residual)
-        total.n_residuals += int(residual.shape[0])
-        if rows is None:
-            continue
-        if what != "triangle":
-            contribution = rows.T @ residual
-            total.rhs = contribution if total.rhs is None else total.rhs + contribution
-        if what in ("full", "triangle"):
-            pending.append((rows, residual))
-            waiting += int(residual.shape[0])
-            if waiting >= CHUNK_ROWS:
-                flush()
-    flush()
-    if what == "full" and total.hessian is None:  # no labels at all
-        total.hessian = np.zeros((size, size))
-    total.loss = to_float(loss)
-    return total
+    return sum_rows(problem, problem.rows(u, jacobian=jacobian_of(what)), what)
 
 
 def accumulate(
@@ -204,6 +254,7 @@ def accumulate(
     engine: Engine = sum_frames,
     prior: Prior | None = None,
     solver: str = "auto",
+    linear: LinearBlock | None = None,
 ) -> Equations:
     """The quadratic model of the loss at u: all frames and the prior.
 
@@ -216,6 +267,8 @@ def accumulate(
         N(0, 1) by default.
     solver : {"auto", "cholesky", "qr"}
         ``auto`` accumulates again for QR if the normal equations turn out to be ill-conditioned.
+    linear : LinearBlock, optional
+        From equations at another point: what concerns the linear parameters alone is not summed again.
 
     Raises
     ------
@@ -225,14 +278,15 @@ def accumulate(
     prior = Prior.standard(problem.size) if prior is None else prior
     if solver != "qr":
         try:
-            equations = NormalEquations(engine(problem, u, "full"), prior, u)
+            sums = engine(problem, u, "full" if linear is None else "border")
+            equations = NormalEquations(sums, prior, u, linear, keep=not problem.linear)
         except NotPositiveDefiniteError:
             if solver != "auto":
                 raise
         else:
             if solver != "auto" or equations.condition < CONDITION_LIMIT:
                 return equations
-    return TriangularEquations(engine(problem, u, "triangle"), prior, u)
+    return TriangularEquations(engine(problem, u, "triangle"), prior, u, leading(problem))
 
 
 def project_linear(
@@ -348,7 +402,7 @@ def minimise(
 
     equations = accumulate(problem, u, engine, prior, solver)
     columns = problem.linear_columns
-    linear_lower = None if columns is None else equations.block(columns)
+    linear_lower = None if columns is None or problem.linear else equations.block(columns)
     for number in range(len(iterations), max_iterations):
         newton, decrement = equations.step(0.0), equations.decrement()
         if problem.linear:
@@ -400,7 +454,7 @@ def minimise(
         checkpoint(SolverState(u, damping, tuple(iterations)))
         if solver == "auto":
             solver = "auto" if equations.method == "cholesky" else "qr"
-        equations = accumulate(problem, u, engine, prior, solver)
+        equations = accumulate(problem, u, engine, prior, solver, equations.linear)
         if (
             factor == 1.0
             and damping < 1e-3
@@ -422,7 +476,10 @@ __all__ = [
     "SolverState",
     "SumKind",
     "accumulate",
+    "jacobian_of",
+    "leading",
     "minimise",
     "project_linear",
     "sum_frames",
+    "sum_rows",
 ]
