@@ -306,7 +306,8 @@ class FeatureMap:
         for near in self.similarities(state, numbers):
             z = near.element
             slopes = xp.take(weights, near.index)[:, None] * _slope(near.dots, self.zeta)
-            raw = state.feature_gradients(near.centres, self._directions(state.species, z, like), slopes)
+            directions = self._directions(state.species, z, like)
+            raw = self.descriptor.feature_gradients(state, near.centres, directions, slopes)
             positions[:, columns[z]] = solve_lower(self._lower(z, like), raw.positions.T).T
             strain[:, columns[z]] = solve_lower(self._lower(z, like), raw.strain.T).T
         return FeatureGradients(positions, strain)

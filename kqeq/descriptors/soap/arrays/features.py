@@ -6,24 +6,20 @@ neighbours of one element each (padded), K = (l_max + 1) n S n.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from kqeq.backend import asarray_like, inverse_or_zero, namespace, zeros
 from kqeq.descriptors.base import FeatureGradients
 from kqeq.descriptors.soap.arrays.blocks import Block, blocks, chunks, solid_harmonics
+from kqeq.descriptors.soap.arrays.expansion import ArraySOAPState
 from kqeq.errors import InputError
 from kqeq.typing import Array, IntArray
-
-if TYPE_CHECKING:
-    from kqeq.descriptors.soap.arrays.expansion import ArraySOAPState
 
 
 def feature_gradients(
     state: ArraySOAPState, centres: IntArray, directions: Array, coefficients: Array
 ) -> FeatureGradients:
-    """See :meth:`kqeq.descriptors.soap.host.adjoint.SOAPState.feature_gradients`.
+    """See :meth:`kqeq.descriptors.base.Descriptor.feature_gradients`.
 
     ``centres`` are on the host.  Directions are handled in blocks, so that their matrix form stays within
     ``state.memory``.

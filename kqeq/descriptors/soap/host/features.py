@@ -25,17 +25,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kqeq.descriptors.base import FeatureGradients
 from kqeq.descriptors.soap.host import parallel
+from kqeq.descriptors.soap.host.adjoint import SOAPState, Tables, kernels
 from kqeq.errors import InputError
 from kqeq.typing import FloatArray, IntArray
-
-if TYPE_CHECKING:
-    from kqeq.descriptors.soap.host.adjoint import SOAPState, Tables
 
 CHUNK_BYTES = 16 * 2**20
 """Memory for the products of one chunk of pairs."""
@@ -98,7 +95,7 @@ def _matrices(tables: Tables, n_species: int, rows: FloatArray, first: int, last
 def feature_gradients(
     state: SOAPState, centres: IntArray, directions: FloatArray | Directions, coefficients: FloatArray
 ) -> FeatureGradients:
-    """See :meth:`kqeq.descriptors.soap.host.adjoint.SOAPState.feature_gradients`."""
+    """See :meth:`kqeq.descriptors.base.Descriptor.feature_gradients`."""
     prepared = directions if isinstance(directions, Directions) else None
     rows = np.asarray(directions if prepared is None else prepared.rows)
     n_atoms, n_features = state.values.shape
@@ -225,8 +222,6 @@ def _centre_first(centres: IntArray, matrices: FloatArray, target: _Target) -> N
 
 def _basis(state: SOAPState, vectors: FloatArray) -> tuple[FloatArray, FloatArray]:
     """exp(a r²) and R_lm of some pair vectors (3, p)."""
-    from kqeq.descriptors.soap.host.adjoint import kernels
-
     tables, number = state.tables, vectors.shape[1]
     radial = np.empty((*tables.exponents.shape, number))
     angular = np.empty((tables.degrees**2, number))
