@@ -312,10 +312,10 @@ class FeatureMap:
             strain[:, columns[z]] = solve_lower(self._lower(z, like), raw.strain.T).T
         return FeatureGradients(positions, strain)
 
-    def coefficients(self, weights: FloatArray) -> dict[int, FloatArray]:
-        """Kernel coefficients c = L⁻ᵀ w by element, so that f_i = Σ_m k(p_i, p_m) c_m."""
+    def coefficients(self, weights: Array) -> dict[int, Array]:
+        """Kernel coefficients c = L⁻ᵀ w by element, where w is, so that f_i = Σ_m k(p_i, p_m) c_m."""
         return {
-            z: solve_lower(self.lower[z], weights[columns], transposed=True)
+            z: solve_lower(self._lower(z, weights), weights[columns], transposed=True)
             for z, columns in self.columns.items()
         }
 
@@ -355,6 +355,10 @@ class FeatureMap:
         return gradient
 
 
+_LARGEST_PRODUCT = 16
+"""Whole powers up to this one are products."""
+
+
 def _row_blocks(dots: Array) -> list[slice]:
     """Rows of an (n, M) array that are worked on at once."""
     n, m = (int(size) for size in dots.shape)
@@ -386,11 +390,17 @@ def layout_columns(descriptor: Descriptor, part: Sequence[int], whole: Sequence[
 
 
 def _power(dots: Array, zeta: float) -> Array:
-    """Dot products to the power ζ; whole powers by multiplication."""
+    """Dot products to the power ζ; whole powers by multiplication (libraries take logarithms from the third on)."""
     if zeta == 1:
         return dots
-    if float(zeta).is_integer():
-        return dots ** int(zeta)
+    if float(zeta).is_integer() and 2 <= zeta <= _LARGEST_PRODUCT:
+        square, rest = dots * dots, int(zeta) - 2
+        result = square
+        while rest > 0:
+            # not in place: a library may forbid it, and ``square`` is needed again
+            result = result * (square if rest > 1 else dots)
+            rest -= 2
+        return result
     # dot products of power spectra are not negative; rounding may say otherwise
     return namespace(dots).clip(dots, 0.0, None) ** float(zeta)
 
