@@ -18,7 +18,7 @@ MOVED = {
     "kqeq.estimator": "kqeq.model.estimator",
     "kqeq.fitting.cache": "kqeq.fitting.rows.cache",
     "kqeq.fitting.hyperparameters": "kqeq.fitting.evidence.hyperparameters",
-    "kqeq.optimise": "kqeq.analysis.optimise",
+    "kqeq.optimise": "kqeq.analysis.optimization",
     "kqeq.plots": "kqeq.analysis.plots",
     "kqeq.remainder": "kqeq.uncertainty.remainder",
     "kqeq.selection": "kqeq.uncertainty.selection",

@@ -103,7 +103,7 @@ class KQEqCalculator(Calculator):
                 f"KQEqCalculator needs a fitted kqeq.KQEq model, got {type(model).__name__}; "
                 "load a model file with kqeq.load(path) first"
             )
-        self._potential: Potential = model._fitted()
+        self._potential: Potential = model.fitted()
         self._single = check_precision(precision)
         devices.resolve(device)
         self._device = device

@@ -317,7 +317,7 @@ def test_models_survive_plain_data():
 
 def test_learned_parameters_take_their_place():
     model = ACKS2(softness="learn", hardness={"O": 9.0})
-    assert model.learned == ("softness",)
+    assert model.to_learn == ("softness",)
     given = model.with_parameters({"softness": {"O": 0.3}, "hardness": {"H": 5.0}})
     assert given.softness == {"O": 0.3} and given.hardness == {"O": 9.0, "H": 5.0}
     assert isinstance(Case(given, geometry(), electronegativity(), NO_FIELD).state().energy, float)

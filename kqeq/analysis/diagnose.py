@@ -170,7 +170,7 @@ def _polarisation_remedy(charges: Any) -> str:
             'charges=kqeq.AtomicDipoles(kqeq.ACKS2(softness="learn"), polarizability="learn") on frames that carry '
             "polarizabilities (charge flows along bonds only, atoms polarise on their own)"
         )
-    if isinstance(inner, ACKS2) and not charges.learned:
+    if isinstance(inner, ACKS2) and not charges.to_learn:
         return (
             "the bond softness is too large for these chains: learn it, "
             'kqeq.ACKS2(softness="learn", hardness="learn"), from frames that carry polarizabilities (a few short '

@@ -19,7 +19,7 @@ from kqeq.charges.acks2 import ACKS2
 from kqeq.charges.base import SiteParameters
 from kqeq.charges.equilibrium import Equilibrium
 from kqeq.charges.on_site import OnSite
-from kqeq.charges.recipe import KERNEL, ElementValues, Recipe, element_values, not_learned_yet
+from kqeq.charges.recipe import KERNEL, ElementValues, Recipe, element_values, not_learned_yet, old_learned
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError
 from kqeq.frames.structures import Structure
@@ -72,10 +72,15 @@ class AtomicDipoles(BaseEstimator):  # type: ignore[misc]
         return self.inner
 
     @property
-    def learned(self) -> tuple[str, ...]:
+    def to_learn(self) -> tuple[str, ...]:
         """Kinds of site parameters whose values by element are to be learned."""
         own = ("polarizability",) if isinstance(self.polarizability, str) else ()
-        return (*self.charge_model.learned, *own)
+        return (*self.charge_model.to_learn, *own)
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The name of version 0.1; use :attr:`to_learn`."""
+        return old_learned(self)
 
     @property
     def environment(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Self
@@ -77,6 +78,15 @@ def not_learned_yet(values: Mapping[str, str]) -> UnsupportedError:
     )
 
 
+def old_learned(model: Any) -> tuple[str, ...]:
+    """``to_learn`` by its name of version 0.1, with a warning."""
+    warnings.warn(
+        "learned is now to_learn; the old name goes with the next release", DeprecationWarning, stacklevel=3
+    )
+    kinds: tuple[str, ...] = model.to_learn
+    return kinds
+
+
 class Recipe(BaseEstimator):  # type: ignore[misc]
     """A charge model made of element parameters; see :class:`kqeq.charges.base.ChargeModel`."""
 
@@ -85,14 +95,19 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
         return tuple(kind for kind in SITE_KINDS if hasattr(self, kind))
 
     @property
-    def learned(self) -> tuple[str, ...]:
+    def to_learn(self) -> tuple[str, ...]:
         """Kinds of site parameters whose values by element are to be learned."""
         return tuple(kind for kind in self._kinds() if isinstance(getattr(self, kind), str))
 
     @property
+    def learned(self) -> tuple[str, ...]:
+        """The name of version 0.1; use :attr:`to_learn`."""
+        return old_learned(self)
+
+    @property
     def environment(self) -> tuple[str, ...]:
         """Kinds of site parameters that depend on the environment."""
-        return tuple(kind for kind in self.learned if getattr(self, kind) == KERNEL)
+        return tuple(kind for kind in self.to_learn if getattr(self, kind) == KERNEL)
 
     def with_parameters(self, values: Mapping[str, Mapping[str, float]]) -> Self:
         """A copy with parameters by kind and element symbol; elements that are not named keep their values."""
@@ -126,8 +141,8 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
             For elements without parameters, or fragments that the structure lacks.
         """
         self.check_structure(structure)
-        if self.learned:
-            raise not_learned_yet({kind: getattr(self, kind) for kind in self.learned})
+        if self.to_learn:
+            raise not_learned_yet({kind: getattr(self, kind) for kind in self.to_learn})
 
     def check_structure(self, structure: Structure) -> None:
         """As :meth:`check`, for models with parameters that are still to be learned as well."""
@@ -261,4 +276,5 @@ __all__ = [
     "Recipe",
     "element_values",
     "not_learned_yet",
+    "old_learned",
 ]

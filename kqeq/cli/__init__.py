@@ -169,7 +169,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _optimize(arguments: argparse.Namespace) -> int:
-    from kqeq.analysis.optimise import optimise
+    from kqeq.analysis.optimization import optimize
     from kqeq.io.atomic_write import check_writable
     from kqeq.model.storage import load_model
 
@@ -177,9 +177,9 @@ def _optimize(arguments: argparse.Namespace) -> int:
     model = load_model(arguments.model)
     atoms = read_one(arguments.structure, "optimised", charge=arguments.charge, field=arguments.field)
     print(f"{'step':>5} {'energy (eV)':>18} {'largest force (eV/Å)':>22}")
-    result = optimise(
-        atoms,
+    result = optimize(
         model,
+        atoms,
         fmax=arguments.fmax,
         observer=lambda step, energy, force: print(f"{step:5d} {energy:18.6f} {force:22.6f}", flush=True),
     )

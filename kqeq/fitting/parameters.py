@@ -233,7 +233,7 @@ class Parameters:
                 energy_map, energy_delta, energy_mean, energy_spread, slice(start, start + size)
             )
             start += size
-        if charges is not None and charges.learned:
+        if charges is not None and charges.to_learn:
             elements = ElementParameters.build(charges, species) if elements is None else elements
             learned = LearnedPart(elements, slice(start, start + elements.size))
             start += elements.size

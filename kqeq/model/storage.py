@@ -47,7 +47,7 @@ PARTS = ("electronegativity", "short_range")
 
 def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = False) -> None:
     """Write a fitted model; see :meth:`kqeq.KQEq.save`."""
-    potential = model._fitted()
+    potential = model.fitted()
     arrays: dict[str, Any] = {}
     parts: dict[str, Any] = {}
     homes: dict[FeatureMap, str] = {}

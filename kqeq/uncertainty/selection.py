@@ -89,7 +89,7 @@ def select(model: KQEq, pool: Atoms | Sequence[Atoms], n: int, *, quantity: str 
     ModelNotFittedError, UnsupportedError
         Also if the model was loaded without its posterior.
     """
-    potential = model._fitted()
+    potential = model.fitted()
     posterior = require_posterior(model.posterior_)
     if isinstance(posterior, CoupledPosterior):
         raise UnsupportedError(
