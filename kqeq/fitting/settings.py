@@ -23,7 +23,6 @@ from kqeq.io.rules import (
     number,
     protocol,
     sequence,
-    table,
     unknown_name,
     whole,
 )
@@ -48,7 +47,6 @@ RULES: Mapping[str, Rule] = {
     "targets": sequence(NAME, 'a list of label kinds, for example ["energy", "forces"]') | NOTHING,
     "charges_key": NAME | NOTHING,
     "label_prefix": TEXT,
-    "e0": table(number(), "a dict of energies in eV by element symbol") | NOTHING,
     "max_iterations": whole(minimum=1),
     "solver": choice(*SOLVERS),
     "optimize": choice("evidence") | NOTHING,
