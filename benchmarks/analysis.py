@@ -153,10 +153,10 @@ def _differences(name: str, model: kqeq.KQEq, ion: Atoms) -> Iterator[Row]:
 def diagnosis(quick: bool) -> Iterator[Row]:
     alkanes = [a for a in kqeq.datasets.load("polarizability") if 2 <= sum(a.numbers == 6) <= 5]
     for name, charges in {"QEq": kqeq.QEq(), "ACKS2 + dipoles, learned": LEARNED}.items():
-        targets = ["dipole", "polarizability"] if charges.learned else ["dipole"]
+        targets = ["dipole", "polarizability"] if charges.to_learn else ["dipole"]
         model = kqeq.KQEq(small(4.0), None, charges=charges, targets=targets).fit(alkanes)
         found = analysis.diagnose(model)
-        target = "< 1.3" if charges.learned else ">= 1.3"
+        target = "< 1.3" if charges.to_learn else ">= 1.3"
         yield row(
             f"{name}, fitted on C2 to C5: growth exponent at C12", found.growth.exponents[-1], "", target
         )

@@ -9,6 +9,7 @@ With the Laplacian L = C K Cᵀ of the bond softness k, q = (1 + LA)⁻¹ q0 −
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -16,11 +17,12 @@ from kqeq.backend import Device
 from kqeq.charges.base import SiteParameters
 from kqeq.charges.boundaries import CHARGED_REFERENCE, refuse_periodic_field
 from kqeq.charges.flow import BondFlow
-from kqeq.charges.fragments import reference_charges
-from kqeq.charges.recipe import DEFAULT_ACCURACY, ElementValues, Recipe, element_values
+from kqeq.charges.fragments import REFERENCES, reference_charges
+from kqeq.charges.recipe import DEFAULT_ACCURACY, ElementValues, Recipe, element_rule, element_values
 from kqeq.charges.softness import DEFAULT_CUTOFF, DEFAULT_DECAY, default_softness
 from kqeq.errors import InputError
 from kqeq.frames.structures import Structure
+from kqeq.io.rules import NOTHING, Rule, choice, number
 from kqeq.typing import FloatArray, IntArray
 
 
@@ -58,6 +60,13 @@ class ACKS2(Recipe):
     reference charges are zero; in cells with three periodic directions such a field is the total macroscopic field.
     """
 
+    _rules: ClassVar[dict[str, Rule]] = {
+        "softness": element_rule("softness"),
+        "decay": number(),
+        "cutoff": number(above=1),  # in sums of covalent radii
+        "reference_charges": choice(*REFERENCES) | NOTHING,
+    }
+
     def __init__(
         self,
         softness: ElementValues = None,
@@ -90,11 +99,6 @@ class ACKS2(Recipe):
         if (kappa < 0.0).any():
             raise InputError(
                 f"softness of {kappa.min():g} e²/eV; expected values that are not negative (0: no charge flows)"
-            )
-        if not (np.isfinite(self.cutoff) and self.cutoff > 1.0) or not np.isfinite(self.decay):
-            raise InputError(
-                f"ACKS2 has decay={self.decay!r} and cutoff={self.cutoff!r}; expected a finite decay and a cutoff above "
-                "1 (in sums of covalent radii)"
             )
         return replace(super().site_parameters(numbers), softness=kappa)
 

@@ -19,11 +19,25 @@ from kqeq.charges.acks2 import ACKS2
 from kqeq.charges.base import SiteParameters
 from kqeq.charges.equilibrium import Equilibrium
 from kqeq.charges.on_site import OnSite
-from kqeq.charges.recipe import KERNEL, ElementValues, Recipe, element_values, not_learned_yet, old_learned
+from kqeq.charges.recipe import (
+    KERNEL,
+    ElementValues,
+    Recipe,
+    element_rule,
+    element_values,
+    not_learned_yet,
+    old_learned,
+)
 from kqeq.constants import COULOMB
-from kqeq.errors import InputError
 from kqeq.frames.structures import Structure
+from kqeq.io.rules import FLAG, NOTHING, Rule, check_settings, instance
 from kqeq.typing import IntArray
+
+_RULES: Mapping[str, Rule] = {
+    "inner": instance(Recipe, "a model of charges, kqeq.QEq(...) or kqeq.ACKS2(...)") | NOTHING,
+    "polarizability": element_rule("polarizability"),
+    "damping": FLAG,
+}
 
 
 class AtomicDipoles(BaseEstimator):  # type: ignore[misc]
@@ -54,6 +68,15 @@ class AtomicDipoles(BaseEstimator):  # type: ignore[misc]
         self.polarizability = polarizability
         self.damping = damping
 
+    def check_settings(self) -> None:
+        """Refuse settings that make no sense, those of the model underneath included.
+
+        Raises
+        ------
+        InputError
+        """
+        self.charge_model.check_settings()
+
     @property
     def charge_model(self) -> Recipe:
         """The model underneath, the default resolved.
@@ -61,15 +84,10 @@ class AtomicDipoles(BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         InputError
-            For something else.
+            For settings that make no sense.
         """
-        if self.inner is None:
-            return ACKS2()
-        if not isinstance(self.inner, Recipe):
-            raise InputError(
-                f"AtomicDipoles(inner={self.inner!r}): expected a model of charges, kqeq.QEq(...) or kqeq.ACKS2(...)"
-            )
-        return self.inner
+        check_settings(self, _RULES)
+        return ACKS2() if self.inner is None else self.inner
 
     @property
     def to_learn(self) -> tuple[str, ...]:

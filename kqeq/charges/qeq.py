@@ -9,6 +9,8 @@ Goddard 1991, *J. Phys. Chem.* 95, 3358; Gaussian charges as in Ghasemi et al. 2
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from kqeq.backend import Device
@@ -17,6 +19,7 @@ from kqeq.charges.flow import FreeFlow
 from kqeq.charges.fragments import fragment_reference, require_fragments
 from kqeq.charges.recipe import DEFAULT_ACCURACY, ElementValues, Recipe
 from kqeq.frames.structures import Structure
+from kqeq.io.rules import FLAG, Rule
 from kqeq.typing import FloatArray
 
 
@@ -47,6 +50,8 @@ class QEq(Recipe):
     Fields, dipoles and polarizabilities are defined along open directions only: not in a cell that is periodic in
     three directions, and along the normal of a slab.
     """
+
+    _rules: ClassVar[dict[str, Rule]] = {"fragments": FLAG}
 
     def __init__(
         self,

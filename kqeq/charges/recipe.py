@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from ase.data import chemical_symbols
 from sklearn.base import BaseEstimator, clone
@@ -24,6 +24,7 @@ from kqeq.electrostatics import MeshCoulomb, coulomb
 from kqeq.electrostatics.base import Electrostatics
 from kqeq.errors import InputError, UnsupportedError
 from kqeq.frames.structures import Structure
+from kqeq.io.rules import NOTHING, Rule, check_settings, choice, instance, number
 from kqeq.typing import FloatArray, IntArray
 
 ElementValues = Mapping[str, float] | str | None
@@ -47,6 +48,21 @@ CROSSOVER_OPEN = {False: 4000, True: 4000}
 
 MAX_DENSE = 16_000
 """Unknowns beyond which ``"auto"`` never forms the matrix: 2 GB, and as much again for its factor."""
+
+
+def element_rule(kind: str) -> Rule:
+    """What parameters of one kind may be."""
+    words = (LEARN, KERNEL) if kind in ENVIRONMENT_KINDS else (LEARN,)
+    return instance(Mapping, "a dict of values by element") | choice(*words) | NOTHING
+
+
+RECIPE_RULES: dict[str, Rule] = {
+    "hardness": element_rule("hardness"),
+    "width": element_rule("width"),
+    "solver": choice(*SOLVERS),
+    "accuracy": number(1e-11, 1e-2),
+}
+"""Settings that all recipes have; the accuracy is the largest error of a charge, e."""
 
 
 def element_values(values: ElementValues, numbers: IntArray, default: Any, kind: str) -> FloatArray:
@@ -89,6 +105,9 @@ def old_learned(model: Any) -> tuple[str, ...]:
 
 class Recipe(BaseEstimator):  # type: ignore[misc]
     """A charge model made of element parameters; see :class:`kqeq.charges.base.ChargeModel`."""
+
+    _rules: ClassVar[dict[str, Rule]] = {}
+    """Settings of a model beyond :data:`RECIPE_RULES`."""
 
     def _kinds(self) -> tuple[str, ...]:
         """Kinds of site parameters of the model, attributes of the same names."""
@@ -147,26 +166,21 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
     def check_structure(self, structure: Structure) -> None:
         """As :meth:`check`, for models with parameters that are still to be learned as well."""
         check_periodicity(structure, type(self).__name__)
-        self.check_solver()
+        self.check_settings()
         self.site_parameters(structure.numbers)
         self._check_charges(structure)
         along = periodic_part(structure, structure.external_field)
         if along is not None:
             self._check_periodic_field(structure, along)
 
-    def check_solver(self) -> None:
-        """Refuse a choice of solver or accuracy that there is not.
+    def check_settings(self) -> None:
+        """Refuse settings that make no sense.
 
         Raises
         ------
         InputError
         """
-        if self.solver not in SOLVERS:
-            raise InputError(f"solver is {self.solver!r}; expected one of {', '.join(SOLVERS)}")
-        if not isinstance(self.accuracy, int | float) or not 1e-11 <= self.accuracy <= 1e-2:
-            raise InputError(
-                f"accuracy is {self.accuracy!r}; expected the largest error of a charge in e, between 1e-11 and 1e-2"
-            )
+        check_settings(self, RECIPE_RULES | self._rules)
 
     def _check_charges(self, structure: Structure) -> None:
         """Refuse structures that lack the fragments or reference charges that the model needs."""
@@ -232,7 +246,7 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
         self, structure: Structure, on_site: OnSite, many_responses: bool, device: Device
     ) -> Electrostatics | None:
         """What the iterative solver takes products from; ``None`` where the dense one is wanted."""
-        self.check_solver()
+        self.check_settings()
         dipoles = on_site.has_dipoles
         size = on_site.components * len(structure)
         too_large = size > MAX_DENSE
