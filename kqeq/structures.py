@@ -22,11 +22,11 @@ MIN_DISTANCE = 0.05
 MAX_LENGTH = 1e5
 """Coordinates and cell vectors beyond this (Å) are refused: an atom that escaped, a trajectory that blew up."""
 
-MAX_CHARGE = 1e5
+MAX_CHARGE = 1e6
 """Total charges beyond this (e) are refused."""
 
-MAX_FIELD = 1e4
-"""Fields beyond this (V/Å) are refused: 200 atomic units."""
+MAX_FIELD = 1e6
+"""Fields beyond this (V/Å) are refused."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,8 +160,8 @@ def check_field(value: Any, where: object) -> FloatArray:
         )
     if np.abs(vector).max() > MAX_FIELD:
         raise InputError(
-            f"external_field of {where} is {value!r} V/Å, beyond {MAX_FIELD:g} V/Å; "
-            "no model means anything there (1 atomic unit is 51.4 V/Å)"
+            f"external_field of {where} is {value!r} V/Å, beyond {MAX_FIELD:g} V/Å "
+            "(1 atomic unit is 51.4 V/Å)"
         )
     return vector
 
