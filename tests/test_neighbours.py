@@ -12,8 +12,8 @@ from ase.build import bulk, molecule
 from ase.neighborlist import neighbor_list
 
 from kqeq.errors import InputError
-from kqeq.neighbours import NeighbourFinder, find_pairs
-from kqeq.structures import Structure, read_structure
+from kqeq.frames.neighbours import NeighbourFinder, find_pairs
+from kqeq.frames.structures import Structure, read_structure
 
 
 def as_set(i, j, vectors):
@@ -218,9 +218,9 @@ def test_no_box_kills_the_process():
     source = """
 import itertools, numpy as np
 from kqeq.errors import InputError
-from kqeq.neighbours import NeighbourFinder, find_pairs
+from kqeq.frames.neighbours import NeighbourFinder, find_pairs
 from kqeq.electrostatics.realspace import half_pairs
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 rng = np.random.default_rng(0)
 refused = done = 0
 for lengths in itertools.product((0.6, 500.0, 3e4, 1e9), repeat=3):

@@ -13,9 +13,9 @@ from ase.calculators.lj import LennardJones
 from checks import bare
 from conftest import NOISE
 from kqeq import KQEq, KQEqCalculator
-from kqeq.baseline import CalculatorBaseline
-from kqeq.kernels import _remembered
-from kqeq.structures import read_structure
+from kqeq.baselines.baseline import CalculatorBaseline
+from kqeq.frames.structures import read_structure
+from kqeq.kernels.feature_map import _remembered
 
 
 @pytest.fixture(autouse=True)

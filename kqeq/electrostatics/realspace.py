@@ -35,7 +35,7 @@ from kqeq.electrostatics.tensors import (
     potential_derivatives,
 )
 from kqeq.electrostatics.unknowns import Unknowns
-from kqeq.neighbours import neighbour_box
+from kqeq.frames.neighbours import neighbour_box
 from kqeq.typing import Array, FloatArray
 
 _CHUNK = 1 << 17
