@@ -42,8 +42,11 @@ def members(path):
 
 
 def rewrite(path, change):
-    """Write the archive again after ``change(members)``."""
+    """Write the archive again after ``change(members)``, without the digest: as version 0.1 wrote files."""
     content = members(path)
+    header = json.loads(content["header.json"])
+    header.pop("digest", None)
+    content["header.json"] = json.dumps(header).encode()
     change(content)
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in content.items():
