@@ -14,7 +14,11 @@ The training set is not stored.
 
 from __future__ import annotations
 
+import os
+import tempfile
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -28,7 +32,7 @@ from kqeq.baselines.baseline import Baseline, resolve_baseline
 from kqeq.charges import charge_model_from_dict
 from kqeq.charges.base import ENVIRONMENT_KINDS, ChargeModel
 from kqeq.charges.parameters import ElementParameters
-from kqeq.errors import InputError, ModelFileError
+from kqeq.errors import InputError, ModelFileError, OutputError
 from kqeq.fitting.least_squares.solver import Iteration
 from kqeq.fitting.parameters import LearnedPart, Parameters, SitePart
 from kqeq.fitting.report import FitReport
@@ -48,6 +52,31 @@ VERSION = 1
 
 def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = False) -> None:
     """Write a fitted model; see :meth:`kqeq.KQEq.save`."""
+    header, arrays = _content(model, posterior=posterior)
+    try:
+        write_archive(path, FORMAT, VERSION, header, arrays)
+    except InputError as error:
+        kept = None if model._on_disk else _rescue(header, arrays)
+        if kept is None:
+            raise
+        raise OutputError(
+            f"{error}. The model was kept at {kept}: move it to where it belongs, or kqeq.load it from there"
+        ) from error
+    model._on_disk = True
+
+
+def _rescue(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> Path | None:
+    """Write a model where there is room, so that a fit of hours is not lost with the process; ``None`` if nowhere."""
+    for folder in dict.fromkeys((tempfile.gettempdir(), os.path.expanduser("~"), os.getcwd())):
+        target = Path(folder) / f"kqeq-rescued-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.kqeq"
+        with suppress(InputError):
+            write_archive(target, FORMAT, VERSION, header, arrays)
+            return target
+    return None
+
+
+def _content(model: KQEq, *, posterior: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and arrays of a fitted model."""
     potential = model._fitted()
     arrays: dict[str, Any] = {}
     parts: dict[str, Any] = {}
@@ -99,7 +128,7 @@ def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = Fals
         "report": asdict(model.fit_report_),
         "posterior": stored_posterior,
     }
-    write_archive(path, FORMAT, VERSION, header, arrays)
+    return header, arrays
 
 
 def _stored_posterior(known: AnyPosterior, potential: Potential) -> dict[str, Any]:
