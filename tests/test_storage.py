@@ -602,7 +602,7 @@ def test_a_model_that_a_file_holds_is_not_kept_twice(
     loaded = kqeq.load(tmp_path / "m.kqeq")
     full_disk(monkeypatch, tmp_path)
     for model in (fitted, loaded):
-        with pytest.raises(OutputError, match="unchanged$"):
+        with pytest.raises(OutputError, match=r"unchanged$"):
             model.save(tmp_path / "m.kqeq")
     assert list(elsewhere.iterdir()) == []
     assert kqeq.load(tmp_path / "m.kqeq").species_ == ("H", "O")
