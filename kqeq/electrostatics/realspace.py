@@ -35,6 +35,7 @@ from kqeq.electrostatics.tensors import (
     potential_derivatives,
 )
 from kqeq.electrostatics.unknowns import Unknowns
+from kqeq.frames.neighbours import neighbour_box
 from kqeq.typing import Array, FloatArray
 
 _CHUNK = 1 << 17
@@ -50,12 +51,14 @@ def half_pairs(positions: FloatArray, cell: FloatArray | None, cutoff: float) ->
     """Each pair of a periodic (or, without a cell, open) structure once: i, j and r_j − r_i + n·cell."""
     import vesin
 
+    pbc = np.full(3, cell is not None)
+    box, periodic = neighbour_box(positions, np.zeros((3, 3)) if cell is None else cell, pbc, cutoff)
     # One thread: the order of the pairs, hence the last bits of the sums, is then reproducible.
     engine = vesin.NeighborList(cutoff=float(cutoff), full_list=False, n_threads=1)
     indices, vectors = engine.compute(
         points=positions,
-        box=np.zeros((3, 3)) if cell is None else cell,
-        periodic=cell is not None,
+        box=box,
+        periodic=periodic,
         quantities="PD",
         copy=False,
     )

@@ -1,8 +1,12 @@
-"""Neighbour lists: the only place that builds them for descriptors (with `vesin`_).
+"""Neighbour lists: the only place that calls `vesin`_.
 
 A pair points from a centre i to a neighbour j at r_ij = r_j − r_i + n·cell.  A full list holds every pair in
 both directions, a half list in one of them.  An atom is a neighbour of its own periodic images, and the
 vectors refer to the positions as they were given: atoms outside the cell need no wrapping.
+
+vesin sorts atoms into at most 1e5 bins.  Where it has to merge bins and the box is much thinner in one direction than
+in the others, it divides by zero, which ends the process (SIGFPE).  Such boxes never reach it: along open directions
+they are made thicker, with vacuum that no pair crosses; periodic ones are refused.
 
 Dimensions: N atoms, P pairs.
 
@@ -12,6 +16,7 @@ Dimensions: N atoms, P pairs.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,6 +24,18 @@ import numpy as np
 from kqeq.errors import InputError
 from kqeq.frames.structures import Structure
 from kqeq.typing import BoolArray, FloatArray, IntArray
+
+MAX_IMAGES = 200_000
+"""Images of the cell within the cutoff beyond which a cell is refused: one of 0.2 Å has as many at 6 Å."""
+
+_BINS = 1e5
+"""Bins that vesin makes at most."""
+
+_LONG = 100.0
+"""Length over cutoff from which vesin is not given open directions: for a few atoms it then takes seconds."""
+
+_SLENDER = 20.0
+"""Longest over shortest side that a box gets by vacuum; well below the cube root of the bins."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +89,12 @@ def find_pairs(structure: Structure, cutoff: float, *, full: bool = True, shifts
     Raises
     ------
     InputError
-        If the cutoff is not positive and finite, or the cell vectors of the periodic directions are
-        linearly dependent.
+        If the cutoff is not positive and finite, the cell vectors of the periodic directions are linearly dependent,
+        or the cell is too thin or too elongated for a neighbour list.
     """
     engine = _engine(cutoff, 0.0, full)
-    result = _compute(engine, structure, "PDS" if shifts else "PD")
+    box, periodic = neighbour_box(structure.positions, structure.cell, structure.pbc, engine.cutoff)
+    result = _compute(engine, structure.positions, box, periodic, "PDS" if shifts else "PD")
     return _pairs(engine, result, owner=engine)
 
 
@@ -117,11 +135,14 @@ class NeighbourFinder:
 
     def find(self, structure: Structure) -> Pairs:
         """All pairs within the cutoff; see :func:`find_pairs`."""
-        key = (len(structure), structure.cell.tobytes(), structure.pbc.tobytes())
+        box, periodic = neighbour_box(
+            structure.positions, structure.cell, structure.pbc, self.cutoff + self.skin
+        )
+        key = (len(structure), box.tobytes(), periodic.tobytes())
         if key != self._last:
             self._engine = _engine(self.cutoff, self.skin, self.full)
             self._last = key
-        result = _compute(self._engine, structure, "PD")
+        result = _compute(self._engine, structure.positions, box, periodic, "PD")
         # the engine overwrites its memory in the next call
         return _pairs(self._engine, [array.copy() for array in result], owner=None)
 
@@ -136,14 +157,106 @@ def _engine(cutoff: float, skin: float, full: bool) -> Any:
     return vesin.NeighborList(cutoff=float(cutoff), full_list=full, sorted=False, n_threads=1, skin=skin)
 
 
-def _compute(engine: Any, structure: Structure, quantities: str) -> Any:
-    return engine.compute(
-        points=structure.positions,
-        box=effective_cell(structure.cell, structure.pbc),
-        periodic=structure.pbc,
-        quantities=quantities,
-        copy=False,
-    )
+def _compute(engine: Any, points: FloatArray, box: FloatArray, periodic: BoolArray, quantities: str) -> Any:
+    return engine.compute(points=points, box=box, periodic=periodic, quantities=quantities, copy=False)
+
+
+def neighbour_box(
+    positions: FloatArray, cell: FloatArray, pbc: BoolArray, cutoff: float
+) -> tuple[FloatArray, BoolArray]:
+    """Cell and periodic directions for a neighbour list that gives the pairs of a structure.
+
+    Almost always those of the structure.  A box that vesin cannot divide into bins is lengthened along its open
+    directions and made periodic: images are farther away than the cutoff, so the pairs stay the same.
+
+    Parameters
+    ----------
+    positions : (N, 3) array
+        Å.
+    cell : (3, 3) array
+        Å; rows along open directions do not count.
+    pbc : (3,) bool array
+    cutoff : float
+        Å.
+
+    Returns
+    -------
+    (3, 3) array, (3,) bool array
+
+    Raises
+    ------
+    InputError
+        For linearly dependent cell vectors, cells with more than :data:`MAX_IMAGES` images within the cutoff, and
+        periodic directions so much shorter than others that there are no bins.
+    """
+    box = effective_cell(cell, pbc)
+    full, extents = box, np.zeros(3)
+    if not pbc.any():
+        full, extents = np.eye(3), np.ptp(positions, axis=0)
+        if (
+            max(extents.tolist()) < 10.0 * cutoff
+        ):  # nearly always; the rest of this function costs as much as a list
+            return box, pbc
+    elif not pbc.all():
+        full = _with_unit_normals(box, pbc)
+        extents = np.ptp(positions @ np.linalg.inv(full), axis=0)
+    if not np.isfinite(extents).all():
+        raise InputError("positions must be finite for a neighbour list")
+    heights = extents
+    if pbc.any():
+        heights = np.where(pbc, 1.0 / np.linalg.norm(np.linalg.inv(full), axis=0), extents)
+    images = float(np.prod(2.0 * np.ceil(cutoff / heights[pbc]) + 1.0))
+    if images > MAX_IMAGES:
+        raise InputError(
+            f"the cell is so thin ({', '.join(f'{h:.3g}' for h in heights[pbc])} Å along its periodic directions) that "
+            f"{images:.1e} images lie within the cutoff of {cutoff:g} Å; check atoms.cell (in Å?)"
+        )
+    if pbc.all():
+        if _bins(heights, cutoff) <= _BINS / 2.0:
+            return box, pbc
+    else:
+        limit = _BINS / (80.0 if pbc.sum() == 1 else 8.0)  # searches along a wire take longest
+        if _bins(heights, cutoff) * images <= limit and heights.max() < _LONG * cutoff:
+            return box, pbc  # nearly always
+    # round up to a power of two, so that the box stays the same along a trajectory
+    vacuum = 2.0 ** np.ceil(np.log2(np.maximum(2.0 * extents + 2.0 * cutoff, heights.max() / _SLENDER)))
+    lengths = np.where(pbc, heights, vacuum)
+    if not _divides(lengths, cutoff):
+        raise InputError(
+            f"the cell is {', '.join(f'{h:.4g}' for h in heights[pbc])} Å thick along its periodic directions, too "
+            "elongated for a neighbour list (the ratio may be about 300); check atoms.cell, or use a less elongated "
+            "supercell"
+        )
+    if pbc.all():
+        return box, pbc
+    return np.where(pbc[:, None], box, vacuum[:, None] * full), np.ones(3, dtype=bool)
+
+
+def _bins(lengths: FloatArray, cutoff: float) -> float:
+    """Bins of the size of the cutoff."""
+    return float(np.prod(np.maximum(lengths / cutoff, 1.0)))
+
+
+def _divides(lengths: FloatArray, cutoff: float) -> bool:
+    """Whether vesin finds at least one bin along each direction of a box with these heights, whatever the rounding."""
+    for signs in product((-1e-9, 1e-9), repeat=3):
+        x, y, z = np.trunc(np.maximum(lengths / cutoff * (1.0 + np.array(signs)), 1.0))
+        if x * y * z <= _BINS:
+            continue
+        third = np.trunc(0.999 * np.cbrt(_BINS / (x / y * (y / z) ** 2)))
+        second = np.trunc(0.999 * y / z * third)
+        if min(third, second, 0.999 * x / y * second) < 1.0:
+            return False
+    return True
+
+
+def _with_unit_normals(box: FloatArray, pbc: BoolArray) -> FloatArray:
+    """The rows along open directions replaced by unit vectors, normal to the periodic ones and to each other."""
+    result = box.copy()
+    rows = box[pbc]
+    basis = np.linalg.svd(rows)[2] if len(rows) else np.eye(3)  # the last rows of Vᵀ span what is left
+    result[~pbc] = basis[len(rows) :]
+    return result
 
 
 def _pairs(engine: Any, result: Any, owner: Any) -> Pairs:
@@ -173,4 +286,4 @@ def effective_cell(cell: FloatArray, pbc: BoolArray) -> FloatArray:
     return used
 
 
-__all__ = ["NeighbourFinder", "Pairs", "effective_cell", "find_pairs"]
+__all__ = ["MAX_IMAGES", "NeighbourFinder", "Pairs", "effective_cell", "find_pairs", "neighbour_box"]
