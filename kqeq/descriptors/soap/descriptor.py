@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Literal, get_args
 
+from kqeq.backend import is_numpy
 from kqeq.descriptors.base import FeatureGradients
 from kqeq.descriptors.soap import basis
 from kqeq.descriptors.soap.arrays import expansion
@@ -164,7 +165,9 @@ class SOAPDescriptor:
         memory : int, optional
             Bytes for temporary arrays; :func:`kqeq.backend.memory_budget` by default.
         """
-        return expansion.evaluate(structure, self._pairs(structure, pairs), self.tables, like, memory)
+        if pairs is not None or is_numpy(like):
+            pairs = self._pairs(structure, pairs)
+        return expansion.evaluate(structure, pairs, self.tables, like, memory)
 
     def prepare_directions(self, species: tuple[int, ...], rows: FloatArray) -> Directions:
         """Lay directions (M, F) out once for ``feature_gradients`` of many structures."""
