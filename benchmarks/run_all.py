@@ -33,11 +33,11 @@ from ase.io import read
 import kqeq
 from common import public
 from kqeq.backend import CPU, Device, asarray_like, cholesky
+from kqeq.backend.devices import resolve
 from kqeq.constants import COULOMB
-from kqeq.devices import resolve
 from kqeq.electrostatics import EwaldCoulomb, MeshCoulomb
 from kqeq.errors import DeviceError, KQEqWarning
-from kqeq.structures import read_structure
+from kqeq.frames.structures import read_structure
 from prediction import built_model, water_box
 
 NOT_RUN = "not run"
@@ -180,7 +180,7 @@ def descriptors(quick: bool, gpu: Device | None) -> Iterator[Line]:
 def kernels(quick: bool, gpu: Device | None) -> Iterator[Line]:
     """Kernel expansion with 400 representatives per element and its gradient by descriptors."""
     sources = [read_structure(water_box(5, seed=seed)) for seed in (2, 3)]
-    model = built_model(sources, charges=False)._fitted().short_range
+    model = built_model(sources, charges=False).fitted().short_range
     for side in (2, 5) if quick else (2, 5, 10):
         structure = read_structure(water_box(side))
         for precision in ("float64", "float32"):
@@ -274,7 +274,7 @@ def _torch_pme(box: Atoms, charges: Any) -> Callable[[], Any]:
     )
 
     def task() -> tuple[float, Any]:
-        near = kqeq.neighbours.find_pairs(read_structure(box), cutoff, full=False)
+        near = kqeq.frames.neighbours.find_pairs(read_structure(box), cutoff, full=False)
         i, j = near.indices.T
         images = torch.tensor(near.vectors - (box.positions[j] - box.positions[i]))
         positions = torch.tensor(box.positions, requires_grad=True)

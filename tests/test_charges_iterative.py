@@ -27,12 +27,12 @@ from charge_checks import (
     not_trivial,
     strained,
 )
+from kqeq.backend.linalg import conjugate_gradients
 from kqeq.charges import ACKS2, AtomicDipoles, QEq, charge_model_from_dict, recipe, solve_at_potential
 from kqeq.charges.base import ENVIRONMENT_KINDS, SiteChange
 from kqeq.electrostatics import MeshCoulomb
 from kqeq.errors import ConvergenceError, InputError, NotPositiveDefiniteError, UnsupportedError
-from kqeq.linalg import conjugate_gradients
-from kqeq.structures import Structure, read_structure
+from kqeq.frames.structures import Structure, read_structure
 
 FRAGMENTS = {"fragments": np.array([0, 0, 0, 1, 1])}
 
@@ -337,7 +337,6 @@ def test_no_matrix_and_fields_that_are_not_defined():
 
 def test_no_convergence_names_the_residual():
     matrix = np.diag(np.linspace(1.0, 1e4, 50))
-    options = {"max_iterations": 5, "what": "the problem", "remedy": "none"}
     with pytest.raises(ConvergenceError, match=r"not solved in 5 iterations: the estimated error is \d"):
         conjugate_gradients(
             lambda v: matrix @ v,
@@ -347,7 +346,7 @@ def test_no_convergence_names_the_residual():
             np.zeros(50),
             lambda v: v,
             tolerance=1e-8,
-            **options,
+            max_iterations=5,
         )
 
 

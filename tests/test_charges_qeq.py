@@ -24,7 +24,7 @@ from kqeq.charges.boundaries import open_projector
 from kqeq.constants import COULOMB
 from kqeq.electrostatics import coulomb
 from kqeq.errors import InputError, NotPositiveDefiniteError, UnsupportedError
-from kqeq.structures import Structure, read_structure
+from kqeq.frames.structures import Structure, read_structure
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda f: f.__name__)
@@ -236,7 +236,7 @@ def test_wrong_parameters_are_refused(kind, value):
 
 def test_parameters_that_were_not_learned_are_refused_in_prediction():
     model = QEq(hardness="learn")
-    assert model.learned == ("hardness",)
+    assert model.to_learn == ("hardness",)
     with pytest.raises(UnsupportedError, match=r'hardness="learn".*learn_from_polarizabilities'):
         model.check(geometry())
     learned = model.with_parameters({"hardness": {"O": 9.0}})

@@ -12,7 +12,7 @@ import kqeq
 from checks import bare
 from kqeq import analysis, cli, plots
 from kqeq.errors import InputError
-from kqeq.potential import Potential
+from kqeq.potential.potential import Potential
 
 
 def run(*arguments):
@@ -45,7 +45,7 @@ def test_respond(folder, tmp_path, capsys):
         " at charge 1 e",
         "polarizability (Å³)",
         "Born charges: sum rule",
-        "vertical ionisation energy (eV)",
+        "vertical ionization energy (eV)",
         "dE/dQ (eV/e)",
         "Fukui",
         "change of forces (eV/Å)",
@@ -59,7 +59,7 @@ def test_respond(folder, tmp_path, capsys):
         "polarizability",
         "born_charges",
         "charge_response",
-        "ionisation",
+        "ionization",
         "charge_scan",
         "field_scan",
     }

@@ -21,7 +21,7 @@ from kqeq.analysis.ranges import charge_ranges
 from kqeq.calculator import KQEqCalculator
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, ModelNotFittedError
-from kqeq.potential import Potential
+from kqeq.potential.potential import Potential
 
 LEARN = "learn"
 
@@ -42,7 +42,7 @@ def short_alkanes():
 def alkane_model(charges, frames):
     """Electronegativities fitted to dipoles; element parameters to polarizabilities where they can be."""
     kernel = small_kernel(3.5)
-    targets = ["dipole", "polarizability"] if charges.learned else ["dipole"]
+    targets = ["dipole", "polarizability"] if charges.to_learn else ["dipole"]
     return kqeq.KQEq(kernel, None, charges=charges, targets=targets).fit(frames)
 
 

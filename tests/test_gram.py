@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from kqeq.descriptors import parallel
-from kqeq.fitting import gram
-from kqeq.fitting.equations import NormalEquations, Prior, TriangularEquations
-from kqeq.fitting.gram import Gram, column_sums
-from kqeq.fitting.solver import accumulate, minimise, sum_frames
+from kqeq.descriptors.soap.host import parallel
+from kqeq.fitting.least_squares import gram
+from kqeq.fitting.least_squares.equations import NormalEquations, Prior, TriangularEquations
+from kqeq.fitting.least_squares.gram import Gram, column_sums
+from kqeq.fitting.least_squares.solver import accumulate, minimise, sum_frames
 from test_solver import Problem, losses
 
 

@@ -22,16 +22,16 @@ from conftest import small_kernel
 from kqeq import ACKS2, AtomicDipoles, KQEq, QEq
 from kqeq.charges.base import SITE_KINDS
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
-from kqeq.config import model_from_dict
 from kqeq.errors import InputError, UnsupportedError
-from kqeq.fitting.blocks import BLOCKS, Linearisation, frame_rows
-from kqeq.fitting.features import TrainingFrame, compute_features
 from kqeq.fitting.learning import learn_from_polarizabilities
 from kqeq.fitting.parameters import STEP_LIMIT
+from kqeq.fitting.rows.blocks import BLOCKS, Linearisation, frame_rows
+from kqeq.fitting.rows.features import TrainingFrame, compute_features
 from kqeq.fitting.settings import DEFAULT_NOISE
-from kqeq.labels import Labels
-from kqeq.structures import read_structure
-from kqeq.uncertainty import Uncertain
+from kqeq.frames.labels import Labels
+from kqeq.frames.structures import read_structure
+from kqeq.model.config import model_from_dict
+from kqeq.uncertainty.posterior import Uncertain
 from test_learned_fit import CONDITIONS, FIELD, cell, labelled, molecule, synthetic
 
 pytestmark = pytest.mark.filterwarnings("ignore::kqeq.errors.RepresentativesWarning")
@@ -201,7 +201,7 @@ def test_frozen_parameters_have_the_layout_and_no_columns(layouts):
     parameters, frame = layouts["dipoles"], labelled(molecule(1, FIELD))
     u = 0.3 * np.random.default_rng(8).normal(size=parameters.size)
     frozen = parameters.freeze(u)
-    assert frozen.size == parameters.size and frozen.charges.learned == ()
+    assert frozen.size == parameters.size and frozen.charges.to_learn == ()
     moved = u.copy()
     moved[parameters.site_columns] += 1.0
     rows = {
@@ -334,7 +334,7 @@ def test_environment_dependence_is_found(fitted, made):
     for kind in ("hardness", "polarizability", "softness"):
         assert f"{kind}: the logarithm varies among environments by H" in text
     assert set(fitted.potential_.sites) == {"hardness", "polarizability", "softness"}
-    assert fitted.potential_.charges.learned == ()
+    assert fitted.potential_.charges.to_learn == ()
     # one feature map for all: descriptors and dot products are computed once
     assert len(fitted.potential_.feature_maps) == 2
     assert plain.potential_.sites == {}
@@ -466,7 +466,7 @@ def test_estimator_conventions():
     assert again.site_kernel is not model.site_kernel
     assert again.get_params()["site_kernel__delta"] == 0.3
     again.set_params(charges__hardness=LEARN, site_kernel__zeta=2)
-    assert again.charges.environment == () and again.charges.learned == ("hardness",)
+    assert again.charges.environment == () and again.charges.to_learn == ("hardness",)
     assert KQEq().site_kernel is None
 
 
@@ -521,7 +521,7 @@ def test_variance_of_a_dense_model_is_that_of_the_gaussian_process(kind, made):
         assert_close(mapped[id(part)] @ direction, expected, rtol=1e-6, at_least=1e-5)
     rows = BLOCKS[kind](line, True)[1]
     variance = view.variance(kind)
-    from kqeq.linalg import solve_lower
+    from kqeq.backend.linalg import solve_lower
 
     scaled = solve_lower(model.posterior_.lower, rows.T)
     missed = variance - np.einsum("pn,pn->n", scaled, scaled)

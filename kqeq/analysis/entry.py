@@ -9,10 +9,10 @@ import numpy as np
 from ase import Atoms
 
 from kqeq.errors import InputError, UnsupportedError
-from kqeq.estimator import KQEq
-from kqeq.fixed_geometry import FixedGeometry
-from kqeq.potential import Potential
-from kqeq.structures import Structure, describe, read_structure
+from kqeq.frames.structures import Structure, describe, read_structure
+from kqeq.model.estimator import KQEq
+from kqeq.potential.fixed_geometry import FixedGeometry
+from kqeq.potential.potential import Potential
 from kqeq.typing import FloatArray
 
 FIELD_STEP = 0.05
@@ -36,7 +36,7 @@ def potential_of(model: Any) -> Potential:
         raise InputError(
             f"expected a fitted kqeq.KQEq model, got {type(model).__name__}; load a model file with kqeq.load(path)"
         )
-    return model._fitted()
+    return model.fitted()
 
 
 def read(model: Any, atoms: Any, total_charge: Any = None, external_field: Any = None) -> Structure:

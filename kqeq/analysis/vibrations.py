@@ -20,12 +20,12 @@ from ase import Atoms, units
 from ase.constraints import FixAtoms
 
 from kqeq.analysis.entry import fix, potential_of, read
+from kqeq.analysis.optimization import optimize
 from kqeq.analysis.response import born_charges_at
 from kqeq.analysis.results import Result
 from kqeq.errors import InputError
-from kqeq.optimise import optimise
-from kqeq.potential import require_energy_model
-from kqeq.structures import conditions, read_structure
+from kqeq.frames.structures import conditions, read_structure
+from kqeq.potential.potential import require_energy_model
 from kqeq.typing import BoolArray, FloatArray, IntArray
 
 STEP = 0.01
@@ -205,7 +205,7 @@ def infrared(
     charge, field = conditions(atoms, total_charge=total_charge, external_field=external_field)
     constraints = atoms.constraints
     if relax:
-        found = optimise(atoms, model, total_charge=charge, external_field=field, fmax=fmax)
+        found = optimize(model, atoms, total_charge=charge, external_field=field, fmax=fmax)
         if not found.converged:
             raise InputError(
                 f"the geometry did not relax to {fmax:g} eV/Å in {found.steps} steps (largest force "

@@ -10,11 +10,24 @@ from __future__ import annotations
 import numpy as np
 
 from kqeq.errors import UnsupportedError
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 from kqeq.typing import FloatArray
 
 _TOLERANCE = 1e-9
 """Part of a field that may lie along periodic directions: rounding in a rotated cell."""
+
+
+NO_POLARIZATION: tuple[str, str] = (
+    "the dipole Σ q r of charges depends there on which periodic image of each atom is meant",
+    "use a split-charge model, kqeq.ACKS2(), whose polarization is defined for periodic cells",
+)
+"""Why a field along a periodic direction is refused, and what to do."""
+
+CHARGED_REFERENCE: tuple[str, str] = (
+    "the reference charges are not zero, and their dipole depends on which periodic image of each atom is meant",
+    "start from zero reference charges (a neutral cell without fragment charges)",
+)
+"""The same, for flows along bonds."""
 
 
 def open_projector(structure: Structure) -> FloatArray:
@@ -91,4 +104,11 @@ def _normal(rows: FloatArray) -> FloatArray:
     return np.asarray(normal / np.linalg.norm(normal))
 
 
-__all__ = ["check_periodicity", "open_projector", "periodic_part", "refuse_periodic_field"]
+__all__ = [
+    "CHARGED_REFERENCE",
+    "NO_POLARIZATION",
+    "check_periodicity",
+    "open_projector",
+    "periodic_part",
+    "refuse_periodic_field",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from kqeq.errors import InputError
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from kqeq.potential import Potential, Prediction
+    from kqeq.potential.potential import Potential, Prediction
 
 FRAMES = "extended XYZ or any other file that ASE reads; FILE@:10 takes the first ten frames"
 """Help for arguments that name frames."""
@@ -40,6 +41,7 @@ def read_frames(paths: Sequence[str]) -> list[Atoms]:
             raise InputError(f"{name} is a folder; expected a file with structures")
         if Path(name).stat().st_size == 0:
             raise InputError(f"{name} is empty; expected a file with structures")
+        _check_counts(name)
         try:
             found = read(name, index=choice or ":", do_not_split_by_at_sign=True)
         except Exception as error:  # ASE's many readers fail in as many ways
@@ -50,6 +52,37 @@ def read_frames(paths: Sequence[str]) -> list[Atoms]:
             raise InputError(f"{path} holds no structures")
         frames += found
     return frames
+
+
+def _check_counts(name: str) -> None:
+    """Refuse an XYZ file that announces more atoms than it has lines: readers try to make room for them.
+
+    Raises
+    ------
+    InputError
+    """
+    if not any(ending in (".xyz", ".extxyz") for ending in Path(name).suffixes):
+        return
+    from ase.io.formats import open_with_compression
+
+    frame = 0
+    try:
+        with open_with_compression(name, "rt") as handle:
+            for line in handle:
+                if not line.strip().isdecimal():
+                    return  # no XYZ, or the end of one: the reader will say
+                count = int(line[:20])
+                found = sum(1 for _ in islice(handle, min(count + 1, sys.maxsize))) - 1
+                if found < count:
+                    raise InputError(
+                        f"frame {frame} of {name} announces {line.strip()[:30]} atoms, but only {max(found, 0)} lines "
+                        "follow its comment; the file is truncated or damaged"
+                    )
+                frame += 1
+    except (OSError, EOFError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        return  # unreadable: the reader will say so
 
 
 def read_one(path: str, purpose: str, *, charge: float | None = None, field: Any = None) -> Atoms:
@@ -138,7 +171,7 @@ def write_frames(path: str, frames: Sequence[Atoms]) -> None:
     """Write frames as extended XYZ, atomically."""
     from ase.io import write
 
-    from kqeq.atomic_write import atomic_path
+    from kqeq.io.atomic_write import atomic_path
 
     with atomic_path(path) as temporary:
         write(temporary, list(frames), format="extxyz")
@@ -146,7 +179,7 @@ def write_frames(path: str, frames: Sequence[Atoms]) -> None:
 
 def write_json(path: str, data: Any) -> None:
     """Write plain data as JSON, atomically."""
-    from kqeq.atomic_write import atomic_path
+    from kqeq.io.atomic_write import atomic_path
 
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:

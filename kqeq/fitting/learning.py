@@ -14,8 +14,8 @@ from kqeq.charges.base import ChargeModel
 from kqeq.charges.parameters import ElementParameters
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError
-from kqeq.fitting.solver import JacobianKind, Solution, minimise
-from kqeq.structures import Structure
+from kqeq.fitting.least_squares.solver import JacobianKind, Solution, minimise
+from kqeq.frames.structures import Structure
 from kqeq.typing import FloatArray
 
 DEFAULT_NOISE = 0.1 / COULOMB
@@ -130,7 +130,7 @@ def learn(
     max_iterations: int = 60,
 ) -> tuple[ChargeModel, ElementParameters, Solution]:
     """As :func:`learn_from_polarizabilities`, with the parameters and the solver's solution."""
-    if not model.learned:
+    if not model.to_learn:
         raise InputError(
             f'{model!r} has nothing to learn; mark parameters with "learn", for example ACKS2(softness="learn")'
         )

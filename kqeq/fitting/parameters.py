@@ -23,7 +23,7 @@ import numpy as np
 from kqeq.backend import asarray_like, zeros
 from kqeq.charges.base import ChargeModel, SiteChange, SiteParameters
 from kqeq.charges.parameters import ElementParameters, logarithmic_directions, multiply_sites
-from kqeq.kernels import FeatureMap
+from kqeq.kernels.feature_map import FeatureMap
 from kqeq.typing import Array, FloatArray, IntArray
 
 
@@ -44,7 +44,8 @@ class SitePart:
     columns : slice
         Its stretch of the parameter vector: kernel features, then one per element in ``offset_mean``.
     remainder : float
-        Variance of what the sparse features miss, relative to what the prior says it is (:mod:`kqeq.remainder`).
+        Variance of what the sparse features miss, relative to what the prior says it is
+        (:mod:`kqeq.uncertainty.remainder`).
     """
 
     feature_map: FeatureMap | None
@@ -219,8 +220,8 @@ class Parameters:
         """Lay the parameters out; ``energy_mean=None`` leaves the energy part away.
 
         Those of the energy come first, because predictions are linear in them: what concerns them alone in the normal
-        equations is computed once (:mod:`kqeq.fitting.equations`).  Files of earlier versions hold them behind those of
-        the electronegativities, ``energy_first=False``.
+        equations is computed once (:mod:`kqeq.fitting.least_squares.equations`).  Files of earlier versions hold them
+        behind those of the electronegativities, ``energy_first=False``.
 
         ``elements`` are the learned element parameters; by default what the charge model marks with ``"learn"`` or
         ``"kernel"``.  ``site_map`` and ``site_deltas``, by kind, are for those marked with ``"kernel"``.
@@ -241,7 +242,7 @@ class Parameters:
             chi = SitePart(chi_map, chi_delta, chi_mean, chi_spread, columns["chi"])
         if energy_mean is not None:
             energy = SitePart(energy_map, energy_delta, energy_mean, energy_spread, columns["energy"])
-        if charges is not None and charges.learned:
+        if charges is not None and charges.to_learn:
             elements = ElementParameters.build(charges, species) if elements is None else elements
             learned = LearnedPart(elements, slice(start, start + elements.size))
             start += elements.size

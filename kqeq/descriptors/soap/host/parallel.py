@@ -1,0 +1,170 @@
+"""Threads for the compiled kernels, and loading them (with an announcement if they must be compiled).
+
+The kernels are ordinary compiled functions that release the interpreter lock and work on a range of
+centres; the ranges are handed to a pool of threads.  Every centre writes its own rows, so results do
+not depend on the number of threads.  (Numba's own parallel loops were avoided on purpose: they compile
+several times longer, and their OpenMP layer aborts processes that were forked.)
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib import import_module
+from itertools import pairwise
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from kqeq.errors import InputError
+from kqeq.typing import IntArray
+
+_override: ContextVar[int | None] = ContextVar("kqeq_threads", default=None)
+_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+_lock = threading.Lock()
+_worker = threading.local()
+_said: set[str] = set()
+_PACKAGE = __name__.partition(".")[0]
+
+
+def thread_count() -> int:
+    """Threads the kernels may use.
+
+    The innermost :func:`use_threads`, else ``NUMBA_NUM_THREADS`` or ``OMP_NUM_THREADS``, else the number
+    of processors this process may run on.
+    """
+    if getattr(_worker, "busy", False):
+        return 1  # a task of our own pool must not wait for others of the same pool
+    chosen = _override.get()
+    if chosen is not None:
+        return chosen
+    for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
+        value = os.environ.get(name, "")
+        if value.isdigit() and int(value) > 0:
+            return int(value)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def use_threads(count: int) -> Iterator[None]:
+    """Limit the kernels to ``count`` threads inside a ``with`` block (results do not change).
+
+    Raises
+    ------
+    InputError
+        If ``count`` is smaller than one.
+    """
+    if count < 1:
+        raise InputError(f"use_threads got {count!r}; expected at least one thread")
+    token = _override.set(int(count))
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def pool(threads: int) -> ThreadPoolExecutor:
+    """A shared pool of worker threads; a forked child gets its own."""
+    # threads do not survive a fork, so the process id is part of the key
+    key = (os.getpid(), threads)
+    with _lock:
+        if key not in _pools:
+            _pools[key] = ThreadPoolExecutor(
+                threads, thread_name_prefix="kqeq", initializer=setattr, initargs=(_worker, "busy", True)
+            )
+        return _pools[key]
+
+
+def ranges(work: IntArray, threads: int) -> list[tuple[int, int]]:
+    """Split items into consecutive ranges of about equal work, a few for each thread.
+
+    Parameters
+    ----------
+    work : (n + 1,) int array
+        Cumulative work before each item; ``work[0] == 0``.
+    """
+    n = len(work) - 1
+    parts = min(4 * threads, n)
+    targets = work[-1] * np.arange(1, parts) / parts
+    bounds = np.unique(np.concatenate([[0], np.searchsorted(work, targets), [n]]))
+    return [(int(a), int(b)) for a, b in pairwise(bounds)]
+
+
+def run(task: Callable[[int, int], None], work: IntArray, smallest: int) -> None:
+    """Call ``task(first, last)`` over all items, in threads if the work is worth it.
+
+    Parameters
+    ----------
+    task : callable
+        Must release the interpreter lock and write only what belongs to its items.
+    work : (n + 1,) int array
+        Cumulative work before each item.
+    smallest : int
+        Total work below which threads cost more than they gain.
+    """
+    n = len(work) - 1
+    threads = thread_count()
+    if threads == 1 or n < 2 or work[-1] < smallest:
+        task(0, n)
+        return
+    futures = [pool(threads).submit(task, a, b) for a, b in ranges(work, threads)]
+    for future in futures:
+        future.result()
+
+
+@contextmanager
+def announced_compilation() -> Iterator[None]:
+    """Say on stderr, once in a process, when numba begins to compile kernels of this package inside the block.
+
+    Kernels that come from its disk cache are not compiled, however long a busy machine takes to read them.
+    """
+    from numba.core import event  # numba is slow to load and not needed by everybody
+
+    class Compilation(event.Listener):  # type: ignore[misc]
+        def on_start(self, event: Any) -> None:
+            function = getattr(event.data.get("dispatcher"), "py_func", None)
+            if str(getattr(function, "__module__", "")).startswith(_PACKAGE) and not _said:
+                _said.add(_PACKAGE)
+                text = "kqeq: compiling the descriptor kernels (once; they are cached on disk) ..."
+                print(text, file=sys.stderr, flush=True)
+
+        def on_end(self, event: Any) -> None:
+            """Nothing is said of the end."""
+
+    with event.install_listener("numba:compile", Compilation()):
+        yield
+
+
+def load(module: str) -> ModuleType:
+    """Import a module of kernels, which compiles them or reads them from numba's disk cache.
+
+    Where numba finds no directory to write to (package and home read-only), a temporary one serves
+    this process.
+    """
+    with announced_compilation():
+        try:
+            return import_module(module)
+        except RuntimeError as error:
+            if "no locator available" not in str(error):
+                raise
+            from numba import config
+
+            # private and short-lived: a predictable name would let others plant compiled code
+            folder = tempfile.mkdtemp(prefix="kqeq-numba-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            setattr(config, "CACHE_DIR", folder)  # noqa: B010 (numba defines it at run time)
+            return import_module(module)
+
+
+__all__ = ["announced_compilation", "load", "pool", "ranges", "run", "thread_count", "use_threads"]

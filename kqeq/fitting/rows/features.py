@@ -1,0 +1,413 @@
+"""Everything about a training frame that does not change while parameters do.
+
+Descriptors, kernel features and the factored charge problem are computed once and kept as long as they fit
+a memory budget; beyond it they are computed again in every iteration, or read from disk
+(:mod:`kqeq.fitting.rows.cache`).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kqeq.backend import CPU, Device, asarray_like, namespace, nbytes, zeros
+from kqeq.charges.base import ChargeSystem
+from kqeq.descriptors import evaluate_states
+from kqeq.descriptors.base import Descriptor, DescriptorState
+from kqeq.fitting.parameters import Parameters, SitePart
+from kqeq.fitting.rows.cache import CacheFiles
+from kqeq.frames.labels import Labels
+from kqeq.frames.structures import Structure
+from kqeq.kernels.feature_map import FeatureMap, SummedFeatures
+from kqeq.potential.potential import BATCH_ATOMS
+from kqeq.typing import Array
+
+MEMORY_BUDGET = 2_000_000_000
+"""Bytes that cached features may take."""
+
+ROWS_BYTES = 64 * 2**20
+"""Derivatives of the energy features that are computed together may take this much."""
+
+FILE_OVERHEAD = 4096
+"""Bytes by which a file may be larger than its numbers: header, last block."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingFrame:
+    """A structure, the labels to fit (offsets and baseline subtracted) and its number.
+
+    Attributes
+    ----------
+    structure : Structure
+    labels : Labels
+    index : int
+        Number of the frame in what the user gave.
+    """
+
+    structure: Structure
+    labels: Labels
+    index: int
+
+    @property
+    def n_labels(self) -> int:
+        """Number of scalar labels."""
+        labels = (getattr(self.labels, kind) for kind in self.labels.kinds)
+        return sum(int(np.size(label)) for label in labels)
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether a label is a derivative with respect to positions or strain."""
+        return self.labels.forces is not None or self.labels.stress is not None
+
+
+@dataclass(frozen=True, eq=False)
+class FrameFeatures:
+    """Parameter-free quantities of one frame.
+
+    Attributes
+    ----------
+    chi : (N, p_χ + Z) array
+        ∂χ/∂u.
+    chi_state : DescriptorState
+        Descriptors of the electronegativities, for derivatives.
+    system : ChargeSystem
+        ``None`` if site parameters are learned: then it changes with them.
+    energy : (p_sr + Z,) array
+        ∂(E_sr + Σ e0)/∂u.
+    positions : (3N, p_sr + Z) array
+        Its derivative with respect to positions, where a label is a derivative; perhaps in single precision.
+    strain : (9, p_sr + Z) array
+        Its strain derivative, where stresses are fitted; likewise.
+    sites : (N, p_θ) array
+        Features Φ of the site parameters that depend on the environment.
+    site_state : DescriptorState
+        Their descriptors, for derivatives.
+    device : Device
+        Where all of this lives.
+    """
+
+    chi: Array | None
+    chi_state: DescriptorState | None
+    system: ChargeSystem | None
+    energy: Array | None
+    positions: Array | None
+    strain: Array | None
+    sites: Array | None = None
+    site_state: DescriptorState | None = None
+    device: Device = CPU
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that keeping this takes, approximately."""
+        return _nbytes(self.__dict__)
+
+
+def _nbytes(item: Any, depth: int = 0) -> int:
+    """Bytes in the arrays that an object holds, a few levels deep."""
+    size = nbytes(item)
+    if size is not None:
+        return size
+    if depth > 3:
+        return 0
+    if isinstance(item, dict):
+        return sum(_nbytes(value, depth + 1) for value in item.values())
+    if isinstance(item, (list, tuple)):
+        return sum(_nbytes(value, depth + 1) for value in item)
+    return _nbytes(vars(item), depth + 1) if hasattr(item, "__dict__") else sys.getsizeof(item)
+
+
+@dataclass(frozen=True, eq=False)
+class KernelFeatures:
+    """Sparse kernel features of one frame without their prior scale δ; ``None`` where the model has no such part.
+
+    Attributes
+    ----------
+    chi : (N, p_χ) array
+        Φ of the electronegativities.
+    energy : (p_sr,) array
+        Σ_i Φ' of the short-range energy.
+    positions, strain : (3N, p_sr), (9, p_sr) array
+        Its derivatives, for frames that need them, and strain derivatives for those with stresses.
+    sites : (N, p_θ) array
+        Φ of the site parameters that depend on the environment.
+    """
+
+    chi: Array | None
+    energy: Array | None
+    positions: Array | None
+    strain: Array | None
+    sites: Array | None
+
+    def pack(self) -> Array:
+        """All numbers in one row."""
+        parts = (self.chi, self.energy, self.positions, self.strain, self.sites)
+        return np.concatenate([part.ravel() for part in parts if part is not None] or [np.zeros(0)])
+
+    @classmethod
+    def unpack(cls, values: Array, frame: TrainingFrame, parameters: Parameters) -> KernelFeatures:
+        """What :meth:`pack` made."""
+        parts: list[Array | None] = []
+        start = 0
+        for shape in feature_shapes(frame, parameters):
+            if shape is None:
+                parts.append(None)
+                continue
+            stop = start + math.prod(shape)
+            parts.append(values[start:stop].reshape(shape))
+            start = stop
+        return cls(*parts)
+
+
+def feature_maps(parameters: Parameters) -> tuple[FeatureMap | None, FeatureMap | None, FeatureMap | None]:
+    """Those of the electronegativities, of the short-range energy and of the site parameters."""
+    chi, energy, environment = parameters.chi, parameters.energy, parameters.environment
+    return (
+        None if chi is None else chi.feature_map,
+        None if energy is None else energy.feature_map,
+        None if environment is None else environment.feature_map,
+    )
+
+
+def feature_shapes(frame: TrainingFrame, parameters: Parameters) -> tuple[tuple[int, ...] | None, ...]:
+    """Shapes of the arrays of :class:`KernelFeatures`."""
+    atoms = len(frame.structure)
+    chi, energy, sites = (None if m is None else m.size for m in feature_maps(parameters))
+    return (
+        None if chi is None else (atoms, chi),
+        None if energy is None else (energy,),
+        (3 * atoms, energy) if energy is not None and frame.needs_gradients else None,
+        (9, energy) if energy is not None and frame.labels.stress is not None else None,
+        None if sites is None else (atoms, sites),
+    )
+
+
+def stored_bytes(frames: Sequence[TrainingFrame], parameters: Parameters) -> int:
+    """Bytes that the features of all frames take in double precision."""
+    shapes = (shape for frame in frames for shape in feature_shapes(frame, parameters) if shape is not None)
+    return 8 * sum(math.prod(shape) for shape in shapes)
+
+
+def compute_features(frame: TrainingFrame, parameters: Parameters, device: Device = CPU) -> FrameFeatures:
+    """Evaluate descriptors, kernel features and the charge problem of one frame."""
+    return compute_many([frame], parameters, device)[0]
+
+
+def compute_many(
+    frames: Sequence[TrainingFrame], parameters: Parameters, device: Device = CPU, *, single: bool = False
+) -> list[FrameFeatures]:
+    """As :func:`compute_features`, for frames of the same elements: kernel features in one product per element."""
+    return [features for features, _ in _compute(frames, parameters, device, single)]
+
+
+def _compute(
+    frames: Sequence[TrainingFrame], parameters: Parameters, device: Device, single: bool
+) -> Iterator[tuple[FrameFeatures, KernelFeatures]]:
+    maps = feature_maps(parameters)
+    descriptors = [m.descriptor for m in maps if m is not None]
+    states = [
+        evaluate_states(descriptors, frame.structure, derivatives=frame.needs_gradients, device=device)
+        for frame in frames
+    ]
+    numbers = [frame.structure.numbers for frame in frames]
+    chi, sites = (
+        [None] * len(frames)
+        if m is None
+        else m.features_many([found[m.descriptor] for found in states], numbers)
+        for m in (maps[0], maps[2])
+    )
+    nothing: list[SummedFeatures | None] = [None] * len(frames)
+    energy = nothing
+    if maps[1] is not None:
+        energy = maps[1].summed_many(
+            [found[maps[1].descriptor] for found in states],
+            numbers,
+            [frame.needs_gradients for frame in frames],
+            [frame.labels.stress is not None for frame in frames],
+        )
+    for i, frame in enumerate(frames):
+        own = energy[i]
+        parts = (None, None, None) if own is None else (own.values, own.positions, own.strain)
+        raw = KernelFeatures(chi[i], *parts, sites[i])
+        yield _assemble(frame, parameters, device, raw, states[i], single), raw
+
+
+def _restore(
+    frame: TrainingFrame, parameters: Parameters, raw: KernelFeatures, single: bool
+) -> FrameFeatures:
+    """From kernel features that were stored; only what is cheap is computed again."""
+    chi, _, sites = feature_maps(parameters)
+    needed = [m.descriptor for m in (chi, sites) if m is not None] if frame.needs_gradients else []
+    return _assemble(frame, parameters, CPU, raw, evaluate_states(needed, frame.structure), single)
+
+
+def _assemble(
+    frame: TrainingFrame,
+    parameters: Parameters,
+    device: Device,
+    raw: KernelFeatures,
+    states: Mapping[Descriptor, DescriptorState],
+    single: bool,
+) -> FrameFeatures:
+    """Scaled kernel features beside offsets, and the charge problem."""
+    structure, gradients = frame.structure, frame.needs_gradients
+    numbers = structure.numbers
+    xp = namespace(device.like)
+    chi = system = chi_state = site_state = None
+    if gradients:
+        of_chi, _, of_sites = feature_maps(parameters)
+        chi_state = None if of_chi is None else states[of_chi.descriptor]
+        site_state = None if of_sites is None else states[of_sites.descriptor]
+    if parameters.chi is not None and parameters.charges is not None:
+        part = parameters.chi
+        chi = asarray_like(part.one_hot(numbers), device.like)
+        if raw.chi is not None:
+            chi = xp.concat([part.delta * raw.chi, chi], axis=1)
+        if parameters.learned is None:
+            fixed = parameters.sites(numbers, np.zeros(parameters.size), raw.sites)
+            system = parameters.charges.bind(structure, fixed, many_responses=True, device=device)
+
+    energy = positions = strain = None
+    if parameters.energy is not None:
+        part = parameters.energy
+        energy = asarray_like(part.one_hot(numbers).sum(axis=0), device.like)
+        if raw.energy is not None:
+            energy = xp.concat([part.delta * raw.energy, energy])
+        if gradients:
+            positions = _beside_offsets(raw.positions, 3 * len(structure), part, device, single)
+        if frame.labels.stress is not None:
+            strain = _beside_offsets(raw.strain, 9, part, device, single)
+    return FrameFeatures(
+        chi, chi_state, system, energy, positions, strain, raw.sites, site_state, device=device
+    )
+
+
+def _beside_offsets(rows: Array | None, count: int, part: SitePart, device: Device, single: bool) -> Array:
+    """Scaled rows of derivatives beside those of the offsets, which are zero."""
+    result = np.zeros((count, part.size), np.float32) if single else zeros((count, part.size), device.like)
+    if rows is not None:
+        result[:, : part.kernel_size] = part.delta * rows
+    return result
+
+
+class FeatureStore:
+    """Features of all training frames, cached within a budget.
+
+    Parameters
+    ----------
+    frames : sequence of TrainingFrame
+        Those of the same elements side by side are the faster the smaller they are: runs of them without gradients are
+        evaluated together.
+    parameters : Parameters
+    budget : int
+        Bytes of memory.
+    files : CacheFiles, optional
+        Where kernel features of frames with forces or stresses go that memory has no room for; not used elsewhere than
+        on the host.
+    device : Device
+        Where features are computed and kept.
+    single : bool
+        Whether derivatives of the energy features are kept in single precision: they are rounded by 6e-8 of
+        themselves, in labels by a thousandth of the default noise or less.
+    """
+
+    def __init__(
+        self,
+        frames: Sequence[TrainingFrame],
+        parameters: Parameters,
+        budget: int = MEMORY_BUDGET,
+        files: CacheFiles | None = None,
+        device: Device = CPU,
+        *,
+        single: bool = False,
+    ) -> None:
+        self.frames = frames
+        self.parameters = parameters
+        self.budget = budget
+        self.files = files if device.is_host else None
+        self.device = device
+        self.single = single
+        self._cache: dict[int, FrameFeatures] = {}
+        self._ahead: dict[int, tuple[FrameFeatures, KernelFeatures]] = {}
+        self._runs: list[range] = []
+        self._used = self._stored = 0
+        self._full = False
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def get(self, i: int) -> FrameFeatures:
+        """Features of the i-th frame."""
+        if i in self._cache:
+            return self._cache[i]
+        if i in self._ahead:
+            return self._keep(i, *self._ahead.pop(i))
+        frame = self.frames[i]
+        if self.files is not None and frame.needs_gradients:
+            shapes = feature_shapes(frame, self.parameters)
+            size = sum(math.prod(shape) for shape in shapes if shape is not None)
+            values = self.files.read(frame.structure, size)
+            if values is not None:
+                raw = KernelFeatures.unpack(values, frame, self.parameters)
+                return self._keep(i, _restore(frame, self.parameters, raw, self.single), None)
+        run = self._run(i)
+        found = list(_compute([self.frames[j] for j in run], self.parameters, self.device, self.single))
+        self._ahead = {j: own for j, own in zip(run, found, strict=True) if j > i and j not in self._cache}
+        return self._keep(i, *found[i - run.start])
+
+    def _keep(self, i: int, features: FrameFeatures, raw: KernelFeatures | None) -> FrameFeatures:
+        """Keep features in memory if there is room, else what was computed on disk."""
+        if self.budget > self._used:
+            size = features.nbytes
+            if self._used + size <= self.budget:
+                self._cache[i] = features
+                self._used += size
+                return features
+        frame = self.frames[i]
+        if self.files is not None and raw is not None and frame.needs_gradients and not self._full:
+            values = raw.pack()
+            self._stored += values.nbytes + FILE_OVERHEAD
+            self._full = self._stored > self.files.budget or not self.files.write(frame.structure, values)
+        return features
+
+    def _run(self, i: int) -> range:
+        """Frames that are evaluated with the i-th one.
+
+        What is cached has no influence on them, so that a fit gives the same to the last digit wherever its features come
+        from.
+        """
+        while len(self._runs) <= i:
+            start = len(self._runs)
+            first = self.frames[start]
+            stop, atoms = start + 1, len(first.structure)
+            most = BATCH_ATOMS
+            if first.needs_gradients:
+                most = ROWS_BYTES // (24 * max(1, self.parameters.size))
+            for frame in self.frames[stop:]:
+                atoms += len(frame.structure)
+                if (
+                    frame.structure.species != first.structure.species
+                    or frame.needs_gradients != first.needs_gradients
+                    or atoms > most
+                ):
+                    break
+                stop += 1
+            self._runs += [range(start, stop)] * (stop - start)
+        return self._runs[i]
+
+
+__all__ = [
+    "MEMORY_BUDGET",
+    "FeatureStore",
+    "FrameFeatures",
+    "KernelFeatures",
+    "TrainingFrame",
+    "compute_features",
+    "compute_many",
+    "feature_shapes",
+    "stored_bytes",
+]
