@@ -341,7 +341,11 @@ class KQEqCalculator(Calculator):
         else:
             self._geometry = None  # the old matrix goes before another one is made
             self._geometry = FixedGeometry.at(
-                self._potential, structure, pairs=self._pairs(structure), device=device, single=self._single
+                self._potential,
+                structure,
+                pairs=self._pairs(structure) if device.is_host else None,
+                device=device,
+                single=self._single,
             )
         return self._geometry
 

@@ -441,9 +441,9 @@ def test_conventions_and_configuration():
     assert model_from_dict({"charge_aware": False}).charge_aware is None
     for table, text in (
         ({"power": 2}, "has no setting 'power'"),
-        ({"order": "2"}, "expected a number"),
+        ({"order": "2"}, "expected a whole number"),
         ({"order": 9}, "whole number from 1 to 4"),
-        ({"scale": -1.0}, "positive charge"),
+        ({"scale": -1.0}, "positive number"),
     ):
         with pytest.raises(InputError, match=text):
             model_from_dict({"charge_aware": table})

@@ -287,7 +287,7 @@ def test_caches_stay_small_and_are_not_pickled(feature_map):
 
 @pytest.mark.parametrize("zeta", [1, 2, 3, 4, 5, 6, 7, 8, 13, 16, 17, 2.5])
 def test_powers_of_dot_products(zeta):
-    from kqeq.kernels import _power, _slope
+    from kqeq.kernels.feature_map import _power, _slope
 
     dots = np.random.default_rng(0).uniform(0.1, 1.0, (3, 7))
     kept = dots.copy()

@@ -15,15 +15,17 @@ Dimensions: N atoms, P pairs.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 import numpy as np
 
+from kqeq.backend import asarray_like, is_cupy, namespace
 from kqeq.errors import InputError
 from kqeq.frames.structures import Structure
-from kqeq.typing import BoolArray, FloatArray, IntArray
+from kqeq.typing import Array, BoolArray, FloatArray, IntArray
 
 MAX_IMAGES = 200_000
 """Images of the cell within the cutoff beyond which a cell is refused: one of 0.2 Å has as many at 6 Å."""
@@ -96,6 +98,102 @@ def find_pairs(structure: Structure, cutoff: float, *, full: bool = True, shifts
     box, periodic = neighbour_box(structure.positions, structure.cell, structure.pbc, engine.cutoff)
     result = _compute(engine, structure.positions, box, periodic, "PDS" if shifts else "PD")
     return _pairs(engine, result, owner=engine)
+
+
+def half_pairs(
+    positions: FloatArray, cell: FloatArray, pbc: BoolArray, cutoff: float
+) -> tuple[IntArray, IntArray, FloatArray]:
+    """Each pair within a cutoff once: i, j (P,) as 32-bit integers and r_j − r_i + n·cell (P, 3).
+
+    Raises
+    ------
+    InputError
+        As :func:`find_pairs`.
+    """
+    engine = _engine(cutoff, 0.0, full=False)
+    box, periodic = neighbour_box(positions, cell, pbc, cutoff)
+    indices, vectors = _compute(engine, positions, box, periodic, "PD")
+    # views into the engine's memory: copies outlive it, and half the bytes are enough for the indices
+    return indices[:, 0].astype(np.int32), indices[:, 1].astype(np.int32), vectors.copy()
+
+
+def find_pairs_on(
+    positions: FloatArray, cell: FloatArray, pbc: BoolArray, cutoff: float, like: Array
+) -> tuple[Array, Array, Array]:
+    """Each pair within a cutoff once, on the device of ``like``.
+
+    On a GPU vesin searches there; where it cannot (no CUDA runtime that it finds, more neighbours than it has room
+    for), and elsewhere, it searches on the host and the list is copied.  The pairs come in an order that does not
+    depend on the search: sums over them are reproducible.
+
+    Parameters
+    ----------
+    positions : (N, 3) array
+        Å, on the host.
+    cell, pbc : (3, 3), (3,) arrays
+        Likewise.
+    cutoff : float
+        Å.
+    like : array
+
+    Returns
+    -------
+    (P,), (P,) int arrays, (3, P) array
+        i ≤ j and r_j − r_i + n·cell, Å.
+
+    Raises
+    ------
+    InputError
+        As :func:`find_pairs`.
+    """
+    box, periodic = neighbour_box(positions, cell, pbc, cutoff)
+    found = _search_on_gpu(positions, box, periodic, cutoff, like) if is_cupy(like) else None
+    if found is None:
+        engine = _engine(cutoff, 0.0, full=False)
+        indices, along = _compute(engine, positions, box, periodic, "PD")
+        found = asarray_like(indices.view(np.int64), like), asarray_like(along, like)
+    indices, along = found
+    xp = namespace(along)
+    i, j, vectors = indices[:, 0], indices[:, 1], xp.permute_dims(along, (1, 0))
+    # a search may name either end first: take the lower number, and of an atom's own images the one further along
+    turned = (i > j) | ((i == j) & (_along(vectors) < 0.0))
+    i, j = xp.where(turned, j, i), xp.where(turned, i, j)
+    vectors = xp.where(turned, -vectors, vectors)
+    order = pair_order(i * len(positions) + j, vectors)
+    return xp.take(i, order), xp.take(j, order), xp.take(vectors, order, axis=1)
+
+
+def pair_order(key: Array, vectors: Array) -> Array:
+    """Order of pairs by a whole number (P,), among images of one atom by their vectors (3, P); (P,) ints."""
+    xp = namespace(vectors)
+    first = xp.argsort(_along(vectors), stable=True)
+    return xp.take(first, xp.argsort(xp.take(key, first), stable=True))
+
+
+def _along(vectors: Array) -> Array:
+    """A number that differs between images of an atom, (P,): lattice vectors are hardly in these proportions."""
+    return vectors[0, :] + math.sqrt(3.0) * vectors[1, :] + math.pi * vectors[2, :]
+
+
+def _search_on_gpu(
+    positions: FloatArray, box: FloatArray, periodic: BoolArray, cutoff: float, like: Array
+) -> tuple[Array, Array] | None:
+    """Vesin's search on a GPU, or None where it does not work."""
+    import vesin
+
+    xp = namespace(like)
+    engine = vesin.NeighborList(cutoff=float(cutoff), full_list=False, sorted=False)
+    try:
+        indices, along = engine.compute(
+            points=asarray_like(np.ascontiguousarray(positions), like),
+            box=asarray_like(np.ascontiguousarray(box), like),
+            periodic=xp.asarray(np.ascontiguousarray(periodic)),
+            quantities="PD",
+            copy=True,
+        )
+    except Exception:  # whatever it reports, the host can do the same
+        return None
+    return xp.astype(indices, xp.int64), along
 
 
 class NeighbourFinder:
@@ -286,4 +384,14 @@ def effective_cell(cell: FloatArray, pbc: BoolArray) -> FloatArray:
     return used
 
 
-__all__ = ["MAX_IMAGES", "NeighbourFinder", "Pairs", "effective_cell", "find_pairs", "neighbour_box"]
+__all__ = [
+    "MAX_IMAGES",
+    "NeighbourFinder",
+    "Pairs",
+    "effective_cell",
+    "find_pairs",
+    "find_pairs_on",
+    "half_pairs",
+    "neighbour_box",
+    "pair_order",
+]

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Integral, Real
+from collections.abc import Mapping
 from typing import Any
 
 from sklearn.base import BaseEstimator
 
 from kqeq.descriptors.soap.descriptor import SOAPDescriptor
-from kqeq.errors import InputError
+from kqeq.io.rules import NOTHING, Rule, check_settings, choice, number, whole
 
 DEFAULT_REPRESENTATIVES = 300
 """Representatives per element where none are asked for."""
 
 SELECTIONS = ("fps", "cur", "leverage")
 """Ways to choose representative environments."""
+
+
+_RULES: Mapping[str, Rule] = {
+    "zeta": number(minimum=1),
+    "n_representatives": whole(minimum=1) | NOTHING,
+    "selection": choice(*SELECTIONS),
+    "delta": number(above=0) | NOTHING,
+}
+"""Those of the descriptor are in its own module."""
 
 
 class SOAPKernel(BaseEstimator):  # type: ignore[misc]
@@ -84,19 +92,7 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
             Naming the setting, its value and what was expected.
         """
         self.descriptor()
-        if not _is_number(self.zeta) or self.zeta < 1:
-            raise InputError(f"SOAPKernel(zeta={self.zeta!r}): expected a number of at least 1")
-        number = self.n_representatives
-        if number is not None and (not isinstance(number, Integral) or number < 1):
-            raise InputError(
-                f"SOAPKernel(n_representatives={number!r}): expected a whole number of at least 1, or None"
-            )
-        if self.selection not in SELECTIONS:
-            raise InputError(
-                f"SOAPKernel(selection={self.selection!r}): expected one of {', '.join(SELECTIONS)}"
-            )
-        if self.delta is not None and not (_is_number(self.delta) and self.delta > 0):
-            raise InputError(f"SOAPKernel(delta={self.delta!r}): expected a positive number, or None")
+        check_settings(self, _RULES)
 
     def to_dict(self) -> dict[str, Any]:
         """Parameters as plain data."""
@@ -111,10 +107,6 @@ def default_electronegativity() -> SOAPKernel:
 def default_short_range() -> SOAPKernel:
     """Kernel settings of the short-range energy where none are given."""
     return SOAPKernel(r_cut=5.0, n_max=8, l_max=6, sigma=0.5, zeta=4)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
 
 
 __all__ = [

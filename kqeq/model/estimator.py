@@ -28,10 +28,11 @@ from kqeq.fitting.metrics import Evaluation
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.cache import DiskCache, disk_cache
 from kqeq.fitting.rows.targets import element_energies
-from kqeq.fitting.settings import FitSettings, complete_noise
+from kqeq.fitting.settings import RULES, FitSettings, complete_noise
 from kqeq.fitting.update import update_potential
 from kqeq.frames.labels import LabelKeys, read_frames
 from kqeq.io.progress import track
+from kqeq.io.rules import NOTHING, PATH, Rule, check_values, instance
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.feature_map import SOAPKernel, default_electronegativity, default_short_range
 from kqeq.model.evaluation import evaluate_pairs, read_structures
@@ -48,6 +49,14 @@ from kqeq.uncertainty.remainder import learn_remainder
 
 _DEFAULT: Any = "default"
 """Marks arguments that take the package's default (``None`` means: leave this part away)."""
+
+
+_FIT_RULES: Mapping[str, Rule] = {
+    "optimize": RULES["optimize"],
+    "charges_key": RULES["charges_key"],
+    "resume": PATH | NOTHING,
+    "cache": PATH | instance(DiskCache, "kqeq.DiskCache(folder, budget=bytes)") | NOTHING,
+}
 
 
 class KQEq(BaseEstimator):  # type: ignore[misc]
@@ -197,6 +206,10 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         DeviceError
             If a GPU is asked for and does not work.
         """
+        # before frames are read: whatever is wrong here is wrong for all of them
+        check_values("KQEq", self.get_params(deep=False), RULES)
+        given = {"optimize": optimize, "charges_key": charges_key, "resume": resume, "cache": cache}
+        check_values("fit", given, _FIT_RULES)
         targets = self.targets if targets is None else targets
         charges_key = self.charges_key if charges_key is None else charges_key
         settings = replace(self._settings(targets), optimize=optimize)

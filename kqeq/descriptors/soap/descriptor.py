@@ -6,13 +6,12 @@ The settings and the radial basis (α, β) are dscribe's; the rows equal ``dscri
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal, get_args
 
+from kqeq.backend import is_numpy
 from kqeq.descriptors.soap import basis as soap_basis
 from kqeq.descriptors.soap.host import adjoint as soap_adjoint
 from kqeq.descriptors.soap.host import parallel
@@ -21,6 +20,7 @@ from kqeq.descriptors.soap.host.features import Directions, prepare_directions
 from kqeq.errors import InputError
 from kqeq.frames.neighbours import Pairs, find_pairs
 from kqeq.frames.structures import Structure
+from kqeq.io.rules import Rule, check_values, choice, number, whole
 from kqeq.typing import Array, FloatArray
 
 if TYPE_CHECKING:
@@ -30,6 +30,14 @@ Smoothing = Literal["none", "switch"]
 
 SWITCH_RANGE = (0.75, 1.25)
 """Where neighbours fade out with ``smooth="switch"``, in units of dscribe's padding beyond r_cut."""
+
+_RULES: Mapping[str, Rule] = {
+    "r_cut": number(above=1),  # the radial functions of dscribe need more than 1 Å
+    "n_max": whole(minimum=1),
+    "l_max": whole(0, 20),
+    "sigma": number(above=0),
+    "smooth": choice(*get_args(Smoothing)),
+}
 
 
 @dataclass(frozen=True)
@@ -73,30 +81,11 @@ class SOAPDescriptor:
     smooth: Smoothing = "none"
 
     def __post_init__(self) -> None:
+        check_values("SOAP", {name: getattr(self, name) for name in _RULES}, _RULES)
         for name in ("r_cut", "sigma"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-                raise InputError(f"SOAP {name} is {value!r}; expected a finite number in Å")
-            object.__setattr__(self, name, float(value))
+            object.__setattr__(self, name, float(getattr(self, name)))
         for name in ("n_max", "l_max"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral):
-                raise InputError(f"SOAP {name} is {value!r}; expected an integer")
-            object.__setattr__(self, name, int(value))
-        if not self.r_cut > 1:
-            raise InputError(
-                f"SOAP r_cut is {self.r_cut:g} Å; the radial functions of dscribe need more than 1 Å"
-            )
-        if self.n_max < 1:
-            raise InputError(f"SOAP n_max is {self.n_max}; at least one radial function is needed")
-        if not 0 <= self.l_max <= 20:
-            raise InputError(f"SOAP l_max is {self.l_max}; expected 0 to 20")
-        if not self.sigma > 0:
-            raise InputError(f"SOAP sigma is {self.sigma:g} Å; expected a positive width")
-        if self.smooth not in get_args(Smoothing):
-            raise InputError(
-                f"SOAP smooth is {self.smooth!r}; expected one of {', '.join(map(repr, get_args(Smoothing)))}"
-            )
+            object.__setattr__(self, name, int(getattr(self, name)))
 
     @property
     def cutoff(self) -> float:
@@ -177,7 +166,9 @@ class SOAPDescriptor:
         """
         from kqeq.descriptors.soap.arrays import expansion as soap_arrays
 
-        return soap_arrays.evaluate(structure, self._pairs(structure, pairs), self.tables, like, memory)
+        if pairs is not None or is_numpy(like):
+            pairs = self._pairs(structure, pairs)
+        return soap_arrays.evaluate(structure, pairs, self.tables, like, memory)
 
     def prepare_directions(self, species: tuple[int, ...], rows: FloatArray) -> Directions:
         """Lay directions (M, F) out once for ``feature_gradients`` of many structures."""
