@@ -38,13 +38,29 @@ def cholesky(matrix: Array, *, overwrite: bool = False) -> Array | None:
 
 
 def _cholesky_in_place(matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
-    from scipy.linalg.lapack import dpotrf
+    """Column block after column block, so that nearly all of it is one product a block.
 
-    # the transposed view is in LAPACK's order: its upper factor is our lower one
-    factor, info = dpotrf(matrix.T, lower=0, clean=1, overwrite_a=1)
-    if info != 0 or not np.isfinite(np.diagonal(factor)).all():
-        return None
-    return np.asarray(factor.T)
+    LAPACK's own ``potrf`` runs at half the speed of products here, and wants a copy in another order.
+    """
+    from scipy.linalg.lapack import dpotrf, dtrtrs
+
+    size = len(matrix)
+    for start in range(0, size, _CHOLESKY_BLOCK):
+        stop = min(start + _CHOLESKY_BLOCK, size)
+        if start:
+            matrix[start:, start:stop] -= matrix[start:, :start] @ matrix[start:stop, :start].T
+        own, info = dpotrf(np.asfortranarray(matrix[start:stop, start:stop]), lower=1, clean=1)
+        if info != 0 or not np.isfinite(np.diagonal(own)).all():
+            return None
+        matrix[start:stop, start:stop] = own
+        if stop < size:
+            below, _ = dtrtrs(own, matrix[stop:, start:stop].T, lower=1)
+            matrix[stop:, start:stop] = below.T
+            matrix[start:stop, stop:] = 0.0
+    return matrix
+
+
+_CHOLESKY_BLOCK = 512
 
 
 def solve_triangular(lower: Array, rhs: Array, *, transposed: bool = False) -> Array:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kqeq.backend import blas, is_numpy, namespace, to_numpy, zeros
 from kqeq.descriptors.soap.host import parallel
@@ -59,13 +60,20 @@ class Gram:
     def __init__(self, size: int, first: int, like: Array) -> None:
         self.first = first
         self.matrix: Array = zeros((size - first, size), like)
+        self._single: NDArray[np.float32] | None = None
 
     def add(self, rows: Array) -> None:
         """Add the products of a block of rows (n, P)."""
         if not is_numpy(self.matrix):
             self.matrix += rows[:, self.first :].T @ rows
             return
-        _add_tiles(self.matrix, np.asarray(rows), self.first)
+        single = None
+        if int(rows.shape[1]) >= SINGLE_SIZE:
+            if self._single is None or len(self._single) < len(rows):
+                self._single = np.empty(rows.shape, np.float32)
+            single = self._single[: len(rows)]
+            single[...] = rows
+        _add_tiles(self.matrix, np.asarray(rows), single, self.first)
 
     def finish(self) -> Array:
         """The complete matrix."""
@@ -74,17 +82,16 @@ class Gram:
         return self.matrix
 
 
-def _add_tiles(matrix: FloatArray, rows: FloatArray, first: int) -> None:
+def _add_tiles(matrix: FloatArray, rows: FloatArray, single: NDArray[np.float32] | None, first: int) -> None:
     size = rows.shape[1]
     edges = [*range(0, first, TILE), *range(first, size, TILE), size]
     tiles = [slice(a, b) for a, b in pairwise(edges)]
     begin = len(range(0, first, TILE))
     tasks = [(i, j) for i in range(begin, len(tiles)) for j in range(i + 1)]
-    single, limits = None, np.full(len(tiles), np.inf)
-    if size >= SINGLE_SIZE:
+    limits = np.full(len(tiles), np.inf)
+    if single is not None:
         norms = np.sqrt(np.einsum("np,np->p", rows, rows))
         limits = np.array([float(norms[tile].max()) for tile in tiles])
-        single = rows.astype(np.float32)
 
     def work(low: int, high: int) -> None:
         for i, j in tasks[low:high]:

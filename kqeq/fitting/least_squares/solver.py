@@ -26,7 +26,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from kqeq.backend import asarray_like, blas, namespace, to_float, to_numpy, zeros
+from kqeq.backend import asarray_like, blas, is_numpy, namespace, to_float, to_numpy, zeros
 from kqeq.errors import NotPositiveDefiniteError
 from kqeq.fitting.least_squares.equations import (
     CONDITION_LIMIT,
@@ -51,6 +51,10 @@ everything in one of the two forms of :mod:`kqeq.fitting.least_squares.equations
 
 CHUNK_ROWS = 2048
 """Rows of Jacobian that are collected before they are multiplied into the normal equations."""
+
+
+SPARE_ROWS = 512
+"""Room for the rows of the frame that completes a block."""
 
 
 class LeastSquaresProblem(Protocol):
@@ -168,7 +172,8 @@ class _Sum:
         self.size, self.first, self.what = problem.size, leading(problem), what
         self.total = Sums(None, None, 0.0, 0)
         self.grams: dict[str, Gram] = {}
-        self.pending: list[tuple[Array, Array]] = []
+        self.pending: list[Array] = []
+        self.buffer: FloatArray | None = None
         self.waiting = 0
         self.loss: Array = 0.0
 
@@ -178,31 +183,49 @@ class _Sum:
         self.total.n_residuals += int(residual.shape[0])
         if rows is None:
             return
-        if self.what != "triangle":
-            contribution = rows.T @ residual
-            self.total.rhs = contribution if self.total.rhs is None else self.total.rhs + contribution
-        if self.what in ("border", "full", "triangle"):
-            self.pending.append((rows, residual))
-            self.waiting += int(residual.shape[0])
-            if self.waiting >= CHUNK_ROWS:
-                self.flush()
+        if self.what in ("none", "linear"):
+            self._add_gradient(rows, residual)
+            return
+        if self.what == "triangle":
+            rows = namespace(rows).concat([rows, residual[:, None]], axis=1)
+        else:
+            self._add_gradient(rows, residual)
+        self._collect(rows)
+        if self.waiting >= CHUNK_ROWS:
+            self.flush()
+
+    def _add_gradient(self, rows: Array, residual: Array) -> None:
+        contribution = rows.T @ residual
+        self.total.rhs = contribution if self.total.rhs is None else self.total.rhs + contribution
+
+    def _collect(self, rows: Array) -> None:
+        """Keep rows until there are enough; on the host side by side, in the same memory again and again."""
+        count, width = (int(n) for n in rows.shape)
+        if is_numpy(rows):
+            if self.buffer is None or self.waiting + count > len(self.buffer):
+                larger = np.empty((max(CHUNK_ROWS + SPARE_ROWS, self.waiting + count), width))
+                if self.buffer is not None:
+                    larger[: self.waiting] = self.buffer[: self.waiting]
+                self.buffer = larger
+            self.buffer[self.waiting : self.waiting + count] = rows
+        else:
+            self.pending.append(rows)
+        self.waiting += count
 
     def flush(self) -> None:
         """Multiply what was collected."""
-        if not self.pending:
+        if self.waiting == 0:
             return
-        xp = namespace(self.pending[0][0])
         stacked = (
-            xp.concat([rows for rows, _ in self.pending]) if len(self.pending) > 1 else self.pending[0][0]
+            namespace(self.pending[0]).concat(self.pending)
+            if self.buffer is None
+            else self.buffer[: self.waiting]
         )
         if self.what == "triangle":
-            residuals = xp.concat([residual for _, residual in self.pending])
             if self.total.triangle is None:
                 self.total.triangle = zeros((self.size + 1, self.size + 1), stacked)
             with blas.all_threads():
-                self.total.triangle = push(
-                    self.total.triangle, xp.concat([stacked, residuals[:, None]], axis=1)
-                )
+                self.total.triangle = push(self.total.triangle, stacked)
         else:
             for name, columns, first in self._blocks():
                 if name not in self.grams:
