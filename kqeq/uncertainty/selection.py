@@ -27,6 +27,7 @@ import numpy as np
 from kqeq.backend.linalg import solve_lower
 from kqeq.errors import InputError, UnsupportedError
 from kqeq.fitting.parameters import SitePart
+from kqeq.frames.labels import standard_deviation
 from kqeq.frames.structures import Structure, as_frames, describe, read_structure
 from kqeq.io.progress import track
 from kqeq.typing import FloatArray
@@ -137,8 +138,8 @@ def _candidate(posterior: Posterior, structure: Structure, kind: str) -> _Candid
         missed = part.delta**2 * weights @ view.kernel(part.feature_map) @ weights.T
         variance = variance + part.remainder * (missed - kernel_rows @ kernel_rows.T)
         sites.append((part, weights, kernel_rows, view.values[part.feature_map]))
-    noise = posterior.noise[kind] * (np.sqrt(len(structure)) if kind == "energy" else 1.0)
-    return _Candidate(structure, scaled, tuple(sites), variance, float(noise))
+    noise = standard_deviation(kind, posterior.noise, len(structure))
+    return _Candidate(structure, scaled, tuple(sites), variance, noise)
 
 
 def _greedy(candidates: Sequence[_Candidate], n: int) -> list[int]:

@@ -11,7 +11,6 @@ Dimensions: N atoms, P parameters, n rows of one label.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +28,7 @@ from kqeq.descriptors.base import FeatureGradients, SiteJacobian
 from kqeq.fitting.least_squares.solver import JacobianKind
 from kqeq.fitting.parameters import Parameters, SiteDirections
 from kqeq.fitting.rows.features import FrameFeatures, TrainingFrame
+from kqeq.frames.labels import standard_deviation
 from kqeq.typing import Array, FloatArray
 
 
@@ -347,9 +347,8 @@ def target_vector(frame: TrainingFrame, kind: str) -> FloatArray:
 
 
 def deviation(frame: TrainingFrame, kind: str, noise: Mapping[str, float]) -> float:
-    """Standard deviation of one label: energies get σ_E √N, and weights divide the variance."""
-    scale = np.sqrt(len(frame.structure)) if kind == "energy" else 1.0
-    return float(noise[kind] * scale)
+    """Standard deviation of every component of a label of a frame: :func:`kqeq.frames.labels.standard_deviation`."""
+    return standard_deviation(kind, noise, len(frame.structure), frame.labels.weight)
 
 
 def _linear_rows(frame: TrainingFrame, features: FrameFeatures, kind: str, size: int) -> Array:
@@ -405,7 +404,7 @@ def frame_rows(
         value, rows = BLOCKS[kind](line, jacobian == "full" and not linear_only)
         if linear_only:
             rows = _linear_rows(frame, features, kind, linear_size)
-        scale = math.sqrt(frame.labels.weight) / deviation(frame, kind, noise)
+        scale = 1.0 / deviation(frame, kind, noise)
         residuals.append(scale * (line.put(target) - value))
         stop = start + len(target)
         if stacked is not None and rows is not None:
