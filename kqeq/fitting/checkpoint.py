@@ -73,7 +73,9 @@ def write_checkpoint(path: str | PathLike[str], mark: str, state: SolverState) -
         "damping": state.damping,
         "iterations": [asdict(iteration) for iteration in state.iterations],
     }
-    write_archive(path, FORMAT, VERSION, header, {"u": state.u})
+    arrays = {"u": state.u, "steps": state.steps, "slopes": state.slopes}
+    present = {name: values for name, values in arrays.items() if values is not None}
+    write_archive(path, FORMAT, VERSION, header, present)
 
 
 def read_checkpoint(path: str | PathLike[str], mark: str, size: int) -> SolverState | None:
@@ -100,7 +102,13 @@ def read_checkpoint(path: str | PathLike[str], mark: str, size: int) -> SolverSt
     try:
         found, u = header["fingerprint"], arrays["u"]
         iterations = tuple(Iteration(**row) for row in header["iterations"])
-        state = SolverState(u=u, damping=float(header["damping"]), iterations=iterations)
+        state = SolverState(
+            u=u,
+            damping=float(header["damping"]),
+            iterations=iterations,
+            steps=arrays.get("steps"),
+            slopes=arrays.get("slopes"),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"{source} lacks a part of the checkpoint ({error!r}); {remedy}") from None
     if found != mark or u.shape != (size,):

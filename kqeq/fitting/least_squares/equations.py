@@ -192,6 +192,9 @@ class Equations(Protocol):
         With H = L Lᵀ the factor of their own block is the leading block of L.
         """
 
+    def solve(self, rhs: FloatArray) -> FloatArray:
+        """H⁻¹ rhs."""
+
     def decrement(self) -> float:
         """What the undamped step promises, ½ bᵀH⁻¹b."""
 
@@ -384,6 +387,10 @@ class NormalEquations:
         rest = _others(lower, solve_lower(lower[:n, :n], rhs[:n]), end)
         return np.concatenate([to_numpy(rest), last])
 
+    def solve(self, rhs: FloatArray) -> FloatArray:
+        """See :class:`Equations`."""
+        return to_numpy(self._solve(asarray_like(rhs, self._factor)))
+
     def decrement(self) -> float:
         """See :class:`Equations`."""
         return 0.5 * float(self.rhs @ self.step(0.0))
@@ -476,8 +483,10 @@ class TriangularEquations:
     ----------
     triangle : (P, P) array
         R.
-    rhs : (P,) array
+    image : (P,) array
         c.
+    rhs : (P,) array
+        b.
     loss : float
     n_residuals : int
     lower : (P, P) array
@@ -497,7 +506,8 @@ class TriangularEquations:
         whole = push(np.asfortranarray(to_numpy(sums.triangle)), rows)
         signs = np.where(np.diagonal(whole)[:-1] < 0.0, -1.0, 1.0)
         self.triangle = np.triu(signs[:, None] * whole[:-1, :-1])
-        self.rhs = np.asarray(signs * whole[:-1, -1])
+        self.image = np.asarray(signs * whole[:-1, -1])
+        self.rhs = self.triangle.T @ self.image
         self.loss = sums.loss + prior.value(u)
         self.n_residuals = sums.n_residuals
         if not (np.isfinite(whole).all() and (np.diagonal(self.triangle) > 0.0).all()):
@@ -518,9 +528,9 @@ class TriangularEquations:
     def step(self, damping: float, last: FloatArray | None = None) -> FloatArray:
         """See :class:`Equations`."""
         if damping == 0.0:
-            return _back(self.lower, self.rhs, last)
+            return _back(self.lower, self.image, last)
         whole = np.zeros((len(self.rhs) + 1,) * 2)
-        whole[:-1, :-1], whole[:-1, -1] = self.triangle, self.rhs
+        whole[:-1, :-1], whole[:-1, -1] = self.triangle, self.image
         extra = np.zeros_like(whole)
         lengths = np.linalg.norm(self.triangle, axis=0)
         lengths[: self._undamped] = 0.0
@@ -528,14 +538,18 @@ class TriangularEquations:
         whole = push(whole, extra, triangular=True)
         return _back(whole[:-1, :-1].T, whole[:-1, -1], last)
 
+    def solve(self, rhs: FloatArray) -> FloatArray:
+        """See :class:`Equations`."""
+        return solve(self.lower, rhs)  # type: ignore[no-any-return]
+
     def decrement(self) -> float:
         """See :class:`Equations`."""
-        return 0.5 * float(self.rhs @ self.rhs)
+        return 0.5 * float(self.image @ self.image)
 
     def promised(self, step: FloatArray) -> float:
         """See :class:`Equations`."""
         image = self.triangle @ step
-        return float(image @ self.rhs) - 0.5 * float(image @ image)
+        return float(image @ self.image) - 0.5 * float(image @ image)
 
     def block(self, columns: slice) -> FloatArray:
         """See :class:`Equations`."""
