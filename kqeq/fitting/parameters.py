@@ -268,6 +268,33 @@ class Parameters:
             environment = replace(environment, parts={kind: parts[kind] for kind in environment.parts})
         return replace(self, chi=parts.get("chi"), energy=parts.get("energy"), environment=environment)
 
+    def without_energy(self) -> Parameters:
+        """Those of the charges alone, for labels that do not depend on the others; the last ones of the vector."""
+        if self.energy is None:
+            return self
+        assert self.energy_first
+        first = self.energy.size
+
+        def moved(part: SitePart) -> SitePart:
+            return replace(part, columns=slice(part.columns.start - first, part.columns.stop - first))
+
+        learned, environment = self.learned, self.environment
+        if learned is not None:
+            columns = slice(learned.columns.start - first, learned.columns.stop - first)
+            learned = replace(learned, columns=columns)
+        if environment is not None:
+            parts = {kind: moved(part) for kind, part in environment.parts.items()}
+            fixed = None if environment.fixed is None else environment.fixed[first:]
+            environment = replace(environment, parts=parts, fixed=fixed)
+        return replace(
+            self,
+            chi=None if self.chi is None else moved(self.chi),
+            energy=None,
+            size=self.size - first,
+            learned=learned,
+            environment=environment,
+        )
+
     @property
     def energy_first(self) -> bool:
         """Whether the parameters of the energy come before those of the electronegativities."""
