@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
 from sklearn.base import BaseEstimator
 
 from kqeq.descriptors.soap import SOAPDescriptor
+from kqeq.descriptors.soap_weighting import Weighting
 from kqeq.errors import InputError
 
 DEFAULT_REPRESENTATIVES = 300
@@ -41,6 +43,9 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         the short-range energy).  ``None`` takes the default of the role.
     smooth : {"none", "switch"}
         Treatment of the outer cutoff; see :class:`kqeq.descriptors.soap.SOAPDescriptor`.
+    weighting : dict, optional
+        Radial weighting of neighbours with the settings of :class:`dscribe.descriptors.SOAP`, for example
+        ``{"function": "pow", "r0": 2.0, "c": 1.0, "d": 1.0, "m": 4.0}``: those that are near count more.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         selection: str = "fps",
         delta: float | None = None,
         smooth: str = "switch",
+        weighting: Mapping[str, Any] | None = None,
     ) -> None:
         self.r_cut = r_cut
         self.n_max = n_max
@@ -64,6 +70,7 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         self.selection = selection
         self.delta = delta
         self.smooth = smooth
+        self.weighting = weighting
 
     def descriptor(self) -> SOAPDescriptor:
         """The descriptor that these settings stand for; validates its part of them."""
@@ -73,6 +80,7 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
             l_max=self.l_max,
             sigma=self.sigma,
             smooth=self.smooth,  # type: ignore[arg-type]  # the descriptor validates it
+            weighting=Weighting.of(self.weighting),
         )
 
     def check(self) -> None:
@@ -100,7 +108,12 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
 
     def to_dict(self) -> dict[str, Any]:
         """Parameters as plain data."""
-        return dict(self.get_params(deep=False))
+        settings = dict(self.get_params(deep=False))
+        if self.weighting is None:
+            del settings["weighting"]  # files that do without can be read by versions that do not know it
+        else:
+            settings["weighting"] = dict(self.weighting)
+        return settings
 
 
 def default_electronegativity() -> SOAPKernel:

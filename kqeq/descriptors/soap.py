@@ -1,7 +1,7 @@
 """SOAP descriptors as dscribe defines them, with derivatives that cost about as much as the values.
 
 The settings and the radial basis (α, β) are dscribe's; the rows equal ``dscribe.descriptors.SOAP.create``
-(``rbf="gto"``, no weighting, no compression) normalised to one, for the elements present.
+(``rbf="gto"``, no compression) normalised to one, for the elements present.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from kqeq.descriptors import parallel, soap_adjoint, soap_basis
 from kqeq.descriptors.soap_adjoint import SOAPState
 from kqeq.descriptors.soap_features import Directions, prepare_directions
+from kqeq.descriptors.soap_weighting import Weighting
 from kqeq.errors import InputError
 from kqeq.neighbours import Pairs, find_pairs
 from kqeq.structures import Structure
@@ -57,6 +58,9 @@ class SOAPDescriptor:
         for r_cut 4.5, n_max 8, l_max 6; 4e-5 for 4.0, 4, 3).  A longer sharp padding was measured, too, and
         is worse in every respect: twice dscribe's padding doubles the pairs, changes rows by 3e-3 and
         leaves a jump (4e-7; 5e-5 for σ = 0.3 Å).
+    weighting : Weighting or dict, optional
+        Weight of neighbours by distance (:class:`kqeq.descriptors.soap_weighting.Weighting`), or dscribe's settings of
+        it, for example ``{"function": "pow", "r0": 2.0, "c": 1.0, "d": 1.0, "m": 4.0}``.
 
     Raises
     ------
@@ -69,6 +73,7 @@ class SOAPDescriptor:
     l_max: int
     sigma: float = 0.5
     smooth: Smoothing = "none"
+    weighting: Weighting | None = None
 
     def __post_init__(self) -> None:
         for name in ("r_cut", "sigma"):
@@ -91,6 +96,7 @@ class SOAPDescriptor:
             raise InputError(f"SOAP l_max is {self.l_max}; expected 0 to 20")
         if not self.sigma > 0:
             raise InputError(f"SOAP sigma is {self.sigma:g} Å; expected a positive width")
+        object.__setattr__(self, "weighting", Weighting.of(self.weighting))
         if self.smooth not in get_args(Smoothing):
             raise InputError(
                 f"SOAP smooth is {self.smooth!r}; expected one of {', '.join(map(repr, get_args(Smoothing)))}"
@@ -189,7 +195,7 @@ def _tables(descriptor: SOAPDescriptor) -> soap_adjoint.Tables:
     if descriptor.smooth == "switch":
         padding = radial.cutoff - descriptor.r_cut
         inner, outer = (descriptor.r_cut + factor * padding for factor in SWITCH_RANGE)
-    return soap_adjoint.make_tables(radial, inner, outer)
+    return soap_adjoint.make_tables(radial, inner, outer, descriptor.weighting)
 
 
 __all__ = ["SWITCH_RANGE", "SOAPDescriptor", "Smoothing"]
