@@ -6,7 +6,12 @@
     [electronegativity]          # settings that are not named keep the defaults of this kernel
     r_cut = 4.5
 
-    [short_range]
+    [[short_range]]              # several tables are kernels that are summed
+    r_cut = 5.0
+
+    [[short_range]]
+    r_cut = 2.5
+    sigma = 0.2
     n_representatives = 600
 
     [charges]
@@ -41,6 +46,9 @@ from kqeq.charges import QEq, charge_model_from_dict
 from kqeq.errors import InputError
 from kqeq.estimator import KQEq
 from kqeq.kernels import SOAPKernel, default_electronegativity, default_short_range
+
+
+_WEIGHTING = 'weighting = { function = "pow", r0 = 2.0, c = 1.0, d = 1.0, m = 4.0 }'
 
 
 def load_config(path: str | PathLike[str]) -> KQEq:
@@ -91,7 +99,7 @@ def model_from_dict(data: Mapping[str, Any]) -> KQEq:
         "site_kernel": default_electronegativity,
     }
     for name in kernels.keys() & settings.keys():
-        settings[name] = _part(name, settings[name], partial(_kernel, name, kernels[name]()))
+        settings[name] = _kernels(name, settings[name], kernels[name])
     if "charges" in settings:
         settings["charges"] = _part("charges", settings["charges"], _charges)
     if "charge_aware" in settings:
@@ -126,6 +134,13 @@ def _part(name: str, value: Any, build: Callable[[dict[str, Any]], Any]) -> Any:
     return build(value)
 
 
+def _kernels(name: str, value: Any, default: Callable[[], SOAPKernel]) -> Any:
+    """One kernel, or several from an array of tables."""
+    if isinstance(value, list) and value and all(isinstance(table, dict) for table in value):
+        return [_kernel(f"{name} {number}", default(), table) for number, table in enumerate(value, start=1)]
+    return _part(name, value, partial(_kernel, name, default()))
+
+
 def _kernel(name: str, kernel: SOAPKernel, table: dict[str, Any]) -> SOAPKernel:
     known = kernel.get_params(deep=False)
     texts = ("selection", "smooth")
@@ -134,7 +149,10 @@ def _kernel(name: str, kernel: SOAPKernel, table: dict[str, Any]) -> SOAPKernel:
             raise InputError(f"[{name}] has no setting {key!r}; expected some of {', '.join(known)}")
         if key in texts and not isinstance(value, str):
             raise InputError(f"[{name}] {key} is {value!r}; expected a string")
-        if key not in texts:
+        if key == "weighting":
+            if not isinstance(value, dict):
+                raise InputError(f"[{name}] weighting is {value!r}; expected a table, for example {_WEIGHTING}")
+        elif key not in texts:
             _number(f"[{name}] {key}", value)
     kernel.set_params(**table)
     kernel.check()

@@ -116,6 +116,30 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         return settings
 
 
+Kernels = tuple[SOAPKernel, ...]
+"""The kernels of a sum."""
+
+
+def kernel_tuple(given: Any, name: str) -> Kernels | None:
+    """One kernel, or a sequence of kernels that are summed, as a tuple; ``None`` stays.
+
+    Raises
+    ------
+    InputError
+    """
+    if given is None:
+        return None
+    kernels = tuple(given) if isinstance(given, (list, tuple)) else (given,)
+    for kernel in kernels:
+        if not isinstance(kernel, SOAPKernel):
+            raise InputError(
+                f"{name} is {given!r}; expected kqeq.SOAPKernel(...), a list of them (which are summed), or None"
+            )
+    if not kernels:
+        raise InputError(f"{name} is an empty list; give at least one kqeq.SOAPKernel(...), or None")
+    return kernels
+
+
 def default_electronegativity() -> SOAPKernel:
     """Kernel settings of the electronegativity where none are given."""
     return SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2)
@@ -133,7 +157,9 @@ def _is_number(value: Any) -> bool:
 __all__ = [
     "DEFAULT_REPRESENTATIVES",
     "SELECTIONS",
+    "Kernels",
     "SOAPKernel",
     "default_electronegativity",
     "default_short_range",
+    "kernel_tuple",
 ]

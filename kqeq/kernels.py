@@ -43,9 +43,11 @@ from kqeq.descriptors.base import Descriptor, DescriptorState, FeatureGradients
 from kqeq.kernel_settings import (
     DEFAULT_REPRESENTATIVES,
     SELECTIONS,
+    Kernels,
     SOAPKernel,
     default_electronegativity,
     default_short_range,
+    kernel_tuple,
 )
 from kqeq.linalg import factorise_with_jitter, solve_lower
 from kqeq.neighbours import Pairs
@@ -428,12 +430,14 @@ __all__ = [
     "SELECTIONS",
     "Directions",
     "FeatureMap",
+    "Kernels",
     "SOAPKernel",
     "Similarity",
     "default_electronegativity",
     "default_short_range",
     "evaluate_environments",
     "gram",
+    "kernel_tuple",
     "layout_columns",
     "used_columns",
 ]

@@ -15,7 +15,7 @@ from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError
 from kqeq.fitting.blocks import BLOCKS
 from kqeq.fitting.equations import SOLVERS
-from kqeq.kernels import SOAPKernel
+from kqeq.kernels import Kernels
 
 DEFAULT_NOISE: Mapping[str, float] = {
     "energy": 1e-3,
@@ -34,8 +34,9 @@ class FitSettings:
 
     Attributes
     ----------
-    electronegativity : SOAPKernel or None
-    short_range : SOAPKernel or None
+    electronegativity : tuple of SOAPKernel or None
+        Kernels that are summed.
+    short_range : tuple of SOAPKernel or None
     charges : ChargeModel or None
     baseline : Baseline or None
     noise : mapping of str to float
@@ -47,7 +48,7 @@ class FitSettings:
     max_iterations : int
     optimize : "evidence" or None
         What noises and prior spreads are learned by; ``None`` keeps the given ones.
-    site_kernel : SOAPKernel or None
+    site_kernel : tuple of SOAPKernel or None
         For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
     solver : {"auto", "cholesky", "qr"}
         How the linear problem of each step is solved (:mod:`kqeq.fitting.equations`).
@@ -57,8 +58,8 @@ class FitSettings:
         Where to compute; results do not depend on it.
     """
 
-    electronegativity: SOAPKernel | None
-    short_range: SOAPKernel | None
+    electronegativity: Kernels | None
+    short_range: Kernels | None
     charges: ChargeModel | None
     baseline: Baseline | None = None
     noise: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_NOISE))
@@ -66,7 +67,7 @@ class FitSettings:
     e0: Mapping[int, float] | None = None
     max_iterations: int = 30
     optimize: str | None = None
-    site_kernel: SOAPKernel | None = None
+    site_kernel: Kernels | None = None
     charge_aware: ChargeKernel | None = None
     solver: str = "auto"
     device: Device = CPU
@@ -98,8 +99,8 @@ def check_settings(settings: FitSettings) -> None:
     ------
     InputError
     """
-    for kernel in (settings.electronegativity, settings.short_range, settings.site_kernel):
-        if kernel is not None:
+    for kernels in (settings.electronegativity, settings.short_range, settings.site_kernel):
+        for kernel in kernels or ():
             kernel.check()
     if (settings.electronegativity is None) != (settings.charges is None):
         given, missing = (
