@@ -47,7 +47,6 @@ from kqeq.errors import InputError
 from kqeq.estimator import KQEq
 from kqeq.kernels import SOAPKernel, default_electronegativity, default_short_range
 
-
 _WEIGHTING = 'weighting = { function = "pow", r0 = 2.0, c = 1.0, d = 1.0, m = 4.0 }'
 
 
@@ -151,7 +150,9 @@ def _kernel(name: str, kernel: SOAPKernel, table: dict[str, Any]) -> SOAPKernel:
             raise InputError(f"[{name}] {key} is {value!r}; expected a string")
         if key == "weighting":
             if not isinstance(value, dict):
-                raise InputError(f"[{name}] weighting is {value!r}; expected a table, for example {_WEIGHTING}")
+                raise InputError(
+                    f"[{name}] weighting is {value!r}; expected a table, for example {_WEIGHTING}"
+                )
         elif key not in texts:
             _number(f"[{name}] {key}", value)
     kernel.set_params(**table)

@@ -85,8 +85,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     max_iterations : int
         Of the Gauss–Newton solver.
     site_kernel : SOAPKernel or sequence of SOAPKernel, optional
-        Kernel (or a sum) of the logarithms of the parameters marked with ``"kernel"``; its ``delta`` is their prior standard
-        deviation around the element's value (by default 0.2, for softness 0.3).  ``None`` shares descriptors and
+        Kernel (or a sum) of the logarithms of the parameters marked with ``"kernel"``; its ``delta`` is their prior
+        standard deviation around the element's value (by default 0.2, for softness 0.3).  ``None`` shares descriptors and
         representatives with the electronegativity.
     solver : {"auto", "cholesky", "qr"}
         How the linear problem of each step is solved.  ``"auto"`` takes normal equations and a Cholesky factorisation

@@ -29,7 +29,7 @@ def find_similarities(feature_maps: Sequence[FeatureMap], states: States, number
 
 
 def expand(terms: Terms, similarities: Similarities, size: int) -> Array:
-    """f of ``size`` atoms, (N,); at least one kernel."""
+    """F of ``size`` atoms, (N,); at least one kernel."""
     total: Array | None = None
     for feature_map, coefficients in terms:
         own = feature_map.expand(similarities[feature_map], size, coefficients)

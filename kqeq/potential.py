@@ -153,9 +153,7 @@ class Potential:
                 "fit with charges=kqeq.QEq(), or remove the field"
             )
 
-    def site_parameters(
-        self, numbers: IntArray, similarities: Similarities
-    ) -> SiteParameters | None:
+    def site_parameters(self, numbers: IntArray, similarities: Similarities) -> SiteParameters | None:
         """Hardness and the like of every atom in its environment; ``None`` without charges.
 
         Parameters
@@ -166,10 +164,7 @@ class Potential:
         """
         if self.charges is None:
             return None
-        logarithms = {
-            kind: model.evaluate(similarities, numbers)
-            for kind, model in self.sites.items()
-        }
+        logarithms = {kind: model.evaluate(similarities, numbers) for kind, model in self.sites.items()}
         return multiply_sites(self.charges.site_parameters(numbers), logarithms)
 
     def bind(

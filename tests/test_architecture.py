@@ -33,7 +33,7 @@ LAYERS = (
         "devices",
     },
     {"descriptors", "electrostatics", "baseline"},
-    {"kernels", "kernel_settings", "representatives", "charges", "charge_kernel"},
+    {"kernels", "kernel_settings", "kernel_sums", "representatives", "charges", "charge_kernel"},
     {"charged", "prediction", "potential", "fixed_geometry"},
     {"fitting"},
     {"uncertainty", "remainder", "evaluation"},
@@ -47,7 +47,7 @@ LAYERS = (
 LAZY = {("estimator", "storage")}
 """Circles that are cut by an import inside a function: ``model.save(path)`` is a convenience."""
 
-MAX_LINES = 450
+MAX_LINES = 600
 
 LONGER = {"kqeq.descriptors.soap_kernels": 540}
 """Compiled kernels that call each other stay in one file: numba's cache does not see changes in other files."""

@@ -387,7 +387,9 @@ def test_uncertainty_of_energies_is_that_of_the_product_kernel(pair, water_train
     view = CoupledUncertain(prior, structure, forces=True)
     q = model.predict(water_training[4]).charges
     product = (1.0 + np.outer(q, q) / 0.25) ** 2 * view.kernel(posterior.part.feature_maps[0])
-    assert view.variance("energy")[0] == pytest.approx(posterior.part.deltas[0] ** 2 * product.sum(), rel=1e-9)
+    assert view.variance("energy")[0] == pytest.approx(
+        posterior.part.deltas[0] ** 2 * product.sum(), rel=1e-9
+    )
     known = CoupledUncertain(posterior, structure, forces=True)
     half, none = (
         CoupledUncertain(replace(posterior, part=with_remainder(posterior.part, value)), structure)

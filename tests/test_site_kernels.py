@@ -520,7 +520,7 @@ def test_variance_of_a_dense_model_is_that_of_the_gaussian_process(kind, made):
 
         direction = np.random.default_rng(0).normal(size=len(structure))
         expected = central_difference(lambda t, d=direction: value(t, d), 1e-2)
-        assert_close(mapped[id(part)] @ direction, expected, rtol=1e-6, at_least=1e-5)
+        assert_close(mapped[id(part.kernels[0])] @ direction, expected, rtol=1e-6, at_least=1e-5)
     rows = BLOCKS[kind](line, True)[1]
     variance = view.variance(kind)
     from kqeq.linalg import solve_lower

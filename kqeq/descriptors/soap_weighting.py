@@ -71,7 +71,7 @@ class Weighting:
                 '{"function": "pow", "r0": 2.0, "c": 1.0, "d": 1.0, "m": 4.0}'
             )
         function = given.get("function")
-        if function not in FUNCTIONS:
+        if not isinstance(function, str) or function not in FUNCTIONS:
             raise InputError(
                 f'SOAP weighting["function"] is {function!r}; expected one of '
                 f"{', '.join(map(repr, FUNCTIONS))}"
@@ -86,7 +86,7 @@ class Weighting:
         if given.get("r0") is None:
             raise InputError('SOAP weighting needs "r0", its length scale in Å')
         numbers = {key: _number(key, value) for key, value in given.items() if key != "function"}
-        result = cls(str(function), **{key: value for key, value in numbers.items() if value is not None})  # type: ignore[arg-type]
+        result = cls(function, **{key: value for key, value in numbers.items() if value is not None})
         result._check()
         return result
 
@@ -121,7 +121,7 @@ class Weighting:
         return float(self(np.zeros(1))[0][0]) if self.w0 is None else self.w0
 
     def __call__(self, r: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """w and ∂w/∂r at distances r (P,) in Å."""
+        """W and ∂w/∂r at distances r (P,) in Å."""
         return _FORMS[self.function](self, np.asarray(r, dtype=np.float64))
 
 

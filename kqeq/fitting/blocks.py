@@ -122,9 +122,7 @@ class Linearisation:
         environment, states = self.parameters.environment, self.features.states
         if environment is None or states is None:
             return {}
-        near = kernel_sums.find_similarities(
-            environment.feature_maps, states, self.frame.structure.numbers
-        )
+        near = kernel_sums.find_similarities(environment.feature_maps, states, self.frame.structure.numbers)
         return {
             kind: kernel_sums.site_jacobian(environment.terms(kind, self.there), near, states)
             for kind in environment.parts

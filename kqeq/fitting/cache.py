@@ -99,7 +99,10 @@ class CacheFolder:
     budget: int
 
     def files(self, maps: Sequence[Sequence[FeatureMap]]) -> CacheFiles:
-        """The part of the folder that belongs to some feature maps, by what they are for; what others have taken is not available."""
+        """The part of the folder that belongs to some feature maps (by what they are for).
+
+        What others have taken is not available.
+        """
         name = _hash_maps(maps)
         taken = 0
         for file in self.path.glob("*/*"):

@@ -275,9 +275,7 @@ def _apply(potential: Potential, part: SitePart, kernel: ChargeKernel, u: FloatA
     zero = dict.fromkeys(potential.species, 0.0)
     # every power has the columns of the part, as if it were alone
     alone = SitePart.build(list(zip(part.feature_maps, part.deltas, strict=True)), {}, 0.0, 0)
-    powers = [
-        SiteModel(alone.terms(own), zero) for own in u[: (kernel.order + 1) * size].reshape(-1, size)
-    ]
+    powers = [SiteModel(alone.terms(own), zero) for own in u[: (kernel.order + 1) * size].reshape(-1, size)]
     tail = u[len(powers) * size :]
     offsets = {
         z: mean + part.offset_spread * float(x)
