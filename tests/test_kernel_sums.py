@@ -18,11 +18,11 @@ from checks import assert_close, central_difference, position_gradient, strain_g
 from conftest import NOISE, small_kernel
 from device_checks import STRICT
 from kqeq import ACKS2, ChargeKernel, KQEq, QEq, SOAPKernel
-from kqeq.config import model_from_dict
 from kqeq.errors import InputError, ModelFileError
-from kqeq.fitting.blocks import BLOCKS, Linearisation
-from kqeq.fitting.features import TrainingFrame, compute_features
 from kqeq.fitting.parameters import KernelPart
+from kqeq.fitting.rows.blocks import BLOCKS, Linearisation
+from kqeq.fitting.rows.features import TrainingFrame, compute_features
+from kqeq.model.config import model_from_dict
 from test_blocks import CASES, case, labels, random_u, water_cell
 
 POW = {"function": "pow", "r0": 2.0, "c": 1.0, "d": 1.0, "m": 4.0}
@@ -316,7 +316,7 @@ def test_tables_in_toml():
     assert isinstance(model.electronegativity, SOAPKernel)
     with pytest.raises(InputError, match=r"\[short_range 2\] has no setting 'colour'"):
         model_from_dict({"short_range": [{}, {"colour": 1}]})
-    with pytest.raises(InputError, match=r"weighting is 3; expected a table"):
+    with pytest.raises(InputError, match=r"SOAP weighting is 3; expected None or a dict"):
         model_from_dict({"short_range": {"weighting": 3}})
     with pytest.raises(InputError, match="expected one of 'poly'"):
         model_from_dict({"short_range": {"weighting": {"function": "cube", "r0": 1.0}}})
@@ -325,10 +325,10 @@ def test_tables_in_toml():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"short_range": []}, "short_range is an empty list"),
-        ({"short_range": [small_kernel(3.0), None]}, "short_range is .*a list of them"),
-        ({"electronegativity": 3.0}, "electronegativity is 3.0; expected"),
-        ({"short_range": [small_kernel(3.0), small_kernel(0.5)]}, "r_cut is 0.5"),
+        ({"short_range": []}, r"short_range=\[\]\): expected .* a list of them"),
+        ({"short_range": [small_kernel(3.0), None]}, "short_range=.*a list of them"),
+        ({"electronegativity": 3.0}, "electronegativity=3.0.: expected"),
+        ({"short_range": [small_kernel(3.0), small_kernel(0.5)]}, "r_cut=0.5"),
     ],
 )
 def test_settings_that_make_no_sense(options, text, water_training):

@@ -7,10 +7,10 @@ from dscribe.descriptors import SOAP
 from device_checks import STRICT
 from kqeq import SOAPKernel
 from kqeq.backend import asarray_like
-from kqeq.descriptors.soap import SOAPDescriptor
-from kqeq.descriptors.soap_weighting import Weighting
+from kqeq.descriptors.soap.descriptor import SOAPDescriptor
+from kqeq.descriptors.soap.weighting import Weighting
 from kqeq.errors import InputError
-from kqeq.structures import read_structure
+from kqeq.frames.structures import read_structure
 from test_soap import SYSTEMS, methanol, slab, triclinic
 from test_soap_adjoint import displaced
 from test_soap_arrays import close, dense

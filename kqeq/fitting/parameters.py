@@ -23,7 +23,7 @@ import numpy as np
 from kqeq.backend import asarray_like, zeros
 from kqeq.charges.base import ChargeModel, SiteChange, SiteParameters
 from kqeq.charges.parameters import ElementParameters, logarithmic_directions, multiply_sites
-from kqeq.kernels import FeatureMap
+from kqeq.kernels.feature_map import FeatureMap
 from kqeq.typing import Array, FloatArray, IntArray
 
 
@@ -39,7 +39,8 @@ class KernelPart:
     columns : slice
         Its stretch of the parameter vector.
     remainder : float
-        Variance of what the sparse features miss, relative to what the prior says it is (:mod:`kqeq.remainder`).
+        Variance of what the sparse features miss, relative to what the prior says it is
+        (:mod:`kqeq.uncertainty.remainder`).
     """
 
     feature_map: FeatureMap

@@ -1,0 +1,456 @@
+"""The model file: one ZIP archive of a JSON header and plain arrays, versioned, no pickle, written atomically.
+
+Layout, version 2::
+
+    header.json          format, version, library version, settings, element offsets, report
+    <kernel>/<Z>/data|indices|indptr  representatives of one element, sparse rows, unless shared with another kernel
+    <kernel>/<Z>/coefficients         kernel coefficients
+    posterior/lower, posterior/u      optional: Cholesky factor of the posterior precision, parameters
+
+where a kernel is named like its part (electronegativity, short_range, a kind of site parameter, or power1, power2 ...
+of a charge-aware short-range energy, which share its representatives); further kernels of a sum are <part>.2, <part>.3
+and so on.  Version 1 knew one kernel for each part, with the descriptor of the settings.
+
+The training set is not stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase.data import atomic_numbers, chemical_symbols
+from scipy import sparse
+
+from kqeq.baselines.baseline import Baseline, resolve_baseline
+from kqeq.charges import charge_model_from_dict
+from kqeq.charges.base import ENVIRONMENT_KINDS, ChargeModel
+from kqeq.charges.parameters import ElementParameters
+from kqeq.descriptors.base import Descriptor
+from kqeq.descriptors.soap.descriptor import SOAPDescriptor
+from kqeq.errors import InputError, ModelFileError, UnsupportedError
+from kqeq.fitting.least_squares.solver import Iteration
+from kqeq.fitting.parameters import LearnedPart, Parameters, SitePart
+from kqeq.fitting.report import FitReport
+from kqeq.io.archive import read_archive, write_archive
+from kqeq.kernels.charge_kernel import ChargeKernel
+from kqeq.kernels.feature_map import FeatureMap, SOAPKernel
+from kqeq.model.estimator import KQEq
+from kqeq.potential.potential import Potential, SiteModel
+from kqeq.typing import FloatArray
+from kqeq.uncertainty.posterior import AnyPosterior, CoupledPosterior, Posterior
+
+FORMAT = "kqeq-model"
+VERSION = 2
+PARTS = ("electronegativity", "short_range")
+
+
+def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = False) -> None:
+    """Write a fitted model; see :meth:`kqeq.KQEq.save`."""
+    potential = model._fitted()
+    arrays: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
+    homes: dict[FeatureMap, str] = {}
+    for name, part in _site_models(potential).items():
+        if part is None:
+            parts[name] = None
+            continue
+        kernels = []
+        for number, (feature_map, coefficients) in enumerate(part.terms, start=1):
+            own = _kernel_name(name, number)
+            home = homes.setdefault(feature_map, own)
+            kernels.append(
+                {
+                    "features": home,
+                    "descriptor": _descriptor_settings(feature_map.descriptor),
+                    "zeta": feature_map.zeta,
+                    "species": list(feature_map.species),
+                    "elements": [chemical_symbols[z] for z in feature_map.representatives],
+                }
+            )
+            for z, rows in feature_map.representatives.items():
+                prefix = f"{own}/{chemical_symbols[z]}"
+                if home == own:
+                    arrays[f"{prefix}/data"] = rows.data
+                    arrays[f"{prefix}/indices"] = rows.indices
+                    arrays[f"{prefix}/indptr"] = rows.indptr
+                    arrays[f"{prefix}/shape"] = np.array(rows.shape)
+                arrays[f"{prefix}/coefficients"] = coefficients[z]
+        parts[name] = {"offsets": _by_symbol(part.offsets), "kernels": kernels}
+    stored_posterior = None
+    if posterior:
+        known = model.posterior_
+        if known is None:
+            raise InputError(
+                "posterior=True, but this model was loaded from a file and holds no posterior; fit it again to store one"
+            )
+        arrays["posterior/lower"] = known.lower
+        arrays["posterior/u"] = known.u
+        stored_posterior = _stored_posterior(known, potential)
+    header = {
+        "settings": _settings(model),
+        "charges_key": model.charges_key_,
+        "species": [chemical_symbols[z] for z in potential.species],
+        "energy_offsets": _by_symbol(potential.energy_offsets),
+        "training_charges": list(potential.training_charges),
+        "has_energy": potential.has_energy,
+        "baseline": None if potential.baseline is None else potential.baseline.name,
+        "charges": None if potential.charges is None else potential.charges.to_dict(),
+        "parts": parts,
+        "sites": list(potential.sites),
+        "charge_kernel": None if potential.charge_kernel is None else potential.charge_kernel.to_dict(),
+        "report": asdict(model.fit_report_),
+        "posterior": stored_posterior,
+    }
+    write_archive(path, FORMAT, VERSION, header, arrays)
+
+
+def _stored_posterior(known: AnyPosterior, potential: Potential) -> dict[str, Any]:
+    """What a posterior knows beside its arrays, as plain data."""
+    if isinstance(known, CoupledPosterior):
+        return {
+            "noise": dict(known.noise),
+            "coupled": _prior(known.part),
+            "remainders": [kernel.remainder for kernel in known.part.kernels],
+        }
+    return {
+        "noise": dict(known.noise),
+        "chi": _prior(known.parameters.chi),
+        "energy": _prior(known.parameters.energy),
+        "elements": _element_prior(known.parameters.learned),
+        "sites": {kind: list(known.parameters.parts[kind].deltas) for kind in potential.sites},
+        "remainders": {name: kernel.remainder for name, kernel in known.parameters.kernels.items()},
+    }
+
+
+def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
+    """Read a model file.
+
+    Parameters
+    ----------
+    path : path-like
+    baseline : ase calculator, optional
+        Needed if the model was fitted on top of a calculator: calculators are not stored.
+
+    Returns
+    -------
+    KQEq
+        Fitted; predicts bit for bit what the saved model predicted.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is missing, truncated, damaged, no model file, or from a newer version of the package.
+    InputError
+        If the baseline calculator is missing or is not the kind the model was fitted with.
+    """
+    source = Path(path)
+    header, arrays = read_archive(
+        source,
+        FORMAT,
+        VERSION,
+        "kqeq model file",
+        "copy it again, or save the model again with model.save(path)",
+    )
+    spec, resolved = _baseline(header.get("baseline"), baseline)
+    try:
+        return _build(_upgrade(header), arrays, spec, resolved)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise ModelFileError(
+            f"{source} lacks a part of the model or holds a wrong one ({error!r}); it is damaged: copy it again, or "
+            "save the model again with model.save(path)"
+        ) from None
+
+
+def _by_symbol(values: Mapping[int, float]) -> dict[str, float]:
+    return {chemical_symbols[z]: float(value) for z, value in values.items()}
+
+
+def _by_number(values: Mapping[str, float]) -> dict[int, float]:
+    return {atomic_numbers[symbol]: float(value) for symbol, value in values.items()}
+
+
+def _settings(model: KQEq) -> dict[str, Any]:
+    """Constructor arguments as plain data."""
+    settings = model.get_params(deep=False)
+    settings.pop("baseline")
+    for name in ("electronegativity", "short_range", "site_kernel"):
+        given = settings[name]
+        if given is not None:
+            several = isinstance(given, (list, tuple))
+            settings[name] = [kernel.to_dict() for kernel in given] if several else given.to_dict()
+    for name in ("charges", "charge_aware"):
+        settings[name] = None if settings[name] is None else settings[name].to_dict()
+    if settings["targets"] is not None and not isinstance(settings["targets"], str):
+        settings["targets"] = list(settings["targets"])
+    return dict(settings)
+
+
+def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: Baseline | None) -> KQEq:
+    settings = dict(header["settings"])
+    for name in ("electronegativity", "short_range", "site_kernel"):
+        settings[name] = _kernel_settings(settings.get(name))
+    settings["charges"] = None if settings["charges"] is None else charge_model_from_dict(settings["charges"])
+    aware = settings.get("charge_aware")
+    settings["charge_aware"] = None if aware is None else ChargeKernel(**aware)
+    model = KQEq(**settings, baseline=spec)
+    charges = header["charges"]  # with learned values in place of "learn"
+    models: dict[str, SiteModel | None] = {}
+    maps: dict[str, FeatureMap] = {}
+    kinds, aware = header.get("sites", []), header.get("charge_kernel")
+    charge_kernel = None if aware is None else ChargeKernel(**aware)
+    powers = () if charge_kernel is None else _powers(charge_kernel.order)
+    for name in (*PARTS, *kinds, *powers):
+        models[name] = _site_model(header["parts"][name], arrays, name, maps)
+    potential = Potential(
+        species=tuple(atomic_numbers[symbol] for symbol in header["species"]),
+        energy_offsets=_by_number(header["energy_offsets"]),
+        electronegativity=models["electronegativity"],
+        charges=None if charges is None else charge_model_from_dict(charges),
+        short_range=models["short_range"],
+        baseline=resolved,
+        training_charges=tuple(header["training_charges"]),
+        has_energy=header["has_energy"],
+        sites={kind: own for kind in kinds if (own := models[kind]) is not None},
+        charge_kernel=charge_kernel,
+        charge_powers=tuple(own for name in powers if (own := models[name]) is not None),
+    )
+    report = dict(header["report"])
+    report["iterations"] = tuple(Iteration(**row) for row in report["iterations"])
+    report["notes"] = tuple(report["notes"])
+    posterior = _posterior(header, arrays, potential, model.charges)
+    model._set_fitted(potential, FitReport(**report), header["charges_key"], posterior)
+    return model
+
+
+def _prior(part: SitePart | None) -> dict[str, Any] | None:
+    """The prior of one part of the parameters as plain data."""
+    if part is None:
+        return None
+    return {"deltas": list(part.deltas), "mean": _by_symbol(part.offset_mean), "spread": part.offset_spread}
+
+
+def _element_prior(part: LearnedPart | None) -> dict[str, Any] | None:
+    """The prior of the learned element parameters as plain data."""
+    if part is None:
+        return None
+    elements = part.elements
+    return {
+        "kinds": list(elements.kinds),
+        "elements": [chemical_symbols[z] for z in elements.species],
+        "start": elements.start.tolist(),
+        "spread": elements.spread.tolist(),
+    }
+
+
+def _with_spreads(model: SiteModel | None, prior: Mapping[str, Any] | None) -> list[tuple[FeatureMap, float]]:
+    """The kernels of a part with their prior spreads."""
+    if model is None or prior is None:
+        return []
+    return list(zip(model.feature_maps, map(float, prior["deltas"]), strict=True))
+
+
+def _elements(stored: Mapping[str, Any] | None) -> ElementParameters | None:
+    """What :func:`_element_prior` stored."""
+    if stored is None:
+        return None
+    species = np.array([atomic_numbers[symbol] for symbol in stored["elements"]], dtype=np.int64)
+    return ElementParameters(
+        tuple(stored["kinds"]), species, np.array(stored["start"]), np.array(stored["spread"])
+    )
+
+
+def _posterior(
+    header: dict[str, Any], arrays: dict[str, Any], potential: Potential, charges: ChargeModel | None
+) -> AnyPosterior | None:
+    """The posterior, if the file holds a complete one."""
+    stored = header.get("posterior")
+    if stored is None:
+        return None
+    if stored.get("coupled") is not None:
+        return _coupled_posterior(stored, arrays, potential)
+    chi, energy = stored["chi"], stored["energy"]
+    chi_site, energy_site = potential.electronegativity, potential.short_range
+    parameters = Parameters.build(
+        potential.species,
+        charges=charges,
+        chi_kernels=_with_spreads(chi_site, chi),
+        chi_mean={} if chi is None else _by_number(chi["mean"]),
+        chi_spread=0.0 if chi is None else chi["spread"],
+        energy_kernels=_with_spreads(energy_site, energy),
+        energy_mean=None if energy is None else _by_number(energy["mean"]),
+        energy_spread=0.0 if energy is None else energy["spread"],
+        elements=_elements(stored["elements"]),
+        site_maps=next((own.feature_maps for own in potential.sites.values()), ()),
+        site_deltas={kind: stored["sites"][kind] for kind in potential.sites},
+    )
+    parameters = parameters.with_remainders(stored["remainders"])
+    u, lower = arrays["posterior/u"], np.asfortranarray(arrays["posterior/lower"])  # as a fit leaves it
+    if u.shape != (parameters.size,) or lower.shape != (parameters.size, parameters.size):
+        raise ValueError("the posterior does not fit the parameters")
+    return Posterior(parameters, u, lower, stored["noise"])
+
+
+def _coupled_posterior(
+    stored: Mapping[str, Any], arrays: dict[str, Any], potential: Potential
+) -> CoupledPosterior:
+    """The posterior of a charge-aware short-range energy."""
+    prior, short_range = stored["coupled"], potential.short_range
+    if short_range is None or potential.charge_kernel is None:
+        raise ValueError("the posterior belongs to a short-range energy that the file does not hold")
+    mean = _by_number(prior["mean"])
+    part = SitePart.build(_with_spreads(short_range, prior), mean, prior["spread"], 0)
+    part = part.with_kernels(
+        [
+            replace(kernel, remainder=float(value))
+            for kernel, value in zip(part.kernels, stored["remainders"], strict=True)
+        ]
+    )
+    size = part.kernel_size
+    u, lower = arrays["posterior/u"], np.asfortranarray(arrays["posterior/lower"])  # as a fit leaves it
+    expected = (potential.charge_kernel.order + 1) * size + len(mean)
+    if u.shape != (expected,) or lower.shape != (expected, expected):
+        raise ValueError("the posterior does not fit the parameters")
+    return CoupledPosterior(potential, part, u, lower, stored["noise"])
+
+
+def _baseline(name: str | None, given: Any) -> tuple[Any, Baseline | None]:
+    if name is None:
+        if given is not None:
+            raise InputError("a baseline was given, but the model was fitted without one")
+        return None, None
+    spec = given if given is not None else (name if name.partition(":")[0] == "zbl" else None)
+    if spec is None:
+        raise InputError(
+            f"the model was fitted on top of the calculator {name}, which the file does not hold; "
+            "pass it: kqeq.load(path, baseline=calculator)"
+        )
+    resolved = resolve_baseline(spec)
+    if resolved is not None and resolved.name != name:
+        raise InputError(f"the model was fitted on top of {name}, but the baseline given is {resolved.name}")
+    return spec, resolved
+
+
+def _site_models(potential: Potential) -> dict[str, SiteModel | None]:
+    """All kernel models by the names of their parts in the file."""
+    powers = dict(zip(_powers(len(potential.charge_powers)), potential.charge_powers, strict=True))
+    return {name: getattr(potential, name) for name in PARTS} | dict(potential.sites) | powers
+
+
+def _powers(order: int) -> tuple[str, ...]:
+    """Names of the parts of a charge-aware short-range energy beyond the first."""
+    return tuple(f"power{b}" for b in range(1, order + 1))
+
+
+def _kernel_name(part: str, number: int) -> str:
+    """Name of a kernel of a part in the file."""
+    return part if number == 1 else f"{part}.{number}"
+
+
+def _kernel_settings(stored: Any) -> Any:
+    """Kernel settings, one or a list of them, from plain data."""
+    if stored is None:
+        return None
+    kernels = [SOAPKernel(**own) for own in (stored if isinstance(stored, list) else [stored])]
+    for kernel in kernels:
+        kernel.check()
+    return kernels if isinstance(stored, list) else kernels[0]
+
+
+def _descriptor_settings(descriptor: Descriptor) -> dict[str, Any]:
+    """Settings of a descriptor as plain data."""
+    if not isinstance(descriptor, SOAPDescriptor):
+        raise UnsupportedError(f"a model with the descriptor {descriptor!r} cannot be stored")
+    settings = asdict(descriptor)
+    if descriptor.weighting is None:
+        del settings["weighting"]
+    else:
+        settings["weighting"] = descriptor.weighting.to_dict()
+    return settings
+
+
+def _upgrade(header: dict[str, Any]) -> dict[str, Any]:
+    """The header of an older version in the layout of this one."""
+    if header["version"] >= 2:
+        return header
+    header = dict(header)
+    settings = header["settings"]
+    site_kernel = settings.get("site_kernel") or settings["electronegativity"]
+    kernels = {
+        **dict.fromkeys(ENVIRONMENT_KINDS, site_kernel),
+        "electronegativity": settings["electronegativity"],
+    }
+    parts: dict[str, Any] = {}
+    for name, stored in header["parts"].items():
+        kernel = kernels.get(name, settings["short_range"])
+        if stored is None or kernel is None:
+            parts[name] = None
+            continue
+        own = {key: value for key, value in stored.items() if key != "offsets"}
+        own.setdefault("features", name)
+        own["descriptor"] = _descriptor_settings(SOAPKernel(**kernel).descriptor())
+        parts[name] = {"offsets": stored["offsets"], "kernels": [own]}
+    header["parts"] = parts
+    if header.get("posterior") is not None:
+        known = dict(header["posterior"])
+        for name in ("chi", "energy", "coupled"):
+            if known.get(name) is not None:
+                known[name] = {**known[name], "deltas": [known[name]["delta"]]}
+        if "sites" in known:
+            known["sites"] = {kind: [delta] for kind, delta in known["sites"].items()}
+        if "remainder" in known:
+            known["remainders"] = [known["remainder"]]
+        header["posterior"] = known
+    return header
+
+
+def _site_model(
+    stored: Mapping[str, Any] | None, arrays: dict[str, Any], name: str, maps: dict[str, FeatureMap]
+) -> SiteModel | None:
+    """The kernel model of one part; its features may be those of a kernel before, in ``maps``."""
+    if stored is None:
+        return None
+    terms = []
+    for number, kernel in enumerate(stored["kernels"], start=1):
+        own = _kernel_name(name, number)
+        coefficients: dict[int, FloatArray] = {
+            atomic_numbers[symbol]: arrays[f"{own}/{symbol}/coefficients"] for symbol in kernel["elements"]
+        }
+        home = kernel["features"]
+        if home == own:
+            maps[own] = _feature_map(kernel, arrays, own)
+        elif home not in maps:
+            raise ValueError(f"{own} shares the features of {home}, which the file does not hold")
+        feature_map = maps[home]
+        for z, rows in feature_map.representatives.items():
+            if coefficients[z].shape != (rows.shape[0],):
+                raise ValueError(f"the arrays of {chemical_symbols[z]} in {own} do not fit together")
+        terms.append((feature_map, coefficients))
+    if not terms:
+        raise ValueError(f"{name} has no kernel")
+    return SiteModel(tuple(terms), _by_number(stored["offsets"]))
+
+
+def _feature_map(stored: Mapping[str, Any], arrays: dict[str, Any], name: str) -> FeatureMap:
+    representatives: dict[int, sparse.csr_array] = {}
+    for symbol in stored["elements"]:
+        prefix = f"{name}/{symbol}"
+        representatives[atomic_numbers[symbol]] = sparse.csr_array(
+            (arrays[f"{prefix}/data"], arrays[f"{prefix}/indices"], arrays[f"{prefix}/indptr"]),
+            shape=(int(arrays[f"{prefix}/shape"][0]), int(arrays[f"{prefix}/shape"][1])),
+        )
+    species = tuple(int(z) for z in stored["species"])
+    descriptor = SOAPDescriptor(**stored["descriptor"])
+    feature_map = FeatureMap(descriptor, float(stored["zeta"]), representatives, species)
+    features = max(block.stop for block in feature_map.descriptor.block_slices(species).values())
+    for z, rows in representatives.items():
+        if z not in species or rows.shape[1] != features:
+            raise ValueError(f"the arrays of {chemical_symbols[z]} in {name} do not fit together")
+    return feature_map
+
+
+__all__ = ["FORMAT", "VERSION", "load_model", "save_model"]
