@@ -168,7 +168,7 @@ class CacheFiles:
             try:
                 with os.fdopen(descriptor, "wb") as handle:
                     handle.write(self._head(target, values))
-                    handle.write(memoryview(values).cast("B"))
+                    handle.write(values.data)
                 os.replace(name, target)
             except BaseException:
                 with suppress(OSError):
@@ -181,7 +181,7 @@ class CacheFiles:
     def _head(self, file: Path, values: FloatArray) -> bytes:
         """What stands before the numbers: how many, and a sum over them and over what they belong to."""
         owner = f"{file.parent.name}/{file.name}".encode()
-        return _HEAD.pack(_MAGIC, len(values), zlib.crc32(memoryview(values).cast("B"), zlib.crc32(owner)))
+        return _HEAD.pack(_MAGIC, len(values), zlib.crc32(values.data, zlib.crc32(owner)))
 
     def _file(self, structure: Structure) -> Path:
         digest = hashlib.sha256()
