@@ -47,9 +47,11 @@ from kqeq.frames.structures import Structure
 from kqeq.kernels.settings import (
     DEFAULT_REPRESENTATIVES,
     SELECTIONS,
+    Kernels,
     SOAPKernel,
     default_electronegativity,
     default_short_range,
+    kernel_tuple,
 )
 from kqeq.typing import Array, FloatArray, IntArray
 
@@ -518,6 +520,7 @@ __all__ = [
     "SELECTIONS",
     "Directions",
     "FeatureMap",
+    "Kernels",
     "SOAPKernel",
     "Similarity",
     "SummedFeatures",
@@ -525,6 +528,7 @@ __all__ = [
     "default_short_range",
     "evaluate_environments",
     "gram",
+    "kernel_tuple",
     "layout_columns",
     "used_columns",
 ]

@@ -23,6 +23,7 @@ from kqeq.fitting.parameters import Parameters, SitePart
 from kqeq.fitting.rows.cache import CacheFiles
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure
+from kqeq.kernels import sums
 from kqeq.kernels.feature_map import FeatureMap, SummedFeatures
 from kqeq.potential.potential import BATCH_ATOMS
 from kqeq.typing import Array
@@ -73,8 +74,9 @@ class FrameFeatures:
     ----------
     chi : (N, p_χ + Z) array
         ∂χ/∂u.
-    chi_state : DescriptorState
-        Descriptors of the electronegativities, for derivatives.
+    states : dict of Descriptor to DescriptorState
+        Descriptors of the electronegativities and of the site parameters that depend on the environment, for
+        derivatives; ``None`` where no label needs any.
     system : ChargeSystem
         ``None`` if site parameters are learned: then it changes with them.
     energy : (p_sr + Z,) array
@@ -85,20 +87,17 @@ class FrameFeatures:
         Its strain derivative, where stresses are fitted; likewise.
     sites : (N, p_θ) array
         Features Φ of the site parameters that depend on the environment.
-    site_state : DescriptorState
-        Their descriptors, for derivatives.
     device : Device
         Where all of this lives.
     """
 
     chi: Array | None
-    chi_state: DescriptorState | None
+    states: Mapping[Descriptor, DescriptorState] | None
     system: ChargeSystem | None
     energy: Array | None
     positions: Array | None
     strain: Array | None
     sites: Array | None = None
-    site_state: DescriptorState | None = None
     device: Device = CPU
 
     @property
@@ -163,20 +162,23 @@ class KernelFeatures:
         return cls(*parts)
 
 
-def feature_maps(parameters: Parameters) -> tuple[FeatureMap | None, FeatureMap | None, FeatureMap | None]:
+Maps = tuple[FeatureMap, ...]
+
+
+def feature_maps(parameters: Parameters) -> tuple[Maps, Maps, Maps]:
     """Those of the electronegativities, of the short-range energy and of the site parameters."""
     chi, energy, environment = parameters.chi, parameters.energy, parameters.environment
     return (
-        None if chi is None else chi.feature_map,
-        None if energy is None else energy.feature_map,
-        None if environment is None else environment.feature_map,
+        () if chi is None else chi.feature_maps,
+        () if energy is None else energy.feature_maps,
+        () if environment is None else environment.feature_maps,
     )
 
 
 def feature_shapes(frame: TrainingFrame, parameters: Parameters) -> tuple[tuple[int, ...] | None, ...]:
     """Shapes of the arrays of :class:`KernelFeatures`."""
     atoms = len(frame.structure)
-    chi, energy, sites = (None if m is None else m.size for m in feature_maps(parameters))
+    chi, energy, sites = (sum(m.size for m in own) if own else None for own in feature_maps(parameters))
     return (
         None if chi is None else (atoms, chi),
         None if energy is None else (energy,),
@@ -208,27 +210,22 @@ def _compute(
     frames: Sequence[TrainingFrame], parameters: Parameters, device: Device, single: bool
 ) -> Iterator[tuple[FrameFeatures, KernelFeatures]]:
     maps = feature_maps(parameters)
-    descriptors = [m.descriptor for m in maps if m is not None]
+    descriptors = [m.descriptor for own in maps for m in own]
     states = [
         evaluate_states(descriptors, frame.structure, derivatives=frame.needs_gradients, device=device)
         for frame in frames
     ]
     numbers = [frame.structure.numbers for frame in frames]
     chi, sites = (
-        [None] * len(frames)
-        if m is None
-        else m.features_many([found[m.descriptor] for found in states], numbers)
-        for m in (maps[0], maps[2])
+        sums.features_many(own, states, numbers) if own else [None] * len(frames)
+        for own in (maps[0], maps[2])
     )
     nothing: list[SummedFeatures | None] = [None] * len(frames)
     energy = nothing
-    if maps[1] is not None:
-        energy = maps[1].summed_many(
-            [found[maps[1].descriptor] for found in states],
-            numbers,
-            [frame.needs_gradients for frame in frames],
-            [frame.labels.stress is not None for frame in frames],
-        )
+    if maps[1]:
+        gradients = [frame.needs_gradients for frame in frames]
+        strains = [frame.labels.stress is not None for frame in frames]
+        energy = sums.summed_many(maps[1], states, numbers, gradients, strains)
     for i, frame in enumerate(frames):
         own = energy[i]
         parts = (None, None, None) if own is None else (own.values, own.positions, own.strain)
@@ -241,7 +238,7 @@ def _restore(
 ) -> FrameFeatures:
     """From kernel features that were stored; only what is cheap is computed again."""
     chi, _, sites = feature_maps(parameters)
-    needed = [m.descriptor for m in (chi, sites) if m is not None] if frame.needs_gradients else []
+    needed = [m.descriptor for m in (*chi, *sites)] if frame.needs_gradients else []
     return _assemble(frame, parameters, CPU, raw, evaluate_states(needed, frame.structure), single)
 
 
@@ -257,16 +254,15 @@ def _assemble(
     structure, gradients = frame.structure, frame.needs_gradients
     numbers = structure.numbers
     xp = namespace(device.like)
-    chi = system = chi_state = site_state = None
+    chi = system = kept = None
     if gradients:
         of_chi, _, of_sites = feature_maps(parameters)
-        chi_state = None if of_chi is None else states[of_chi.descriptor]
-        site_state = None if of_sites is None else states[of_sites.descriptor]
+        kept = {m.descriptor: states[m.descriptor] for m in (*of_chi, *of_sites)}
     if parameters.chi is not None and parameters.charges is not None:
         part = parameters.chi
         chi = asarray_like(part.one_hot(numbers), device.like)
         if raw.chi is not None:
-            chi = xp.concat([part.delta * raw.chi, chi], axis=1)
+            chi = xp.concat([part.scale(raw.chi), chi], axis=1)
         if parameters.learned is None:
             fixed = parameters.sites(numbers, np.zeros(parameters.size), raw.sites)
             system = parameters.charges.bind(structure, fixed, many_responses=True, device=device)
@@ -276,21 +272,19 @@ def _assemble(
         part = parameters.energy
         energy = asarray_like(part.one_hot(numbers).sum(axis=0), device.like)
         if raw.energy is not None:
-            energy = xp.concat([part.delta * raw.energy, energy])
+            energy = xp.concat([part.scale(raw.energy), energy])
         if gradients:
             positions = _beside_offsets(raw.positions, 3 * len(structure), part, device, single)
         if frame.labels.stress is not None:
             strain = _beside_offsets(raw.strain, 9, part, device, single)
-    return FrameFeatures(
-        chi, chi_state, system, energy, positions, strain, raw.sites, site_state, device=device
-    )
+    return FrameFeatures(chi, kept, system, energy, positions, strain, raw.sites, device=device)
 
 
 def _beside_offsets(rows: Array | None, count: int, part: SitePart, device: Device, single: bool) -> Array:
     """Scaled rows of derivatives beside those of the offsets, which are zero."""
     result = np.zeros((count, part.size), np.float32) if single else zeros((count, part.size), device.like)
     if rows is not None:
-        result[:, : part.kernel_size] = part.delta * rows
+        result[:, : part.kernel_size] = part.scale(rows)
     return result
 
 
