@@ -62,6 +62,9 @@ CHUNK_ROWS = 2048
 MEMORY = 5
 """Steps from which second-order terms are learned."""
 
+LONGEST = 8.0
+"""How far limits of steps may be stretched."""
+
 SMALLEST_LIMITING = 1e-4
 """Damping from which on a step that is too long is damped more and more."""
 
@@ -134,6 +137,8 @@ class SolverState:
         The convergence table so far.
     steps, slopes : (k, P) arrays
         Last steps s, and what they changed b = −∇loss by, −y; for the last step b before it.
+    reach : float
+        How many times further than ``step_factor`` says a step may go.
     """
 
     u: FloatArray
@@ -141,6 +146,7 @@ class SolverState:
     iterations: tuple[Iteration, ...]
     steps: FloatArray | None = None
     slopes: FloatArray | None = None
+    reach: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -487,7 +493,8 @@ def minimise(
     report : callable
         Called after every iteration.
     step_factor : callable
-        How much of a step may be taken, at most 1: for parameters that predictions depend on exponentially.
+        How much of a step may be taken, at most 1: for parameters that predictions depend on exponentially.  Up to
+        :data:`LONGEST` times as much while steps gain what they promise.
     limited : int, optional
         Where these parameters begin, to the end of u: the others then take the step that is best for what is left of
         theirs.  Without it the whole step is shortened.
@@ -500,14 +507,17 @@ def minimise(
         See :func:`accumulate`; once ``auto`` has turned to QR it stays there.
     """
     iterations: list[Iteration] = []
-    damping = 0.0
+    damping, reach = 0.0, 1.0
     if state is not None:
-        u, damping, iterations = state.u, state.damping, list(state.iterations)
+        u, damping, reach, iterations = state.u, state.damping, state.reach, list(state.iterations)
     prior = Prior.standard(problem.size) if prior is None else prior
     if solver == "auto" and iterations and iterations[-1].method == "qr":
         solver = "qr"
     growth = 2.0
     converged = False
+
+    def within(step: FloatArray) -> float:
+        return min(1.0, reach * step_factor(step))
 
     def note(number: int, decrement: float, accepted: bool) -> None:
         iterations.append(
@@ -543,7 +553,7 @@ def minimise(
             )
         newton = curvature.direction(equations)
         decrement = 0.5 * float(equations.rhs @ newton)
-        if curvature.steps and step_factor(newton) < 1.0:
+        if curvature.steps and within(newton) < 1.0:
             decrement = equations.decrement()  # what was learned on short steps says little about long ones
         small = max(tolerance * equations.loss, negligible * problem.size)
         losses = [iteration.loss for iteration in iterations] + [equations.loss]
@@ -555,9 +565,9 @@ def minimise(
         for _ in range(40):
             if not corrected:
                 step = equations.step(damping)
-            whole = step_factor(step) >= 1.0
+            whole = within(step) >= 1.0
             if not whole:
-                step = _shortened(equations, step, damping, step_factor, limited)
+                step = _shortened(equations, step, damping, within, limited)
             promised = decrement if corrected and whole else equations.promised(step)
             try:
                 trial, trial_loss = project_linear(problem, u + step, linear_lower, engine, prior)
@@ -567,6 +577,9 @@ def minimise(
             if actual > 1e-4 * promised:
                 accepted = True
                 break
+            if not whole and reach > 1.0:
+                reach *= 0.5
+                continue
             if corrected:
                 # the plain step deserves a chance before it is damped
                 corrected = False
@@ -581,12 +594,16 @@ def minimise(
         damping *= max(1.0 / 9.0, 1.0 - (2.0 * gain - 1.0) ** 3)
         damping = 0.0 if damping < 1e-6 else damping
         growth = 2.0
+        if gain < 0.25:
+            reach = max(0.25, 0.5 * reach)
+        elif not whole and gain > 0.75:
+            reach = min(LONGEST, 2.0 * reach)
         if actual < 0.5 * equations.loss:
             curvature.moved(trial - u, equations.rhs)
         else:
             curvature.forget()  # residuals, and with them the second-order terms, have become others
         u = trial
-        checkpoint(SolverState(u, damping, tuple(iterations), *curvature.stored()))
+        checkpoint(SolverState(u, damping, tuple(iterations), *curvature.stored(), reach))
         if solver == "auto":
             solver = "auto" if equations.method == "cholesky" else "qr"
         equations = accumulate(problem, u, engine, prior, solver, equations.linear)
