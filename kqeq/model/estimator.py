@@ -22,6 +22,7 @@ from kqeq.baselines.baseline import resolve_baseline
 from kqeq.charges import QEq
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError, ModelNotFittedError, UnsupportedError
+from kqeq.fitting.capacity import fit_within, seconds
 from kqeq.fitting.fit import FitResult, fit_potential
 from kqeq.fitting.least_squares.equations import Prior
 from kqeq.fitting.metrics import Evaluation
@@ -168,6 +169,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         optimize: str | None = None,
         cache: str | PathLike[str] | DiskCache | None = None,
         device: str | Device = "cpu",
+        budget: float | str | None = None,
     ) -> KQEq:
         """Fit to labelled frames.
 
@@ -197,6 +199,10 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         device : {"cpu", "cuda", "auto"}
             Where to compute features, sums over frames and steps (:mod:`kqeq.backend.devices`); results do not
             depend on it.
+        budget : float or str, optional
+            Time that may be used, in seconds or with a unit (``"10 min"``).  Then the number of representatives is found
+            by the fit: it doubles until frames that are left out stop improving or the time is used up, and the report
+            says which it was (:mod:`kqeq.fitting.capacity`).  Numbers given with the kernels are upper limits.
 
         Returns
         -------
@@ -223,9 +229,14 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         pairs = list(read_frames(frames, keys, weights=sample_weight))
         disk = disk_cache(cache)
 
+        allowed = None if budget is None else seconds(budget)
+
         def work(where: Device) -> FitResult:
+            placed = replace(settings, device=where)
             with nullcontext() if disk is None else disk.open() as folder:
-                return fit_potential(pairs, replace(settings, device=where), resume=resume, cache=folder)
+                if allowed is not None:
+                    return fit_within(pairs, placed, allowed, resume=resume, cache=folder)
+                return fit_potential(pairs, placed, resume=resume, cache=folder)
 
         result, _ = devices.run(device, work)
         self._keep(result, charges_key, calibrate=optimize is not None)
