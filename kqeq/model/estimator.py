@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from numbers import Real
 from os import PathLike
 from typing import Any, Unpack, overload
 
@@ -23,9 +24,10 @@ from kqeq.charges import QEq
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError, ModelNotFittedError, UnsupportedError
 from kqeq.fitting.capacity import fit_within, seconds
-from kqeq.fitting.fit import FitResult, fit_potential
+from kqeq.fitting.fit import FitResult, build_potential, fit_potential, representative_counts
 from kqeq.fitting.least_squares.equations import Prior
 from kqeq.fitting.metrics import Evaluation
+from kqeq.fitting.pruning import prune
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.cache import DiskCache, disk_cache
 from kqeq.fitting.rows.targets import element_energies
@@ -281,6 +283,60 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             self.fit_report_,
         )
         self._keep(result, self.charges_key_)
+        return self
+
+    def prune(self, loss: float = 0.01) -> KQEq:
+        """Drop representatives of the short-range energy, the last chosen first, as long as the fit stays as good.
+
+        Predictions cost a dot product with every representative of an atom's element.  What dropping them costs follows
+        from the posterior (:mod:`kqeq.fitting.pruning`), without the frames of the fit.
+
+        Parameters
+        ----------
+        loss : float
+            By how much the loss of the fit may grow, relative to it: with 0.01 errors grow by about half a percent.
+
+        Returns
+        -------
+        KQEq
+            Itself; the report says what was dropped.
+
+        Raises
+        ------
+        ModelNotFittedError, InputError, UnsupportedError
+            Also if the model has no posterior, or a charge-aware short-range energy.
+        """
+        potential = self.fitted()
+        if isinstance(loss, bool) or not isinstance(loss, Real) or not 0.0 < float(loss) <= 1.0:
+            raise InputError(
+                f"loss is {loss!r}; expected a number between 0 and 1, the relative growth of the loss"
+            )
+        posterior = require_posterior(self.posterior_, "pruning needs")
+        if isinstance(posterior, CoupledPosterior):
+            raise UnsupportedError(
+                "a charge-aware short-range energy cannot be pruned; fit with fewer representatives"
+            )
+        report = self.fit_report_
+        found = prune(posterior.parameters, posterior.u, posterior.lower, float(loss) * report.loss)
+        part = found.parameters.energy
+        assert part is not None
+        note = (
+            f"{found.dropped} of {found.dropped + part.kernel_size} representatives of the short-range energy were "
+            f"dropped; the loss grew by {100 * found.increase / report.loss:.2g} %"
+        )
+        report = replace(
+            report,
+            n_parameters=found.parameters.size,
+            representatives={**report.representatives, **representative_counts("short-range", part)},
+            loss=report.loss + found.increase,
+            notes=(*report.notes, note),
+        )
+        smaller = build_potential(
+            found.parameters, found.u, self._settings(None), potential.training_charges, potential.has_energy
+        )
+        smaller = replace(smaller, baseline=potential.baseline)
+        known = replace(posterior, parameters=found.parameters, u=found.u, lower=found.lower)
+        self._set_fitted(smaller, report, self.charges_key_, known)
         return self
 
     def _keep(self, result: FitResult, charges_key: str | None, *, calibrate: bool = False) -> None:

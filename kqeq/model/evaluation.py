@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ase import Atoms
@@ -14,6 +15,7 @@ from kqeq.frames.labels import LABEL_KINDS, Labels
 from kqeq.frames.structures import Structure, as_frames, describe, read_structure
 from kqeq.io.progress import track
 from kqeq.potential.potential import Potential
+from kqeq.potential.prediction import Prediction
 from kqeq.uncertainty.posterior import AnyPosterior, with_uncertainty
 
 
@@ -42,6 +44,26 @@ def read_structures(
     for structure in structures:
         potential.warn_if_undetermined(structure)
     return structures
+
+
+class Watch:
+    """Adds up how long something takes to produce its items."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def over(self, items: Iterable[Prediction]) -> Iterator[Prediction]:
+        """The same items."""
+        remaining = iter(items)
+        while True:
+            started = time.perf_counter()
+            try:
+                item = next(remaining)
+            except StopIteration:
+                return
+            finally:
+                self.seconds += time.perf_counter() - started
+            yield item
 
 
 def evaluate_pairs(
@@ -84,7 +106,10 @@ def evaluate_pairs(
         skipped = dict.fromkeys(("energy", "forces", "stress"), reason)
     for i, (structure, _) in enumerate(pairs):
         potential.check(structure, f"frame {i}")
-    predictions = potential.predict_many([structure for structure, _ in pairs], wanted, device=device)
+    watch = Watch()
+    predictions = watch.over(
+        potential.predict_many([structure for structure, _ in pairs], wanted, device=device)
+    )
     if posterior is not None:
         known = posterior
         predictions = (
@@ -97,7 +122,10 @@ def evaluate_pairs(
             pairs, track(predictions, "evaluate", total=len(pairs)), strict=True
         )
     )
-    return compare(triples, skipped, None if posterior is None else posterior.noise)
+    atoms = sum(len(structure) for structure, _ in pairs)
+    return compare(
+        triples, skipped, None if posterior is None else posterior.noise, lambda: 1e3 * watch.seconds / atoms
+    )
 
 
 __all__ = ["evaluate_pairs", "read_structures"]
