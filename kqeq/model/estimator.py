@@ -32,7 +32,7 @@ from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.cache import DiskCache, disk_cache
 from kqeq.fitting.rows.targets import element_energies
 from kqeq.fitting.settings import RULES, FitSettings, complete_noise
-from kqeq.fitting.update import update_potential
+from kqeq.fitting.update import update_charge_aware, update_potential
 from kqeq.frames.labels import LabelKeys, read_frames
 from kqeq.io.progress import track
 from kqeq.io.rules import NOTHING, PATH, Rule, check_values, instance
@@ -250,8 +250,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         The posterior of the fit takes the place of the old data.  Where the model is linear in its labels (dipoles and
         charges; energies and forces of models without charges) the result is that of one fit to all frames with the same
         representatives and noises; otherwise an approximation that is good as long as the added frames do not move the
-        parameters far (:mod:`kqeq.fitting.update`).  Representatives stay as they are: for other kinds of environments,
-        fit again.
+        parameters far (:mod:`kqeq.fitting.update`).  With a charge-aware short-range energy, that alone is updated, and
+        charges stay as they are.  Representatives stay as well: for other kinds of environments, fit again.
 
         Parameters
         ----------
@@ -267,12 +267,14 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         """
         potential = self.fitted()
         posterior = require_posterior(self.posterior_, "adding frames needs")
-        if isinstance(posterior, CoupledPosterior):
-            raise UnsupportedError(
-                "a charge-aware model is fitted in two stages, and its posterior is that of the second alone; fit "
-                "again to all frames"
-            )
         pairs = list(read_frames(frames, self._keys(self.charges_key_), weights=sample_weight))
+        if isinstance(posterior, CoupledPosterior):
+            fit, report = update_charge_aware(
+                pairs, self._settings(None), posterior.fit(), posterior.noise, self.fit_report_
+            )
+            known = CoupledPosterior.of(fit, posterior.noise)
+            self._set_fitted(fit.potential, report, self.charges_key_, known)
+            return self
         result = update_potential(
             pairs,
             self._settings(None),
