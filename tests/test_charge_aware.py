@@ -306,8 +306,8 @@ def pair(water_training):
 
 def test_the_second_stage_fits_better(pair, water_training):
     plain, aware = (model.evaluate(water_training) for model in pair)
-    for kind in ("energy", "forces"):
-        assert aware[kind].rmse < 0.9 * plain[kind].rmse
+    for kind, factor in (("energy", 0.95), ("forces", 0.9)):
+        assert aware[kind].rmse < factor * plain[kind].rmse
     assert "charge-aware short-range energy" in str(pair[1].fit_report_)
     # charges are those of the first stage
     for atoms in water_training[::5]:
