@@ -271,8 +271,8 @@ def _check_settings(model: KQEq) -> None:
 def _check_charges(potential: Potential) -> None:
     """Refuse charge models that do not work for the elements of the model."""
     if potential.charges is not None:
-        if potential.charges.learned:
-            raise ValueError(f"the values of {', '.join(potential.charges.learned)} are missing")
+        if potential.charges.to_learn:
+            raise ValueError(f"the values of {', '.join(potential.charges.to_learn)} are missing")
         potential.charges.site_parameters(np.array(potential.species))
     if potential.charge_kernel is not None:
         potential.charge_kernel.check()
