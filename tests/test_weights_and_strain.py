@@ -13,13 +13,16 @@ from scipy.stats import multivariate_normal
 from checks import bare
 from conftest import NOISE, small_kernel
 from kqeq import KQEq
+from kqeq.baselines.baseline import ZBL
 from kqeq.fitting.evidence import hyperparameters as ev
 from kqeq.fitting.evidence.evidence import DualEvidence, Evidence, _chunk_kinds
 from kqeq.fitting.least_squares.solver import _stalled, minimise
 from kqeq.fitting.metrics import compare
 from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.rows.features import TrainingFrame
-from kqeq.frames.labels import read_frames
+from kqeq.fitting.rows.targets import subtract_baseline
+from kqeq.frames.labels import Labels, read_frames
+from kqeq.frames.structures import read_structure
 from kqeq.uncertainty.remainder import leave_out
 
 pytestmark = pytest.mark.filterwarnings("ignore::kqeq.errors.RepresentativesWarning")
@@ -73,6 +76,22 @@ def test_stress_is_the_derivative_of_the_total_energy(charges, baseline, water_t
     assert np.abs(of_baseline).max() > 1e-3
     assert np.abs(total - of_baseline).max() > 1e-3
     np.testing.assert_allclose(stress, 0.5 * (total + total.T), rtol=1e-5, atol=2e-6)
+
+
+def test_labels_lose_the_baseline_in_every_kind():
+    """What is fitted plus the baseline are the labels, with their signs, stress included."""
+    baseline = ZBL(inner=0.8, outer=1.4)
+    structure = read_structure(crystal())
+    energy, gradient, strain = baseline.evaluate(structure)
+    rng = np.random.default_rng(0)
+    stress = rng.normal(size=(3, 3))
+    labels = Labels(energy=-3.0, forces=rng.normal(size=(6, 3)), stress=stress + stress.T)
+    (left,) = (f.labels for f in subtract_baseline([TrainingFrame(structure, labels, 0)], baseline))
+    assert np.abs(strain).max() > 0.1
+    assert left.energy + energy == pytest.approx(labels.energy)
+    np.testing.assert_allclose(left.forces - gradient, labels.forces, atol=1e-12)
+    own = 0.5 * (strain + strain.T) / abs(np.linalg.det(structure.cell))
+    np.testing.assert_allclose(left.stress + own, labels.stress, atol=1e-12)
 
 
 # ------------------------------------------------------------- weights in the evidence
