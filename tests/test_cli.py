@@ -120,7 +120,7 @@ def test_fit_without_config_uses_the_defaults(files, tmp_path):
         ("[charges]\nmodel = 'Best'", "unknown charge model 'Best'"),
         ("[charges]\nhardnes = {Ag = 1.0}", "hardnes"),
         ("[charges]\nhardness = {Ag = 'x'}", "expected a finite number"),
-        ("targets = 'energy'", "targets is 'energy': expected a list"),
+        ("targets = 3", "targets is 3: expected a name"),
         ("noise = {energy = '1'}", "noise.energy is '1': expected a finite number"),
         ("noise = 1", "expected a table of numbers"),
         ("max_iterations = true", "expected a whole number"),

@@ -46,7 +46,7 @@ RULES: Mapping[str, Rule] = {
     "site_kernel": _KERNEL | NOTHING,
     "charges": _CHARGES | NOTHING,
     "charge_aware": instance(ChargeKernel, "kqeq.ChargeKernel(...)") | NOTHING,
-    "targets": sequence(NAME, 'a list of label kinds, for example ["energy", "forces"]') | NOTHING,
+    "targets": NAME | sequence(NAME, 'a list of label kinds, for example ["energy", "forces"]') | NOTHING,
     "charges_key": NAME | NOTHING,
     "label_prefix": TEXT,
     "max_iterations": whole(minimum=1),

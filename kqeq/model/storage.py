@@ -43,6 +43,7 @@ from kqeq.fitting.report import FitReport
 from kqeq.io.archive import read_archive, write_archive
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.feature_map import FeatureMap, SOAPKernel
+from kqeq.kernels.settings import kernel_tuple
 from kqeq.model.estimator import KQEq
 from kqeq.model.layout import PARTS, check_model, kernel_name, power_names
 from kqeq.potential.potential import Potential, SiteModel
@@ -271,8 +272,8 @@ def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: 
 
 def _check_settings(model: KQEq) -> None:
     """Refuse kernels that could not have been fitted; a descriptor may not even be possible to build."""
-    for kernel in (model.electronegativity, model.short_range, model.site_kernel):
-        if kernel is not None:
+    for kernels in (model.electronegativity, model.short_range, model.site_kernel):
+        for kernel in kernel_tuple(kernels) or ():
             kernel.check()
     if model.charge_aware is not None:
         model.charge_aware.check()
