@@ -23,6 +23,8 @@ LAYERS = (
         "structures",
         "site_data",
         "labels",
+        "label_checks",
+        "conditions",
         "linalg",
         "neighbours",
         "progress",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -13,12 +14,13 @@ from ase.data import chemical_symbols
 from kqeq import elements
 from kqeq.atomic_write import check_writable
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
-from kqeq.errors import InputError, KQEqError
+from kqeq.errors import InputError, KQEqError, LabelWarning
 from kqeq.fitting.blocks import LINEAR_KINDS
 from kqeq.fitting.cache import CacheFolder
 from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
 from kqeq.fitting.checkpoint import fingerprint
 from kqeq.fitting.consistency import warn_contradictions
+from kqeq.fitting.dipole_origin import MAX_IONS, other_origin
 from kqeq.fitting.features import TrainingFrame
 from kqeq.fitting.hyperparameters import learn
 from kqeq.fitting.minimisation import minimise_from, solve, warn_unconverged
@@ -29,6 +31,7 @@ from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings
 from kqeq.fitting.solver import Solution
 from kqeq.fitting.targets import choose_labels, energy_offsets, subtract_baseline
 from kqeq.kernels import FeatureMap, SOAPKernel
+from kqeq.label_checks import Survey
 from kqeq.labels import Labels
 from kqeq.linalg import solve_lower
 from kqeq.potential import Potential, SiteModel
@@ -75,6 +78,15 @@ class FitResult:
     noise: dict[str, float]
     frames: Sequence[TrainingFrame] = ()
     coupled: CoupledFit | None = None
+
+    def with_survey(self, found: Survey) -> FitResult:
+        """The same with what was noticed about the frames in the report."""
+        report = replace(
+            self.report,
+            ignored={**self.report.ignored, **found.ignored},
+            notes=(*found.notes, *self.report.notes),
+        )
+        return replace(self, report=report)
 
 
 def fit_potential(
@@ -196,7 +208,7 @@ def fit_potential(
     )
     charges = [structure.total_charge for structure in structures]
     result = finish(parameters, solution, noise, settings, report, charges, has_energy, started)
-    result = replace(result, frames=frames)
+    result = _check_origin(replace(result, frames=frames), settings)
     if settings.charge_aware is None or parameters.energy is None:
         return result
     coupled = fit_charge_aware(frames, result.potential, parameters.energy, noise, settings.charge_aware)
@@ -206,6 +218,27 @@ def fit_potential(
     )
     report = replace(result.report, notes=(*result.report.notes, note), seconds=time.perf_counter() - started)
     return replace(result, potential=coupled.potential, report=report, coupled=coupled)
+
+
+def _check_origin(result: FitResult, settings: FitSettings) -> FitResult:
+    """Note, and warn of, dipole labels of ions that count from another origin."""
+    ions = [
+        (frame.structure, frame.labels.dipole)
+        for frame in result.frames
+        if frame.labels.dipole is not None and frame.structure.total_charge
+    ]
+    ions = ions[:: max(1, -(-len(ions) // MAX_IONS))]
+    predictions = result.potential.predict_many([s for s, _ in ions], ("dipole",), device=settings.device)
+    triples = [
+        (structure, label, prediction.dipole)
+        for (structure, label), prediction in zip(ions, predictions, strict=True)
+        if prediction.dipole is not None
+    ]
+    note = other_origin(triples)
+    if note is None:
+        return result
+    warnings.warn(note, LabelWarning, stacklevel=4)
+    return replace(result, report=replace(result.report, notes=(*result.report.notes, note)))
 
 
 def finish(
