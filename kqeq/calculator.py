@@ -5,7 +5,7 @@
 Charge and field come from the calculator or from ``atoms.info`` (``total_charge`` or ``charge``,
 ``external_field``); two sources that disagree are an error.  What the calculator was told is noted in the atoms that it
 computes (``atoms.info["calculator_total_charge"]``, ``atoms.info["calculator_external_field"]``), in its parameters and
-in its name, so that it is in every file that ASE writes and is found there by :mod:`kqeq.conditions`.
+in its name, so that it is in every file that ASE writes and is found there by :mod:`kqeq.frames.conditions`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from kqeq import devices
-from kqeq.backend import Device
-from kqeq.conditions import (
+from kqeq.backend import Device, devices
+from kqeq.backend.devices import check_precision
+from kqeq.errors import InputError, UnsupportedError
+from kqeq.frames.conditions import (
     NOTED_CHARGE,
     NOTED_FIELD,
     check_charge,
@@ -30,14 +31,12 @@ from kqeq.conditions import (
     is_among,
     write_name,
 )
-from kqeq.devices import check_precision
-from kqeq.errors import InputError, UnsupportedError
-from kqeq.estimator import KQEq
-from kqeq.fixed_geometry import FixedGeometry, same_geometry
-from kqeq.neighbours import NeighbourFinder, Pairs
-from kqeq.potential import Potential, Prediction, require_energy_model
-from kqeq.site_data import site_data_key
-from kqeq.structures import Structure, describe, read_structure
+from kqeq.frames.neighbours import NeighbourFinder, Pairs
+from kqeq.frames.site_data import site_data_key
+from kqeq.frames.structures import Structure, describe, read_structure
+from kqeq.model.estimator import KQEq
+from kqeq.potential.fixed_geometry import FixedGeometry, same_geometry
+from kqeq.potential.potential import Potential, Prediction, require_energy_model
 from kqeq.typing import FloatArray
 
 SKIN_ATOMS = 100

@@ -10,10 +10,10 @@ from ase.calculators.lj import LennardJones
 from ase.data import covalent_radii
 from scipy.spatial.transform import Rotation
 
-from kqeq.baseline import ZBL, CalculatorBaseline, resolve_baseline
+from kqeq.baselines.baseline import ZBL, CalculatorBaseline, resolve_baseline
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, UnsupportedError
-from kqeq.structures import Structure, read_structure
+from kqeq.frames.structures import Structure, read_structure
 
 
 def crowded(rng, *, periodic):

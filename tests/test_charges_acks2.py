@@ -22,7 +22,7 @@ from kqeq.charges import ACKS2, QEq, charge_model_from_dict
 from kqeq.charges.softness import DEFAULT_CUTOFF, DEFAULT_DECAY, Links, default_softness, switched_decay
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, NotPositiveDefiniteError, UnsupportedError
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 
 FRAGMENTS = {"fragments": np.array([0, 0, 0, 1, 1]), "fragment_charges": np.array([0.75, 0.25])}
 

@@ -14,7 +14,8 @@ from ase import Atoms
 from ase.io import read, write
 
 import kqeq
-from kqeq import cli, optimise
+from kqeq import cli
+from kqeq.analysis import optimise
 from kqeq.errors import InputError, KQEqWarning, RepresentativesWarning
 
 CONFIG = """
@@ -136,7 +137,7 @@ def test_bad_configurations(files, tmp_path, capsys, no_work, text, message):
 
 
 def test_configuration_of_everything():
-    from kqeq.config import model_from_dict
+    from kqeq.model.config import model_from_dict
 
     model = model_from_dict(
         {

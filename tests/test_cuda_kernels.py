@@ -16,11 +16,12 @@ from ase import Atoms
 from cuda_shim import Kernels, signatures
 from kqeq import backend
 from kqeq.backend import raw_kernel, use_raw_kernels
-from kqeq.descriptors import soap_arrays, soap_cuda_kernels
-from kqeq.descriptors.soap import SOAPDescriptor
-from kqeq.descriptors.soap_array_blocks import blocks
+from kqeq.descriptors.soap.arrays import cuda_kernels as soap_cuda_kernels
+from kqeq.descriptors.soap.arrays import expansion as soap_arrays
+from kqeq.descriptors.soap.arrays.blocks import blocks
+from kqeq.descriptors.soap.descriptor import SOAPDescriptor
 from kqeq.electrostatics import cuda_kernels, radial
-from kqeq.structures import read_structure
+from kqeq.frames.structures import read_structure
 from test_soap import methanol, slab, triclinic
 
 HOST = np.empty(0)
@@ -340,7 +341,7 @@ def test_every_kernel_was_proven_here():
 
 @pytest.fixture
 def gpu(monkeypatch):
-    from kqeq.devices import resolve
+    from kqeq.backend.devices import resolve
     from kqeq.errors import DeviceError
 
     try:

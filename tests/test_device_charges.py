@@ -9,7 +9,7 @@ import kqeq
 from device_checks import STRICT, assert_same, on_device
 from kqeq.backend import CPU, Device, limit_memory, record_transfers
 from kqeq.charges.base import SITE_KINDS, SiteChange
-from kqeq.structures import read_structure
+from kqeq.frames.structures import read_structure
 
 MODELS = {
     "qeq": kqeq.QEq,

@@ -13,12 +13,12 @@ from conftest import NOISE
 from kqeq import KQEq, QEq, elements
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, KQEqWarning, LabelWarning
-from kqeq.fitting.blocks import frame_rows
-from kqeq.fitting.features import FeatureStore, TrainingFrame
 from kqeq.fitting.fit import CHI_DELTA, CHI_SPREAD, ENERGY_DELTA, ENERGY_SPREAD
+from kqeq.fitting.rows.blocks import frame_rows
+from kqeq.fitting.rows.features import FeatureStore, TrainingFrame
 from kqeq.fitting.settings import DEFAULT_NOISE
-from kqeq.labels import read_frames
-from kqeq.structures import read_structure
+from kqeq.frames.labels import read_frames
+from kqeq.frames.structures import read_structure
 
 
 def relabel(atoms, **labels):
@@ -378,7 +378,7 @@ def test_fitted_element_energies_absorb_the_composition(water_model, water_train
 
 def test_a_baseline_that_is_exact_leaves_nothing_to_fit(water_training, kernel):
     """Labels that are the baseline and element energies: the kernel part stays at zero."""
-    from kqeq.baseline import ZBL
+    from kqeq.baselines.baseline import ZBL
 
     baseline = ZBL(inner=0.5, outer=1.4)
     frames = []

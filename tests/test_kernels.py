@@ -9,11 +9,11 @@ from scipy import sparse
 from sklearn.base import clone
 
 from checks import assert_close, position_gradient, strain_gradient
-from kqeq import kernels
 from kqeq.errors import InputError, NotPositiveDefiniteError, NumericsWarning
-from kqeq.kernels import FeatureMap, SOAPKernel, gram, layout_columns
-from kqeq.representatives import build_feature_map
-from kqeq.structures import read_structure
+from kqeq.frames.structures import read_structure
+from kqeq.kernels import feature_map as kernels
+from kqeq.kernels.feature_map import FeatureMap, SOAPKernel, gram, layout_columns
+from kqeq.kernels.representatives import build_feature_map
 
 
 def molecules():

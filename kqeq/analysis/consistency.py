@@ -19,11 +19,11 @@ from ase.md.verlet import VelocityVerlet
 from kqeq.analysis.entry import CHARGE_STEP, FIELD_STEP, derivative, potential_of, read
 from kqeq.analysis.results import Result
 from kqeq.calculator import KQEqCalculator
-from kqeq.conditions import under_conditions
 from kqeq.errors import InputError, KQEqError
-from kqeq.fixed_geometry import FixedGeometry
-from kqeq.potential import Potential, Prediction
-from kqeq.structures import Structure, as_frames
+from kqeq.frames.conditions import under_conditions
+from kqeq.frames.structures import Structure, as_frames
+from kqeq.potential.fixed_geometry import FixedGeometry
+from kqeq.potential.potential import Potential, Prediction
 from kqeq.typing import FloatArray
 
 MAX_FRAMES = 10

@@ -17,10 +17,10 @@ from scipy.sparse.csgraph import connected_components
 
 from kqeq.analysis.entry import conditions_of, potential_of, read, require_charges, without_fragments
 from kqeq.analysis.results import Result
-from kqeq.conditions import under_conditions
 from kqeq.errors import InputError, UnsupportedError
-from kqeq.site_data import assign_fragments
-from kqeq.structures import read_structure
+from kqeq.frames.conditions import under_conditions
+from kqeq.frames.site_data import assign_fragments
+from kqeq.frames.structures import read_structure
 from kqeq.typing import FloatArray, IntArray
 
 

@@ -27,7 +27,7 @@ def cuda_device() -> Device:
         Without CuPy.
     Exception
         Whatever CuPy raises where there is no device, or none that its CUDA version can use, or where the answer is
-        wrong; :mod:`kqeq.devices` puts it into words.
+        wrong; :mod:`kqeq.backend.devices` puts it into words.
     """
     import cupy
 

@@ -31,7 +31,7 @@ from kqeq.charges.recipe import (
 from kqeq.charges.softness import DEFAULT_CUTOFF, DEFAULT_DECAY, Links, default_softness
 from kqeq.charges.solvers import DenseSolver, IterativeSolver, Solver
 from kqeq.errors import InputError
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 from kqeq.typing import FloatArray, IntArray
 
 DENSE_LAPLACIAN = 64

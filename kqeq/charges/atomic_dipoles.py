@@ -21,7 +21,7 @@ from kqeq.charges.equilibrium import Equilibrium
 from kqeq.charges.recipe import KERNEL, ElementValues, Recipe, element_values, not_learned_yet
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 from kqeq.typing import IntArray
 
 

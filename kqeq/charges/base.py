@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from kqeq.backend import CPU, Device, asarray_like
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 from kqeq.typing import Array, IntArray
 
 SITE_KINDS: tuple[str, ...] = ("hardness", "width", "polarizability", "softness")

@@ -26,7 +26,7 @@ from kqeq.charges.recipe import (
     iterative_remedy,
 )
 from kqeq.charges.solvers import DenseSolver, IterativeSolver, Solver
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 
 
 class QEq(Recipe):

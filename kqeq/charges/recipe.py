@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, clone
 
 from kqeq import elements
 from kqeq.backend import CPU, Device, namespace, to_numpy
+from kqeq.backend.linalg import add_to_diagonal
 from kqeq.charges.base import ENVIRONMENT_KINDS, SITE_KINDS, SiteParameters
 from kqeq.charges.boundaries import check_periodicity, periodic_part, refuse_periodic_field
 from kqeq.charges.cores import DipoleElimination, self_interaction
@@ -20,8 +21,7 @@ from kqeq.constants import COULOMB
 from kqeq.electrostatics import MeshCoulomb, coulomb
 from kqeq.electrostatics.base import Electrostatics
 from kqeq.errors import InputError, NotPositiveDefiniteError, UnsupportedError
-from kqeq.linalg import add_to_diagonal
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 from kqeq.typing import Array, FloatArray, IntArray
 
 ElementValues = Mapping[str, float] | str | None

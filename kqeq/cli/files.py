@@ -14,7 +14,7 @@ from kqeq.errors import InputError, KQEqError
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from kqeq.potential import Potential, Prediction
+    from kqeq.potential.potential import Potential, Prediction
 
 FRAMES = "extended XYZ or any other file that ASE reads; FILE@:10 takes the first ten frames"
 """Help for arguments that name frames."""
@@ -113,7 +113,7 @@ def _read_rows(name: str, index: int | slice | str) -> list[Atoms] | None:
     import ase.db
     import numpy as np
 
-    from kqeq.site_data import ARRAY_KEYS
+    from kqeq.frames.site_data import ARRAY_KEYS
 
     frames = []
     with ase.db.connect(name) as database:
@@ -148,7 +148,7 @@ def read_one(
     """
     import numpy as np
 
-    from kqeq.conditions import CHARGE_KEYS, FIELD_KEY, without_conditions
+    from kqeq.frames.conditions import CHARGE_KEYS, FIELD_KEY, without_conditions
 
     frames = read_frames([path])
     if len(frames) != 1:
@@ -182,7 +182,7 @@ def with_results(atoms: Atoms, prediction: Prediction, potential: Potential) -> 
     """
     from ase.calculators.singlepoint import SinglePointCalculator
 
-    from kqeq.conditions import without_conditions
+    from kqeq.frames.conditions import without_conditions
 
     results: dict[str, Any] = {}
     info: dict[str, Any] = {
@@ -240,7 +240,7 @@ def check_output(path: str) -> str:
     """
     from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
-    from kqeq.atomic_write import check_writable
+    from kqeq.io.atomic_write import check_writable
 
     if path == "-":
         raise InputError("frames are not written to standard output (-); give a file name")
@@ -276,7 +276,7 @@ def write_frames(path: str, frames: Sequence[Atoms]) -> None:
     """
     from ase.io import read, write
 
-    from kqeq.atomic_write import atomic_path
+    from kqeq.io.atomic_write import atomic_path
 
     kind = check_output(path)
     lost: dict[str, None] = {}
@@ -408,7 +408,7 @@ def _missing(before: Atoms, after: Atoms) -> dict[str, None]:
 
 def write_json(path: str, data: Any) -> None:
     """Write plain data as JSON, atomically."""
-    from kqeq.atomic_write import atomic_path
+    from kqeq.io.atomic_write import atomic_path
 
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from ase.data import atomic_masses
 
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 from kqeq.typing import FloatArray
 
 MAX_IONS = 50

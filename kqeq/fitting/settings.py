@@ -9,13 +9,13 @@ from numbers import Integral, Real
 import numpy as np
 
 from kqeq.backend import CPU, Device
-from kqeq.baseline import Baseline
-from kqeq.charge_kernel import ChargeKernel
+from kqeq.baselines.baseline import Baseline
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError
-from kqeq.fitting.blocks import BLOCKS
-from kqeq.fitting.equations import SOLVERS
-from kqeq.kernels import SOAPKernel
+from kqeq.fitting.least_squares.equations import SOLVERS
+from kqeq.fitting.rows.blocks import BLOCKS
+from kqeq.kernels.charge_kernel import ChargeKernel
+from kqeq.kernels.feature_map import SOAPKernel
 
 DEFAULT_NOISE: Mapping[str, float] = {
     "energy": 1e-3,
@@ -50,7 +50,7 @@ class FitSettings:
     site_kernel : SOAPKernel or None
         For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
     solver : {"auto", "cholesky", "qr"}
-        How the linear problem of each step is solved (:mod:`kqeq.fitting.equations`).
+        How the linear problem of each step is solved (:mod:`kqeq.fitting.least_squares.equations`).
     charge_aware : ChargeKernel or None
         How the short-range energy depends on charges.
     device : Device

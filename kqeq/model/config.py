@@ -1,0 +1,180 @@
+"""Settings of a model from a TOML file, under the names that :class:`kqeq.KQEq` uses.
+
+    targets = ["energy", "forces", "dipole"]
+    baseline = "zbl"
+
+    [electronegativity]          # settings that are not named keep the defaults of this kernel
+    r_cut = 4.5
+
+    [short_range]
+    n_representatives = 600
+
+    [charges]
+    model = "QEq"
+    hardness = { O = 12.0 }      # eV/e²; elements that are not named take the cited defaults; or "learn", "kernel"
+
+    [site_kernel]                # for parameters marked "kernel"; without it they share the electronegativity's
+    delta = 0.2
+
+    [charge_aware]               # lets the short-range energy see the charges
+    order = 2
+    scale = 0.5                  # e
+
+    [noise]
+    forces = 0.05
+
+``electronegativity = false``, ``short_range = false`` and ``charges = false`` leave a part away (``None`` in Python).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import signature
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from kqeq.charges import QEq, charge_model_from_dict
+from kqeq.errors import InputError
+from kqeq.kernels.charge_kernel import ChargeKernel
+from kqeq.kernels.feature_map import SOAPKernel, default_electronegativity, default_short_range
+from kqeq.model.estimator import KQEq
+
+
+def load_config(path: str | PathLike[str]) -> KQEq:
+    """Build a model, not fitted yet, from a TOML file.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    KQEq
+
+    Raises
+    ------
+    InputError
+        If the file is missing, no valid TOML, or holds names or values that make no sense; the message names the file.
+    """
+    source = Path(path)
+    try:
+        data = tomllib.loads(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the configuration {source}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"the configuration {source} is not valid TOML: {error}") from None
+    try:
+        return model_from_dict(data)
+    except InputError as error:
+        raise InputError(f"the configuration {source}: {error}") from None
+
+
+def model_from_dict(data: Mapping[str, Any]) -> KQEq:
+    """Build a model, not fitted yet, from plain data as a TOML file holds them.
+
+    Raises
+    ------
+    InputError
+        For unknown names, or values of the wrong type.
+    """
+    known = list(signature(KQEq).parameters)
+    unknown = [name for name in data if name not in known]
+    if unknown:
+        raise InputError(f"unknown setting {unknown[0]!r}; expected some of {', '.join(known)}")
+    settings: dict[str, Any] = dict(data)
+    kernels = {
+        "electronegativity": default_electronegativity,
+        "short_range": default_short_range,
+        "site_kernel": default_electronegativity,
+    }
+    for name in kernels.keys() & settings.keys():
+        settings[name] = _part(name, settings[name], partial(_kernel, name, kernels[name]()))
+    if "charges" in settings:
+        settings["charges"] = _part("charges", settings["charges"], _charges)
+    if "charge_aware" in settings:
+        settings["charge_aware"] = _part("charge_aware", settings["charge_aware"], _charge_kernel)
+    for name in ("noise", "e0"):
+        if name in settings:
+            settings[name] = _numbers(name, settings[name])
+    for name, kind, words in (
+        ("baseline", str, 'a name, for example "zbl"'),
+        ("charges_key", str, "the name of an array"),
+        ("label_prefix", str, "a string"),
+        ("max_iterations", int, "a whole number"),
+    ):
+        if name in settings and (not isinstance(settings[name], kind) or isinstance(settings[name], bool)):
+            raise InputError(f"{name} is {settings[name]!r}; expected {words}")
+    targets = settings.get("targets", [])
+    if not isinstance(targets, list) or not all(isinstance(kind, str) for kind in targets):
+        raise InputError(
+            f'targets is {targets!r}; expected a list of label kinds, for example ["energy", "forces"]'
+        )
+    return KQEq(**settings)
+
+
+def _part(name: str, value: Any, build: Callable[[dict[str, Any]], Any]) -> Any:
+    """A table of settings, or ``false``."""
+    if value is False:
+        return None
+    if not isinstance(value, dict):
+        raise InputError(
+            f"{name} is {value!r}; expected a table [{name}] of settings, or false to leave it away"
+        )
+    return build(value)
+
+
+def _kernel(name: str, kernel: SOAPKernel, table: dict[str, Any]) -> SOAPKernel:
+    known = kernel.get_params(deep=False)
+    texts = ("selection", "smooth")
+    for key, value in table.items():
+        if key not in known:
+            raise InputError(f"[{name}] has no setting {key!r}; expected some of {', '.join(known)}")
+        if key in texts and not isinstance(value, str):
+            raise InputError(f"[{name}] {key} is {value!r}; expected a string")
+        if key not in texts:
+            _number(f"[{name}] {key}", value)
+    kernel.set_params(**table)
+    kernel.check()
+    return kernel
+
+
+def _charge_kernel(table: dict[str, Any]) -> ChargeKernel:
+    kernel = ChargeKernel()
+    known = kernel.get_params()
+    for key, value in table.items():
+        if key not in known:
+            raise InputError(f"[charge_aware] has no setting {key!r}; expected some of {', '.join(known)}")
+        _number(f"[charge_aware] {key}", value)
+    kernel.set_params(**table)
+    kernel.check()
+    return kernel
+
+
+def _charges(table: dict[str, Any], where: str = "[charges]") -> Any:
+    options = dict(table)
+    for key, value in table.items():
+        if isinstance(value, dict) and key == "inner":
+            options[key] = _charges(value, f"{where} inner")
+        elif isinstance(value, dict):
+            options[key] = _numbers(f"{where} {key}", value)
+    if "model" in options and not isinstance(options["model"], str):
+        raise InputError(f'{where} model is {options["model"]!r}; expected a name, for example "QEq"')
+    return charge_model_from_dict(options) if options else QEq()
+
+
+def _numbers(name: str, value: Any) -> dict[str, float]:
+    if not isinstance(value, dict):
+        raise InputError(f"{name} is {value!r}; expected a table of numbers")
+    return {key: _number(f"{name}.{key}", item) for key, item in value.items()}
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{name} is {value!r}; expected a number")
+    return value
+
+
+__all__ = ["load_config", "model_from_dict"]
