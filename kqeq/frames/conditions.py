@@ -110,9 +110,9 @@ def conditions(
 ) -> tuple[float, FloatArray]:
     """Total charge and field of a frame, from the arguments and from all that the frame says.
 
-    See the table of :mod:`kqeq.frames.conditions`.  Without any source the structure is neutral and free of field.  Initial
-    charges (``atoms.get_initial_charges()``) are no source, but they must not contradict the result; nor may stored
-    charges where nothing gives the total charge.
+    See the table of :mod:`kqeq.frames.conditions`.  Without any source the structure is neutral and free of field.
+    Initial charges (``atoms.get_initial_charges()``) are no source, but they must not contradict the result; nor may
+    stored charges where nothing gives the total charge.
 
     Parameters
     ----------

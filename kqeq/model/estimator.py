@@ -162,8 +162,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         ----------
         frames : ase.Atoms or sequence of ase.Atoms
             Labels are taken from ``atoms.info``, ``atoms.arrays`` and the single-point results that ASE
-            attaches on reading (:class:`kqeq.frames.labels.LabelKeys`); total charge and field as :mod:`kqeq.frames.conditions`
-            says; an optional weight from ``atoms.info["weight"]``.
+            attaches on reading (:class:`kqeq.frames.labels.LabelKeys`); total charge and field as
+            :mod:`kqeq.frames.conditions` says; an optional weight from ``atoms.info["weight"]``.
         y : None
             Ignored; the labels are in the frames.
         sample_weight : sequence of float, optional
