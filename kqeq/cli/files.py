@@ -148,7 +148,13 @@ def read_one(
     """
     import numpy as np
 
-    from kqeq.frames.conditions import CHARGE_KEYS, FIELD_KEY, without_conditions
+    from kqeq.frames.conditions import (
+        CHARGE_KEYS,
+        FIELD_KEY,
+        conditions,
+        under_conditions,
+        without_conditions,
+    )
 
     frames = read_frames([path])
     if len(frames) != 1:
@@ -164,13 +170,15 @@ def read_one(
             stored = atoms.info.get(name)
             if stored is not None and not np.array_equal(stored, given):
                 print(f"kqeq: {option} replaces {name} {stored} of {path}", file=sys.stderr)
-    if charge is not None or field is not None:
-        atoms = without_conditions(atoms, charge=charge is not None, field=field is not None, prefix=prefix)
-    if charge is not None:
-        atoms.info[CHARGE_KEYS[0]] = charge
-    if field is not None:
-        atoms.info[FIELD_KEY] = field
-    return atoms
+    if charge is None and field is None:
+        return atoms
+    # what is not typed stays as the file says it, in whatever place
+    rest = without_conditions(atoms, charge=charge is not None, field=field is not None, prefix=prefix)
+    rest.calc = atoms.calc
+    charge, field = conditions(
+        rest, total_charge=charge, external_field=field, where=f"the structure in {path}", prefix=prefix
+    )
+    return under_conditions(atoms, charge, field, prefix)
 
 
 def with_results(atoms: Atoms, prediction: Prediction, potential: Potential) -> Atoms:
@@ -242,24 +250,24 @@ def check_output(path: str) -> str:
 
     from kqeq.io.atomic_write import check_writable
 
-    if path == "-":
-        raise InputError("frames are not written to standard output (-); give a file name")
     check_writable(path)
     name = Path(path).name
     for packed in (".gz", ".bz2", ".xz"):
         name = name.removesuffix(packed)
     ending = Path(name).suffix.lower()
-    if ending in ("", ".xyz", ".extxyz"):
-        return "extxyz"
+    if ending in (".xyz", ".extxyz") or (Path(path).exists() and not Path(path).is_file()):
+        return "extxyz"  # also to devices, /dev/null for example
     try:
         found = filetype(name, read=False)
         kind = ioformats[found]
     except (UnknownFileTypeError, KeyError):
         kind = None
+        if not ending:
+            return "extxyz"
     if kind is None or not kind.can_write or not kind.can_read:
         raise InputError(
-            f"cannot write frames to {path}: {ending} is no ending of a format that ASE writes and reads back; use "
-            ".xyz, which keeps all results, or .traj, .json, .db"
+            f"cannot write frames to {path}: {ending or name} is no ending of a format that ASE writes and reads "
+            "back; use .xyz, which keeps all results, or .traj, .json, .db"
         )
     return str(found)
 
@@ -291,7 +299,9 @@ def write_frames(path: str, frames: Sequence[Atoms]) -> None:
             else:
                 write(temporary, list(frames), format=kind)
             if temporary.is_file():
-                back = _read_rows(str(temporary), slice(None)) or read(temporary, index=":", format=kind)
+                back = _read_rows(str(temporary), slice(None))
+                if back is None:
+                    back = read(temporary, index=":", format=None if Path(path).suffix else kind)
                 if len(back) != len(frames):
                     raise InputError(f"it holds {len(back)} of {len(frames)} frames")
                 for before, after in zip(frames, back, strict=True):

@@ -249,11 +249,23 @@ def is_among(value: Any, others: Sequence[Any]) -> bool:
 
 
 def _parameters(atoms: Atoms) -> dict[str, Any]:
-    parameters = getattr(atoms.calc, "parameters", None)
-    try:
-        return {str(key): parameters[key] for key in parameters} if parameters is not None else {}
-    except (TypeError, KeyError, AttributeError):
-        return {}
+    """What the calculator of a frame was told, by the last word: some programs have their input in sections."""
+    found: dict[str, Any] = {}
+
+    def collect(section: Any, depth: int) -> None:
+        try:
+            items = [(str(key), section[key]) for key in section]
+        except (TypeError, KeyError, AttributeError):
+            return
+        for key, value in items:
+            if isinstance(value, Mapping) and depth < 3:
+                collect(value, depth + 1)
+            else:
+                found.setdefault(key.lower(), value)
+
+    if getattr(atoms.calc, "parameters", None) is not None:
+        collect(atoms.calc.parameters, 0)
+    return found
 
 
 def write_name(charge: float, field: FloatArray) -> str:
@@ -297,7 +309,8 @@ def _charges(place: str, values: Mapping[str, Any], atoms: Atoms) -> Iterator[tu
         words = _words(key)
         if key in ("reference_charges", "initial_charges") or _NO_TOTAL & set(words):
             continue
-        if "charges" not in words and not any(name in words for name in _PARTITIONS):
+        named = "charges" in words or "charge" in words or words == ("q",)
+        if not named and not any(name in words for name in _PARTITIONS):
             continue
         array = np.asarray(value)
         if array.dtype.kind in "iuf" and array.shape in ((len(atoms),), (len(atoms), 1)):
@@ -324,7 +337,8 @@ def _words(key: str) -> tuple[str, ...]:
 @lru_cache(maxsize=4096)
 def _resembles(key: str) -> str | None:
     """Whether a name that is not read looks like that of a total charge or a field."""
-    words = _words(key)
+    # "charge:" and "charge:-1" are words of a comment
+    words = tuple(word for word in _words(key) if not word.isdigit())
     last, joined = (words[-1], "".join(words)) if words else ("", "")
     if _NO_TOTAL & set(words):
         return None
@@ -357,6 +371,8 @@ def warn_unread_conditions(
     given : (bool, bool)
         Whether charge and field were given as arguments: then what the frame says matters no more.
     """
+    if not given[0] and charge == 0.0:
+        _warn_two_numbers(atoms)
     read = {*CHARGE_KEYS, FIELD_KEY, NOTED_CHARGE, NOTED_FIELD}
     read |= {prefix + key for key in read}
     places = [("atoms.info", atoms.info, read)]
@@ -370,6 +386,8 @@ def warn_unread_conditions(
     for place, values, known in places:
         for key, value in values.items():
             kind = None if key in known else _resembles(str(key))
+            if kind is not None and value is True and not given[kind == FIELD_KEY]:
+                _warn_word(place, key, kind)
             number = None if kind is None else as_numbers(value)
             if kind is None or number is None:
                 continue
@@ -386,6 +404,29 @@ def warn_unread_conditions(
                     LabelWarning,
                     stacklevel=4,
                 )
+
+
+def _warn_word(place: str, key: str, kind: str) -> None:
+    warnings.warn(
+        f'{place}["{key}"] is True, a bare word: if the comment of the file was to give {_MEANINGS[kind]}, it was not '
+        f"read; write {kind}=...",
+        LabelWarning,
+        stacklevel=5,
+    )
+
+
+def _warn_two_numbers(atoms: Atoms) -> None:
+    """Plain XYZ files of quantum chemistry have total charge and multiplicity as their comment, and nothing else."""
+    words = [key for key, value in atoms.info.items() if value is True]
+    if len(words) == len(atoms.info) == 2 and all(re.fullmatch(r"[+-]?\d+", str(word)) for word in words):
+        charge, multiplicity = map(int, words)
+        if charge != 0 and multiplicity > 0:
+            warnings.warn(
+                f'the comment of a frame is "{words[0]} {words[1]}": if that is total charge and multiplicity, it is not '
+                f"read; write total_charge={charge}",
+                LabelWarning,
+                stacklevel=5,
+            )
 
 
 def without_conditions(atoms: Atoms, *, charge: bool = True, field: bool = True, prefix: str = "") -> Atoms:

@@ -44,7 +44,7 @@ LOOKED_AT = 20
 """Frames and atoms of each that are looked at for the unit of length."""
 
 _PATTERNS = {
-    "energy": r"energ(y|ies)|etot|toten|enthalpy",
+    "energy": r"energ(y|ies)|etot|toten|epot|enthalpy",
     "forces": r"forces?|grads?|gradients?|frc",
     "stress": r"stress(es)?|virials?|pressure",
     "dipole": r"dipoles?|dip|mu",
@@ -153,6 +153,7 @@ def survey(
     read = list(read_frames(frames, keys, weights=weights))
     _refuse_live(frames, read)
     pairs, doubts = _zero_energies(read)
+    doubts += _zero_vectors(pairs)
     doubts += _net_forces(pairs, force_noise)
     doubts += _contradicting_charges(frames, pairs)
     doubts += _lengths([structure for structure, _ in pairs])
@@ -176,7 +177,9 @@ def unread_names(frames: Sequence[Atoms], keys: LabelKeys) -> dict[str, str]:
     meant: dict[str, str] = {}
     for atoms in frames:
         for place, key, value in _entries(atoms):
-            right = key in read or (key in labels and place == ("arrays" if _per_atom(key, keys) else "info"))
+            right = key in read or (
+                key in labels and place in (("arrays", "info") if _per_atom(key, keys) else ("info",))
+            )
             if right or (place == "results" and key in labels):
                 continue
             kind = _charges_kind(key, value, keys) or _kind(key)
@@ -218,6 +221,8 @@ def _kind(key: str) -> str | None:
         if any(re.fullmatch(pattern, word) for word in words):
             return kind
     joined = "".join(words)
+    if joined in ("e", "f", "pe"):
+        return "forces" if joined == "f" else "energy"
     names = {name.replace("_", ""): name for name in _PATTERNS}
     # forcess, enrgy, DipoleMoment, REFenergy
     close = difflib.get_close_matches(joined, list(names), 1, 0.85)
@@ -305,9 +310,24 @@ def _zero_energies(
         ]
     if zero and len(energies) > 1:
         return pairs, [
-            f"the energy of {_list(zero)} is exactly 0.0 eV, which no calculation gives; remove such labels"
+            f"the energy of {_list(zero)} ({len(zero)} in all) is exactly 0.0 eV, which no calculation gives; remove "
+            "such labels"
         ]
     return pairs, []
+
+
+def _zero_vectors(pairs: Sequence[tuple[Structure, Labels]]) -> list[str]:
+    """Kinds of labels that are zero in every frame."""
+    doubts = []
+    for kind in ("forces", "stress", "dipole"):
+        values = [getattr(labels, kind) for s, labels in pairs if len(s) > 1]
+        values = [value for value in values if value is not None]
+        if len(values) > 1 and not any(value.any() for value in values):
+            doubts.append(
+                f"the {kind} labels of all {len(values)} frames are exactly zero; if they were not computed, remove them "
+                "or leave them out of targets"
+            )
+    return doubts
 
 
 def _net_forces(pairs: Sequence[tuple[Structure, Labels]], noise: float) -> list[str]:
@@ -360,6 +380,8 @@ def _free_energies(
     for i, (atoms, (structure, labels)) in enumerate(zip(frames, pairs, strict=True)):
         if labels.energy is None:
             continue
+        if keys.free_energy == "free_energy" and keys.energy != "energy":
+            break
         energy, free = (_scalar(atoms, key) for key in (keys.energy, keys.free_energy))
         if energy is None or free is None or abs(free - energy) < 1e-6:
             continue

@@ -193,6 +193,8 @@ def choose_energy(energy: float | None, free: float | None, structure: Structure
 
 
 def _free_energy(atoms: Atoms, keys: LabelKeys, structure: Structure, where: object) -> float | None:
+    if keys.free_energy == "free_energy" and keys.energy != "energy":
+        return None  # of another method than the energy that was named
     value = _find(atoms, "free_energy", keys.free_energy, where)
     # a thermodynamic free energy may be anything; only numbers can be meant
     array = None if value is None else as_numbers(value)
@@ -222,6 +224,8 @@ def _find(atoms: Atoms, kind: str, key: str | None, where: object) -> Any:
     if key is None:
         return None
     store: Mapping[str, Any] = atoms.arrays if kind in ("forces", "charges") else atoms.info
+    if key not in store and key in atoms.info:
+        store = atoms.info  # an array that came by another way than a file
     value = store.get(key)
     stored = _single_point(atoms, key, where)
     if value is None:
