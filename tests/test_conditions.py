@@ -65,33 +65,41 @@ def test_truth_values_are_no_charges(key, value):
 
 @pytest.mark.parametrize("value", [[True, 0.0, 0.1], np.ones(3, dtype=bool), True, np.array(True)])
 def test_truth_values_are_no_fields(value):
-    with pytest.raises(InputError, match="external_field|external field"):
+    with pytest.raises(InputError, match=r"external.field"):
         conditions(water({"external_field": value}))
     with pytest.raises(InputError, match="three finite numbers"):
         conditions(water(), external_field=value)
 
 
-@pytest.mark.parametrize("comment", ["water, charge 0", "hydroxide charge -1", "charge", "total_charge -1", "charge=T"])
+@pytest.mark.parametrize(
+    "comment", ["water, charge 0", "hydroxide charge -1", "charge", "total_charge -1", "charge=T"]
+)
 def test_words_of_a_plain_comment_are_refused(tmp_path, comment):
     (tmp_path / "a.xyz").write_text(f"3\n{comment}\nO 0 0 0\nH .96 0 0\nH -.24 .93 0\n")
     with pytest.raises(InputError, match="a bare word in the comment line"):
         read_structure(read(tmp_path / "a.xyz"))
 
 
-@pytest.mark.parametrize("comment", ["charge: -1", "Charge: +1", "net charge:-1", "-1 1", "2 1", "TotalCharge -1"])
+@pytest.mark.parametrize(
+    "comment", ["charge: -1", "Charge: +1", "net charge:-1", "-1 1", "2 1", "TotalCharge -1"]
+)
 def test_comments_that_seem_to_give_a_charge_are_named(tmp_path, comment):
     (tmp_path / "a.xyz").write_text(f"3\n{comment}\nO 0 0 0\nH .96 0 0\nH -.24 .93 0\n")
     with pytest.warns(LabelWarning, match="not\nread|not read|was not read"):
         assert read_structure(read(tmp_path / "a.xyz")).total_charge == 0.0
 
 
-@pytest.mark.parametrize("value", ["1+", "−1", "one", "", "1,0", 1j, np.complex128(1), [1, 0], {}, np.datetime64("2020-01-01")])
+@pytest.mark.parametrize(
+    "value", ["1+", "−1", "one", "", "1,0", 1j, np.complex128(1), [1, 0], {}, np.datetime64("2020-01-01")]
+)
 def test_charges_that_are_no_number_are_refused(value):
     with pytest.raises(InputError, match="one finite number"):
         conditions(water({"charge": value}))
 
 
-@pytest.mark.parametrize("value", [1, 1.0, "1", "+1", np.int64(1), np.float32(1), np.array(1.0), np.array([1]), [1.0]])
+@pytest.mark.parametrize(
+    "value", [1, 1.0, "1", "+1", np.int64(1), np.float32(1), np.array(1.0), np.array([1]), [1.0]]
+)
 def test_charges_that_are_one_number_pass(value):
     assert conditions(water({"charge": value}))[0] == 1.0
 
@@ -135,7 +143,7 @@ def test_database_rows_keep_charge_field_and_site_data(tmp_path):
     assert second.total_charge == -1.0
     np.testing.assert_array_equal(second.external_potential, np.arange(3.0))
     assert read_structure(through_ase).total_charge == 1.0
-    assert len(read_frames([f"{tmp_path / 'a.db'}@charge=-1"])) == 1
+    assert len(read_frames([f"{tmp_path / 'a.db'}@total_charge=1"])) == 1
 
 
 @pytest.mark.parametrize(
@@ -152,11 +160,15 @@ def test_what_a_stored_calculator_was_told_counts(parameters):
 
 
 def test_fields_of_other_calculators_are_named():
-    with pytest.warns(LabelWarning, match=r'atoms\.calc\.parameters\["electric_field"\] looks like an external field'):
+    with pytest.warns(
+        LabelWarning, match=r'atoms\.calc\.parameters\["electric_field"\] looks like an external field'
+    ):
         read_structure(told(electric_field=[0.0, 0.0, 0.1]))
 
 
-@pytest.mark.parametrize("key", ["Charge", "tot_charge", "net_charge", "CHARGE", "dft_charge", "qtot", "Q", "systemCharge"])
+@pytest.mark.parametrize(
+    "key", ["Charge", "tot_charge", "net_charge", "CHARGE", "dft_charge", "qtot", "Q", "systemCharge"]
+)
 def test_near_names_of_the_charge_are_named_where_they_say_something_else(key):
     with pytest.warns(LabelWarning, match=f'"{key}".*looks like a total charge'):
         assert read_structure(water({key: 1})).total_charge == 0.0
@@ -167,13 +179,18 @@ def test_near_names_of_the_charge_are_named_where_they_say_something_else(key):
         read_structure(water({key: 1}), total_charge=2)
 
 
-@pytest.mark.parametrize("key", ["electric_field", "efield", "E_field", "ElectricField", "field", "ext_field", "dft_external_field"])
+@pytest.mark.parametrize(
+    "key",
+    ["electric_field", "efield", "E_field", "ElectricField", "field", "ext_field", "dft_external_field"],
+)
 def test_near_names_of_the_field_are_named(key):
     with pytest.warns(LabelWarning, match=f'"{key}".*looks like an external field'):
         assert not read_structure(water({key: FIELD})).external_field.any()
 
 
-@pytest.mark.parametrize("key", ["magnetic_field", "max_charge", "nuclear_charge", "field_step", "mean_charge", "force_field"])
+@pytest.mark.parametrize(
+    "key", ["magnetic_field", "max_charge", "nuclear_charge", "field_step", "mean_charge", "force_field"]
+)
 def test_other_numbers_are_let_alone(key):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -183,7 +200,9 @@ def test_other_numbers_are_let_alone(key):
 # -------------------------------------------------------------------- stored charges
 
 
-@pytest.mark.parametrize("name", ["charges", "hirshfeld", "mulliken_charges", "REF_charges", "charge", "q", "bader"])
+@pytest.mark.parametrize(
+    "name", ["charges", "hirshfeld", "mulliken_charges", "REF_charges", "charge", "q", "bader"]
+)
 def test_an_ion_is_not_taken_for_neutral(name):
     atoms = water()
     atoms.arrays[name] = np.array([0.2, 0.4, 0.4])
@@ -226,17 +245,14 @@ def test_a_model_agrees_with_what_ase_wrote(tmp_path, ion_model, ion, suffix, by
     else:
         ion.info.update(total_charge=1, external_field=np.array(FIELD))
         ion.calc = KQEqCalculator(ion_model)
-    frames = []
     for _ in range(2):
         ion.positions[1] += 0.02
+        ion.get_forces()
         energy = ion.get_potential_energy()
-        frames.append(ion.copy())
-        frames[-1].calc = SinglePointCalculator(frames[-1], **ion.calc.results)
         if suffix == "traj":
             with Trajectory(path, "a", ion) as trajectory:
                 trajectory.write()
     if suffix != "traj":
-        frames[-1].calc = None
         write(path, ion)  # the live calculator itself
     again = read(path, -1)
     assert ion_model.predict(again).energy == pytest.approx(energy, abs=1e-6)
@@ -347,7 +363,9 @@ def fragment_model(ion_frames):
         frames.append(pair)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return kqeq.KQEq(kernel, kernel, charges=kqeq.QEq(fragments=True), max_iterations=20).fit(frames), frames
+        return kqeq.KQEq(kernel, kernel, charges=kqeq.QEq(fragments=True), max_iterations=20).fit(
+            frames
+        ), frames
 
 
 def test_fragments_reach_optimisation_and_infrared(fragment_model):
@@ -367,7 +385,7 @@ def test_fragments_reach_optimisation_and_infrared(fragment_model):
 def test_an_outer_potential_reaches_every_question(ion_model, ion, relax):
     """A potential that pulls the proton's charge: energies of all questions are those of predict with it."""
     ion.info["total_charge"] = 1
-    ion.arrays["external_potential"] = np.array([0.3, -0.2, 0.1, 0.4])
+    ion.arrays["external_potential"] = np.array([-0.5, 0.2, 0.1, 0.9])
     ion.arrays["charges"] = np.full(4, 0.25)
     plain = bare(ion)
     energy = ion_model.predict(ion).energy
@@ -383,7 +401,10 @@ def test_an_outer_potential_reaches_every_question(ion_model, ion, relax):
         states = analysis.ionisation(ion_model, ion, relax=True, fmax=0.05)
         there = ion.copy()
         there.positions = states.positions
-        difference = ion_model.predict(there).energy - ion_model.predict(without_conditions(there), total_charge=0).energy
+        difference = (
+            ion_model.predict(there).energy
+            - ion_model.predict(without_conditions(there), total_charge=0).energy
+        )
         assert states.vertical_electron_affinity == pytest.approx(difference, abs=1e-6)
     matrix = analysis.vibrations.hessian(ion_model, end.atoms)
     displaced = end.atoms.copy()

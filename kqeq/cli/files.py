@@ -125,7 +125,9 @@ def _read_rows(name: str, index: int | slice | str) -> list[Atoms] | None:
             arrays.update({key: data.pop(key) for key in ARRAY_KEYS if key in data})
             for key, value in arrays.items():
                 atoms.set_array(key, np.asarray(value))
-            atoms.info.update({**data, **row.key_value_pairs})
+            # not row.key_value_pairs: a pair named charge is hidden there by the sum of the initial charges
+            pairs = {key: vars(row)[key] for key in row.key_value_pairs if key in vars(row)}
+            atoms.info.update({**data, **pairs})
             parameters = row.get("calculator_parameters")
             if atoms.calc is not None and parameters:
                 atoms.calc.parameters.update(parameters)

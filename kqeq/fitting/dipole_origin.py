@@ -37,19 +37,44 @@ def _mean(structure: Structure, weights: FloatArray) -> FloatArray:
     return np.asarray(weights @ structure.positions / weights.sum(), dtype=np.float64)
 
 
-def other_origin(ions: Sequence[tuple[Structure, FloatArray, FloatArray]]) -> str | None:
+def far_from_ions(ions: Sequence[tuple[Structure, FloatArray]]) -> str | None:
+    """The same without a model, for ions that lie so far from the origin that their dipoles must be large.
+
+    Parameters
+    ----------
+    ions : sequence of (Structure, (3,) array)
+        Charged, open structures with label, e·Å.
+    """
+    centre = ORIGINS["centre of nuclear charge"]
+    rough = [(s, label, s.total_charge * centre(s)) for s, label in ions]
+    reach = [abs(s.total_charge) * float(np.ptp(s.positions, axis=0).max()) for s, _ in ions]
+    return other_origin(
+        rough, least=max(reach, default=0.0) + 1.0, against="total charge times position"
+    )
+
+
+def other_origin(
+    ions: Sequence[tuple[Structure, FloatArray, FloatArray]],
+    *,
+    least: float = OFF,
+    against: str = "the model",
+) -> str | None:
     """A sentence that names the origin of dipole labels, if it is not that of the coordinates.
 
     Parameters
     ----------
     ions : sequence of (Structure, (3,) array, (3,) array)
         Charged, open structures with label and prediction, e·Å.
+    least : float
+        Errors below this are not looked into, e·Å.
+    against : str
+        What the prediction is, for the sentence.
     """
     if not ions:
         return None
     errors = np.array([label - predicted for _, label, predicted in ions])
     size = float(np.sqrt(np.mean(errors**2)))
-    if size < OFF:
+    if size < least:
         return None
     left = {}
     for name, centre in ORIGINS.items():
@@ -60,14 +85,14 @@ def other_origin(ions: Sequence[tuple[Structure, FloatArray, FloatArray]]) -> st
     if best is None or left[best] > EXPLAINED * size:
         return None
     # a fit to such labels is spoiled, and origins that are close to each other may fit alike: the usual one is named
-    near = [name for name in left if left[name] < max(2.0 * left[best], 0.5 * EXPLAINED * size)]
+    near = [name for name in left if left[name] <= 2.0 * left[best]]
     best, others = near[0], near[1:]
     doubt = f" (or the {' or '.join(others)})" if others else ""
     return (
-        f"dipole labels of {len(ions)} ions are {size:.3g} e·Å from the model, and {left[best]:.3g} e·Å if their "
+        f"dipole labels of {len(ions)} ions are {size:.3g} e·Å from {against}, and {left[best]:.3g} e·Å if their "
         f"origin is the {best}{doubt} of each frame: this package counts from the origin of the coordinates, Σ q r. Add "
         f"total_charge times that vector to every such label"
     )
 
 
-__all__ = ["MAX_IONS", "ORIGINS", "other_origin"]
+__all__ = ["MAX_IONS", "ORIGINS", "far_from_ions", "other_origin"]

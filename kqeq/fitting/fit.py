@@ -18,7 +18,7 @@ from kqeq.errors import InputError, KQEqError, LabelWarning
 from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
 from kqeq.fitting.checkpoint import fingerprint
 from kqeq.fitting.consistency import warn_contradictions
-from kqeq.fitting.dipole_origin import MAX_IONS, other_origin
+from kqeq.fitting.dipole_origin import MAX_IONS, far_from_ions, other_origin
 from kqeq.fitting.evidence.hyperparameters import learn
 from kqeq.fitting.least_squares.solver import Solution
 from kqeq.fitting.minimisation import minimise_from, solve, warn_unconverged
@@ -225,7 +225,7 @@ def _check_origin(result: FitResult, settings: FitSettings) -> FitResult:
     ions = [
         (frame.structure, frame.labels.dipole)
         for frame in result.frames
-        if frame.labels.dipole is not None and frame.structure.total_charge
+        if frame.labels.dipole is not None and frame.structure.total_charge and not frame.structure.periodic
     ]
     ions = ions[:: max(1, -(-len(ions) // MAX_IONS))]
     predictions = result.potential.predict_many([s for s, _ in ions], ("dipole",), device=settings.device)
@@ -234,7 +234,7 @@ def _check_origin(result: FitResult, settings: FitSettings) -> FitResult:
         for (structure, label), prediction in zip(ions, predictions, strict=True)
         if prediction.dipole is not None
     ]
-    note = other_origin(triples)
+    note = other_origin(triples) or far_from_ions(ions)
     if note is None:
         return result
     warnings.warn(note, LabelWarning, stacklevel=4)

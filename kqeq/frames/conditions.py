@@ -373,6 +373,14 @@ def warn_unread_conditions(
     """
     if not given[0] and charge == 0.0:
         _warn_two_numbers(atoms)
+        row = atoms.info.get("key_value_pairs")
+        if isinstance(row, Mapping) and "charge" in row and "unique_id" in atoms.info:
+            warnings.warn(
+                "a row of a database has a pair named charge; ASE hides its value behind the sum of the initial charges: "
+                "call it total_charge, or read the file with the kqeq command",
+                LabelWarning,
+                stacklevel=4,
+            )
     read = {*CHARGE_KEYS, FIELD_KEY, NOTED_CHARGE, NOTED_FIELD}
     read |= {prefix + key for key in read}
     places = [("atoms.info", atoms.info, read)]
