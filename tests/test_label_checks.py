@@ -136,6 +136,20 @@ def test_names_in_results_and_rows_and_how_often():
     assert list(unread_names(frames[1:], LabelKeys.prefixed("REF_"))) == ["energy"]
 
 
+@pytest.mark.parametrize("comment", ["step 3 E -76.41", "-76.4102, 0.3", "a=b=c d==e", "energy= -76.41"])
+def test_numbers_among_bare_words_are_named(tmp_path, comment):
+    (tmp_path / "a.xyz").write_text(f"3\n{comment}\nO 0 0 0\nH .96 0 0\nH -.24 .93 0\n")
+    atoms = read(tmp_path / "a.xyz")
+    if comment == "a=b=c d==e":
+        assert unread_names([atoms], KEYS) == {}
+        return
+    try:
+        found = unread_names([atoms], KEYS)
+        assert any("bare words of a comment line" in reason for reason in found.values())
+    finally:
+        assert atoms.calc is None or comment == "energy= -76.41"
+
+
 def test_the_report_names_them_in_one_line(water_training, kernel):
     frames = [a.copy() for a in water_training]
     for atoms, old in zip(frames, water_training, strict=True):
@@ -239,6 +253,9 @@ def test_energies_that_are_all_zero_are_left_out(tmp_path):
 @pytest.mark.parametrize("kind", ["forces", "stress", "dipole"])
 def test_labels_that_are_all_zero_are_named(kind):
     value = {"forces": np.zeros((3, 3)), "stress": np.zeros(6), "dipole": np.zeros(3)}[kind]
+    if kind == "forces":
+        mixed = [water(energy=-1.0, forces=FORCES), water(energy=-1.0, forces=value)]
+        loud(mixed, r"the forces of frame 1 \(1 in all\) are exactly zero")
     loud(
         [water(energy=-1.0, **{kind: value}) for _ in range(3)],
         f"the {kind} labels of all 3 frames are exactly zero",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kqeq.errors import InputError, KQEqError
+from kqeq.errors import InputError, KQEqError, LabelWarning
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 FRAMES = "extended XYZ or any other file that ASE reads; FILE@:10 takes the first ten frames"
 """Help for arguments that name frames."""
+
+_PACKED = (".gz", ".bz2", ".xz")
+"""Endings of compressed files, behind that of the format."""
 
 _ROW_ARRAYS = {"numbers", "positions", "masses", "tags", "momenta", "initial_charges", "initial_magmoms"}
 """Arrays that rows of ASE's databases have a place for."""
@@ -49,8 +53,84 @@ def read_frames(paths: Sequence[str]) -> list[Atoms]:
             raise InputError(f"{name} is a pipe or a device; write the structures to a file and name that")
         if Path(name).stat().st_size == 0:
             raise InputError(f"{name} is empty; expected a file with structures")
+        _check_table(name)
         frames += _read(name, choice, path)
     return frames
+
+
+def _check_table(name: str) -> None:
+    """Look over an XYZ file for what ASE passes over.
+
+    A count of atoms that the file has no room for makes ASE look for them for ever, and columns that the comment does
+    not name are left out in silence.
+
+    Raises
+    ------
+    InputError
+        For such a count.
+
+    Warns
+    -----
+    LabelWarning
+        Of such columns.
+    """
+    from ase.io.formats import UnknownFileTypeError, filetype
+
+    try:
+        if filetype(name) not in ("extxyz", "xyz"):
+            return
+    except (UnknownFileTypeError, OSError, ValueError):
+        return
+    size = Path(name).stat().st_size
+    with open(name, "rb") as file:
+        number = 0
+        while True:
+            try:
+                count = int(file.readline(64))
+            except ValueError:
+                return  # the end, or something that ASE refuses
+            if not 0 <= count <= size:
+                raise InputError(
+                    f"cannot read structures from {name}: frame {number} claims {count:.3g} atoms, and the whole file "
+                    f"has {size} bytes; it is damaged"
+                )
+            comment = file.readline()
+            if not _quotes_match(comment):
+                warnings.warn(
+                    f"the comment of frame {number} of {name} has quotation marks that do not match: what stands behind "
+                    "them may be misread",
+                    LabelWarning,
+                    stacklevel=4,
+                )
+            named = re.search(rb'(?:^|\s)Properties="?([^\s"]*)', comment)
+            widths = [] if named is None else re.findall(rb":[A-Za-z]:(\d+)", named[1])
+            wanted = sum(map(int, widths)) if named else 4
+            for _ in range(count):
+                line = file.readline()
+                if not line:
+                    return
+                if len(line.split()) > wanted:
+                    said = (
+                        "Properties in its comment names"
+                        if named
+                        else "a comment without Properties stands for"
+                    )
+                    warnings.warn(
+                        f"frame {number} of {name} has {len(line.split())} columns and {said} {wanted}: the others are "
+                        "not read, whatever labels they hold",
+                        LabelWarning,
+                        stacklevel=4,
+                    )
+                    return
+            number += 1
+
+
+def _quotes_match(comment: bytes) -> bool:
+    """Whether quotation marks come in pairs, with blanks behind the second."""
+    if b'"' not in comment or b"=" not in comment:
+        return True
+    parts = re.sub(rb"\\.", b"", comment).split(b'"')
+    return len(parts) % 2 == 1 and all(not part[:1].strip() for part in parts[2::2])
 
 
 def _read(name: str, choice: str, path: str) -> list[Atoms]:
@@ -94,6 +174,8 @@ def _index(choice: str, path: str) -> int | slice | str:
         return choice
     try:
         parts = [int(part) if part.strip() else None for part in choice.split(":")]
+        if len(parts) == 3 and parts[2] == 0:
+            raise ValueError
         if len(parts) == 1 and parts[0] is not None:
             return parts[0]
         return slice(*parts)
@@ -254,7 +336,7 @@ def check_output(path: str) -> str:
 
     check_writable(path)
     name = Path(path).name
-    for packed in (".gz", ".bz2", ".xz"):
+    for packed in _PACKED:
         name = name.removesuffix(packed)
     ending = Path(name).suffix.lower()
     if ending in (".xyz", ".extxyz") or (Path(path).exists() and not Path(path).is_file()):
@@ -303,7 +385,8 @@ def write_frames(path: str, frames: Sequence[Atoms]) -> None:
             if temporary.is_file():
                 back = _read_rows(str(temporary), slice(None))
                 if back is None:
-                    back = read(temporary, index=":", format=None if Path(path).suffix else kind)
+                    plain = Path(path).suffix in ("", *_PACKED)  # a name that says nothing, or not enough
+                    back = read(temporary, index=":", format=kind if plain else None)
                 if len(back) != len(frames):
                     raise InputError(f"it holds {len(back)} of {len(frames)} frames")
                 for before, after in zip(frames, back, strict=True):
@@ -324,26 +407,20 @@ def write_frames(path: str, frames: Sequence[Atoms]) -> None:
 
 def _writable(atoms: Atoms, lost: dict[str, None]) -> Atoms:
     """A copy without what extended XYZ would not give back."""
-    from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
-
     copy: Atoms = atoms.copy()
     copy.calc = atoms.calc
     for key in list(copy.info):
         value = copy.info[key]
-        text = value
-        if isinstance(value, str) and value.splitlines()[1:]:
-            text = "_JSON " + json.dumps(value)
-        try:
-            line = key_val_dict_to_str({key: text})
-            back = key_val_str_to_dict(line)
-            kept = key not in _RESERVED and len(line.splitlines()) < 2 and set(back) == {key}
-            kept = kept and _alike(back[key], value)
-        except Exception:  # whatever the value does to ASE's writer or reader
-            kept = False
-        if kept:
-            copy.info[key] = text
+        texts = [value]
+        if isinstance(value, str):
+            # line breaks and backslashes need a second coat: ASE's reader takes one off
+            texts.append("_JSON " + json.dumps(value).replace("\\", "\\\\"))
+        del copy.info[key]
+        for text in texts:
+            if key not in _RESERVED and _survives(key, text, value):
+                copy.info[key] = text
+                break
         else:
-            del copy.info[key]
             lost[f'info["{key}"]'] = None
     for key in list(copy.arrays):
         values = copy.arrays[key]
@@ -359,6 +436,18 @@ def _writable(atoms: Atoms, lost: dict[str, None]) -> Atoms:
             del copy.arrays[key]
             lost[f'arrays["{key}"]'] = None
     return copy
+
+
+def _survives(key: Any, text: Any, value: Any) -> bool:
+    """Whether an entry of ``info``, written as ``text``, comes back from the comment line as its value."""
+    from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
+
+    try:
+        line = key_val_dict_to_str({key: text})
+        back = key_val_str_to_dict(line)
+        return len(line.splitlines()) < 2 and set(back) == {key} and _alike(back[key], value)
+    except Exception:  # whatever the value does to ASE's writer or reader
+        return False
 
 
 def _alike(back: Any, value: Any) -> bool:

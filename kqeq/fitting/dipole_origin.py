@@ -48,9 +48,7 @@ def far_from_ions(ions: Sequence[tuple[Structure, FloatArray]]) -> str | None:
     centre = ORIGINS["centre of nuclear charge"]
     rough = [(s, label, s.total_charge * centre(s)) for s, label in ions]
     reach = [abs(s.total_charge) * float(np.ptp(s.positions, axis=0).max()) for s, _ in ions]
-    return other_origin(
-        rough, least=max(reach, default=0.0) + 1.0, against="total charge times position"
-    )
+    return other_origin(rough, least=max(reach, default=0.0) + 1.0, against="total charge times position")
 
 
 def other_origin(

@@ -187,8 +187,24 @@ def unread_names(frames: Sequence[Atoms], keys: LabelKeys) -> dict[str, str]:
                 continue
             found[key] += 1
             meant[key] = kind
+    words = [
+        str(key)
+        for atoms in frames
+        for key, value in atoms.info.items()
+        if value is True and _unparsed(str(key))
+    ]
     total = len(frames)
-    return {key: _reason(key, meant[key], found[key], total, keys) for key in found}
+    said = (
+        {words[0]: "numbers and equations among the bare words of a comment line are not read"}
+        if words
+        else {}
+    )
+    return said | {key: _reason(key, meant[key], found[key], total, keys) for key in found}
+
+
+def _unparsed(word: str) -> bool:
+    """Whether a bare word of a comment line looks as if it had been meant as a number or as key=value."""
+    return "=" in word or re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+)([eEdD][+-]?\d+)?,?", word) is not None
 
 
 def _per_atom(key: str, keys: LabelKeys) -> bool:
@@ -317,8 +333,18 @@ def _zero_energies(
 
 
 def _zero_vectors(pairs: Sequence[tuple[Structure, Labels]]) -> list[str]:
-    """Kinds of labels that are zero in every frame."""
+    """Forces that are zero, and other kinds of labels that are so in every frame."""
+    zero = [
+        i
+        for i, (structure, labels) in enumerate(pairs)
+        if len(structure) > 1 and labels.forces is not None and not labels.forces.any()
+    ]
     doubts = []
+    if zero and len(zero) < sum(labels.forces is not None for _, labels in pairs):
+        doubts.append(
+            f"the forces of {_list(zero)} ({len(zero)} in all) are exactly zero, which no calculation gives; remove such "
+            "labels"
+        )
     for kind in ("forces", "stress", "dipole"):
         values = [getattr(labels, kind) for s, labels in pairs if len(s) > 1]
         values = [value for value in values if value is not None]
