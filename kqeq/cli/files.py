@@ -135,23 +135,14 @@ def _quotes_match(comment: bytes) -> bool:
 
 def _read(name: str, choice: str, path: str) -> list[Atoms]:
     """Frames of one file."""
-    from ase.io import read
-
     index = _index(choice, path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of libraries, about each other
-            found = _read_rows(name, index)
-            if found is None:
-                found = read(
-                    name, index=index if isinstance(index, str) else ":", do_not_split_by_at_sign=True
-                )
+        everything = _load(name, index)
     except KQEqError:
         raise
     except Exception as error:  # ASE's many readers fail in as many ways
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot read structures from {path}: {reason}") from None
-    everything = found if isinstance(found, list) else [found]
     if isinstance(index, int):
         if not -len(everything) <= index < len(everything):
             raise InputError(
@@ -164,6 +155,20 @@ def _read(name: str, choice: str, path: str) -> list[Atoms]:
         some = f" of its {len(everything)} structures" if everything else ""
         raise InputError(f"{path} holds no structures" if not some else f"{path} chooses none{some}")
     return chosen
+
+
+def _load(name: str, index: int | slice | str = "", kind: str | None = None) -> list[Atoms]:
+    """All frames of a file, or those that a query finds in a database; whatever ASE raises."""
+    from ase.io import read
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of libraries, about each other
+        rows = _read_rows(name, index)
+        if rows is not None:
+            return rows
+        query = index if isinstance(index, str) and index else ":"
+        found = read(name, index=query, format=kind, do_not_split_by_at_sign=True)
+    return [atoms for atoms in (found if isinstance(found, list) else [found]) if atoms is not None]
 
 
 def _index(choice: str, path: str) -> int | slice | str:
@@ -199,7 +204,7 @@ def _read_rows(name: str, index: int | slice | str) -> list[Atoms] | None:
 
     frames = []
     with ase.db.connect(name) as database:
-        for row in database.select(index if isinstance(index, str) else None):
+        for row in database.select(index if isinstance(index, str) and index else None):
             atoms = row.toatoms()
             data = dict(row.get("data") or {})
             arrays = data.pop("arrays", None)
@@ -366,7 +371,7 @@ def write_frames(path: str, frames: Sequence[Atoms]) -> None:
     InputError
         For endings without a format, and where ASE cannot write these frames in it or read them back.
     """
-    from ase.io import read, write
+    from ase.io import write
 
     from kqeq.io.atomic_write import atomic_path
 
@@ -383,10 +388,8 @@ def write_frames(path: str, frames: Sequence[Atoms]) -> None:
             else:
                 write(temporary, list(frames), format=kind)
             if temporary.is_file():
-                back = _read_rows(str(temporary), slice(None))
-                if back is None:
-                    plain = Path(path).suffix in ("", *_PACKED)  # a name that says nothing, or not enough
-                    back = read(temporary, index=":", format=kind if plain else None)
+                plain = Path(path).suffix in ("", *_PACKED)  # a name that says nothing, or not enough
+                back = _load(str(temporary), kind=kind if plain else None)
                 if len(back) != len(frames):
                     raise InputError(f"it holds {len(back)} of {len(frames)} frames")
                 for before, after in zip(frames, back, strict=True):

@@ -100,8 +100,8 @@ def evaluate_pairs(
     def triples() -> Iterator[tuple[Structure, Labels, Prediction]]:
         tracked = track(predictions, "evaluate", total=len(pairs))
         for (structure, labels), prediction in zip(pairs, tracked, strict=True):
-            both = labels.dipole is not None and prediction.dipole is not None
-            if both and structure.total_charge and not structure.periodic:
+            ion = structure.total_charge and not structure.periodic
+            if ion and labels.dipole is not None and prediction.dipole is not None:
                 ions.append((structure, labels.dipole, prediction.dipole))
             yield structure, labels, prediction
 
