@@ -294,6 +294,22 @@ def test_notes_follow_the_calculator(ion_model, ion):
         ion.get_potential_energy()
 
 
+def test_a_live_calculator_speaks_for_itself(ion_model, ion):
+    """Neither its notes nor its name, both of the last time that it computed, contradict what holds now."""
+    ion.info["total_charge"] = 1
+    ion.calc = KQEqCalculator(ion_model)
+    charged = ion.get_potential_energy()
+    assert "total_charge=1.0" in ion.calc.name
+    ion.info["total_charge"] = 0
+    neutral = ion_model.predict(ion).energy
+    assert neutral != charged
+    ion.info.clear()
+    ion.calc = KQEqCalculator(ion_model, total_charge=1)
+    ion.get_potential_energy()
+    ion.calc.total_charge = 0
+    assert ion_model.predict(ion).energy == pytest.approx(neutral)
+
+
 def test_the_name_says_charge_and_field():
     name = write_name(-1.0, np.array(FIELD))
     assert read_name(name) == (-1.0, list(FIELD))

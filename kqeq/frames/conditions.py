@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from kqeq.errors import InputError, LabelWarning
 from kqeq.frames.site_data import charge_sums
@@ -223,15 +224,18 @@ def _told(
     atoms: Atoms, calculator: bool, stale: Mapping[str, Sequence[Any]]
 ) -> Iterator[tuple[str, Any, Any]]:
     """Name, charge and field of what calculators were told, as far as a frame has kept it."""
+    name = str(getattr(atoms.calc, "name", None) or "") if calculator and atoms.calc is not None else ""
+    own = name.startswith(CALCULATOR_NAME)
+    # one that is there speaks for itself; its notes and its name are of the last time that it computed
+    alive = own and not isinstance(atoms.calc, SinglePointCalculator)
     for key in (NOTED_CHARGE, NOTED_FIELD):
         value = atoms.info.get(key)
-        if value is not None and not is_among(value, stale.get(key, ())):
+        if value is not None and not alive and not is_among(value, stale.get(key, ())):
             yield f'atoms.info["{key}"]', *((value, None) if key == NOTED_CHARGE else (None, value))
     if not calculator or atoms.calc is None:
         return
-    name = str(getattr(atoms.calc, "name", None) or "")
     charge, field = read_name(name)
-    if charge is not None or field is not None:
+    if not alive and (charge is not None or field is not None):
         yield "atoms.calc.name", charge, field
     parameters = _parameters(atoms)
     for key in _PARAMETERS:
@@ -239,7 +243,7 @@ def _told(
         if value is not None and not is_boolean(value) and np.ndim(value) == 0:
             yield f'atoms.calc.parameters["{key}"]', value, None
     # other calculators have other units and signs for their fields: see warn_unread_conditions
-    if name.startswith(CALCULATOR_NAME) and parameters.get(FIELD_KEY) is not None:
+    if own and parameters.get(FIELD_KEY) is not None:
         yield f'atoms.calc.parameters["{FIELD_KEY}"]', None, parameters[FIELD_KEY]
 
 

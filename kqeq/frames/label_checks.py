@@ -141,7 +141,7 @@ def survey(
     Raises
     ------
     InputError
-        As :func:`kqeq.frames.labels.read_frames`, and if a frame lacks labels that a live calculator of its has.
+        As :func:`kqeq.frames.labels.read_frames`, and if a frame has no labels but in a live calculator.
 
     Warns
     -----
@@ -151,8 +151,9 @@ def survey(
     """
     frames = as_frames(frames)
     read = list(read_frames(frames, keys, weights=weights))
-    _refuse_live(frames, read)
+    live = _live(frames, read, keys)
     pairs, doubts = _zero_energies(read)
+    doubts += live
     doubts += _zero_vectors(pairs)
     doubts += _net_forces(pairs, force_noise)
     doubts += _contradicting_charges(frames, pairs)
@@ -288,23 +289,33 @@ def _reason(key: str, kind: str, count: int, total: int, keys: LabelKeys) -> str
 # ----------------------------------------------------------------------- values
 
 
-def _refuse_live(frames: Sequence[Atoms], pairs: Sequence[tuple[Structure, Labels]]) -> None:
+def _live(frames: Sequence[Atoms], pairs: Sequence[tuple[Structure, Labels]], keys: LabelKeys) -> list[str]:
     """Results of a calculator that computes are not read: it may have gone on to another structure."""
+    why = (
+        "results of calculators that can compute again are not read, because they may belong to another structure by "
+        "now. Freeze them when they are new: from ase.calculators.singlepoint import SinglePointCalculator; atoms.calc "
+        "= SinglePointCalculator(atoms, **atoms.calc.results), or write and read the frames, or remove the calculator "
+        "(atoms.calc = None)"
+    )
+    found: dict[int, str] = {}
     for i, (atoms, (_, labels)) in enumerate(zip(frames, pairs, strict=True)):
         calculator = atoms.calc
         if calculator is None or isinstance(calculator, SinglePointCalculator):
             continue
         results = getattr(calculator, "results", None) or {}
-        wanted = [key for key in ("energy", "forces", "stress", "dipole") if results.get(key) is not None]
-        missing = [key for key in wanted if getattr(labels, key) is None]
-        if missing:
-            raise InputError(
-                f"{describe(atoms, i)} carries a live calculator ({type(calculator).__name__}) with "
-                f"{', '.join(missing)}. Results of calculators that can compute again are not read, because they may "
-                "belong to another structure by now. Freeze them when they are new: from ase.calculators.singlepoint "
-                "import SinglePointCalculator; atoms.calc = SinglePointCalculator(atoms, **atoms.calc.results), or "
-                "write and read the frames, or remove the calculator (atoms.calc = None)"
-            )
+        kinds = ("energy", "forces", "stress", "dipole")
+        wanted = [kind for kind in kinds if results.get(getattr(keys, kind)) is not None]
+        missing = [kind for kind in wanted if getattr(labels, kind) is None]
+        if not missing:
+            continue
+        what = f"a live calculator ({type(calculator).__name__}) with {', '.join(missing)}"
+        if not labels.kinds:
+            raise InputError(f"{describe(atoms, i)} has no labels, but carries {what}; {why}")
+        found[i] = what
+    if not found:
+        return []
+    first = next(iter(found.values()))
+    return [f"{_list(list(found))} ({len(found)} in all) carry, beside their labels, {first}; {why}"]
 
 
 def _list(indices: Sequence[int]) -> str:
@@ -324,7 +335,7 @@ def _zero_energies(
             f"the energies of all {len(zero)} frames are exactly 0.0 eV and are left out: formats without energies "
             "(LAMMPS dumps, for example) are read like that; give the energies in another way if there are some"
         ]
-    if zero and len(energies) > 1:
+    if zero and (len(energies) > 1 or pairs[zero[0]][1].forces is not None):
         return pairs, [
             f"the energy of {_list(zero)} ({len(zero)} in all) is exactly 0.0 eV, which no calculation gives; remove "
             "such labels"
