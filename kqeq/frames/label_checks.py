@@ -357,7 +357,11 @@ def _zero_vectors(pairs: Sequence[tuple[Structure, Labels]]) -> list[str]:
             "labels"
         )
     for kind in ("forces", "stress", "dipole"):
-        values = [getattr(labels, kind) for s, labels in pairs if len(s) > 1]
+        values = [
+            getattr(labels, kind)
+            for structure, labels in pairs
+            if len(structure) > 1 and (kind != "stress" or structure.pbc.all())
+        ]
         values = [value for value in values if value is not None]
         if len(values) > 1 and not any(value.any() for value in values):
             doubts.append(
