@@ -224,7 +224,7 @@ def test_reference_charges_come_from_what_the_structure_carries():
     for name, extra in (("fragments", {}), ("given", FRAGMENTS)):
         with pytest.raises(InputError, match=name):
             ACKS2(reference_charges=name).check(geometry(total_charge=1.0, **extra))
-    with pytest.raises(InputError, match="expected one of uniform, fragments, given"):
+    with pytest.raises(InputError, match="expected one of 'uniform', 'fragments', 'given'"):
         ACKS2(reference_charges="zero").check(geometry())
 
 
@@ -296,8 +296,8 @@ def test_fields_along_periodic_directions_need_zero_reference_charges():
     [
         ({"softness": {"O": -0.1}}, "softness of -0.1.*not negative"),
         ({"softness": {"O": np.nan}}, "softness of O is nan"),
-        ({"cutoff": 0.9}, "cutoff above 1"),
-        ({"decay": np.inf}, "finite decay"),
+        ({"cutoff": 0.9}, "number above 1"),
+        ({"decay": np.inf}, "finite number"),
     ],
 )
 def test_wrong_parameters_are_refused(options, match):

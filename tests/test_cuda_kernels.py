@@ -146,13 +146,13 @@ def close(result, reference, relative=1e-12):
 # ------------------------------------------------------------------ the switch
 
 
-def test_they_are_off_unless_asked_for(monkeypatch):
+def test_they_are_on_unless_turned_off(monkeypatch):
     monkeypatch.setattr(backend.cuda, "is_cupy", lambda x: x == "a CuPy array")
     monkeypatch.delenv("KQEQ_CUDA_KERNELS", raising=False)
-    assert not use_raw_kernels("a CuPy array")
-    monkeypatch.setenv("KQEQ_CUDA_KERNELS", "1")
     assert use_raw_kernels("a CuPy array")
     assert not use_raw_kernels(np.ones(1))
+    monkeypatch.setenv("KQEQ_CUDA_KERNELS", "0")
+    assert not use_raw_kernels("a CuPy array")
 
 
 def test_the_twins_are_used_otherwise(kernels_on, monkeypatch):

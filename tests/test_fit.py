@@ -78,7 +78,7 @@ def test_a_fit_to_dipoles_is_the_ridge_solution_in_one_step(dipole_model, water_
     assert dipole_model.fit_report_.converged
     assert dipole_model.fit_report_.used == {"dipole": len(water_training)}
 
-    feature_map = dipole_model.potential_.electronegativity.feature_map
+    feature_map = dipole_model.potential_.electronegativity.feature_maps[0]
     species = np.array(dipole_model.potential_.species)
     sigma = DEFAULT_NOISE["dipole"]
     design, target = [], []
@@ -126,7 +126,7 @@ def test_a_short_range_fit_to_energies_is_ridge_regression(water_training, kerne
         frames
     )
     assert len(model.fit_report_.iterations) == 1
-    feature_map = model.potential_.short_range.feature_map
+    feature_map = model.potential_.short_range.feature_maps[0]
     structures = [read_structure(a) for a in frames]
     species = np.array(model.potential_.species)
     counts = np.array([[np.sum(s.numbers == z) for z in species] for s in structures], dtype=float)
@@ -433,12 +433,12 @@ def test_charge_parameters_given_are_used(water_training, kernel):
         ({"electronegativity": None}, "charges was given but electronegativity is None"),
         ({"charges": None}, "electronegativity was given but charges is None"),
         ({"electronegativity": None, "charges": None, "short_range": None}, "nothing to fit"),
-        ({"noise": {"virial": 1.0}}, "noise names 'virial'"),
-        ({"noise": {"energy": 0.0}}, r'noise\["energy"\] is 0\.0; expected a positive'),
+        ({"noise": {"virial": 1.0}}, "noise for unknown label kind 'virial'"),
+        ({"noise": {"energy": 0.0}}, r'noise\["energy"\] is 0\.0: expected a positive'),
         ({"noise": {"forces": -1.0}}, r'noise\["forces"\]'),
         ({"noise": {"forces": np.nan}}, r'noise\["forces"\]'),
         ({"noise": {"forces": "small"}}, r'noise\["forces"\]'),
-        ({"noise": [1e-3]}, "noise is"),
+        ({"noise": [1e-3]}, r"noise=\[0\.001\]\): expected a dict"),
         ({"targets": ["virial"]}, "targets holds 'virial'"),
         ({"targets": ["polarizability"]}, "targets holds 'polarizability'"),
         ({"targets": ["charges"]}, "charges_key="),

@@ -295,11 +295,9 @@ def table(tmp_path, count="3", comment="Properties=species:S:1:pos:R:3:forces:R:
 
 
 def test_counts_beyond_the_file_are_refused_at_once(tmp_path):
-    for count in ("1000000000000", "-3", "400"):
-        with pytest.raises(InputError, match=rf"frame 0 claims {float(count):.3g} atoms".replace("+", r"\+")):
+    for count in ("1000000000000", "-3", "400", "4"):
+        with pytest.raises(InputError, match=rf"frame 0 of .* announces {count} atoms"):
             read_frames([table(tmp_path, count)])
-    with pytest.raises(InputError, match="cannot read structures"):
-        read_frames([table(tmp_path, "4")])
 
 
 def test_columns_that_nobody_names_are_warned_of(tmp_path):

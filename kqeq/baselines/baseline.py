@@ -12,6 +12,7 @@ an ASE calculator
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -158,6 +159,14 @@ def _switch(r: FloatArray, inner: FloatArray, outer: FloatArray) -> tuple[FloatA
     return value, slope
 
 
+_locks: dict[int, Any] = {}
+
+
+def _lock_of(calculator: Any) -> Any:
+    """Calculators keep one structure and its results: threads that share one take turns, whichever model asks."""
+    return _locks.setdefault(id(calculator), threading.RLock())
+
+
 @dataclass(frozen=True, eq=False)
 class CalculatorBaseline:
     """An ASE calculator as baseline.
@@ -196,6 +205,10 @@ class CalculatorBaseline:
         InputError
             If it returns something that is not finite.
         """
+        with _lock_of(self.calculator):
+            return self._evaluate(structure)
+
+    def _evaluate(self, structure: Structure) -> tuple[float, FloatArray, FloatArray]:
         atoms = Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
         atoms.info["total_charge"] = atoms.info["charge"] = structure.total_charge
         atoms.info["external_field"] = structure.external_field.copy()

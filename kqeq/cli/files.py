@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,25 +75,27 @@ def _check_table(name: str) -> None:
     LabelWarning
         Of such columns.
     """
-    from ase.io.formats import UnknownFileTypeError, filetype
+    from ase.io.formats import UnknownFileTypeError, filetype, open_with_compression
 
     try:
         if filetype(name) not in ("extxyz", "xyz"):
             return
     except (UnknownFileTypeError, OSError, ValueError):
         return
-    size = Path(name).stat().st_size
-    with open(name, "rb") as file:
+    with open_with_compression(name, "rb") as binary:
+        file = TextIOWrapper(
+            binary, encoding="utf-8", errors="replace"
+        )  # with the line ends of all systems, as ASE
         number = 0
         while True:
+            line = file.readline(64).strip()
             try:
-                count = int(file.readline(64))
+                count = int(line)
             except ValueError:
                 return  # the end, or something that ASE refuses
-            if not 0 <= count <= size:
+            if count < 0:
                 raise InputError(
-                    f"cannot read structures from {name}: frame {number} claims {count:.3g} atoms, and the whole file "
-                    f"has {size} bytes; it is damaged"
+                    f"frame {number} of {name} announces {count} atoms; the file is truncated or damaged"
                 )
             comment = file.readline()
             if not _quotes_match(comment):
@@ -102,14 +105,18 @@ def _check_table(name: str) -> None:
                     LabelWarning,
                     stacklevel=4,
                 )
-            named = re.search(rb'(?:^|\s)Properties="?([^\s"]*)', comment)
-            widths = [] if named is None else re.findall(rb":[A-Za-z]:(\d+)", named[1])
+            named = re.search(r'(?:^|\s)Properties="?([^\s"]*)', comment)
+            widths = [] if named is None else re.findall(r":[A-Za-z]:(\d+)", named[1])
             wanted = sum(map(int, widths)) if named else 4
-            for _ in range(count):
+            warned = False
+            for row in range(count):
                 line = file.readline()
                 if not line:
-                    return
-                if len(line.split()) > wanted:
+                    raise InputError(
+                        f"frame {number} of {name} announces {count} atoms, but only {row} lines follow its "
+                        "comment; the file is truncated or damaged"
+                    )
+                if len(line.split()) > wanted and not warned:
                     said = (
                         "Properties in its comment names"
                         if named
@@ -121,15 +128,15 @@ def _check_table(name: str) -> None:
                         LabelWarning,
                         stacklevel=4,
                     )
-                    return
+                    warned = True
             number += 1
 
 
-def _quotes_match(comment: bytes) -> bool:
+def _quotes_match(comment: str) -> bool:
     """Whether quotation marks come in pairs, with blanks behind the second."""
-    if b'"' not in comment or b"=" not in comment:
+    if '"' not in comment or "=" not in comment:
         return True
-    parts = re.sub(rb"\\.", b"", comment).split(b'"')
+    parts = re.sub(r"\\.", "", comment).split('"')
     return len(parts) % 2 == 1 and all(not part[:1].strip() for part in parts[2::2])
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Integral, Real
-
-import numpy as np
+from typing import Any
 
 from kqeq.backend import CPU, Device
 from kqeq.baselines.baseline import Baseline
@@ -14,8 +12,48 @@ from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError
 from kqeq.fitting.least_squares.equations import SOLVERS
 from kqeq.fitting.rows.blocks import BLOCKS
+from kqeq.io.rules import (
+    NAME,
+    NOTHING,
+    TEXT,
+    Rule,
+    check_values,
+    choice,
+    instance,
+    number,
+    protocol,
+    sequence,
+    unknown_name,
+    whole,
+)
 from kqeq.kernels.charge_kernel import ChargeKernel
-from kqeq.kernels.feature_map import SOAPKernel
+from kqeq.kernels.settings import Kernels, SOAPKernel
+
+_DEVIATION = number(above=0)
+
+_ONE = instance(SOAPKernel, "settings of a kernel, kqeq.SOAPKernel(...)")
+
+_KERNEL = _ONE | sequence(_ONE, "a list of them, which are summed")
+
+_CHARGES = protocol(
+    ("bind", "check_settings", "check_structure", "site_parameters"),
+    "a charge model, for example kqeq.QEq() or kqeq.ACKS2()",
+)
+
+RULES: Mapping[str, Rule] = {
+    "electronegativity": _KERNEL | NOTHING,
+    "short_range": _KERNEL | NOTHING,
+    "site_kernel": _KERNEL | NOTHING,
+    "charges": _CHARGES | NOTHING,
+    "charge_aware": instance(ChargeKernel, "kqeq.ChargeKernel(...)") | NOTHING,
+    "targets": sequence(NAME, 'a list of label kinds, for example ["energy", "forces"]') | NOTHING,
+    "charges_key": NAME | NOTHING,
+    "label_prefix": TEXT,
+    "max_iterations": whole(minimum=1),
+    "solver": choice(*SOLVERS),
+    "optimize": choice("evidence") | NOTHING,
+}
+"""Settings of a fit, and of the estimator, by name; noise has a check of its own (:func:`check_noise`)."""
 
 DEFAULT_NOISE: Mapping[str, float] = {
     "energy": 1e-3,
@@ -34,8 +72,9 @@ class FitSettings:
 
     Attributes
     ----------
-    electronegativity : SOAPKernel or None
-    short_range : SOAPKernel or None
+    electronegativity : tuple of SOAPKernel or None
+        Kernels that are summed.
+    short_range : tuple of SOAPKernel or None
     charges : ChargeModel or None
     baseline : Baseline or None
     noise : mapping of str to float
@@ -47,7 +86,7 @@ class FitSettings:
     max_iterations : int
     optimize : "evidence" or None
         What noises and prior spreads are learned by; ``None`` keeps the given ones.
-    site_kernel : SOAPKernel or None
+    site_kernel : tuple of SOAPKernel or None
         For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
     solver : {"auto", "cholesky", "qr"}
         How the linear problem of each step is solved (:mod:`kqeq.fitting.least_squares.equations`).
@@ -57,8 +96,8 @@ class FitSettings:
         Where to compute; results do not depend on it.
     """
 
-    electronegativity: SOAPKernel | None
-    short_range: SOAPKernel | None
+    electronegativity: Kernels | None
+    short_range: Kernels | None
     charges: ChargeModel | None
     baseline: Baseline | None = None
     noise: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_NOISE))
@@ -66,7 +105,7 @@ class FitSettings:
     e0: Mapping[int, float] | None = None
     max_iterations: int = 30
     optimize: str | None = None
-    site_kernel: SOAPKernel | None = None
+    site_kernel: Kernels | None = None
     charge_aware: ChargeKernel | None = None
     solver: str = "auto"
     device: Device = CPU
@@ -80,15 +119,24 @@ def complete_noise(noise: Mapping[str, float] | None) -> dict[str, float]:
     InputError
         For anything but a mapping, and for unknown kinds.
     """
-    if not isinstance(noise or {}, Mapping):
-        raise InputError(f"noise is {noise!r}; expected a dict of standard deviations by label kind")
-    given = dict(noise or {})
-    unknown = [kind for kind in given if kind not in DEFAULT_NOISE]
-    if unknown:
-        raise InputError(
-            f"noise names {', '.join(map(repr, unknown))}; expected some of {', '.join(DEFAULT_NOISE)}"
-        )
-    return {**DEFAULT_NOISE, **given}
+    check_noise(noise)
+    return {**DEFAULT_NOISE, **(noise or {})}
+
+
+def check_noise(noise: Any) -> None:
+    """Refuse standard deviations that make no sense.
+
+    Raises
+    ------
+    InputError
+    """
+    rule = instance(Mapping, "a dict of standard deviations by label kind") | NOTHING
+    rule.require(noise, "KQEq(noise=...)")
+    for kind, value in (noise or {}).items():
+        if kind not in DEFAULT_NOISE:
+            raise unknown_name(kind, DEFAULT_NOISE, "noise for unknown label kind")
+        remedy = "it is the size of the errors that the fit should tolerate"
+        _DEVIATION.require(value, f'noise["{kind}"]', remedy)
 
 
 def check_settings(settings: FitSettings) -> None:
@@ -98,9 +146,12 @@ def check_settings(settings: FitSettings) -> None:
     ------
     InputError
     """
-    for kernel in (settings.electronegativity, settings.short_range, settings.site_kernel):
-        if kernel is not None:
+    check_values("KQEq", {name: getattr(settings, name) for name in RULES if hasattr(settings, name)}, RULES)
+    for kernels in (settings.electronegativity, settings.short_range, settings.site_kernel):
+        for kernel in kernels or ():
             kernel.check()
+    if settings.charges is not None:
+        settings.charges.check_settings()
     if (settings.electronegativity is None) != (settings.charges is None):
         given, missing = (
             ("charges", "electronegativity")
@@ -121,10 +172,6 @@ def check_settings(settings: FitSettings) -> None:
             '"kernel", for example charges=kqeq.QEq(hardness="kernel"), or leave site_kernel=None'
         )
     if settings.charge_aware is not None:
-        if not isinstance(settings.charge_aware, ChargeKernel):
-            raise InputError(
-                f"charge_aware is {settings.charge_aware!r}; expected kqeq.ChargeKernel(...), or None"
-            )
         settings.charge_aware.check()
         if settings.charges is None or settings.short_range is None:
             raise InputError(
@@ -132,31 +179,16 @@ def check_settings(settings: FitSettings) -> None:
                 f"{'charges' if settings.charges is None else 'short-range energy'}: charges and short_range may "
                 "not be None with it"
             )
-    for kind, value in settings.noise.items():
-        if kind not in BLOCKS:
-            raise InputError(f"noise for unknown label kind {kind!r}; expected some of {', '.join(BLOCKS)}")
-        if not (isinstance(value, Real) and np.isfinite(float(value)) and value > 0):
-            raise InputError(
-                f'noise["{kind}"] is {value!r}; expected a positive standard deviation '
-                "(it is the size of the errors that the fit should tolerate)"
-            )
+    check_noise(settings.noise)
     for kind in settings.targets or ():
         if kind not in BLOCKS:
-            raise InputError(f"targets holds {kind!r}; expected some of {', '.join(BLOCKS)}")
+            raise unknown_name(kind, BLOCKS, "targets holds")
         if kind == "polarizability" and not (settings.charges is not None and settings.charges.learned):
             raise InputError(
                 "targets holds 'polarizability', which no parameter of this fit changes: electronegativities do not "
                 'determine it. Mark element parameters with "learn", for example charges=kqeq.AtomicDipoles('
                 'kqeq.ACKS2(softness="learn"), polarizability="learn"), or leave it out'
             )
-    if settings.solver not in SOLVERS:
-        raise InputError(f"solver is {settings.solver!r}; expected one of {', '.join(SOLVERS)}")
-    if settings.optimize not in (None, "evidence"):
-        raise InputError(f'optimize is {settings.optimize!r}; expected "evidence" or None')
-    if not isinstance(settings.max_iterations, Integral) or settings.max_iterations < 1:
-        raise InputError(
-            f"max_iterations is {settings.max_iterations!r}; expected a whole number of at least 1"
-        )
 
 
-__all__ = ["DEFAULT_NOISE", "FitSettings", "check_settings", "complete_noise"]
+__all__ = ["DEFAULT_NOISE", "RULES", "FitSettings", "check_noise", "check_settings", "complete_noise"]

@@ -39,6 +39,12 @@ CHARGE_KEYS = ("total_charge", "charge")
 FIELD_KEY = "external_field"
 """Name of the field in ``atoms.info``."""
 
+MAX_CHARGE = 1e6
+"""Total charges beyond this (e) are refused."""
+
+MAX_FIELD = 1e6
+"""Fields beyond this (V/Å) are refused."""
+
 NOTED_CHARGE, NOTED_FIELD = "calculator_total_charge", "calculator_external_field"
 """Where a calculator notes what it was told, in ``atoms.info``."""
 
@@ -87,6 +93,11 @@ def check_field(value: Any, where: object) -> FloatArray:
         raise InputError(
             f"external_field of {where} is {value!r}; expected three finite numbers (Ex, Ey, Ez) in V/Å"
         )
+    if np.abs(vector).max() > MAX_FIELD:
+        raise InputError(
+            f"external_field of {where} is {value!r} V/Å, beyond {MAX_FIELD:g} V/Å "
+            "(1 atomic unit is 51.4 V/Å)"
+        )
     return vector
 
 
@@ -95,6 +106,10 @@ def check_charge(value: Any, where: object) -> float:
     array = as_numbers(value)
     if array is None or array.size != 1 or not np.isfinite(array).all():
         raise InputError(f"total_charge of {where} is {value!r}; expected one finite number (e)")
+    if np.abs(array).max() > MAX_CHARGE:
+        raise InputError(
+            f"total_charge of {where} is {value!r} e, beyond {MAX_CHARGE:g} e; it is in units of the elementary charge"
+        )
     # minus zero is zero
     return float(array.reshape(())) + 0.0
 

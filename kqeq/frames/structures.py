@@ -20,6 +20,9 @@ from kqeq.typing import BoolArray, FloatArray, IntArray
 MIN_DISTANCE = 0.05
 """Atoms closer than this (Å) are refused as lying on top of each other."""
 
+MAX_LENGTH = 1e5
+"""Coordinates and cell vectors beyond this (Å) are refused: an atom that escaped, a trajectory that blew up."""
+
 
 @dataclass(frozen=True, eq=False)
 class Structure:
@@ -191,6 +194,12 @@ def read_structure(
     pbc = np.array(atoms.pbc, dtype=bool)
     if not np.isfinite(positions).all():
         raise InputError(f"{where} has positions that are NaN or infinite")
+    if np.abs(positions).max() > MAX_LENGTH:
+        atom = int(np.argmax(np.abs(positions).max(axis=1)))
+        raise InputError(
+            f"{where} has atom {atom} at {positions[atom].tolist()} Å, more than {MAX_LENGTH:g} Å from the origin: has "
+            "a trajectory blown up (too long a time step), or is a coordinate not in Å? Remove the frame or correct it"
+        )
     if pbc.any():
         _check_cell(cell, pbc, where)
     _check_occupancy(atoms, where)
@@ -208,6 +217,11 @@ def _check_cell(cell: FloatArray, pbc: BoolArray, where: object) -> None:
     if not np.isfinite(cell).all():
         raise InputError(f"{where} has a cell with NaN or infinite entries")
     vectors = cell[pbc]
+    if np.abs(vectors).max() > MAX_LENGTH:
+        raise InputError(
+            f"{where} has a periodic cell vector with a component of {np.abs(vectors).max():g} Å, beyond "
+            f"{MAX_LENGTH:g} Å; check atoms.cell (in Å?), or set atoms.pbc = False for an isolated system"
+        )
     lengths = np.linalg.norm(vectors, axis=1)
     if (lengths < 1e-3).any():
         raise InputError(

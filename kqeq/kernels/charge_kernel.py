@@ -15,21 +15,22 @@ Dimensions: N atoms, n the order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb, prod, sqrt
-from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
 from sklearn.base import BaseEstimator
 
 from kqeq.backend import namespace, to_float
-from kqeq.errors import InputError
+from kqeq.io.rules import Rule, check_settings, number, whole
 from kqeq.typing import Array
 
 MAX_ORDER = 4
 """Each power is a kernel expansion of its own."""
+
+
+_RULES: Mapping[str, Rule] = {"order": whole(1, MAX_ORDER), "scale": number(above=0)}
 
 
 class ChargeKernel(BaseEstimator):  # type: ignore[misc]
@@ -54,17 +55,7 @@ class ChargeKernel(BaseEstimator):  # type: ignore[misc]
         ------
         InputError
         """
-        if (
-            not isinstance(self.order, Integral)
-            or isinstance(self.order, bool)
-            or not 1 <= self.order <= MAX_ORDER
-        ):
-            raise InputError(
-                f"ChargeKernel(order={self.order!r}): expected a whole number from 1 to {MAX_ORDER}"
-            )
-        good = isinstance(self.scale, Real) and not isinstance(self.scale, bool)
-        if not good or not (np.isfinite(self.scale) and self.scale > 0):
-            raise InputError(f"ChargeKernel(scale={self.scale!r}): expected a positive charge in e")
+        check_settings(self, _RULES)
 
     def features(self, charges: Array, derivative: int = 0) -> Array:
         """ψ_b of charges (N,), or a derivative with respect to the charge; (n + 1, N)."""

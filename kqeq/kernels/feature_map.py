@@ -16,6 +16,7 @@ Dimensions: N atoms, F features of one layout, M representatives of one element,
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -46,9 +47,11 @@ from kqeq.frames.structures import Structure
 from kqeq.kernels.settings import (
     DEFAULT_REPRESENTATIVES,
     SELECTIONS,
+    Kernels,
     SOAPKernel,
     default_electronegativity,
     default_short_range,
+    kernel_tuple,
 )
 from kqeq.typing import Array, FloatArray, IntArray
 
@@ -191,25 +194,22 @@ class FeatureMap:
         Blocks that involve other elements meet zeros in the structure's rows and drop out of every
         product, so this loses nothing.
         """
-        if species not in self._projected:
-            if len(self._projected) >= 64:  # many different compositions: keep memory bounded
-                self._projected.pop(next(iter(self._projected)))
+
+        def make() -> dict[int, FloatArray]:
             columns = layout_columns(self.descriptor, species, self.species)
-            self._projected[species] = {
+            return {
                 z: np.ascontiguousarray(rows[:, columns].toarray())
                 for z, rows in self.representatives.items()
                 if z in species
             }
-        return self._projected[species]
+
+        return _remembered(
+            self._projected, species, make, 64
+        )  # many different compositions: memory is bounded
 
     def _copy(self, make: Callable[[], Any], like: Array, *key: Any) -> Any:
         """What ``make`` gives for the device of ``like``, kept under ``key``."""
-        full_key = (*key, *place(like))
-        if full_key not in self._copies:
-            if len(self._copies) >= 256:
-                self._copies.pop(next(iter(self._copies)))
-            self._copies[full_key] = make()
-        return self._copies[full_key]
+        return _remembered(self._copies, (*key, *place(like)), make, 256)
 
     def _place(
         self, rows: FloatArray, like: Array, species: tuple[int, ...], z: int, *, single: bool
@@ -226,12 +226,9 @@ class FeatureMap:
         rows = self.project(species)[z]
         if not is_numpy(like):
             return self._place(rows, like, species, z, single=False).rows
-        key = (species, z)
-        if key not in self._prepared:
-            if len(self._prepared) >= 64:
-                self._prepared.pop(next(iter(self._prepared)))
-            self._prepared[key] = self.descriptor.prepare_directions(species, rows)
-        return self._prepared[key]
+        return _remembered(
+            self._prepared, (species, z), lambda: self.descriptor.prepare_directions(species, rows), 64
+        )
 
     def _lower(self, z: int, like: Array) -> Array:
         # a map with another power shares these copies
@@ -311,10 +308,10 @@ class FeatureMap:
             strain[:, columns[z]] = solve_lower(self._lower(z, like), raw.strain.T).T
         return FeatureGradients(positions, strain)
 
-    def coefficients(self, weights: FloatArray) -> dict[int, FloatArray]:
-        """Kernel coefficients c = L⁻ᵀ w by element, so that f_i = Σ_m k(p_i, p_m) c_m."""
+    def coefficients(self, weights: Array) -> dict[int, Array]:
+        """Kernel coefficients c = L⁻ᵀ w by element, where w is, so that f_i = Σ_m k(p_i, p_m) c_m."""
         return {
-            z: solve_lower(self.lower[z], weights[columns], transposed=True)
+            z: solve_lower(self._lower(z, weights), weights[columns], transposed=True)
             for z, columns in self.columns.items()
         }
 
@@ -354,6 +351,25 @@ class FeatureMap:
         return gradient
 
 
+_eviction = threading.Lock()
+
+
+def _remembered(cache: dict[Any, Any], key: Any, make: Callable[[], Any], limit: int) -> Any:
+    """What ``make`` gives, kept under ``key`` among at most ``limit`` values; threads may share the cache."""
+    value = cache.get(key)
+    if value is None:
+        value = make()  # twice if two threads ask at once: both are right
+        with _eviction:
+            while len(cache) >= limit:
+                cache.pop(next(iter(cache)))
+            cache[key] = value
+    return value
+
+
+_LARGEST_PRODUCT = 16
+"""Whole powers up to this one are products."""
+
+
 def _row_blocks(dots: Array) -> list[slice]:
     """Rows of an (n, M) array that are worked on at once."""
     n, m = (int(size) for size in dots.shape)
@@ -385,11 +401,17 @@ def layout_columns(descriptor: Descriptor, part: Sequence[int], whole: Sequence[
 
 
 def _power(dots: Array, zeta: float) -> Array:
-    """Dot products to the power ζ; whole powers by multiplication."""
+    """Dot products to the power ζ; whole powers by multiplication (libraries take logarithms from the third on)."""
     if zeta == 1:
         return dots
-    if float(zeta).is_integer():
-        return dots ** int(zeta)
+    if float(zeta).is_integer() and 2 <= zeta <= _LARGEST_PRODUCT:
+        square, rest = dots * dots, int(zeta) - 2
+        result = square
+        while rest > 0:
+            # not in place: a library may forbid it, and ``square`` is needed again
+            result = result * (square if rest > 1 else dots)
+            rest -= 2
+        return result
     # dot products of power spectra are not negative; rounding may say otherwise
     return namespace(dots).clip(dots, 0.0, None) ** float(zeta)
 
@@ -428,12 +450,14 @@ __all__ = [
     "SELECTIONS",
     "Directions",
     "FeatureMap",
+    "Kernels",
     "SOAPKernel",
     "Similarity",
     "default_electronegativity",
     "default_short_range",
     "evaluate_environments",
     "gram",
+    "kernel_tuple",
     "layout_columns",
     "used_columns",
 ]

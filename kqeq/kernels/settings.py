@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Integral, Real
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sklearn.base import BaseEstimator
 
 from kqeq.descriptors.soap.descriptor import SOAPDescriptor
-from kqeq.errors import InputError
+from kqeq.descriptors.soap.weighting import Weighting
+from kqeq.io.rules import NOTHING, Rule, check_settings, choice, number, whole
 
 DEFAULT_REPRESENTATIVES = 300
 """Representatives per element where none are asked for."""
 
 SELECTIONS = ("fps", "cur", "leverage")
 """Ways to choose representative environments."""
+
+
+_RULES: Mapping[str, Rule] = {
+    "zeta": number(minimum=1),
+    "n_representatives": whole(minimum=1) | NOTHING,
+    "selection": choice(*SELECTIONS),
+    "delta": number(above=0) | NOTHING,
+}
+"""Those of the descriptor are in its own module."""
 
 
 class SOAPKernel(BaseEstimator):  # type: ignore[misc]
@@ -41,6 +50,9 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         the short-range energy).  ``None`` takes the default of the role.
     smooth : {"none", "switch"}
         Treatment of the outer cutoff; see :class:`kqeq.descriptors.soap.SOAPDescriptor`.
+    weighting : dict, optional
+        Radial weighting of neighbours with the settings of :class:`dscribe.descriptors.SOAP`, for example
+        ``{"function": "pow", "r0": 2.0, "c": 1.0, "d": 1.0, "m": 4.0}``: those that are near count more.
     """
 
     def __init__(
@@ -54,6 +66,7 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         selection: str = "fps",
         delta: float | None = None,
         smooth: str = "switch",
+        weighting: Mapping[str, Any] | None = None,
     ) -> None:
         self.r_cut = r_cut
         self.n_max = n_max
@@ -64,6 +77,7 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         self.selection = selection
         self.delta = delta
         self.smooth = smooth
+        self.weighting = weighting
 
     def descriptor(self) -> SOAPDescriptor:
         """The descriptor that these settings stand for; validates its part of them."""
@@ -73,6 +87,7 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
             l_max=self.l_max,
             sigma=self.sigma,
             smooth=self.smooth,  # type: ignore[arg-type]  # the descriptor validates it
+            weighting=Weighting.of(self.weighting),
         )
 
     def check(self) -> None:
@@ -84,23 +99,27 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
             Naming the setting, its value and what was expected.
         """
         self.descriptor()
-        if not _is_number(self.zeta) or self.zeta < 1:
-            raise InputError(f"SOAPKernel(zeta={self.zeta!r}): expected a number of at least 1")
-        number = self.n_representatives
-        if number is not None and (not isinstance(number, Integral) or number < 1):
-            raise InputError(
-                f"SOAPKernel(n_representatives={number!r}): expected a whole number of at least 1, or None"
-            )
-        if self.selection not in SELECTIONS:
-            raise InputError(
-                f"SOAPKernel(selection={self.selection!r}): expected one of {', '.join(SELECTIONS)}"
-            )
-        if self.delta is not None and not (_is_number(self.delta) and self.delta > 0):
-            raise InputError(f"SOAPKernel(delta={self.delta!r}): expected a positive number, or None")
+        check_settings(self, _RULES)
 
     def to_dict(self) -> dict[str, Any]:
         """Parameters as plain data."""
-        return dict(self.get_params(deep=False))
+        settings = dict(self.get_params(deep=False))
+        if self.weighting is None:
+            del settings["weighting"]  # files that do without can be read by versions that do not know it
+        else:
+            settings["weighting"] = dict(self.weighting)
+        return settings
+
+
+Kernels = tuple[SOAPKernel, ...]
+"""The kernels of a sum."""
+
+
+def kernel_tuple(given: SOAPKernel | Sequence[SOAPKernel] | None) -> Kernels | None:
+    """One kernel, or a sequence of kernels that are summed, as a tuple; ``None`` stays."""
+    if given is None or isinstance(given, SOAPKernel):
+        return None if given is None else (given,)
+    return tuple(given)
 
 
 def default_electronegativity() -> SOAPKernel:
@@ -113,14 +132,12 @@ def default_short_range() -> SOAPKernel:
     return SOAPKernel(r_cut=5.0, n_max=8, l_max=6, sigma=0.5, zeta=4)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
-
-
 __all__ = [
     "DEFAULT_REPRESENTATIVES",
     "SELECTIONS",
+    "Kernels",
     "SOAPKernel",
     "default_electronegativity",
     "default_short_range",
+    "kernel_tuple",
 ]

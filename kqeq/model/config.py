@@ -6,7 +6,12 @@
     [electronegativity]          # settings that are not named keep the defaults of this kernel
     r_cut = 4.5
 
-    [short_range]
+    [[short_range]]              # several tables are kernels that are summed
+    r_cut = 5.0
+
+    [[short_range]]
+    r_cut = 2.5
+    sigma = 0.2
     n_representatives = 600
 
     [charges]
@@ -38,6 +43,8 @@ from typing import Any
 
 from kqeq.charges import QEq, charge_model_from_dict
 from kqeq.errors import InputError
+from kqeq.fitting.settings import RULES, check_noise
+from kqeq.io.rules import NAME, instance, number, unknown_name
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.feature_map import SOAPKernel, default_electronegativity, default_short_range
 from kqeq.model.estimator import KQEq
@@ -83,7 +90,7 @@ def model_from_dict(data: Mapping[str, Any]) -> KQEq:
     known = list(signature(KQEq).parameters)
     unknown = [name for name in data if name not in known]
     if unknown:
-        raise InputError(f"unknown setting {unknown[0]!r}; expected some of {', '.join(known)}")
+        raise unknown_name(unknown[0], known, "unknown setting")
     settings: dict[str, Any] = dict(data)
     kernels = {
         "electronegativity": default_electronegativity,
@@ -91,7 +98,7 @@ def model_from_dict(data: Mapping[str, Any]) -> KQEq:
         "site_kernel": default_electronegativity,
     }
     for name in kernels.keys() & settings.keys():
-        settings[name] = _part(name, settings[name], partial(_kernel, name, kernels[name]()))
+        settings[name] = _kernels(name, settings[name], kernels[name])
     if "charges" in settings:
         settings["charges"] = _part("charges", settings["charges"], _charges)
     if "charge_aware" in settings:
@@ -99,19 +106,12 @@ def model_from_dict(data: Mapping[str, Any]) -> KQEq:
     for name in ("noise", "e0"):
         if name in settings:
             settings[name] = _numbers(name, settings[name])
-    for name, kind, words in (
-        ("baseline", str, 'a name, for example "zbl"'),
-        ("charges_key", str, "the name of an array"),
-        ("label_prefix", str, "a string"),
-        ("max_iterations", int, "a whole number"),
-    ):
-        if name in settings and (not isinstance(settings[name], kind) or isinstance(settings[name], bool)):
-            raise InputError(f"{name} is {settings[name]!r}; expected {words}")
-    targets = settings.get("targets", [])
-    if not isinstance(targets, list) or not all(isinstance(kind, str) for kind in targets):
-        raise InputError(
-            f'targets is {targets!r}; expected a list of label kinds, for example ["energy", "forces"]'
-        )
+    if "baseline" in settings:
+        NAME.require(settings["baseline"], "baseline", 'for example "zbl"')
+    for name, rule in RULES.items():
+        if name in settings:
+            rule.require(settings[name], name)
+    check_noise(settings.get("noise"))
     return KQEq(**settings)
 
 
@@ -126,31 +126,33 @@ def _part(name: str, value: Any, build: Callable[[dict[str, Any]], Any]) -> Any:
     return build(value)
 
 
-def _kernel(name: str, kernel: SOAPKernel, table: dict[str, Any]) -> SOAPKernel:
-    known = kernel.get_params(deep=False)
-    texts = ("selection", "smooth")
-    for key, value in table.items():
-        if key not in known:
-            raise InputError(f"[{name}] has no setting {key!r}; expected some of {', '.join(known)}")
-        if key in texts and not isinstance(value, str):
-            raise InputError(f"[{name}] {key} is {value!r}; expected a string")
-        if key not in texts:
-            _number(f"[{name}] {key}", value)
-    kernel.set_params(**table)
-    kernel.check()
-    return kernel
+def _kernels(name: str, value: Any, default: Callable[[], SOAPKernel]) -> Any:
+    """One kernel, or several from an array of tables."""
+    if isinstance(value, list) and value and all(isinstance(table, dict) for table in value):
+        return [_kernel(f"{name} {number}", default(), table) for number, table in enumerate(value, start=1)]
+    return _part(name, value, partial(_kernel, name, default()))
 
 
-def _charge_kernel(table: dict[str, Any]) -> ChargeKernel:
-    kernel = ChargeKernel()
-    known = kernel.get_params()
-    for key, value in table.items():
+def _kernel(name: str, kernel: SOAPKernel, table: dict[str, Any]) -> Any:
+    return _filled(name, kernel, table)
+
+
+def _charge_kernel(table: dict[str, Any]) -> Any:
+    return _filled("charge_aware", ChargeKernel(), table)
+
+
+def _filled(name: str, settings: Any, table: dict[str, Any]) -> Any:
+    """Default settings with those of a table in their place."""
+    known = settings.get_params(deep=False)
+    for key in table:
         if key not in known:
-            raise InputError(f"[charge_aware] has no setting {key!r}; expected some of {', '.join(known)}")
-        _number(f"[charge_aware] {key}", value)
-    kernel.set_params(**table)
-    kernel.check()
-    return kernel
+            raise unknown_name(key, known, f"[{name}] has no setting")
+    settings.set_params(**table)
+    try:
+        settings.check()
+    except InputError as error:
+        raise InputError(f"[{name}] {error}") from None
+    return settings
 
 
 def _charges(table: dict[str, Any], where: str = "[charges]") -> Any:
@@ -162,19 +164,16 @@ def _charges(table: dict[str, Any], where: str = "[charges]") -> Any:
             options[key] = _numbers(f"{where} {key}", value)
     if "model" in options and not isinstance(options["model"], str):
         raise InputError(f'{where} model is {options["model"]!r}; expected a name, for example "QEq"')
-    return charge_model_from_dict(options) if options else QEq()
+    model = charge_model_from_dict(options) if options else QEq()
+    model.check_settings()
+    return model
 
 
 def _numbers(name: str, value: Any) -> dict[str, float]:
-    if not isinstance(value, dict):
-        raise InputError(f"{name} is {value!r}; expected a table of numbers")
-    return {key: _number(f"{name}.{key}", item) for key, item in value.items()}
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{name} is {value!r}; expected a number")
-    return value
+    instance(dict, "a table of numbers").require(value, name)
+    for key, item in value.items():
+        number().require(item, f"{name}.{key}")
+    return dict(value)
 
 
 __all__ = ["load_config", "model_from_dict"]

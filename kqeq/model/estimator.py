@@ -28,13 +28,19 @@ from kqeq.fitting.metrics import Evaluation
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.cache import DiskCache, disk_cache
 from kqeq.fitting.rows.targets import element_energies
-from kqeq.fitting.settings import FitSettings, check_settings, complete_noise
+from kqeq.fitting.settings import RULES, FitSettings, check_settings, complete_noise
 from kqeq.fitting.update import update_potential
 from kqeq.frames.label_checks import survey
 from kqeq.frames.labels import LabelKeys
 from kqeq.io.progress import track
+from kqeq.io.rules import NOTHING, PATH, Rule, check_values, instance
 from kqeq.kernels.charge_kernel import ChargeKernel
-from kqeq.kernels.feature_map import SOAPKernel, default_electronegativity, default_short_range
+from kqeq.kernels.settings import (
+    SOAPKernel,
+    default_electronegativity,
+    default_short_range,
+    kernel_tuple,
+)
 from kqeq.model.evaluation import evaluate_pairs, read_structures
 from kqeq.potential.potential import Potential, Prediction, check_properties
 from kqeq.potential.prediction import PredictOptions
@@ -51,15 +57,24 @@ _DEFAULT: Any = "default"
 """Marks arguments that take the package's default (``None`` means: leave this part away)."""
 
 
+_FIT_RULES: Mapping[str, Rule] = {
+    "optimize": RULES["optimize"],
+    "charges_key": RULES["charges_key"],
+    "resume": PATH | NOTHING,
+    "cache": PATH | instance(DiskCache, "kqeq.DiskCache(folder, budget=bytes)") | NOTHING,
+}
+
+
 class KQEq(BaseEstimator):  # type: ignore[misc]
     """Kernel charge-equilibration potential.
 
     Parameters
     ----------
-    electronegativity : SOAPKernel or None
-        Kernel of the electronegativities; ``None`` (with ``charges=None``) for a short-range potential alone.
-    short_range : SOAPKernel or None
-        Kernel of the short-range energy; ``None`` for charges alone.
+    electronegativity : SOAPKernel, sequence of SOAPKernel, or None
+        Kernel of the electronegativities, or several that are summed, each with its own descriptor, representatives
+        and prior spread; ``None`` (with ``charges=None``) for a short-range potential alone.
+    short_range : SOAPKernel, sequence of SOAPKernel, or None
+        Kernel of the short-range energy, or several that are summed; ``None`` for charges alone.
     charges : charge model or None
         ``kqeq.QEq()`` by default.  Element parameters that it marks with ``"learn"`` are fitted together with the
         rest, from all labels and from polarizabilities, with priors around the defaults; the values are in
@@ -84,9 +99,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         Energies of the elements by symbol, eV; fitted where ``None``.
     max_iterations : int
         Of the Gauss–Newton solver.
-    site_kernel : SOAPKernel, optional
-        Kernel of the logarithms of the parameters marked with ``"kernel"``; its ``delta`` is their prior standard
-        deviation around the element's value (by default 0.2, for softness 0.3).  ``None`` shares descriptors and
+    site_kernel : SOAPKernel or sequence of SOAPKernel, optional
+        Kernel (or a sum) of the logarithms of the parameters marked with ``"kernel"``; its ``delta`` is their prior
+        standard deviation around the element's value (by default 0.2, for softness 0.3).  ``None`` shares descriptors and
         representatives with the electronegativity.
     solver : {"auto", "cholesky", "qr"}
         How the linear problem of each step is solved.  ``"auto"`` takes normal equations and a Cholesky factorisation
@@ -110,8 +125,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        electronegativity: SOAPKernel | None = _DEFAULT,
-        short_range: SOAPKernel | None = _DEFAULT,
+        electronegativity: SOAPKernel | Sequence[SOAPKernel] | None = _DEFAULT,
+        short_range: SOAPKernel | Sequence[SOAPKernel] | None = _DEFAULT,
         charges: ChargeModel | None = _DEFAULT,
         baseline: Any = None,
         noise: Mapping[str, float] | None = None,
@@ -120,7 +135,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         label_prefix: str = "",
         e0: Mapping[str, float] | None = None,
         max_iterations: int = 30,
-        site_kernel: SOAPKernel | None = None,
+        site_kernel: SOAPKernel | Sequence[SOAPKernel] | None = None,
         solver: str = "auto",
         charge_aware: ChargeKernel | None = None,
     ) -> None:
@@ -199,6 +214,10 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         DeviceError
             If a GPU is asked for and does not work.
         """
+        # before frames are read: whatever is wrong here is wrong for all of them
+        check_values("KQEq", self.get_params(deep=False), RULES)
+        given = {"optimize": optimize, "charges_key": charges_key, "resume": resume, "cache": cache}
+        check_values("fit", given, _FIT_RULES)
         targets = self.targets if targets is None else targets
         charges_key = self.charges_key if charges_key is None else charges_key
         settings = replace(self._settings(targets), optimize=optimize)
@@ -273,15 +292,15 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         if isinstance(targets, str):
             targets = (targets,)
         return FitSettings(
-            electronegativity=self.electronegativity,
-            short_range=self.short_range,
+            electronegativity=kernel_tuple(self.electronegativity),
+            short_range=kernel_tuple(self.short_range),
             charges=self.charges,
             baseline=resolve_baseline(self.baseline),
             noise=complete_noise(self.noise),
             targets=None if targets is None else tuple(targets),
             e0=None if self.e0 is None else element_energies(self.e0),
             max_iterations=self.max_iterations,
-            site_kernel=self.site_kernel,
+            site_kernel=kernel_tuple(self.site_kernel),
             solver=self.solver,
             charge_aware=self.charge_aware,
         )
@@ -302,6 +321,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.fit_report_ = report
         self.charges_key_ = charges_key
         self.posterior_ = posterior
+        self._on_disk = False  # whether some file holds this fit
         self.species_ = tuple(chemical_symbols[z] for z in potential.species)
 
     def _fitted(self) -> Potential:
@@ -441,6 +461,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         ModelNotFittedError
         InputError
             If the path cannot be written, or ``posterior`` is asked of a model that was loaded.
+        OutputError
+            Also an InputError and an OSError: the disk is full, for example.  A model that no file holds yet is then
+            kept in another folder, which the message names.
         """
         from kqeq.model.storage import save_model
 

@@ -1,26 +1,27 @@
 """SOAP descriptors as dscribe defines them, with derivatives that cost about as much as the values.
 
 The settings and the radial basis (α, β) are dscribe's; the rows equal ``dscribe.descriptors.SOAP.create``
-(``rbf="gto"``, no weighting, no compression) normalised to one, for the elements present.
+(``rbf="gto"``, no compression) normalised to one, for the elements present.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal, get_args
 
+from kqeq.backend import is_numpy
 from kqeq.descriptors.soap import basis as soap_basis
 from kqeq.descriptors.soap.host import adjoint as soap_adjoint
 from kqeq.descriptors.soap.host import parallel
 from kqeq.descriptors.soap.host.adjoint import SOAPState
 from kqeq.descriptors.soap.host.features import Directions, prepare_directions
+from kqeq.descriptors.soap.weighting import Weighting
 from kqeq.errors import InputError
 from kqeq.frames.neighbours import Pairs, find_pairs
 from kqeq.frames.structures import Structure
+from kqeq.io.rules import Rule, check_values, choice, number, whole
 from kqeq.typing import Array, FloatArray
 
 if TYPE_CHECKING:
@@ -30,6 +31,14 @@ Smoothing = Literal["none", "switch"]
 
 SWITCH_RANGE = (0.75, 1.25)
 """Where neighbours fade out with ``smooth="switch"``, in units of dscribe's padding beyond r_cut."""
+
+_RULES: Mapping[str, Rule] = {
+    "r_cut": number(above=1),  # the radial functions of dscribe need more than 1 Å
+    "n_max": whole(minimum=1),
+    "l_max": whole(0, 20),
+    "sigma": number(above=0),
+    "smooth": choice(*get_args(Smoothing)),
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,9 @@ class SOAPDescriptor:
         for r_cut 4.5, n_max 8, l_max 6; 4e-5 for 4.0, 4, 3).  A longer sharp padding was measured, too, and
         is worse in every respect: twice dscribe's padding doubles the pairs, changes rows by 3e-3 and
         leaves a jump (4e-7; 5e-5 for σ = 0.3 Å).
+    weighting : Weighting or dict, optional
+        Weight of neighbours by distance (:class:`kqeq.descriptors.soap.weighting.Weighting`), or dscribe's settings of
+        it, for example ``{"function": "pow", "r0": 2.0, "c": 1.0, "d": 1.0, "m": 4.0}``.
 
     Raises
     ------
@@ -71,32 +83,15 @@ class SOAPDescriptor:
     l_max: int
     sigma: float = 0.5
     smooth: Smoothing = "none"
+    weighting: Weighting | None = None
 
     def __post_init__(self) -> None:
+        check_values("SOAP", {name: getattr(self, name) for name in _RULES}, _RULES)
         for name in ("r_cut", "sigma"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-                raise InputError(f"SOAP {name} is {value!r}; expected a finite number in Å")
-            object.__setattr__(self, name, float(value))
+            object.__setattr__(self, name, float(getattr(self, name)))
         for name in ("n_max", "l_max"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral):
-                raise InputError(f"SOAP {name} is {value!r}; expected an integer")
-            object.__setattr__(self, name, int(value))
-        if not self.r_cut > 1:
-            raise InputError(
-                f"SOAP r_cut is {self.r_cut:g} Å; the radial functions of dscribe need more than 1 Å"
-            )
-        if self.n_max < 1:
-            raise InputError(f"SOAP n_max is {self.n_max}; at least one radial function is needed")
-        if not 0 <= self.l_max <= 20:
-            raise InputError(f"SOAP l_max is {self.l_max}; expected 0 to 20")
-        if not self.sigma > 0:
-            raise InputError(f"SOAP sigma is {self.sigma:g} Å; expected a positive width")
-        if self.smooth not in get_args(Smoothing):
-            raise InputError(
-                f"SOAP smooth is {self.smooth!r}; expected one of {', '.join(map(repr, get_args(Smoothing)))}"
-            )
+            object.__setattr__(self, name, int(getattr(self, name)))
+        object.__setattr__(self, "weighting", Weighting.of(self.weighting))
 
     @property
     def cutoff(self) -> float:
@@ -177,7 +172,9 @@ class SOAPDescriptor:
         """
         from kqeq.descriptors.soap.arrays import expansion as soap_arrays
 
-        return soap_arrays.evaluate(structure, self._pairs(structure, pairs), self.tables, like, memory)
+        if pairs is not None or is_numpy(like):
+            pairs = self._pairs(structure, pairs)
+        return soap_arrays.evaluate(structure, pairs, self.tables, like, memory)
 
     def prepare_directions(self, species: tuple[int, ...], rows: FloatArray) -> Directions:
         """Lay directions (M, F) out once for ``feature_gradients`` of many structures."""
@@ -191,7 +188,7 @@ def _tables(descriptor: SOAPDescriptor) -> soap_adjoint.Tables:
     if descriptor.smooth == "switch":
         padding = radial.cutoff - descriptor.r_cut
         inner, outer = (descriptor.r_cut + factor * padding for factor in SWITCH_RANGE)
-    return soap_adjoint.make_tables(radial, inner, outer)
+    return soap_adjoint.make_tables(radial, inner, outer, descriptor.weighting)
 
 
 __all__ = ["SWITCH_RANGE", "SOAPDescriptor", "Smoothing"]
