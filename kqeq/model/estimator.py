@@ -28,9 +28,10 @@ from kqeq.fitting.metrics import Evaluation
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.cache import DiskCache, disk_cache
 from kqeq.fitting.rows.targets import element_energies
-from kqeq.fitting.settings import RULES, FitSettings, complete_noise
+from kqeq.fitting.settings import RULES, FitSettings, check_settings, complete_noise
 from kqeq.fitting.update import update_potential
-from kqeq.frames.labels import LabelKeys, read_frames
+from kqeq.frames.label_checks import survey
+from kqeq.frames.labels import LabelKeys
 from kqeq.io.progress import track
 from kqeq.io.rules import NOTHING, PATH, Rule, check_values, instance
 from kqeq.kernels.charge_kernel import ChargeKernel
@@ -92,7 +93,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     charges_key : str, optional
         Name of the array with partition charges, for example ``"hirshfeld"``.
     label_prefix : str
-        Prefix of label names in ``atoms.info`` and ``atoms.arrays``, for example ``"REF_"``.
+        Prefix of label names in ``atoms.info`` and ``atoms.arrays``, for example ``"REF_"``; charge and field are
+        found with and without.
     e0 : dict, optional
         Energies of the elements by symbol, eV; fitted where ``None``.
     max_iterations : int
@@ -175,8 +177,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         ----------
         frames : ase.Atoms or sequence of ase.Atoms
             Labels are taken from ``atoms.info``, ``atoms.arrays`` and the single-point results that ASE
-            attaches on reading; total charge and field from ``atoms.info["total_charge"]`` and
-            ``atoms.info["external_field"]``; an optional weight from ``atoms.info["weight"]``.
+            attaches on reading (:class:`kqeq.frames.labels.LabelKeys`); total charge and field as
+            :mod:`kqeq.frames.conditions` says; an optional weight from ``atoms.info["weight"]``.
         y : None
             Ignored; the labels are in the frames.
         sample_weight : sequence of float, optional
@@ -219,16 +221,19 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         targets = self.targets if targets is None else targets
         charges_key = self.charges_key if charges_key is None else charges_key
         settings = replace(self._settings(targets), optimize=optimize)
-        keys = self._keys(charges_key)
-        pairs = list(read_frames(frames, keys, weights=sample_weight))
+        check_settings(settings)
+        noise = settings.noise["forces"]
+        found = survey(frames, self._keys(charges_key), weights=sample_weight, force_noise=noise)
         disk = disk_cache(cache)
 
         def work(where: Device) -> FitResult:
             with nullcontext() if disk is None else disk.open() as folder:
-                return fit_potential(pairs, replace(settings, device=where), resume=resume, cache=folder)
+                return fit_potential(
+                    found.pairs, replace(settings, device=where), resume=resume, cache=folder
+                )
 
         result, _ = devices.run(device, work)
-        self._keep(result, charges_key, calibrate=optimize is not None)
+        self._keep(result.with_survey(found), charges_key, calibrate=optimize is not None)
         return self
 
     def update(self, frames: Any, *, sample_weight: Sequence[float] | None = None) -> KQEq:
@@ -259,9 +264,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
                 "a charge-aware model is fitted in two stages, and its posterior is that of the second alone; fit "
                 "again to all frames"
             )
-        pairs = list(read_frames(frames, self._keys(self.charges_key_), weights=sample_weight))
         result = update_potential(
-            pairs,
+            survey(frames, self._keys(self.charges_key_), weights=sample_weight).pairs,
             self._settings(None),
             potential,
             posterior.parameters,
@@ -302,7 +306,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         )
 
     def _keys(self, charges_key: str | None) -> LabelKeys:
-        return LabelKeys.prefixed(self.label_prefix, charges=charges_key)
+        return LabelKeys.prefixed(self.label_prefix, charges_key)
 
     def _set_fitted(
         self,
@@ -381,9 +385,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         chosen = check_properties(properties)
         single_precision = check_precision(precision)
         single = isinstance(frames, Atoms)
-        structures = read_structures(
-            potential, frames, total_charge=total_charge, external_field=external_field
-        )
+        given = {"total_charge": total_charge, "external_field": external_field, "prefix": self.label_prefix}
+        structures = read_structures(potential, frames, **given)
         posterior = require_posterior(self.posterior_) if uncertainty else None
 
         def work(where: Device) -> list[Prediction]:
@@ -421,7 +424,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         """
         potential = self._fitted()
         posterior = require_posterior(self.posterior_) if calibration else None
-        pairs = list(read_frames(frames, self._keys(self.charges_key_)))
+        pairs = survey(frames, self._keys(self.charges_key_)).pairs
         result, _ = devices.run(
             device,
             lambda where: evaluate_pairs(

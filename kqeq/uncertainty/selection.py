@@ -103,7 +103,7 @@ def select(model: KQEq, pool: Atoms | Sequence[Atoms], n: int, *, quantity: str 
         raise InputError(f"n is {n!r}; expected a whole number from 1 to {len(frames)}, the size of the pool")
     structures = []
     for i, atoms in enumerate(frames):
-        structure = read_structure(atoms, index=i)
+        structure = read_structure(atoms, index=i, prefix=model.label_prefix)
         potential.check(structure, describe(atoms, i))
         structures.append(structure)
     if kind == "dipole" and any(structure.periodic for structure in structures):
