@@ -19,7 +19,7 @@ MOVED = {
     "kqeq.fitting.cache": "kqeq.fitting.rows.cache",
     "kqeq.fitting.features": "kqeq.fitting.rows.features",
     "kqeq.fitting.hyperparameters": "kqeq.fitting.evidence.hyperparameters",
-    "kqeq.optimise": "kqeq.analysis.optimise",
+    "kqeq.optimise": "kqeq.analysis.optimization",
     "kqeq.plots": "kqeq.analysis.plots",
     "kqeq.remainder": "kqeq.uncertainty.remainder",
     "kqeq.selection": "kqeq.uncertainty.selection",

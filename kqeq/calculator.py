@@ -135,7 +135,7 @@ class KQEqCalculator(Calculator):
                 f"KQEqCalculator needs a fitted kqeq.KQEq model, got {type(model).__name__}; "
                 "load a model file with kqeq.load(path) first"
             )
-        self._potential: Potential = model._fitted()
+        self._potential: Potential = model.fitted()
         self._prefix = str(model.label_prefix)
         self._noted: dict[str, list[Any]] = {NOTED_CHARGE: [], NOTED_FIELD: []}
         self._single = check_precision(precision)

@@ -236,7 +236,7 @@ def test_wrong_parameters_are_refused(kind, value):
 
 def test_parameters_that_were_not_learned_are_refused_in_prediction():
     model = QEq(hardness="learn")
-    assert model.learned == ("hardness",)
+    assert model.to_learn == ("hardness",)
     with pytest.raises(UnsupportedError, match=r'hardness="learn".*learn_from_polarizabilities'):
         model.check(geometry())
     learned = model.with_parameters({"hardness": {"O": 9.0}})

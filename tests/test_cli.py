@@ -15,7 +15,7 @@ from ase.io import read, write
 
 import kqeq
 from kqeq import cli
-from kqeq.analysis import optimise
+from kqeq.analysis import optimization
 from kqeq.errors import InputError, KQEqWarning, RepresentativesWarning
 
 CONFIG = """
@@ -65,7 +65,7 @@ def no_work(monkeypatch):
     monkeypatch.setattr(kqeq.KQEq, "fit", refuse)
     monkeypatch.setattr(kqeq.KQEq, "predict", refuse)
     monkeypatch.setattr(kqeq.KQEq, "evaluate", refuse)
-    monkeypatch.setattr(optimise, "optimise", refuse)
+    monkeypatch.setattr(optimization, "optimize", refuse)
 
 
 # ---------------------------------------------------------------------- fit
@@ -262,7 +262,7 @@ def test_optimize_without_a_field_holds_nothing(files, tmp_path, capsys):
 
 
 def test_optimize_that_does_not_converge(files, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(optimise, "optimise", partial(optimise.optimise, max_steps=2))
+    monkeypatch.setattr(optimization, "optimize", partial(optimization.optimize, max_steps=2))
     arguments = ("--charge", "1", "--fmax", "1e-5")
     assert run("optimize", files / "m.kqeq", files / "one.xyz", "-o", tmp_path / "out.xyz", *arguments) == 1
     assert "NOT CONVERGED after 2 steps" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from ase.io import Trajectory, read, write
 import kqeq
 from checks import bare
 from kqeq import KQEqCalculator, analysis
-from kqeq.analysis.optimise import optimise
+from kqeq.analysis.optimization import optimize
 from kqeq.charges import assign_fragments
 from kqeq.cli.files import read_frames, read_one
 from kqeq.errors import InputError, LabelWarning
@@ -329,7 +329,7 @@ def test_a_prefix_reaches_the_calculator_and_the_analysis(ion_model, ion):
     assert copy.get_potential_energy() == pytest.approx(expected.energy)
     assert model.predict(ion).energy == pytest.approx(expected.energy)
     assert analysis.polarizability(model, ion).total == pytest.approx(expected.polarizability, abs=1e-9)
-    assert optimise(ion, model, fmax=0.5).atoms.info["total_charge"] == 1.0
+    assert optimize(model, ion, fmax=0.5).atoms.info["total_charge"] == 1.0
     scan = analysis.charge_scan(model, ion, (0, 1))
     assert scan.energies[1] == pytest.approx(expected.energy)
 
@@ -387,7 +387,7 @@ def fragment_model(ion_frames):
 def test_fragments_reach_optimisation_and_infrared(fragment_model):
     model, frames = fragment_model
     seen = []
-    found = optimise(frames[0], model, fmax=0.3, max_steps=3, observer=lambda *row: seen.append(row))
+    found = optimize(model, frames[0], fmax=0.3, max_steps=3, observer=lambda *row: seen.append(row))
     assert seen[0][1] == pytest.approx(model.predict(frames[0]).energy, abs=1e-8)
     np.testing.assert_array_equal(found.atoms.arrays["fragments"], [0, 0, 0, 1, 1, 1])
     np.testing.assert_array_equal(found.atoms.info["fragment_charges"], [0.0, 0.0])
@@ -407,14 +407,14 @@ def test_an_outer_potential_reaches_every_question(ion_model, ion, relax):
     energy = ion_model.predict(ion).energy
     assert abs(energy - ion_model.predict(plain, total_charge=1).energy) > 0.05
     seen = []
-    end = optimise(ion, ion_model, fmax=0.05, observer=lambda *row: seen.append(row))
+    end = optimize(ion_model, ion, fmax=0.05, observer=lambda *row: seen.append(row))
     assert seen[0][1] == pytest.approx(energy, abs=1e-8)
     assert ion_model.predict(end.atoms).energy == pytest.approx(end.prediction.energy, abs=1e-8)
     scan = analysis.charge_scan(ion_model, ion, (0, 1), relax=relax, fmax=0.05)
     assert scan.energies[1] == pytest.approx(energy, abs=1e-8)
     if relax:
         assert scan.relaxed_energies[1] == pytest.approx(end.prediction.energy, abs=1e-6)
-        states = analysis.ionisation(ion_model, ion, relax=True, fmax=0.05)
+        states = analysis.ionization(ion_model, ion, relax=True, fmax=0.05)
         there = ion.copy()
         there.positions = states.positions
         difference = (

@@ -131,7 +131,7 @@ MAKERS = {
     "charge kernel": (lambda **o: kqeq.ChargeKernel(**o).check(), kqeq.ChargeKernel),
     "qeq": (lambda **o: kqeq.QEq(**o).check_settings(), kqeq.QEq),
     "acks2": (lambda **o: kqeq.ACKS2(**o).check_settings(), kqeq.ACKS2),
-    "dipoles": (lambda **o: kqeq.AtomicDipoles(**o).learned, kqeq.AtomicDipoles),
+    "dipoles": (lambda **o: kqeq.AtomicDipoles(**o).to_learn, kqeq.AtomicDipoles),
 }
 
 # what a setting may be beside its default, by kind of value in GOOD

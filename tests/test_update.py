@@ -158,7 +158,7 @@ def test_element_parameters_go_on_being_learned(water_systems):
     model.update(made[3:])
     assert model.fit_report_.learned["hardness O"]["error"] < error
     assert model.fit_report_.learned["hardness O"]["value"] == pytest.approx(14.0, rel=0.1)
-    assert model.potential_.charges.learned == ()
+    assert model.potential_.charges.to_learn == ()
 
 
 def test_what_evidence_learned_is_kept(frames):

@@ -107,7 +107,7 @@ def diagnose(
 def describe_charges(charges: Any) -> str:
     """The charge model in a few words."""
     if isinstance(charges, AtomicDipoles):
-        return f"{describe_charges(charges._inner)} with atomic dipoles"
+        return f"{describe_charges(charges.charge_model)} with atomic dipoles"
     name = type(charges).__name__
     return f"{name} with fragments" if getattr(charges, "fragments", False) else name
 
@@ -163,14 +163,14 @@ def _with_fragment(structure: Structure) -> Structure:
 
 
 def _polarisation_remedy(charges: Any) -> str:
-    inner = charges._inner if isinstance(charges, AtomicDipoles) else charges
+    inner = charges.charge_model if isinstance(charges, AtomicDipoles) else charges
     if isinstance(inner, QEq):
         return (
             "charge moves freely over any distance in QEq. Fit with "
             'charges=kqeq.AtomicDipoles(kqeq.ACKS2(softness="learn"), polarizability="learn") on frames that carry '
             "polarizabilities (charge flows along bonds only, atoms polarise on their own)"
         )
-    if isinstance(inner, ACKS2) and not charges.learned:
+    if isinstance(inner, ACKS2) and not charges.to_learn:
         return (
             "the bond softness is too large for these chains: learn it, "
             'kqeq.ACKS2(softness="learn", hardness="learn"), from frames that carry polarizabilities (a few short '
@@ -301,7 +301,7 @@ def _without_fragments(
 
 
 def _leakage_remedy(charges: Any) -> str:
-    inner = charges._inner if isinstance(charges, AtomicDipoles) else charges
+    inner = charges.charge_model if isinstance(charges, AtomicDipoles) else charges
     if isinstance(inner, QEq):
         return (
             "QEq equalises chemical potentials over any distance. Use charges=kqeq.ACKS2() (no charge flows between "

@@ -66,7 +66,7 @@ def dissociation_scan(
     model: Any,
     atoms: Atoms,
     fragments: Sequence[Sequence[int]] | None = None,
-    distances: Sequence[float] = tuple(np.linspace(0.0, 10.0, 41)),
+    distances: Sequence[float] | None = None,
     *,
     fragment_charges: Sequence[float] | None = None,
     total_charge: Any = None,
@@ -83,8 +83,8 @@ def dissociation_scan(
         Not periodic.
     fragments : sequence of sequences of int, optional
         Indices of the atoms of each fragment; the groups that bonds hold together by default.
-    distances : sequence of float
-        How far to move, Å.
+    distances : sequence of float, optional
+        How far to move, Å.  By default 41 from 0 to 10.
     fragment_charges : sequence of float, optional
         e; hands each fragment's charge to models that use it (``kqeq.ACKS2``, ``kqeq.QEq(fragments=True)``).
     total_charge, external_field : optional
@@ -120,6 +120,8 @@ def dissociation_scan(
         _keep_reference(atoms, labelled)
         start = labelled
 
+    if distances is None:
+        distances = np.linspace(0.0, 10.0, 41).tolist()
     steps = np.atleast_1d(np.asarray(distances, dtype=np.float64))
     centres = np.array([atoms.positions[labels == k].mean(axis=0) for k in range(len(groups))])
     lines = centres - centres[0]

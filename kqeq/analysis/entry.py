@@ -36,7 +36,7 @@ def potential_of(model: Any) -> Potential:
         raise InputError(
             f"expected a fitted kqeq.KQEq model, got {type(model).__name__}; load a model file with kqeq.load(path)"
         )
-    return model._fitted()
+    return model.fitted()
 
 
 def read(model: Any, atoms: Any, total_charge: Any = None, external_field: Any = None) -> Structure:

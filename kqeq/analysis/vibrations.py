@@ -20,7 +20,7 @@ from ase import Atoms, units
 from ase.constraints import FixAtoms
 
 from kqeq.analysis.entry import conditions_of, fix, potential_of, read
-from kqeq.analysis.optimise import optimise
+from kqeq.analysis.optimization import optimize
 from kqeq.analysis.response import born_charges_at
 from kqeq.analysis.results import Result
 from kqeq.errors import InputError
@@ -204,7 +204,7 @@ def infrared(
     charge, field = conditions_of(model, atoms, total_charge, external_field)
     constraints = atoms.constraints
     if relax:
-        found = optimise(atoms, model, total_charge=charge, external_field=field, fmax=fmax)
+        found = optimize(model, atoms, total_charge=charge, external_field=field, fmax=fmax)
         if not found.converged:
             raise InputError(
                 f"the geometry did not relax to {fmax:g} eV/Å in {found.steps} steps (largest force "

@@ -200,7 +200,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _optimize(arguments: argparse.Namespace) -> int:
-    from kqeq.analysis.optimise import optimise
+    from kqeq.analysis.optimization import optimize
     from kqeq.model.storage import load_model
 
     check_output(arguments.output)
@@ -213,9 +213,9 @@ def _optimize(arguments: argparse.Namespace) -> int:
         prefix=model.label_prefix,
     )
     print(f"{'step':>5} {'energy (eV)':>18} {'largest force (eV/Å)':>22}")
-    result = optimise(
-        atoms,
+    result = optimize(
         model,
+        atoms,
         fmax=arguments.fmax,
         observer=lambda step, energy, force: print(f"{step:5d} {energy:18.6f} {force:22.6f}", flush=True),
     )

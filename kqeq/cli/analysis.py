@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kqeq.cli.files import FRAMES, read_frames, read_one, write_json
 
 if TYPE_CHECKING:
-    from kqeq.analysis import Infrared, Ionisation
+    from kqeq.analysis import Infrared, Ionization
 
 OK, FAILED = 0, 1
 
@@ -45,7 +45,7 @@ def add_analysis(commands: Any) -> None:
     respond = commands.add_parser(
         "respond",
         help="what charge and field do to one geometry",
-        description="Charges, dipole, polarizability, Born charges, Fukui functions, ionisation energy and electron "
+        description="Charges, dipole, polarizability, Born charges, Fukui functions, ionization energy and electron "
         "affinity of one geometry, and what a field does to it.",
     )
     respond.add_argument("model", metavar="MODEL", help="model file")
@@ -134,7 +134,7 @@ def _respond(arguments: argparse.Namespace) -> int:
         with warnings.catch_warnings():
             # the table says where the prior decides
             warnings.simplefilter("ignore", UndeterminedWarning)
-            ask("ionisation", analysis.ionisation)
+            ask("ionization", analysis.ionization)
             ask("charge_scan", analysis.charge_scan, charges=(charge - 1.0, charge, charge + 1.0))
     direction = arguments.direction
     if direction is None:
@@ -268,10 +268,10 @@ def _summary(prediction: Any, results: dict[str, Any], has_energy: bool) -> list
         unsure = "" if found.determined else "  (set by the prior: one charge state was fitted)"
         add("dE/dQ (eV/e)", f"{found.chemical_potential:.3f}{unsure}")
         add("d²E/dQ² (eV/e²)", f"{found.hardness:.3f}")
-    states: Ionisation | None = results.get("ionisation")
+    states: Ionization | None = results.get("ionization")
     if states is not None:
         unsure = "" if states.determined else "  (set by the prior)"
-        add("vertical ionisation energy (eV)", f"{states.vertical_ionisation_energy:.3f}{unsure}")
+        add("vertical ionization energy (eV)", f"{states.vertical_ionization_energy:.3f}{unsure}")
         add("vertical electron affinity (eV)", f"{states.vertical_electron_affinity:.3f}{unsure}")
     return lines
 

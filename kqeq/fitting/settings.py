@@ -183,7 +183,7 @@ def check_settings(settings: FitSettings) -> None:
     for kind in settings.targets or ():
         if kind not in BLOCKS:
             raise unknown_name(kind, BLOCKS, "targets holds")
-        if kind == "polarizability" and not (settings.charges is not None and settings.charges.learned):
+        if kind == "polarizability" and not (settings.charges is not None and settings.charges.to_learn):
             raise InputError(
                 "targets holds 'polarizability', which no parameter of this fit changes: electronegativities do not "
                 'determine it. Mark element parameters with "learn", for example charges=kqeq.AtomicDipoles('

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,6 +126,25 @@ _LIMITS = {
     "weight": 1e12,
 }
 """Sizes beyond which a number is no label but a mistake that would overflow in squares."""
+
+
+def standard_deviation(kind: str, noise: Mapping[str, float], atoms: int, weight: float = 1.0) -> float:
+    """Standard deviation of every component of a label, σ/√w, and σ √N/√w of the energy of a structure.
+
+    Parameters
+    ----------
+    kind : str
+        One of :data:`LABEL_KINDS`.
+    noise : mapping of str to float
+        σ by kind; that of energies is per atom: errors of atoms are taken as independent.
+    atoms : int
+        N.
+    weight : float
+        w of the frame; what has no weight has an infinite standard deviation.
+    """
+    if weight == 0.0:
+        return math.inf
+    return noise[kind] * math.sqrt((atoms if kind == "energy" else 1.0) / weight)
 
 
 def read_frame(

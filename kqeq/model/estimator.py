@@ -257,7 +257,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         ModelNotFittedError, InputError, UnsupportedError
             Also if the model was loaded from a file without its posterior.
         """
-        potential = self._fitted()
+        potential = self.fitted()
         posterior = require_posterior(self.posterior_, "adding frames needs")
         if isinstance(posterior, CoupledPosterior):
             raise UnsupportedError(
@@ -324,7 +324,13 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self._on_disk = False  # whether some file holds this fit
         self.species_ = tuple(chemical_symbols[z] for z in potential.species)
 
-    def _fitted(self) -> Potential:
+    def fitted(self) -> Potential:
+        """The potential that was fitted.
+
+        Raises
+        ------
+        ModelNotFittedError
+        """
         potential: Potential | None = getattr(self, "potential_", None)
         if potential is None:
             raise ModelNotFittedError(
@@ -381,7 +387,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         ModelNotFittedError, InputError, UnsupportedError, DeviceError
             Also if uncertainties are asked of a model that was loaded without its posterior.
         """
-        potential = self._fitted()
+        potential = self.fitted()
         chosen = check_properties(properties)
         single_precision = check_precision(precision)
         single = isinstance(frames, Atoms)
@@ -422,7 +428,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         ModelNotFittedError, InputError, UnsupportedError
             Also if calibration is asked of a model that was loaded without its posterior.
         """
-        potential = self._fitted()
+        potential = self.fitted()
         posterior = require_posterior(self.posterior_) if calibration else None
         pairs = survey(frames, self._keys(self.charges_key_)).pairs
         result, _ = devices.run(

@@ -81,7 +81,7 @@ def _rescue(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> Path | None
 
 def _content(model: KQEq, *, posterior: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Header and arrays of a fitted model."""
-    potential = model._fitted()
+    potential = model.fitted()
     arrays: dict[str, Any] = {}
     parts: dict[str, Any] = {}
     homes: dict[FeatureMap, str] = {}
@@ -149,6 +149,7 @@ def _stored_posterior(known: AnyPosterior, potential: Potential) -> dict[str, An
         }
     return {
         "noise": dict(known.noise),
+        "energy_first": known.parameters.energy_first,
         "chi": _prior(known.parameters.chi),
         "energy": _prior(known.parameters.energy),
         "elements": _element_prior(known.parameters.learned),
@@ -282,8 +283,8 @@ def _check_settings(model: KQEq) -> None:
 def _check_charges(potential: Potential) -> None:
     """Refuse charge models that do not work for the elements of the model."""
     if potential.charges is not None:
-        if potential.charges.learned:
-            raise ValueError(f"the values of {', '.join(potential.charges.learned)} are missing")
+        if potential.charges.to_learn:
+            raise ValueError(f"the values of {', '.join(potential.charges.to_learn)} are missing")
         potential.charges.site_parameters(np.array(potential.species))
     if potential.charge_kernel is not None:
         potential.charge_kernel.check()
@@ -349,6 +350,7 @@ def _posterior(
         elements=_elements(stored["elements"]),
         site_maps=next((own.feature_maps for own in potential.sites.values()), ()),
         site_deltas={kind: stored["sites"][kind] for kind in potential.sites},
+        energy_first=stored.get("energy_first", False),  # files of version 0.1 do not say
     )
     parameters = parameters.with_remainders(stored["remainders"])
     u, lower = arrays["posterior/u"], np.asfortranarray(arrays["posterior/lower"])  # as a fit leaves it

@@ -11,6 +11,7 @@ physical and aligns the molecule.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 from ase import Atoms
 from ase.constraints import FixAtoms, FixCom
 
+from kqeq.analysis.entry import potential_of
 from kqeq.calculator import KQEqCalculator
 from kqeq.errors import InputError, KQEqError
 from kqeq.frames.site_data import ARRAY_KEYS, INFO_KEYS
@@ -31,7 +33,7 @@ MAX_STEPS = 500
 
 
 @dataclass(frozen=True, eq=False)
-class Optimisation:
+class Optimization:
     """Where a geometry optimisation ended.
 
     Attributes
@@ -61,24 +63,24 @@ class Optimisation:
     net_force: Any
 
 
-def optimise(
-    atoms: Atoms,
+def optimize(
     model: KQEq,
+    atoms: Atoms,
     *,
     total_charge: float | None = None,
     external_field: Any = None,
     fmax: float = 0.01,
     max_steps: int = MAX_STEPS,
     observer: Callable[[int, float, float], None] | None = None,
-) -> Optimisation:
+) -> Optimization:
     """Relax a geometry with BFGS; a charged one in a field with its centre of mass held.
 
     Parameters
     ----------
-    atoms : ase.Atoms
-        Left as it is.  Its constraints are respected; where atoms are fixed the centre of mass is not held as well.
     model : KQEq
         Fitted to energies or forces.
+    atoms : ase.Atoms
+        Left as it is.  Its constraints are respected; where atoms are fixed the centre of mass is not held as well.
     total_charge : float, optional
         e; otherwise from ``atoms.info``, or 0.
     external_field : (3,) array-like, optional
@@ -92,7 +94,7 @@ def optimise(
 
     Returns
     -------
-    Optimisation
+    Optimization
         Also where it did not converge; look at ``converged``.
 
     Raises
@@ -104,6 +106,7 @@ def optimise(
     """
     from ase.optimize import BFGS
 
+    potential_of(model)
     if not (np.isfinite(fmax) and fmax > 0):
         raise InputError(f"fmax is {fmax!r}; expected a positive force in eV/Å")
     if int(max_steps) != max_steps or max_steps < 1:
@@ -145,7 +148,17 @@ def optimise(
     assert prediction is not None  # the forces were just computed
     moving.calc = None
     moving.set_constraint(atoms.constraints)
-    return Optimisation(moving, prediction, converged, step, max_force, hold, net_force)
+    return Optimization(moving, prediction, converged, step, max_force, hold, net_force)
+
+
+def optimise(atoms: Atoms, model: KQEq, **options: Any) -> Optimization:
+    """The name and order of arguments of version 0.1; use :func:`optimize`."""
+    warnings.warn(
+        "optimise(atoms, model) is now optimize(model, atoms); the old name goes with the next release",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return optimize(model, atoms, **options)
 
 
 def _geometry(atoms: Atoms) -> Atoms:
@@ -161,4 +174,4 @@ def _largest(atoms: Atoms) -> float:
     return float(np.linalg.norm(atoms.get_forces(), axis=1).max())
 
 
-__all__ = ["MAX_STEPS", "Optimisation", "optimise"]
+__all__ = ["MAX_STEPS", "Optimization", "optimise", "optimize"]
