@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from kqeq import analysis, datasets, errors
+    from kqeq import analysis, baselines, datasets, errors
     from kqeq.calculator import KQEqCalculator
     from kqeq.charge_kernel import ChargeKernel
     from kqeq.charges import ACKS2, AtomicDipoles, QEq
@@ -37,6 +37,7 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "QEq": ("kqeq.charges", "QEq"),
     "SOAPKernel": ("kqeq.kernels", "SOAPKernel"),
     "analysis": ("kqeq.analysis", None),
+    "baselines": ("kqeq.baselines", None),
     "datasets": ("kqeq.datasets", None),
     "errors": ("kqeq.errors", None),
     "load": ("kqeq.storage", "load_model"),
@@ -54,6 +55,7 @@ __all__ = [
     "QEq",
     "SOAPKernel",
     "analysis",
+    "baselines",
     "datasets",
     "errors",
     "load",

@@ -1,7 +1,8 @@
 """Settings of a model from a TOML file, under the names that :class:`kqeq.KQEq` uses.
 
     targets = ["energy", "forces", "dipole"]
-    baseline = "zbl"
+    baseline = "gfn2"            # tight binding below the model; or "zbl", "gfn2+zbl", "d4:pbe0"
+    charge_from = "baseline"     # it carries the total charge; "model" keeps it neutral
 
     [electronegativity]          # settings that are not named keep the defaults of this kernel
     r_cut = 4.5
@@ -100,7 +101,8 @@ def model_from_dict(data: Mapping[str, Any]) -> KQEq:
         if name in settings:
             settings[name] = _numbers(name, settings[name])
     for name, kind, words in (
-        ("baseline", str, 'a name, for example "zbl"'),
+        ("baseline", str, 'a name, for example "gfn2" or "zbl"'),
+        ("charge_from", str, '"baseline" or "model"'),
         ("charges_key", str, "the name of an array"),
         ("label_prefix", str, "a string"),
         ("max_iterations", int, "a whole number"),

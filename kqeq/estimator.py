@@ -18,7 +18,7 @@ from sklearn.base import BaseEstimator
 
 from kqeq import devices
 from kqeq.backend import Device
-from kqeq.baseline import resolve_baseline
+from kqeq.baselines import resolve_baseline
 from kqeq.charge_kernel import ChargeKernel
 from kqeq.charges import QEq
 from kqeq.charges.base import ChargeModel
@@ -65,8 +65,11 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         rest, from all labels and from polarizabilities, with priors around the defaults; the values are in
         ``potential_.charges`` and in the report.  Hardness, polarizability and softness that it marks with ``"kernel"``
         depend on the environment of the atom as well.
-    baseline : None, "zbl" or ase.calculators.calculator.Calculator
-        Subtracted from energies, forces and stresses before the fit and added in prediction.
+    baseline : None, str, ase.calculators.calculator.Calculator or an object of :mod:`kqeq.baselines`
+        What is known before the fit: subtracted from the labels and added in prediction.  ``"gfn2"``, ``"gfn1"`` and
+        ``"ipea1"`` are tight binding, which knows total charge, field and dipole (extra ``xtb``); ``"zbl"`` keeps atoms
+        apart; ``"d4:pbe0"`` and ``"d3:pbe0"`` are dispersion; ``"gfn2+zbl"`` is a sum.  Results of training frames are
+        kept on disk (:mod:`kqeq.baselines.store`) and computed in parallel under ``joblib.parallel_config(n_jobs=...)``.
     noise : dict, optional
         Standard deviations that the fit tolerates: ``energy`` (eV/atom; an energy of N atoms gets √N times
         this), ``forces`` (eV/Å), ``stress`` (eV/Å³), ``dipole`` (e·Å), ``charges`` (e), ``polarizability``
@@ -93,7 +96,14 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     charge_aware : ChargeKernel, optional
         Lets the short-range energy see the charges, so that it can tell charge states of one geometry apart.  Fitted
         in a second stage, with electronegativities and site parameters held; dipole, polarizability, chemical
-        potential and hardness are derivatives of the total energy then, and the dipole is not Σ q r.
+        potential and hardness are derivatives of the total energy then, and the dipole is not Σ q r.  On a baseline
+        that holds the total charge these are the charges of the whole model, and ``charges=None`` is allowed.
+    charge_from : {"baseline", "model"}
+        Who carries the total charge on top of a baseline that can.  ``"baseline"``: it is evaluated at the total charge,
+        and the charge model solves for charges that sum to zero; the correction is the same for all charge states of a
+        geometry unless ``charge_aware`` lets it see the charges.  ``"model"``: the baseline is kept neutral, and
+        differences between charge states are those of the charge model alone.  :func:`kqeq.choose_charge_from` compares
+        them on left-out frames.
 
     Attributes
     ----------
@@ -122,6 +132,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         site_kernel: SOAPKernel | None = None,
         solver: str = "auto",
         charge_aware: ChargeKernel | None = None,
+        charge_from: str = "baseline",
     ) -> None:
         # a default object of its own for every model, so that set_params never reaches another
         self.electronegativity = (
@@ -139,6 +150,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.site_kernel = site_kernel
         self.solver = solver
         self.charge_aware = charge_aware
+        self.charge_from = charge_from
 
     # ------------------------------------------------------------------ fit
 
@@ -154,6 +166,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         optimize: str | None = None,
         cache: str | PathLike[str] | DiskCache | None = None,
         device: str | Device = "cpu",
+        leave_out_failed: bool = False,
     ) -> KQEq:
         """Fit to labelled frames.
 
@@ -181,6 +194,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             A folder on a fast disk for kernel features that memory has no room for; :class:`kqeq.DiskCache` says more.
         device : {"cpu", "cuda", "auto"}
             Where to compute features, sums over frames and steps (:mod:`kqeq.devices`); results do not depend on it.
+        leave_out_failed : bool
+            Leave out frames whose baseline does not converge; otherwise they are named and refused.
 
         Returns
         -------
@@ -198,7 +213,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         """
         targets = self.targets if targets is None else targets
         charges_key = self.charges_key if charges_key is None else charges_key
-        settings = replace(self._settings(targets), optimize=optimize)
+        settings = replace(
+            self._settings(targets), optimize=optimize, leave_out_failed=bool(leave_out_failed)
+        )
         keys = self._keys(charges_key)
         pairs = list(read_frames(frames, keys, weights=sample_weight))
         disk = disk_cache(cache)
@@ -271,7 +288,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             electronegativity=self.electronegativity,
             short_range=self.short_range,
             charges=self.charges,
-            baseline=resolve_baseline(self.baseline),
+            baseline=resolve_baseline(self.baseline, self.charge_from),
             noise=complete_noise(self.noise),
             targets=None if targets is None else tuple(targets),
             e0=None if self.e0 is None else element_energies(self.e0),
@@ -372,7 +389,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         predictions, _ = devices.run(device, work)
         if posterior is not None:
             both = track(zip(predictions, structures, strict=True), "uncertainty", total=len(structures))
-            predictions = [with_uncertainty(p, posterior, s, chosen) for p, s in both]
+            predictions = [with_uncertainty(p, posterior, s, chosen, potential.baseline) for p, s in both]
         return predictions[0] if single else predictions
 
     # ------------------------------------------------------------- evaluate

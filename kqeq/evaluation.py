@@ -88,7 +88,7 @@ def evaluate_pairs(
     if posterior is not None:
         known = posterior
         predictions = (
-            with_uncertainty(prediction, known, structure, wanted)
+            with_uncertainty(prediction, known, structure, wanted, potential.baseline)
             for prediction, (structure, _) in zip(predictions, pairs, strict=True)
         )
     triples = (

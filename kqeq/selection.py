@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kqeq.baselines import remaining
 from kqeq.errors import InputError, UnsupportedError
 from kqeq.fitting.parameters import SitePart
 from kqeq.linalg import solve_lower
@@ -104,7 +105,7 @@ def select(model: KQEq, pool: Atoms | Sequence[Atoms], n: int, *, quantity: str 
     for i, atoms in enumerate(frames):
         structure = read_structure(atoms, index=i)
         potential.check(structure, describe(atoms, i))
-        structures.append(structure)
+        structures.append(remaining(structure, potential.baseline))
     if kind == "dipole" and any(structure.periodic for structure in structures):
         raise InputError('the pool holds periodic cells, whose dipole is not defined; use quantity="energy"')
     candidates = [

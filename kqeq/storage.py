@@ -25,7 +25,7 @@ from ase.data import atomic_numbers, chemical_symbols
 from scipy import sparse
 
 from kqeq.archive import read_archive, write_archive
-from kqeq.baseline import Baseline, resolve_baseline
+from kqeq.baselines import Baseline, resolve_baseline
 from kqeq.charge_kernel import ChargeKernel
 from kqeq.charges import charge_model_from_dict
 from kqeq.charges.base import ENVIRONMENT_KINDS, ChargeModel
@@ -91,6 +91,7 @@ def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = Fals
         "training_charges": list(potential.training_charges),
         "has_energy": potential.has_energy,
         "baseline": None if potential.baseline is None else potential.baseline.name,
+        "baseline_given": _name_given(model),
         "charges": None if potential.charges is None else potential.charges.to_dict(),
         "parts": parts,
         "sites": list(potential.sites),
@@ -148,7 +149,7 @@ def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
         "kqeq model file",
         "copy it again, or save the model again with model.save(path)",
     )
-    spec, resolved = _baseline(header.get("baseline"), baseline)
+    spec, resolved = _baseline(header, baseline)
     try:
         return _build(header, arrays, spec, resolved)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
@@ -300,18 +301,31 @@ def _coupled_posterior(
     return CoupledPosterior(potential, part, u, lower, stored["noise"])
 
 
-def _baseline(name: str | None, given: Any) -> tuple[Any, Baseline | None]:
+def _name_given(model: KQEq) -> str | None:
+    """The name of the baseline before ``charge_from`` changed it; in files only."""
+    given = resolve_baseline(model.baseline)
+    return None if given is None else given.name
+
+
+def _baseline(header: Mapping[str, Any], given: Any) -> tuple[Any, Baseline | None]:
+    """What the user would have written for the baseline, and the baseline itself."""
+    name = header.get("baseline")
     if name is None:
         if given is not None:
             raise InputError("a baseline was given, but the model was fitted without one")
         return None, None
-    spec = given if given is not None else (name if name.partition(":")[0] == "zbl" else None)
+    charge_from = header["settings"].get("charge_from", "baseline")
+    spec = given
     if spec is None:
-        raise InputError(
-            f"the model was fitted on top of the calculator {name}, which the file does not hold; "
-            "pass it: kqeq.load(path, baseline=calculator)"
-        )
-    resolved = resolve_baseline(spec)
+        spec = header.get("baseline_given") or name
+        try:
+            resolve_baseline(spec)
+        except InputError:
+            raise InputError(
+                f"the model was fitted on top of the calculator {name}, which the file does not hold; "
+                "pass it: kqeq.load(path, baseline=calculator)"
+            ) from None
+    resolved = resolve_baseline(spec, charge_from)
     if resolved is not None and resolved.name != name:
         raise InputError(f"the model was fitted on top of {name}, but the baseline given is {resolved.name}")
     return spec, resolved

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -12,8 +13,10 @@ from ase.data import chemical_symbols
 
 from kqeq import elements
 from kqeq.atomic_write import check_writable
+from kqeq.baselines import remaining
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
 from kqeq.errors import InputError, KQEqError
+from kqeq.fitting.baseline_labels import subtract_baseline, used_baseline
 from kqeq.fitting.blocks import LINEAR_KINDS
 from kqeq.fitting.cache import CacheFolder
 from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
@@ -27,7 +30,7 @@ from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings
 from kqeq.fitting.solver import Solution
-from kqeq.fitting.targets import choose_labels, energy_offsets, subtract_baseline
+from kqeq.fitting.targets import choose_labels, energy_offsets
 from kqeq.kernels import FeatureMap, SOAPKernel
 from kqeq.labels import Labels
 from kqeq.linalg import solve_lower
@@ -110,10 +113,12 @@ def fit_potential(
     for frame in frames:
         if settings.charges is not None:
             try:
-                settings.charges.check_structure(frame.structure)
+                settings.charges.check_structure(remaining(frame.structure, settings.baseline))
             except KQEqError as error:
                 raise type(error)(f"frame {frame.index}: {error}") from None
-        elif frame.structure.external_field.any():
+        elif frame.structure.external_field.any() and not (
+            settings.baseline is not None and settings.baseline.capabilities.field
+        ):
             raise InputError(
                 f"frame {frame.index} is in an external field, but a model without charges has nothing for the field "
                 "to act on; fit with charges=kqeq.QEq(), or leave such frames out"
@@ -134,8 +139,21 @@ def fit_potential(
         raise InputError("a model without charges needs energies or forces, and no frame has any")
 
     warn_contradictions(frames, {**DEFAULT_NOISE, **settings.noise}["energy"])
-    if settings.baseline is not None and has_energy:
-        frames = subtract_baseline(frames, settings.baseline)
+    settings = replace(settings, baseline=used_baseline(settings.baseline, has_energy=has_energy))
+    if settings.baseline is not None:
+        frames, told = subtract_baseline(
+            frames,
+            settings.baseline,
+            charge_aware=settings.charge_aware is not None,
+            leave_out_failed=settings.leave_out_failed,
+        )
+        notes += told
+        kept = {frame.index for frame in frames}
+        if len(kept) < len(pairs):
+            pairs = [pair for i, pair in enumerate(pairs) if i in kept]
+            used = dict(Counter(kind for frame in frames for kind in frame.labels.kinds))
+            species = tuple(sorted({z for frame in frames for z in frame.structure.species}))
+        structures = [frame.structure for frame in frames]
     parameters = _parameters(frames, structures, species, settings, short_range, has_energy)
     noise = {**DEFAULT_NOISE, **settings.noise}
     linear = settings.charges is None or (parameters.learned is None and used.keys() <= LINEAR_KINDS)
@@ -194,7 +212,7 @@ def fit_potential(
         seconds=0.0,
         notes=tuple(notes),
     )
-    charges = [structure.total_charge for structure in structures]
+    charges = [structure.total_charge for structure, _ in pairs]
     result = finish(parameters, solution, noise, settings, report, charges, has_energy, started)
     result = replace(result, frames=frames)
     if settings.charge_aware is None or parameters.energy is None:
@@ -362,7 +380,7 @@ def _potential(
         electronegativity=electronegativity,
         charges=parameters.charge_model(u),
         short_range=short_range,
-        baseline=settings.baseline if has_energy else None,
+        baseline=settings.baseline,
         training_charges=training_charges,
         has_energy=has_energy,
         sites=sites,

@@ -9,13 +9,14 @@ from numbers import Integral, Real
 import numpy as np
 
 from kqeq.backend import CPU, Device
-from kqeq.baseline import Baseline
+from kqeq.baselines import Baseline
 from kqeq.charge_kernel import ChargeKernel
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError
 from kqeq.fitting.blocks import BLOCKS
 from kqeq.fitting.equations import SOLVERS
 from kqeq.kernels import SOAPKernel
+from kqeq.on_baseline import sees_baseline
 
 DEFAULT_NOISE: Mapping[str, float] = {
     "energy": 1e-3,
@@ -53,6 +54,8 @@ class FitSettings:
         How the linear problem of each step is solved (:mod:`kqeq.fitting.equations`).
     charge_aware : ChargeKernel or None
         How the short-range energy depends on charges.
+    leave_out_failed : bool
+        Leave out frames whose baseline does not converge, instead of refusing.
     device : Device
         Where to compute; results do not depend on it.
     """
@@ -69,6 +72,7 @@ class FitSettings:
     site_kernel: SOAPKernel | None = None
     charge_aware: ChargeKernel | None = None
     solver: str = "auto"
+    leave_out_failed: bool = False
     device: Device = CPU
 
 
@@ -126,11 +130,18 @@ def check_settings(settings: FitSettings) -> None:
                 f"charge_aware is {settings.charge_aware!r}; expected kqeq.ChargeKernel(...), or None"
             )
         settings.charge_aware.check()
-        if settings.charges is None or settings.short_range is None:
+        on_baseline = sees_baseline(settings.baseline, True)
+        if (settings.charges is None and not on_baseline) or settings.short_range is None:
             raise InputError(
                 "charge_aware makes the short-range energy depend on charges, but the model has no "
-                f"{'charges' if settings.charges is None else 'short-range energy'}: charges and short_range may "
+                f"{'short-range energy' if settings.short_range is None else 'charges'}: charges and short_range may "
                 "not be None with it"
+            )
+        if settings.baseline is not None and settings.baseline.capabilities.holds_charge and not on_baseline:
+            raise InputError(
+                f"charge_aware lets the short-range energy tell charge states apart, but the baseline "
+                f"{settings.baseline.name} holds the total charge and gives no charges of atoms; leave charge_aware out, "
+                'or let the model carry the charge: charge_from="model"'
             )
     for kind, value in settings.noise.items():
         if kind not in BLOCKS:
