@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kqeq.calculator import KQEqCalculator
     from kqeq.charge_kernel import ChargeKernel
     from kqeq.charges import ACKS2, AtomicDipoles, QEq
+    from kqeq.choice import choose_charge_from
     from kqeq.estimator import KQEq
     from kqeq.fitting.cache import DiskCache
     from kqeq.kernels import SOAPKernel
@@ -38,6 +39,7 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "SOAPKernel": ("kqeq.kernels", "SOAPKernel"),
     "analysis": ("kqeq.analysis", None),
     "baselines": ("kqeq.baselines", None),
+    "choose_charge_from": ("kqeq.choice", "choose_charge_from"),
     "datasets": ("kqeq.datasets", None),
     "errors": ("kqeq.errors", None),
     "load": ("kqeq.storage", "load_model"),
@@ -56,6 +58,7 @@ __all__ = [
     "SOAPKernel",
     "analysis",
     "baselines",
+    "choose_charge_from",
     "datasets",
     "errors",
     "load",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ase import Atoms
 
 from kqeq.backend import CPU, Device
+from kqeq.baselines.store import stored
 from kqeq.errors import InputError
 from kqeq.fitting.metrics import Evaluation, compare
 from kqeq.labels import LABEL_KINDS, Labels
@@ -84,7 +86,8 @@ def evaluate_pairs(
         skipped = dict.fromkeys(("energy", "forces", "stress"), reason)
     for i, (structure, _) in enumerate(pairs):
         potential.check(structure, f"frame {i}")
-    predictions = potential.predict_many([structure for structure, _ in pairs], wanted, device=device)
+    kept = replace(potential, baseline=stored(potential.baseline))
+    predictions = kept.predict_many([structure for structure, _ in pairs], wanted, device=device)
     if posterior is not None:
         known = posterior
         predictions = (

@@ -38,7 +38,7 @@ LAYERS = (
     {"fitting"},
     {"uncertainty", "remainder", "evaluation"},
     {"estimator", "storage"},
-    {"selection"},
+    {"selection", "choice"},
     {"calculator", "optimise"},
     {"analysis"},
     {"plots", "config", "demo", "cli"},

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from kqeq.baselines.combine import AtReferenceCharge
-from kqeq.baselines.protocol import Baseline, BaselineResult
+from kqeq.baselines.protocol import Baseline, BaselineResult, Capabilities
 from kqeq.structures import Structure
 
 VARIABLE = "KQEQ_BASELINE_CACHE"
@@ -118,6 +118,60 @@ class ResultStore:
             return  # a full disk or a damaged file must not end a fit
 
 
+class Stored:
+    """A baseline whose results are looked up first, and kept.
+
+    Parameters
+    ----------
+    baseline : Baseline
+    store : ResultStore
+    """
+
+    def __init__(self, baseline: Baseline, store: ResultStore) -> None:
+        self.baseline = baseline
+        self.store = store
+
+    @property
+    def name(self) -> str:
+        """As the baseline."""
+        return self.baseline.name
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """As the baseline."""
+        return self.baseline.capabilities
+
+    def charge_held(self, structure: Structure) -> float:
+        """As the baseline."""
+        return self.baseline.charge_held(structure)
+
+    def check(self, structure: Structure) -> None:
+        """As the baseline."""
+        self.baseline.check(structure)
+
+    def evaluate(self, structure: Structure, extras: Collection[str] = ()) -> BaselineResult:
+        """From the file where it is there."""
+        key = result_key(self.baseline, structure)
+        found = self.store.get(key, extras)
+        if found is None:
+            found = self.baseline.evaluate(structure, extras)
+            self.store.put(key, found, extras)
+        return found
+
+    def session(self) -> Baseline:
+        """Of the baseline: structures of a trajectory do not come again."""
+        return self.baseline.session()
+
+    def describe(self) -> str:
+        """As the baseline."""
+        return self.baseline.describe()
+
+
+def stored(baseline: Baseline | None) -> Baseline | None:
+    """The baseline with its results kept in the default folder; for frames that are looked at again."""
+    return None if baseline is None else Stored(baseline, ResultStore.default())
+
+
 def _pack(result: BaselineResult) -> bytes:
     """Names and arrays one after another."""
     buffer = io.BytesIO()
@@ -137,4 +191,4 @@ def _unpack(data: bytes) -> BaselineResult:
     return BaselineResult(energy=energy, **found)
 
 
-__all__ = ["VARIABLE", "ResultStore", "default_folder", "result_key"]
+__all__ = ["VARIABLE", "ResultStore", "Stored", "default_folder", "result_key", "stored"]
