@@ -25,7 +25,9 @@ from ase.data import atomic_numbers, chemical_symbols
 from scipy import sparse
 
 from kqeq.archive import read_archive, write_archive
-from kqeq.baselines import Baseline, resolve_baseline
+from kqeq.baselines import Baseline, Sum, resolve_baseline
+from kqeq.baselines.combine import parts_of
+from kqeq.baselines.shift import PREFIX, shift_from_name
 from kqeq.charge_kernel import ChargeKernel
 from kqeq.charges import charge_model_from_dict
 from kqeq.charges.base import ENVIRONMENT_KINDS, ChargeModel
@@ -319,13 +321,17 @@ def _baseline(header: Mapping[str, Any], given: Any) -> tuple[Any, Baseline | No
     if spec is None:
         spec = header.get("baseline_given") or name
         try:
-            resolve_baseline(spec)
+            return spec, resolve_baseline(name)
         except InputError:
             raise InputError(
                 f"the model was fitted on top of the calculator {name}, which the file does not hold; "
                 "pass it: kqeq.load(path, baseline=calculator)"
             ) from None
+    # constants by total charge are part of the fit, not of what the user gives
+    _, mark, shift = name.partition(f"+{PREFIX}:")
     resolved = resolve_baseline(spec, charge_from)
+    if mark and resolved is not None:
+        resolved = Sum([*parts_of(resolved), shift_from_name(f"{PREFIX}:{shift}")])
     if resolved is not None and resolved.name != name:
         raise InputError(f"the model was fitted on top of {name}, but the baseline given is {resolved.name}")
     return spec, resolved

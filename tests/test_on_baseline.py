@@ -376,3 +376,38 @@ def test_fragments_and_reference_charges_are_neutral_on_top(frames):
     assert same is structure
     with pytest.raises(InputError, match="nothing says which"):
         kqeq.baselines.remaining(structure, AtReferenceCharge(Electrons(), -1.0))
+
+
+def test_constants_by_total_charge_are_learned_where_compositions_are_shared(kernel, frames, tmp_path):
+    """One geometry at three charges with labels 5 eV off tells; ions of their own composition do not."""
+    from kqeq.baselines.shift import ChargeShift, learn_shift
+
+    structures = [read_structure(a) for a in frames]
+    assert learn_shift(structures, [1.0] * len(structures)) is None
+    water = [a for a in frames if len(a) == 3 and a.info["total_charge"] == 0]
+    labelled = []
+    for atoms in water:
+        for charge, error in ((0, 0.0), (1, 5.0), (-1, -3.0)):
+            frame = atoms.copy()
+            frame.info.update(total_charge=charge, external_field=np.zeros(3))
+            found = Electrons().evaluate(read_structure(frame))
+            frame.info.update(energy=found.energy + error, dipole=found.dipole)
+            frame.arrays["forces"] = -found.gradient
+            labelled.append(frame)
+    few = kernel(3.0, n_representatives=2)
+    model = build(kernel, labelled, chi=None, charges=None, short=few)
+    (shift,) = [part for part in model.potential_.baseline.parts if isinstance(part, ChargeShift)]
+    assert shift.energies == pytest.approx({1: 5.0, -1: -3.0})
+    assert model.evaluate(labelled)["energy"].rmse < 1e-6
+    assert any("+1: 5.000" in note for note in model.fit_report_.notes)
+    model.save(tmp_path / "m.kqeq")
+    loaded = kqeq.load(tmp_path / "m.kqeq", baseline=Electrons())
+    assert loaded.predict(labelled[1]).energy == model.predict(labelled[1]).energy
+    assert model.baseline == Electrons()  # what the user gave stays
+    again = kqeq.baselines.resolve_baseline(shift.name)
+    assert again.energies == shift.energies
+    # more frames do not change the constants
+    model.update(labelled[:3])
+    assert model.potential_.baseline.name == loaded.potential_.baseline.name
+    with pytest.raises(InputError, match="expected for example"):
+        kqeq.baselines.resolve_baseline("shift:a=b")

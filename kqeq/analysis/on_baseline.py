@@ -37,7 +37,7 @@ def baseline_findings(
     if knows.holds_charge and potential.charge_kernel is None:
         text = (
             f"the baseline {baseline.name} is evaluated at the total charge, and the correction is the same for every "
-            "charge state of a geometry: ionisation energies are the baseline's."
+            "charge state of a geometry: ionisation energies are the baseline's, but for a constant."
         )
         remedy = ""
         if len(potential.training_charges) > 1:

@@ -13,6 +13,7 @@ from kqeq.baselines.ase import ASE_PREFIX, CalculatorBaseline
 from kqeq.baselines.combine import AtReferenceCharge, Sum, change_holder
 from kqeq.baselines.dispersion import KINDS, Dispersion
 from kqeq.baselines.protocol import Baseline, BaselineResult, GeometryBaseline
+from kqeq.baselines.shift import PREFIX, shift_from_name
 from kqeq.baselines.tight_binding import METHODS, from_name
 from kqeq.baselines.zbl import ZBL
 from kqeq.errors import InputError
@@ -121,6 +122,8 @@ def _from_name(name: str) -> Baseline:
                 raise
     if kind.lower() in KINDS and len(options) <= 1:
         return Dispersion(kind.lower(), options[0].lower() if options else "")
+    if kind == PREFIX:
+        return shift_from_name(name)
     tight_binding = from_name(name)
     if tight_binding is not None:
         return tight_binding

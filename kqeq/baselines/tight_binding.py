@@ -28,6 +28,11 @@ from kqeq.structures import Structure
 METHODS = {"gfn2": "GFN2-xTB", "gfn1": "GFN1-xTB", "ipea1": "IPEA1-xTB"}
 """Names of this package, and of tblite."""
 
+ATTEMPTS = ((0, 0.4), (1, 0.4), (1, 0.1))
+"""Initial guess (0 atoms, 1 electronegativity equilibration) and damping of the mixing of charges, one after another.
+
+One in a few hundred zwitterionic dipeptides oscillates from the atoms and converges from the second guess."""
+
 HEAVIEST = 86
 """The parametrisations end with radon."""
 
@@ -46,6 +51,8 @@ class TightBinding:
     temperature : float
         Of the electrons, K.  Energies are free energies then, which the forces belong to.
     max_iterations : int
+        Of each attempt: from a superposition of atoms, from charges of electronegativity equilibration, and from these with
+        strong damping.
 
     Raises
     ------
@@ -62,7 +69,7 @@ class TightBinding:
     method: str = "gfn2"
     accuracy: float = 1e-3
     temperature: float = 300.0
-    max_iterations: int = 300
+    max_iterations: int = 150
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -250,19 +257,21 @@ class _Engine:
 
     def _run(self, structure: Structure) -> Any:
         interface, _ = _library()
-        started = self._last is not None
-        try:
-            # a copy: the density that others start from stays
-            return self._calculator.singlepoint(self._last, copy=True)
-        except interface.TBLiteRuntimeError as error:
-            if started:
-                self._last = None  # once more from the atoms
-                return self._run(structure)
-            raise ConvergenceError(
-                f"{METHODS[self.settings.method]} failed: {' '.join(str(error).split())}. The total charge is "
-                f"{structure.total_charge:g} e; check charge, multiplicity and geometry, or raise temperature or "
-                "max_iterations (kqeq.baselines.TightBinding)"
-            ) from None
+        starts = [*ATTEMPTS] if self._last is None else [ATTEMPTS[0], *ATTEMPTS]
+        reason, last = "", self._last
+        for guess, damping in starts:
+            self._calculator.set("guess", guess)
+            self._calculator.set("mixer-damping", damping)
+            try:
+                # a copy: the density that others start from stays
+                return self._calculator.singlepoint(last, copy=True)
+            except interface.TBLiteRuntimeError as error:
+                reason, last = " ".join(str(error).split()), None
+        raise ConvergenceError(
+            f"{METHODS[self.settings.method]} failed: {reason}. The total charge is {structure.total_charge:g} e; "
+            "check charge, multiplicity and geometry, or raise temperature or max_iterations "
+            "(kqeq.baselines.TightBinding)"
+        )
 
     def _build(self, structure: Structure, unpaired: int) -> Any:
         interface, _ = _library()

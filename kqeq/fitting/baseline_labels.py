@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from kqeq.baselines import Baseline, BaselineResult, Capabilities, remaining
+from kqeq.baselines import Baseline, BaselineResult, Capabilities, Sum, remaining
+from kqeq.baselines.combine import parts_of
+from kqeq.baselines.shift import learn_shift
 from kqeq.baselines.store import ResultStore, result_key
 from kqeq.errors import ConvergenceError, InputError, KQEqError
 from kqeq.fitting.features import TrainingFrame
@@ -64,7 +66,8 @@ def subtract_baseline(
     *,
     charge_aware: bool = False,
     leave_out_failed: bool = False,
-) -> tuple[list[TrainingFrame], list[str]]:
+    shift: bool = True,
+) -> tuple[list[TrainingFrame], Baseline, list[str]]:
     """Labels minus the baseline, for structures minus the charge that it holds.
 
     Parameters
@@ -75,10 +78,15 @@ def subtract_baseline(
         Whether a short-range energy will see the charges: then frames keep the baseline's, with derivatives.
     leave_out_failed : bool
         Leave out frames whose baseline does not converge, instead of refusing.
+    shift : bool
+        Whether to learn these constants.
 
     Returns
     -------
     list of TrainingFrame
+    Baseline
+        With a constant for each total charge where it holds charge and the frames tell
+        (:mod:`kqeq.baselines.shift`).
     list of str
         Notes for the report.
 
@@ -108,11 +116,22 @@ def subtract_baseline(
         if len(failed) == len(frames):
             raise ConvergenceError(f"the baseline {baseline.name} failed for all frames: {failed[0][1]}")
         notes.append(f"{len(failed)} frames were left out because the baseline failed: {names}")
-    kept = [
-        _on_top(frame, found, baseline, sees)
-        for frame, found in zip(frames, results, strict=True)
-        if not isinstance(found, str)
+    good = [
+        (frame, found) for frame, found in zip(frames, results, strict=True) if not isinstance(found, str)
     ]
+    learned = None
+    if shift and knows.holds_charge:
+        energies = [None if f.labels.energy is None else f.labels.energy - r.energy for f, r in good]
+        learned = learn_shift([frame.structure for frame, _ in good], energies)
+    if learned is not None:
+        good = [
+            (frame, found._replace(energy=found.energy + learned.evaluate(frame.structure).energy))
+            for frame, found in good
+        ]
+        baseline = Sum([*parts_of(baseline), learned])
+        text = ", ".join(f"{q:+d}: {e:.3f}" for q, e in learned.energies.items())
+        notes.append(f"constants by total charge that were added to the baseline (eV): {text}")
+    kept = [_on_top(frame, found, baseline, sees) for frame, found in good]
     if (
         knows.holds_charge
         and not charge_aware
@@ -120,10 +139,10 @@ def subtract_baseline(
     ):
         notes.append(
             "the baseline holds the total charge, and the correction is the same for every charge state of a geometry: "
-            "the baseline's ionisation energies stay as they are. charge_aware=kqeq.ChargeKernel() lets the correction "
-            'see the charges of the baseline; charge_from="model" lets the charge model carry the charge'
+            "ionisation energies are those of the baseline but for a constant. charge_aware=kqeq.ChargeKernel() lets the "
+            'correction see the charges of the baseline; charge_from="model" lets the charge model carry the charge'
         )
-    return kept, notes
+    return kept, baseline, notes
 
 
 def _on_top(frame: TrainingFrame, result: BaselineResult, baseline: Baseline, sees: bool) -> TrainingFrame:

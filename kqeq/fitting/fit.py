@@ -141,13 +141,14 @@ def fit_potential(
     warn_contradictions(frames, {**DEFAULT_NOISE, **settings.noise}["energy"])
     settings = replace(settings, baseline=used_baseline(settings.baseline, has_energy=has_energy))
     if settings.baseline is not None:
-        frames, told = subtract_baseline(
+        frames, shifted, told = subtract_baseline(
             frames,
             settings.baseline,
             charge_aware=settings.charge_aware is not None,
             leave_out_failed=settings.leave_out_failed,
         )
         notes += told
+        settings = replace(settings, baseline=shifted)
         kept = {frame.index for frame in frames}
         if len(kept) < len(pairs):
             pairs = [pair for i, pair in enumerate(pairs) if i in kept]

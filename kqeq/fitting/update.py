@@ -94,7 +94,7 @@ def update_potential(
     }
     warn_contradictions(frames, noise["energy"])
     if potential.baseline is not None:
-        frames, _ = subtract_baseline(frames, potential.baseline)
+        frames, _, _ = subtract_baseline(frames, potential.baseline, shift=False)
     linear = settings.charges is None or (parameters.learned is None and used.keys() <= LINEAR_KINDS)
     problem = FitProblem(frames, parameters, noise, linear=linear, device=settings.device)
     try:
