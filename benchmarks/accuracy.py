@@ -20,8 +20,8 @@ from ase.io import read
 import kqeq
 from accuracy_table import CHARGE_STATES, LINES, STATES, TABLE, UNITS, Measured, left_out, markdown, measure
 from common import Row, figure_path, main, public, row
+from kqeq.cli.demo import ag3_settings
 from kqeq.constants import DEBYE
-from kqeq.demo import ag3_settings
 
 
 def ag3(quick: bool) -> Iterator[Row]:

@@ -29,10 +29,10 @@ from ase.md.verlet import VelocityVerlet
 import kqeq
 from common import Row, main, row
 from kqeq import analysis
+from kqeq.analysis.optimise import optimise
 from kqeq.analysis.vibrations import Infrared
+from kqeq.cli.demo import ag3_settings
 from kqeq.constants import COULOMB
-from kqeq.demo import ag3_settings
-from kqeq.optimise import optimise
 
 LEARN = "learn"
 CHARGES = {"QEq": kqeq.QEq(), "ACKS2": kqeq.ACKS2(), "ACKS2 + dipoles": kqeq.AtomicDipoles()}

@@ -32,7 +32,7 @@ from common import Row, figure_path, main, public, row
 from kqeq import charges, elements
 from kqeq.constants import COULOMB
 from kqeq.fitting.learning import learn_from_polarizabilities
-from kqeq.structures import Structure, read_structure
+from kqeq.frames.structures import Structure, read_structure
 
 ALKANES = Path(__file__).parent.parent / "datasets" / "polarizability.xyz"
 LEARN = "learn"

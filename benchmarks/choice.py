@@ -21,7 +21,7 @@ from ase.io import read
 import kqeq
 from common import Row, main, public, row
 from kqeq.constants import DEBYE
-from kqeq.fitting import hyperparameters
+from kqeq.fitting.evidence import hyperparameters
 
 FOLDS = 5
 

@@ -26,10 +26,12 @@ from ase.io import read
 
 import prediction
 from common import PUBLIC_DATA, Row, main, row
-from kqeq.descriptors import parallel, soap_adjoint, soap_basis
 from kqeq.descriptors.soap import SOAPDescriptor
-from kqeq.neighbours import NeighbourFinder, Pairs, find_pairs
-from kqeq.structures import Structure
+from kqeq.descriptors.soap import basis as soap_basis
+from kqeq.descriptors.soap.host import adjoint as soap_adjoint
+from kqeq.descriptors.soap.host import parallel
+from kqeq.frames.neighbours import NeighbourFinder, Pairs, find_pairs
+from kqeq.frames.structures import Structure
 from prediction import water_box
 
 NMA = PUBLIC_DATA / "nma_field.xyz"
@@ -456,7 +458,7 @@ def startup(quick: bool) -> Iterator[Row]:
     first = (
         "import time, numpy as np\n"
         "from kqeq.descriptors.soap import SOAPDescriptor\n"
-        "from kqeq.structures import Structure\n"
+        "from kqeq.frames.structures import Structure\n"
         "t = time.perf_counter()\n"
         "s = SOAPDescriptor(4.0, 4, 3).evaluate(Structure(np.array([1, 1]), np.eye(3)[:2]))\n"
         "s.adjoint(s.values); s.feature_gradients(np.array([0]), s.values, np.ones((1, 2)))\n"

@@ -26,7 +26,7 @@ from kqeq.charges import ACKS2, AtomicDipoles, QEq
 from kqeq.constants import COULOMB
 from kqeq.electrostatics import EwaldCoulomb, MeshCoulomb, OpenCoulomb
 from kqeq.elements import hardness, width
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 
 Row = dict[str, Any]
 

@@ -23,12 +23,12 @@ import common
 import kqeq
 from common import Row, main, public
 from kqeq.backend import CPU, Device, asarray_like, cholesky, record_transfers, to_numpy
-from kqeq.devices import resolve
+from kqeq.backend.devices import resolve
 from kqeq.electrostatics import EwaldCoulomb
 from kqeq.electrostatics.radial import screened_coulomb
 from kqeq.errors import DeviceError, KQEqWarning
-from kqeq.neighbours import find_pairs
-from kqeq.structures import read_structure
+from kqeq.frames.neighbours import find_pairs
+from kqeq.frames.structures import read_structure
 from prediction import built_model, water_box
 
 REHEARSE = "--rehearse" in sys.argv

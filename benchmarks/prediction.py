@@ -20,10 +20,10 @@ from ase.build import molecule
 import kqeq
 from common import Row, main, row
 from kqeq.fitting.report import FitReport
+from kqeq.frames.structures import Structure, read_structure
 from kqeq.kernels import FeatureMap, SOAPKernel
+from kqeq.kernels.representatives import build_feature_map
 from kqeq.potential import Potential, SiteModel
-from kqeq.representatives import build_feature_map
-from kqeq.structures import Structure, read_structure
 
 
 def water_box(side: int, *, periodic: bool = True, seed: int = 1) -> Atoms:

@@ -33,11 +33,11 @@ from ase.io import read
 import kqeq
 from common import public
 from kqeq.backend import CPU, Device, asarray_like, cholesky
+from kqeq.backend.devices import resolve
 from kqeq.constants import COULOMB
-from kqeq.devices import resolve
 from kqeq.electrostatics import EwaldCoulomb, MeshCoulomb
 from kqeq.errors import DeviceError, KQEqWarning
-from kqeq.structures import read_structure
+from kqeq.frames.structures import read_structure
 from prediction import built_model, water_box
 
 NOT_RUN = "not run"
@@ -274,7 +274,7 @@ def _torch_pme(box: Atoms, charges: Any) -> Callable[[], Any]:
     )
 
     def task() -> tuple[float, Any]:
-        near = kqeq.neighbours.find_pairs(read_structure(box), cutoff, full=False)
+        near = kqeq.frames.neighbours.find_pairs(read_structure(box), cutoff, full=False)
         i, j = near.indices.T
         images = torch.tensor(near.vectors - (box.positions[j] - box.positions[i]))
         positions = torch.tensor(box.positions, requires_grad=True)

@@ -72,7 +72,7 @@ def measure(path: str, n_atoms: int) -> dict[str, float]:
     import resource
 
     from kqeq.descriptors import evaluate_states
-    from kqeq.structures import read_structure
+    from kqeq.frames.structures import read_structure
 
     def peak() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
@@ -109,10 +109,10 @@ def measure(path: str, n_atoms: int) -> dict[str, float]:
 
 def _after_descriptors(model: kqeq.KQEq, frames: list[Atoms], once: float) -> float:
     """Seconds of kernels, charges, accumulation and solution with the representatives at hand."""
-    from kqeq.fitting.features import TrainingFrame
+    from kqeq.fitting.least_squares.solver import minimise
     from kqeq.fitting.problem import FitProblem, joblib_engine
-    from kqeq.fitting.solver import minimise
-    from kqeq.labels import LabelKeys, read_frames
+    from kqeq.fitting.rows.features import TrainingFrame
+    from kqeq.frames.labels import LabelKeys, read_frames
 
     posterior = model.posterior_
     pairs = read_frames(frames, LabelKeys(charges="xtb"))
@@ -201,11 +201,11 @@ def nma(quick: bool) -> Iterator[Row]:
     if source is None:
         return
     from kqeq.fitting import fit as fitting
-    from kqeq.fitting.features import TrainingFrame
+    from kqeq.fitting.least_squares.solver import accumulate
     from kqeq.fitting.problem import FitProblem, joblib_engine
-    from kqeq.fitting.solver import accumulate
-    from kqeq.fitting.targets import choose_labels
-    from kqeq.labels import read_frames
+    from kqeq.fitting.rows.features import TrainingFrame
+    from kqeq.fitting.rows.targets import choose_labels
+    from kqeq.frames.labels import read_frames
 
     n = 40 if quick else 1000
     frames = read(source, ":")[:1000]

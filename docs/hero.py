@@ -13,7 +13,7 @@ import example  # noqa: E402
 import kqeq  # noqa: E402
 from kqeq.constants import COULOMB  # noqa: E402
 from kqeq.fitting.learning import learn_from_polarizabilities  # noqa: E402
-from kqeq.structures import read_structure  # noqa: E402
+from kqeq.frames.structures import read_structure  # noqa: E402
 
 LEARN = "learn"
 MODELS = {

@@ -15,11 +15,11 @@ MODULES = {
     "kqeq.analysis": "Questions about charged systems and fields, one call each",
     "kqeq.datasets": "Packaged data",
     "kqeq.charges": "Charge models and what belongs to them",
-    "kqeq.charge_kernel": "A short-range energy that sees charges",
-    "kqeq.optimise": "Geometry optimisation",
-    "kqeq.plots": "Figures",
-    "kqeq.config": "Settings files",
-    "kqeq.baseline": "Baselines",
+    "kqeq.kernels.charge_kernel": "A short-range energy that sees charges",
+    "kqeq.analysis.optimise": "Geometry optimisation",
+    "kqeq.analysis.plots": "Figures",
+    "kqeq.model.config": "Settings files",
+    "kqeq.baselines": "Baselines",
     "kqeq.elements": "Parameters by element",
     "kqeq.fitting.learning": "Element parameters from polarizabilities",
     "kqeq.fitting.metrics": "Errors",
@@ -30,13 +30,13 @@ MODULES = {
 """Public modules in the order of the reference; those that this version does not have are left out."""
 
 BACKGROUND = (
-    "kqeq.site_data",
+    "kqeq.frames.site_data",
     "kqeq.charges.softness",
     "kqeq.charges.parameters",
-    "kqeq.uncertainty",
-    "kqeq.fitting.hyperparameters",
-    "kqeq.selection",
-    "kqeq.descriptors.soap",
+    "kqeq.uncertainty.posterior",
+    "kqeq.fitting.evidence.hyperparameters",
+    "kqeq.uncertainty.selection",
+    "kqeq.descriptors.soap.descriptor",
 )
 """Modules whose docstrings explain what others use; shown as they are written."""
 

@@ -21,7 +21,7 @@ import numpy as np
 
 import example
 import kqeq
-from kqeq.plots import parity
+from kqeq.analysis.plots import parity
 
 FAMILIES = {
     "water": "water clusters, H3O(+), OH(−)",

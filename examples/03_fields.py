@@ -24,7 +24,7 @@ import kqeq
 from kqeq.charges import ACKS2, AtomicDipoles, QEq
 from kqeq.constants import COULOMB
 from kqeq.fitting.learning import learn_from_polarizabilities
-from kqeq.structures import read_structure
+from kqeq.frames.structures import read_structure
 
 LEARN = "learn"
 MODELS = {

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 import example
 import kqeq
-from kqeq.plots import parity
+from kqeq.analysis.plots import parity
 
 NAME = "05_oxygen_vacancy"
 CHARGES = (0, 1, 2)

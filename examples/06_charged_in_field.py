@@ -2,7 +2,7 @@
 
 Na9Cl8(+) is relaxed without a field, then in fields along z, each time from the geometry before. Two things
 are special about a charged cluster in a field. It feels the net force $Q\\,\\mathbf{E}$ and would fly away
-for ever: `kqeq.optimise.optimise` (and `kqeq optimize`) hold the centre of mass. And it feels a torque, which
+for ever: `kqeq.analysis.optimise.optimise` (and `kqeq optimize`) hold the centre of mass. And it feels a torque, which
 is left alone: the weakest field turns the cluster until its dipole points along the field, and only then
 stronger fields stretch it.
 
@@ -22,8 +22,8 @@ from ase import Atoms
 
 import example
 import kqeq
+from kqeq.analysis.optimise import optimise
 from kqeq.constants import COULOMB
-from kqeq.optimise import optimise
 
 FIELDS = (0.0, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15)  # V/Å
 SYSTEM, CHARGE = "na9cl8_plus", 1

@@ -12,38 +12,43 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from kqeq._moved import install
+from kqeq._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from kqeq import analysis, baselines, datasets, errors
+    from kqeq.analysis import plots
+    from kqeq.backend import devices
     from kqeq.calculator import KQEqCalculator
-    from kqeq.charge_kernel import ChargeKernel
     from kqeq.charges import ACKS2, AtomicDipoles, QEq
-    from kqeq.choice import choose_charge_from
-    from kqeq.estimator import KQEq
-    from kqeq.fitting.cache import DiskCache
-    from kqeq.kernels import SOAPKernel
-    from kqeq.potential import Prediction
-    from kqeq.selection import select
-    from kqeq.storage import load_model as load
+    from kqeq.fitting.rows.cache import DiskCache
+    from kqeq.kernels.charge_kernel import ChargeKernel
+    from kqeq.kernels.settings import SOAPKernel
+    from kqeq.model.choice import choose_charge_from
+    from kqeq.model.estimator import KQEq
+    from kqeq.model.storage import load_model as load
+    from kqeq.potential.prediction import Prediction
+    from kqeq.uncertainty.selection import select
 
 _NAMES: dict[str, tuple[str, str | None]] = {
     "ACKS2": ("kqeq.charges", "ACKS2"),
     "AtomicDipoles": ("kqeq.charges", "AtomicDipoles"),
-    "ChargeKernel": ("kqeq.charge_kernel", "ChargeKernel"),
-    "DiskCache": ("kqeq.fitting.cache", "DiskCache"),
-    "KQEq": ("kqeq.estimator", "KQEq"),
+    "ChargeKernel": ("kqeq.kernels.charge_kernel", "ChargeKernel"),
+    "DiskCache": ("kqeq.fitting.rows.cache", "DiskCache"),
+    "KQEq": ("kqeq.model.estimator", "KQEq"),
     "KQEqCalculator": ("kqeq.calculator", "KQEqCalculator"),
-    "Prediction": ("kqeq.potential", "Prediction"),
+    "Prediction": ("kqeq.potential.prediction", "Prediction"),
     "QEq": ("kqeq.charges", "QEq"),
-    "SOAPKernel": ("kqeq.kernels", "SOAPKernel"),
+    "SOAPKernel": ("kqeq.kernels.settings", "SOAPKernel"),
     "analysis": ("kqeq.analysis", None),
     "baselines": ("kqeq.baselines", None),
-    "choose_charge_from": ("kqeq.choice", "choose_charge_from"),
+    "choose_charge_from": ("kqeq.model.choice", "choose_charge_from"),
     "datasets": ("kqeq.datasets", None),
+    "devices": ("kqeq.backend.devices", None),
     "errors": ("kqeq.errors", None),
-    "load": ("kqeq.storage", "load_model"),
-    "select": ("kqeq.selection", "select"),
+    "load": ("kqeq.model.storage", "load_model"),
+    "plots": ("kqeq.analysis.plots", None),
+    "select": ("kqeq.uncertainty.selection", "select"),
 }
 
 __all__ = [
@@ -60,10 +65,14 @@ __all__ = [
     "baselines",
     "choose_charge_from",
     "datasets",
+    "devices",
     "errors",
     "load",
+    "plots",
     "select",
 ]
+
+install()
 
 
 def __getattr__(name: str) -> Any:

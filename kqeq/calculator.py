@@ -16,16 +16,15 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from kqeq import devices
-from kqeq.backend import Device
-from kqeq.devices import check_precision
+from kqeq.backend import Device, devices
+from kqeq.backend.devices import check_precision
 from kqeq.errors import InputError, UnsupportedError
-from kqeq.estimator import KQEq
-from kqeq.fixed_geometry import FixedGeometry, same_geometry
-from kqeq.neighbours import NeighbourFinder, Pairs
-from kqeq.potential import Potential, Prediction, require_energy_model
-from kqeq.site_data import site_data_key
-from kqeq.structures import Structure, check_charge, check_field, conditions, describe, read_structure
+from kqeq.frames.neighbours import NeighbourFinder, Pairs
+from kqeq.frames.site_data import site_data_key
+from kqeq.frames.structures import Structure, check_charge, check_field, conditions, describe, read_structure
+from kqeq.model.estimator import KQEq
+from kqeq.potential.fixed_geometry import FixedGeometry, same_geometry
+from kqeq.potential.potential import Potential, Prediction, require_energy_model
 from kqeq.typing import FloatArray
 
 SKIN_ATOMS = 100

@@ -75,7 +75,7 @@ class Electrons:
         )
 
     def _repulsion(self, structure):
-        from kqeq.neighbours import find_pairs
+        from kqeq.frames.neighbours import find_pairs
 
         pairs = find_pairs(structure, 8.0)
         distance = np.linalg.norm(pairs.vectors, axis=1)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.testing import assert_allclose
 
 from kqeq.charges.base import ENVIRONMENT_KINDS, SITE_KINDS, SiteChange, SiteParameters
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 
 TRICLINIC = np.array([[4.6, 0.3, -0.2], [1.0, 4.9, 0.1], [-0.7, 1.2, 5.6]])
 # atoms about a bond length apart, so that charge flows in every model

@@ -30,7 +30,8 @@ using namespace std;
 struct Index { unsigned x; };
 static Index blockIdx, blockDim, gridDim, threadIdx;
 static char __attribute__((section("shared_memory"), used)) nothing_shared;
-extern "C" char __start_shared_memory, __stop_shared_memory;
+// arrays, not single characters: fortified compilers (Ubuntu's default) stop a memset beyond an object's size
+extern "C" char __start_shared_memory[], __stop_shared_memory[];
 
 namespace shim {
 struct Thread { ucontext_t context; bool done; unsigned long barriers; };
@@ -64,7 +65,7 @@ int launch(int order, unsigned grid, unsigned block)
     blockDim.x = block;
     for (unsigned b = 0; b < grid; ++b) {
         blockIdx.x = b;
-        memset(&__start_shared_memory, 0xff, &__stop_shared_memory - &__start_shared_memory);
+        memset(__start_shared_memory, 0xff, __stop_shared_memory - __start_shared_memory);
         for (unsigned t = 0; t < block; ++t) {
             threads[t].done = false;
             threads[t].barriers = 0;

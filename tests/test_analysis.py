@@ -16,7 +16,7 @@ from kqeq import analysis
 from kqeq.constants import COULOMB
 from kqeq.electrostatics import coulomb
 from kqeq.errors import InputError, ModelNotFittedError, UnsupportedError
-from kqeq.structures import read_structure
+from kqeq.frames.structures import read_structure
 
 FIELD = np.array([0.03, -0.02, 0.05])
 
@@ -167,7 +167,7 @@ def test_field_scan(model, ion):
 
 
 def test_scans_evaluate_descriptors_once(model, ion, monkeypatch):
-    from kqeq.descriptors.soap import SOAPDescriptor
+    from kqeq.descriptors.soap.descriptor import SOAPDescriptor
 
     counted = []
     original = SOAPDescriptor.evaluate

@@ -25,7 +25,7 @@ from joblib import Parallel, delayed
 import kqeq
 from checks import bare
 from kqeq import KQEqCalculator, analysis
-from kqeq.descriptors.soap import SOAPDescriptor
+from kqeq.descriptors.soap.descriptor import SOAPDescriptor
 
 FIELD = np.array([0.05, 0.03, 0.08])
 

@@ -358,7 +358,7 @@ def test_an_unwritable_output_path_is_found_before_the_fit(water_training, tmp_p
     def work(*_, **__):
         raise AssertionError("the fit was started")
 
-    monkeypatch.setattr("kqeq.estimator.fit_potential", work)
+    monkeypatch.setattr("kqeq.model.estimator.fit_potential", work)
     train = tmp_path / "train.xyz"
     write(train, water_training)
     (tmp_path / "folder").mkdir()

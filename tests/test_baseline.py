@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from kqeq.baselines import ZBL, CalculatorBaseline, resolve_baseline
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, UnsupportedError
-from kqeq.structures import Structure, read_structure
+from kqeq.frames.structures import Structure, read_structure
 
 
 def crowded(rng, *, periodic):

@@ -8,11 +8,11 @@ from ase import Atoms
 
 from checks import assert_close, central_difference, position_gradient, strain_gradient
 from kqeq import KQEq, QEq
-from kqeq.fitting.blocks import BLOCKS, LINEAR_KINDS, Linearisation, frame_rows, target_vector
-from kqeq.fitting.features import FeatureStore, TrainingFrame, compute_features
+from kqeq.fitting.rows.blocks import BLOCKS, LINEAR_KINDS, Linearisation, frame_rows, target_vector
+from kqeq.fitting.rows.features import FeatureStore, TrainingFrame, compute_features
 from kqeq.fitting.settings import DEFAULT_NOISE
-from kqeq.labels import Labels
-from kqeq.structures import Structure, read_structure
+from kqeq.frames.labels import Labels
+from kqeq.frames.structures import Structure, read_structure
 
 LEARNED_ONLY = "polarizability"  # changes with element parameters only: tests/test_learned_fit.py
 KINDS = tuple(kind for kind in BLOCKS if kind != LEARNED_ONLY)

@@ -11,11 +11,12 @@ import kqeq
 from conftest import NOISE, small_kernel
 from kqeq import KQEq
 from kqeq.errors import InputError
-from kqeq.fitting import cache as caches
-from kqeq.fitting import features, problem
 from kqeq.fitting import fit as fitting
-from kqeq.fitting.features import FeatureStore, TrainingFrame, compute_features
-from kqeq.labels import read_frames
+from kqeq.fitting import problem
+from kqeq.fitting.rows import cache as caches
+from kqeq.fitting.rows import features
+from kqeq.fitting.rows.features import FeatureStore, TrainingFrame, compute_features
+from kqeq.frames.labels import read_frames
 
 
 def make(**options):

@@ -14,7 +14,7 @@ from ase.md.verlet import VelocityVerlet
 import kqeq
 from kqeq.calculator import KQEqCalculator, PropertyUnavailableError
 from kqeq.errors import InputError, ModelNotFittedError, UndeterminedWarning, UnsupportedError
-from kqeq.fixed_geometry import FixedGeometry
+from kqeq.potential.fixed_geometry import FixedGeometry
 
 FIELD = (0.02, -0.05, 0.1)
 

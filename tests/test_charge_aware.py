@@ -23,15 +23,15 @@ from checks import (
 )
 from conftest import small_kernel
 from kqeq import ACKS2, AtomicDipoles, ChargeKernel, KQEq, QEq
-from kqeq.charge_kernel import ChargeCoupling
-from kqeq.config import model_from_dict
 from kqeq.errors import InputError, UnsupportedError
-from kqeq.fitting.blocks import target_vector
 from kqeq.fitting.charge_aware import KINDS, ChargeAwareProblem, ChargeView
-from kqeq.fitting.features import TrainingFrame
-from kqeq.labels import LabelKeys, read_frames
-from kqeq.structures import read_structure
-from kqeq.uncertainty import CoupledPosterior, CoupledUncertain
+from kqeq.fitting.rows.blocks import target_vector
+from kqeq.fitting.rows.features import TrainingFrame
+from kqeq.frames.labels import LabelKeys, read_frames
+from kqeq.frames.structures import read_structure
+from kqeq.kernels.charge_kernel import ChargeCoupling
+from kqeq.model.config import model_from_dict
+from kqeq.uncertainty.posterior import CoupledPosterior, CoupledUncertain
 from test_learned_fit import FIELD, cell, labelled, molecule
 
 pytestmark = pytest.mark.filterwarnings("ignore::kqeq.errors.RepresentativesWarning")
@@ -441,9 +441,9 @@ def test_conventions_and_configuration():
     assert model_from_dict({"charge_aware": False}).charge_aware is None
     for table, text in (
         ({"power": 2}, "has no setting 'power'"),
-        ({"order": "2"}, "expected a number"),
+        ({"order": "2"}, "expected a whole number"),
         ({"order": 9}, "whole number from 1 to 4"),
-        ({"scale": -1.0}, "positive charge"),
+        ({"scale": -1.0}, "positive number"),
     ):
         with pytest.raises(InputError, match=text):
             model_from_dict({"charge_aware": table})

@@ -22,7 +22,7 @@ from kqeq.charges import ACKS2, QEq, charge_model_from_dict
 from kqeq.charges.softness import DEFAULT_CUTOFF, DEFAULT_DECAY, Links, default_softness, switched_decay
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, NotPositiveDefiniteError, UnsupportedError
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 
 FRAGMENTS = {"fragments": np.array([0, 0, 0, 1, 1]), "fragment_charges": np.array([0.75, 0.25])}
 
@@ -224,7 +224,7 @@ def test_reference_charges_come_from_what_the_structure_carries():
     for name, extra in (("fragments", {}), ("given", FRAGMENTS)):
         with pytest.raises(InputError, match=name):
             ACKS2(reference_charges=name).check(geometry(total_charge=1.0, **extra))
-    with pytest.raises(InputError, match="expected one of uniform, fragments, given"):
+    with pytest.raises(InputError, match="expected one of 'uniform', 'fragments', 'given'"):
         ACKS2(reference_charges="zero").check(geometry())
 
 
@@ -296,8 +296,8 @@ def test_fields_along_periodic_directions_need_zero_reference_charges():
     [
         ({"softness": {"O": -0.1}}, "softness of -0.1.*not negative"),
         ({"softness": {"O": np.nan}}, "softness of O is nan"),
-        ({"cutoff": 0.9}, "cutoff above 1"),
-        ({"decay": np.inf}, "finite decay"),
+        ({"cutoff": 0.9}, "number above 1"),
+        ({"decay": np.inf}, "finite number"),
     ],
 )
 def test_wrong_parameters_are_refused(options, match):

@@ -9,10 +9,10 @@ from numpy.testing import assert_allclose
 from charge_checks import CHECKS, NO_FIELD, PBC, Case, conditions, electronegativity, geometry
 from kqeq import elements
 from kqeq.charges import ACKS2, AtomicDipoles, QEq, charge_model_from_dict
-from kqeq.config import model_from_dict
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, NotPositiveDefiniteError, UnsupportedError
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
+from kqeq.model.config import model_from_dict
 
 SMALL = dict.fromkeys("HCNO", 0.05)
 MODELS = {

@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 from kqeq.calculator import KQEqCalculator
 from kqeq.charges import ACKS2, QEq, assign_fragments
 from kqeq.errors import InputError
-from kqeq.structures import read_structure
+from kqeq.frames.structures import read_structure
 
 
 def two_waters() -> Atoms:

@@ -27,12 +27,12 @@ from charge_checks import (
     not_trivial,
     strained,
 )
+from kqeq.backend.linalg import conjugate_gradients
 from kqeq.charges import ACKS2, AtomicDipoles, QEq, charge_model_from_dict, recipe, solve_at_potential
 from kqeq.charges.base import ENVIRONMENT_KINDS, SiteChange
 from kqeq.electrostatics import MeshCoulomb
 from kqeq.errors import ConvergenceError, InputError, NotPositiveDefiniteError, UnsupportedError
-from kqeq.linalg import conjugate_gradients
-from kqeq.structures import Structure, read_structure
+from kqeq.frames.structures import Structure, read_structure
 
 FRAGMENTS = {"fragments": np.array([0, 0, 0, 1, 1])}
 

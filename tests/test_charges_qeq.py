@@ -24,7 +24,7 @@ from kqeq.charges.boundaries import open_projector
 from kqeq.constants import COULOMB
 from kqeq.electrostatics import coulomb
 from kqeq.errors import InputError, NotPositiveDefiniteError, UnsupportedError
-from kqeq.structures import Structure, read_structure
+from kqeq.frames.structures import Structure, read_structure
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda f: f.__name__)

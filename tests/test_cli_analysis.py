@@ -12,7 +12,7 @@ import kqeq
 from checks import bare
 from kqeq import analysis, cli, plots
 from kqeq.errors import InputError
-from kqeq.potential import Potential
+from kqeq.potential.potential import Potential
 
 
 def run(*arguments):

@@ -88,7 +88,7 @@ def test_leverage_finds_the_outlier():
     """One row along a direction of its own among many that are nearly equal has leverage one."""
     from scipy import sparse
 
-    from kqeq.representatives import select
+    from kqeq.kernels.representatives import select
 
     rng = np.random.default_rng(0)
     rows = np.abs(np.array([1.0, 0, 0, 0, 0, 0]) + 0.01 * rng.normal(size=(200, 6)))

@@ -16,11 +16,12 @@ from ase import Atoms
 from cuda_shim import Kernels, signatures
 from kqeq import backend
 from kqeq.backend import raw_kernel, use_raw_kernels
-from kqeq.descriptors import soap_arrays, soap_cuda_kernels
-from kqeq.descriptors.soap import SOAPDescriptor
-from kqeq.descriptors.soap_array_blocks import blocks
+from kqeq.descriptors.soap.arrays import cuda_kernels as soap_cuda_kernels
+from kqeq.descriptors.soap.arrays import expansion as soap_arrays
+from kqeq.descriptors.soap.arrays.blocks import blocks
+from kqeq.descriptors.soap.descriptor import SOAPDescriptor
 from kqeq.electrostatics import cuda_kernels, radial
-from kqeq.structures import read_structure
+from kqeq.frames.structures import read_structure
 from test_soap import methanol, slab, triclinic
 
 HOST = np.empty(0)
@@ -145,13 +146,13 @@ def close(result, reference, relative=1e-12):
 # ------------------------------------------------------------------ the switch
 
 
-def test_they_are_off_unless_asked_for(monkeypatch):
+def test_they_are_on_unless_turned_off(monkeypatch):
     monkeypatch.setattr(backend.cuda, "is_cupy", lambda x: x == "a CuPy array")
     monkeypatch.delenv("KQEQ_CUDA_KERNELS", raising=False)
-    assert not use_raw_kernels("a CuPy array")
-    monkeypatch.setenv("KQEQ_CUDA_KERNELS", "1")
     assert use_raw_kernels("a CuPy array")
     assert not use_raw_kernels(np.ones(1))
+    monkeypatch.setenv("KQEQ_CUDA_KERNELS", "0")
+    assert not use_raw_kernels("a CuPy array")
 
 
 def test_the_twins_are_used_otherwise(kernels_on, monkeypatch):
@@ -340,7 +341,7 @@ def test_every_kernel_was_proven_here():
 
 @pytest.fixture
 def gpu(monkeypatch):
-    from kqeq.devices import resolve
+    from kqeq.backend.devices import resolve
     from kqeq.errors import DeviceError
 
     try:

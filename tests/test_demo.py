@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import kqeq
-from kqeq import cli, demo
+from kqeq import cli
+from kqeq.analysis.plots import parity
+from kqeq.cli import demo
 from kqeq.errors import InputError
-from kqeq.plots import parity
 
 
 @pytest.fixture(scope="module")

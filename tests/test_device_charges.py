@@ -6,10 +6,10 @@ from ase import Atoms
 from ase.build import molecule
 
 import kqeq
-from device_checks import STRICT, assert_same, on_device
+from device_checks import STRICT, assert_same, on_device, stand_in_only
 from kqeq.backend import CPU, Device, limit_memory, record_transfers
 from kqeq.charges.base import SITE_KINDS, SiteChange
-from kqeq.structures import read_structure
+from kqeq.frames.structures import read_structure
 
 MODELS = {
     "qeq": kqeq.QEq,
@@ -149,6 +149,7 @@ def test_an_instable_problem_is_noticed_on_a_device():
             )
 
 
+@stand_in_only
 def test_devices_name_themselves():
     assert (CPU.is_host, STRICT.is_host) == (True, False)
     assert "strict" in repr(STRICT) and isinstance(STRICT, Device)

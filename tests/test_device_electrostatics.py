@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from device_checks import STRICT, assert_same, is_on_device, on_device
+from device_checks import STRICT, assert_same, is_on_device, on_device, stand_in_only
 from kqeq.backend import limit_memory, memory_budget, place, record_transfers, to_numpy
 from kqeq.electrostatics import EwaldCoulomb, MeshCoulomb, OpenCoulomb
 
@@ -71,6 +71,7 @@ def test_chunks_change_nothing(name, dipoles):
                 assert_allclose(to_numpy(value), expected[key], rtol=0, atol=1e-11 * scale, err_msg=key)
 
 
+@stand_in_only
 def test_the_stand_in_is_as_strict_as_a_gpu():
     x = on_device(np.arange(3.0))
     with pytest.raises(RuntimeError, match="NumPy"):

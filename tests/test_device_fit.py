@@ -9,8 +9,8 @@ import kqeq
 from device_checks import STRICT, assert_same, on_device
 from kqeq.backend import CPU, limit_memory, record_transfers, to_numpy
 from kqeq.errors import KQEqWarning
-from kqeq.fitting.equations import NormalEquations, Prior, Sums, push, scaled_condition
-from kqeq.fitting.solver import sum_frames
+from kqeq.fitting.least_squares.equations import NormalEquations, Prior, Sums, push, scaled_condition
+from kqeq.fitting.least_squares.solver import sum_frames
 
 NOISE = {"energy": 0.05, "forces": 0.5, "dipole": 0.05}
 
@@ -185,7 +185,7 @@ def test_the_condition_number(size, exponent):
 
 @pytest.mark.gpu
 def test_a_fit_on_a_gpu(kernel, water_training):
-    from kqeq.devices import resolve
+    from kqeq.backend.devices import resolve
 
     try:
         device = resolve("cuda")

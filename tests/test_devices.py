@@ -12,8 +12,8 @@ from device_checks import STRICT
 from kqeq import backend, devices
 from kqeq.backend import CPU, Device, limit_memory, record_transfers
 from kqeq.errors import DeviceError, InputError
-from kqeq.fixed_geometry import FixedGeometry
-from kqeq.structures import read_structure
+from kqeq.frames.structures import read_structure
+from kqeq.potential.fixed_geometry import FixedGeometry
 
 
 @pytest.fixture(autouse=True)

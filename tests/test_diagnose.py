@@ -21,7 +21,7 @@ from kqeq.analysis.ranges import charge_ranges
 from kqeq.calculator import KQEqCalculator
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, ModelNotFittedError
-from kqeq.potential import Potential
+from kqeq.potential.potential import Potential
 
 LEARN = "learn"
 

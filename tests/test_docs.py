@@ -76,7 +76,7 @@ def test_commands_parse():
 
 
 def test_settings_file_of_the_command_line_page(tmp_path):
-    from kqeq.config import load_config
+    from kqeq.model.config import load_config
 
     ((_, text),) = blocks(DOCS / "cli.md", "toml")
     path = tmp_path / "settings.toml"

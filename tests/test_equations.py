@@ -6,7 +6,7 @@ import pytest
 from conftest import NOISE, small_kernel
 from kqeq import KQEq
 from kqeq.errors import InputError, NotPositiveDefiniteError
-from kqeq.fitting.equations import (
+from kqeq.fitting.least_squares.equations import (
     CONDITION_LIMIT,
     NormalEquations,
     Prior,
@@ -14,7 +14,7 @@ from kqeq.fitting.equations import (
     TriangularEquations,
     push,
 )
-from kqeq.fitting.solver import accumulate, minimise, sum_frames
+from kqeq.fitting.least_squares.solver import accumulate, minimise, sum_frames
 from test_solver import linear_problem, losses, partly_linear, valley
 
 
@@ -87,7 +87,7 @@ def test_the_triangle_of_rows_in_pieces_is_that_of_all():
 
 @pytest.mark.parametrize("chunk", [1, 5, 10**6])
 def test_the_triangle_does_not_depend_on_how_rows_are_collected(chunk, monkeypatch):
-    from kqeq.fitting import solver
+    from kqeq.fitting.least_squares import solver
 
     problem, matrix, _ = linear_problem()
     monkeypatch.setattr(solver, "CHUNK_ROWS", chunk)

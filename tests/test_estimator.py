@@ -17,7 +17,7 @@ from checks import assert_same_prediction, bare
 from conftest import NOISE
 from kqeq import KQEq, QEq, SOAPKernel
 from kqeq.errors import InputError, ModelNotFittedError
-from kqeq.kernels import default_electronegativity, default_short_range
+from kqeq.kernels.feature_map import default_electronegativity, default_short_range
 
 # ------------------------------------------------------------- conventions
 

@@ -14,11 +14,11 @@ from scipy.stats import multivariate_normal
 from checks import assert_close, central_difference
 from conftest import NOISE, small_kernel
 from kqeq import KQEq
-from kqeq.archive import read_archive
 from kqeq.errors import InputError, ModelFileError
-from kqeq.fitting import hyperparameters as ev
-from kqeq.fitting.evidence import DualEvidence, Evidence, _chunk_kinds
+from kqeq.fitting.evidence import hyperparameters as ev
+from kqeq.fitting.evidence.evidence import DualEvidence, Evidence, _chunk_kinds
 from kqeq.fitting.problem import FitProblem
+from kqeq.io.archive import read_archive
 from test_resume import training
 
 pytestmark = pytest.mark.filterwarnings("ignore::kqeq.errors.RepresentativesWarning")
@@ -214,7 +214,7 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from test_evidence import dipoles
 from test_resume import training
-from kqeq.fitting import hyperparameters
+from kqeq.fitting.evidence import hyperparameters
 
 # slow enough to be caught between two steps
 original = hyperparameters._write

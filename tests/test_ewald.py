@@ -13,7 +13,7 @@ from kqeq.constants import COULOMB
 from kqeq.electrostatics import EwaldCoulomb, OpenCoulomb, coulomb
 from kqeq.electrostatics.lattice import choose_splitting, reciprocal_vectors
 from kqeq.errors import InputError, UnsupportedError
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 
 DIPOLES = pytest.mark.parametrize("dipoles", [False, True], ids=["charges", "dipoles"])
 PBC = pytest.mark.parametrize(

@@ -13,12 +13,12 @@ from conftest import NOISE
 from kqeq import KQEq, QEq, elements
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, KQEqWarning, LabelWarning
-from kqeq.fitting.blocks import frame_rows
-from kqeq.fitting.features import FeatureStore, TrainingFrame
 from kqeq.fitting.fit import CHI_DELTA, CHI_SPREAD, ENERGY_DELTA, ENERGY_SPREAD
+from kqeq.fitting.rows.blocks import frame_rows
+from kqeq.fitting.rows.features import FeatureStore, TrainingFrame
 from kqeq.fitting.settings import DEFAULT_NOISE
-from kqeq.labels import read_frames
-from kqeq.structures import read_structure
+from kqeq.frames.labels import read_frames
+from kqeq.frames.structures import read_structure
 
 
 def relabel(atoms, **labels):
@@ -433,12 +433,12 @@ def test_charge_parameters_given_are_used(water_training, kernel):
         ({"electronegativity": None}, "charges was given but electronegativity is None"),
         ({"charges": None}, "electronegativity was given but charges is None"),
         ({"electronegativity": None, "charges": None, "short_range": None}, "nothing to fit"),
-        ({"noise": {"virial": 1.0}}, "noise names 'virial'"),
-        ({"noise": {"energy": 0.0}}, r'noise\["energy"\] is 0\.0; expected a positive'),
+        ({"noise": {"virial": 1.0}}, "noise for unknown label kind 'virial'"),
+        ({"noise": {"energy": 0.0}}, r'noise\["energy"\] is 0\.0: expected a positive'),
         ({"noise": {"forces": -1.0}}, r'noise\["forces"\]'),
         ({"noise": {"forces": np.nan}}, r'noise\["forces"\]'),
         ({"noise": {"forces": "small"}}, r'noise\["forces"\]'),
-        ({"noise": [1e-3]}, "noise is"),
+        ({"noise": [1e-3]}, r"noise=\[0\.001\]\): expected a dict"),
         ({"targets": ["virial"]}, "targets holds 'virial'"),
         ({"targets": ["polarizability"]}, "targets holds 'polarizability'"),
         ({"targets": ["charges"]}, "charges_key="),

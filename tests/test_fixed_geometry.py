@@ -7,8 +7,8 @@ import kqeq
 from checks import assert_same_prediction, bare
 from conftest import NOISE, small_kernel
 from kqeq.errors import InputError, UnsupportedError
-from kqeq.fixed_geometry import FixedGeometry, same_geometry
-from kqeq.structures import read_structure
+from kqeq.frames.structures import read_structure
+from kqeq.potential.fixed_geometry import FixedGeometry, same_geometry
 
 FIELD = np.array([0.1, -0.05, 0.2])
 

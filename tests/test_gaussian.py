@@ -13,7 +13,7 @@ from kqeq.constants import COULOMB
 from kqeq.electrostatics import OpenCoulomb, coulomb
 from kqeq.electrostatics.radial import boys, gaussian_coulomb, gaussian_width_response
 from kqeq.errors import InputError
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 
 DIPOLES = pytest.mark.parametrize("dipoles", [False, True], ids=["charges", "dipoles"])
 

@@ -9,7 +9,7 @@ from ase import units
 
 from checks import assert_forces
 from kqeq import datasets
-from kqeq.labels import read_frame
+from kqeq.frames.labels import read_frame
 
 
 def load_generator():

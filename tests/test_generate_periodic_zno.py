@@ -8,7 +8,7 @@ import pytest
 from ase import Atoms, units
 
 from kqeq import datasets
-from kqeq.labels import LabelKeys, read_frame
+from kqeq.frames.labels import LabelKeys, read_frame
 
 NAME = "zno_vacancy"
 

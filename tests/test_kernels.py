@@ -9,11 +9,11 @@ from scipy import sparse
 from sklearn.base import clone
 
 from checks import assert_close, position_gradient, strain_gradient
-from kqeq import kernels
 from kqeq.errors import InputError, NotPositiveDefiniteError, NumericsWarning
-from kqeq.kernels import FeatureMap, SOAPKernel, gram, layout_columns
-from kqeq.representatives import build_feature_map
-from kqeq.structures import read_structure
+from kqeq.frames.structures import read_structure
+from kqeq.kernels import feature_map as kernels
+from kqeq.kernels.feature_map import FeatureMap, SOAPKernel, gram, layout_columns
+from kqeq.kernels.representatives import build_feature_map
 
 
 def molecules():
@@ -283,3 +283,14 @@ def test_caches_stay_small_and_are_not_pickled(feature_map):
     feature_map.project((6, 8))
     assert len(feature_map._projected) <= 64
     np.testing.assert_array_equal(feature_map.features(state, numbers), before)
+
+
+@pytest.mark.parametrize("zeta", [1, 2, 3, 4, 5, 6, 7, 8, 13, 16, 17, 2.5])
+def test_powers_of_dot_products(zeta):
+    from kqeq.kernels.feature_map import _power, _slope
+
+    dots = np.random.default_rng(0).uniform(0.1, 1.0, (3, 7))
+    kept = dots.copy()
+    np.testing.assert_allclose(_power(dots, zeta), kept**zeta, rtol=1e-13)
+    np.testing.assert_allclose(_slope(dots, zeta), zeta * kept ** (zeta - 1), rtol=1e-13)
+    np.testing.assert_array_equal(dots, kept)  # not overwritten

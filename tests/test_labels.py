@@ -9,7 +9,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
 from kqeq.errors import InputError, LabelWarning
-from kqeq.labels import LABEL_KINDS, LabelKeys, Labels, read_frame, read_frames
+from kqeq.frames.labels import LABEL_KINDS, LabelKeys, Labels, read_frame, read_frames
 
 FORCES = np.arange(9.0).reshape(3, 3) / 10
 STRESS = np.array([[1.0, 6.0, 5.0], [6.0, 2.0, 4.0], [5.0, 4.0, 3.0]])

@@ -13,12 +13,12 @@ from checks import assert_close, central_difference
 from kqeq import ACKS2, AtomicDipoles, KQEq, QEq
 from kqeq.charges.parameters import SPREADS
 from kqeq.errors import InputError, KQEqWarning
-from kqeq.fitting.blocks import BLOCKS, Linearisation, frame_rows, target_vector
-from kqeq.fitting.features import TrainingFrame, compute_features
 from kqeq.fitting.parameters import STEP_LIMIT
+from kqeq.fitting.rows.blocks import BLOCKS, Linearisation, frame_rows, target_vector
+from kqeq.fitting.rows.features import TrainingFrame, compute_features
 from kqeq.fitting.settings import DEFAULT_NOISE
-from kqeq.labels import Labels
-from kqeq.structures import read_structure
+from kqeq.frames.labels import Labels
+from kqeq.frames.structures import read_structure
 
 LEARN = "learn"
 EVERYTHING = AtomicDipoles(ACKS2(LEARN, LEARN, LEARN), LEARN)

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checks import assert_close, central_difference
+from kqeq.backend.linalg import ConstrainedMinimum, factorise, factorise_with_jitter, solve_lower
 from kqeq.errors import NotPositiveDefiniteError, NumericsWarning
-from kqeq.linalg import ConstrainedMinimum, factorise, factorise_with_jitter, solve_lower
 
 
 def spd(n, seed=0, low=0.5):

@@ -19,7 +19,7 @@ from kqeq.electrostatics.splines import (
     squared_moduli,
 )
 from kqeq.errors import InputError, UnsupportedError
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 
 DIPOLES = pytest.mark.parametrize("dipoles", [False, True], ids=["charges", "dipoles"])
 PBC = pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import pytest
 from ase import Atoms
 
 from kqeq.fitting.metrics import UNITS, Errors, Evaluation, compare
-from kqeq.labels import LABEL_KINDS, Labels
-from kqeq.potential import Prediction
-from kqeq.structures import read_structure
+from kqeq.frames.labels import LABEL_KINDS, Labels
+from kqeq.frames.structures import read_structure
+from kqeq.potential.potential import Prediction
 
 
 def prediction(**values):

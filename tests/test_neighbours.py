@@ -7,8 +7,8 @@ from ase.build import bulk, molecule
 from ase.neighborlist import neighbor_list
 
 from kqeq.errors import InputError
-from kqeq.neighbours import NeighbourFinder, find_pairs
-from kqeq.structures import Structure, read_structure
+from kqeq.frames.neighbours import NeighbourFinder, find_pairs
+from kqeq.frames.structures import Structure, read_structure
 
 
 def as_set(i, j, vectors):

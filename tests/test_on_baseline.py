@@ -12,7 +12,7 @@ from checks import assert_close, assert_forces, central_difference, strain_gradi
 from kqeq import ACKS2, AtomicDipoles, ChargeKernel, KQEq
 from kqeq.baselines import AtReferenceCharge, Sum
 from kqeq.errors import ConvergenceError, InputError, UnsupportedError
-from kqeq.structures import read_structure
+from kqeq.frames.structures import read_structure
 
 NOISE = {"energy": 0.02, "forces": 0.2, "dipole": 0.02}
 FIELD = np.array([0.1, -0.07, 0.12])
@@ -216,7 +216,7 @@ def test_reference_charge_and_total_charge(frames):
     assert AtReferenceCharge(Electrons(), 1.0).evaluate(structure).charges.sum() == pytest.approx(1.0)
     with pytest.raises(InputError, match="does not depend on the total charge"):
         AtReferenceCharge(kqeq.baselines.ZBL())
-    with pytest.raises(InputError, match="charge_from is 'me'"):
+    with pytest.raises(InputError, match="charge_from='me'"):
         KQEq(baseline="zbl", charge_from="me").fit(frames)
 
 

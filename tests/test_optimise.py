@@ -6,8 +6,8 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 
 import kqeq
+from kqeq.analysis.optimise import optimise
 from kqeq.errors import InputError, UnsupportedError
-from kqeq.optimise import optimise
 
 FIELD = np.array([0.0, 0.06, 0.08])
 

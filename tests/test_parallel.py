@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from kqeq.descriptors import parallel
+from kqeq.descriptors.soap.host import parallel
 from kqeq.errors import InputError
 
 
@@ -88,7 +88,7 @@ def test_announcement(capsys, monkeypatch):
 def test_forked_processes_can_use_threads():
     code = (
         "import multiprocessing, numpy as np\n"
-        "from kqeq.descriptors import parallel\n"
+        "from kqeq.descriptors.soap.host import parallel\n"
         "def total(_):\n"
         "    done = np.zeros(9)\n"
         "    with parallel.use_threads(2):\n"

@@ -23,10 +23,10 @@ from checks import (
     strain_gradient,
 )
 from kqeq.calculator import PropertyUnavailableError
-from kqeq.descriptors.soap import SOAPDescriptor
+from kqeq.descriptors.soap.descriptor import SOAPDescriptor
 from kqeq.errors import InputError, UnsupportedError
-from kqeq.neighbours import find_pairs
-from kqeq.structures import read_structure
+from kqeq.frames.neighbours import find_pairs
+from kqeq.frames.structures import read_structure
 
 SMOOTH = ("none", "switch")
 R_CUT = 3.6  # Å

@@ -22,8 +22,8 @@ from checks import (
 from kqeq import elements
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, UndeterminedWarning, UnsupportedError
-from kqeq.potential import PROPERTIES, check_properties, require_energy_model
-from kqeq.structures import read_structure
+from kqeq.frames.structures import read_structure
+from kqeq.potential.potential import PROPERTIES, check_properties, require_energy_model
 
 FIELD = np.array([0.05, -0.1, 0.2])
 NONE = np.zeros(3)

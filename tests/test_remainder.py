@@ -9,15 +9,15 @@ import kqeq
 from checks import assert_close, central_difference
 from conftest import NOISE, small_kernel
 from kqeq import KQEq
-from kqeq.fitting.blocks import frame_rows
-from kqeq.fitting.features import compute_features
+from kqeq.fitting.least_squares.solver import minimise
 from kqeq.fitting.problem import FitProblem
-from kqeq.fitting.solver import minimise
-from kqeq.fitting.targets import choose_labels
-from kqeq.labels import read_frames
-from kqeq.remainder import LeftOut, learn_remainder, leave_out, log_density
-from kqeq.structures import read_structure
-from kqeq.uncertainty import Uncertain
+from kqeq.fitting.rows.blocks import frame_rows
+from kqeq.fitting.rows.features import compute_features
+from kqeq.fitting.rows.targets import choose_labels
+from kqeq.frames.labels import read_frames
+from kqeq.frames.structures import read_structure
+from kqeq.uncertainty.posterior import Uncertain
+from kqeq.uncertainty.remainder import LeftOut, learn_remainder, leave_out, log_density
 
 
 def dipoles():
@@ -85,7 +85,7 @@ def test_gradient():
 
 @pytest.mark.parametrize("factor", [0.02, 1.0, 8.0])
 def test_finds_the_factor_that_made_the_errors(factor, water_training, monkeypatch):
-    from kqeq import remainder
+    from kqeq.uncertainty import remainder
 
     model = short_range().fit(water_training)
     rng = np.random.default_rng(1)
@@ -137,7 +137,7 @@ def test_selection_sees_the_factor(water_training, water_systems):
     model = everything().fit(water_training, optimize="evidence")
     pool = [water_systems[name][i] for name in ("water2", "hydronium") for i in (1, 2, 4)]
     assert sorted(kqeq.select(model, pool, len(pool))) == list(range(len(pool)))
-    from kqeq.selection import _candidate, _covariance
+    from kqeq.uncertainty.selection import _candidate, _covariance
 
     one = _candidate(model.posterior_, read_structure(pool[0]), "energy")
     assert_close(_covariance(one, one), one.variance, rtol=1e-6, at_least=1e-9)

@@ -5,11 +5,11 @@ import pytest
 from ase import Atoms
 from scipy import sparse
 
-from kqeq import representatives
 from kqeq.errors import RepresentativesWarning
-from kqeq.kernels import SOAPKernel
-from kqeq.representatives import build_feature_map, select
-from kqeq.structures import read_structure
+from kqeq.frames.structures import read_structure
+from kqeq.kernels import representatives
+from kqeq.kernels.feature_map import SOAPKernel
+from kqeq.kernels.representatives import build_feature_map, select
 
 
 def cloud(n=60, f=8, seed=0):

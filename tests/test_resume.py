@@ -12,10 +12,10 @@ import pytest
 
 from conftest import NOISE, small_kernel
 from kqeq import KQEq
-from kqeq.archive import read_archive
 from kqeq.errors import InputError, ModelFileError
 from kqeq.fitting import checkpoint as ck
 from kqeq.fitting import minimisation as fitting
+from kqeq.io.archive import read_archive
 
 SCRIPT = """
 import sys, time

@@ -8,9 +8,9 @@ import kqeq
 from conftest import small_kernel
 from kqeq import KQEq
 from kqeq.errors import InputError, ModelNotFittedError, UnsupportedError
-from kqeq.fitting.blocks import BLOCKS
-from kqeq.structures import read_structure
-from kqeq.uncertainty import Uncertain
+from kqeq.fitting.rows.blocks import BLOCKS
+from kqeq.frames.structures import read_structure
+from kqeq.uncertainty.posterior import Uncertain
 
 pytestmark = pytest.mark.filterwarnings("ignore::kqeq.errors.RepresentativesWarning")
 

@@ -22,16 +22,16 @@ from conftest import small_kernel
 from kqeq import ACKS2, AtomicDipoles, KQEq, QEq
 from kqeq.charges.base import SITE_KINDS
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
-from kqeq.config import model_from_dict
 from kqeq.errors import InputError, UnsupportedError
-from kqeq.fitting.blocks import BLOCKS, Linearisation, frame_rows
-from kqeq.fitting.features import TrainingFrame, compute_features
 from kqeq.fitting.learning import learn_from_polarizabilities
 from kqeq.fitting.parameters import STEP_LIMIT
+from kqeq.fitting.rows.blocks import BLOCKS, Linearisation, frame_rows
+from kqeq.fitting.rows.features import TrainingFrame, compute_features
 from kqeq.fitting.settings import DEFAULT_NOISE
-from kqeq.labels import Labels
-from kqeq.structures import read_structure
-from kqeq.uncertainty import Uncertain
+from kqeq.frames.labels import Labels
+from kqeq.frames.structures import read_structure
+from kqeq.model.config import model_from_dict
+from kqeq.uncertainty.posterior import Uncertain
 from test_learned_fit import CONDITIONS, FIELD, cell, labelled, molecule, synthetic
 
 pytestmark = pytest.mark.filterwarnings("ignore::kqeq.errors.RepresentativesWarning")
@@ -521,7 +521,7 @@ def test_variance_of_a_dense_model_is_that_of_the_gaussian_process(kind, made):
         assert_close(mapped[id(part)] @ direction, expected, rtol=1e-6, at_least=1e-5)
     rows = BLOCKS[kind](line, True)[1]
     variance = view.variance(kind)
-    from kqeq.linalg import solve_lower
+    from kqeq.backend.linalg import solve_lower
 
     scaled = solve_lower(model.posterior_.lower, rows.T)
     missed = variance - np.einsum("pn,pn->n", scaled, scaled)

@@ -9,11 +9,11 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from dscribe.descriptors import SOAP
 
-from kqeq.descriptors import parallel
-from kqeq.descriptors.soap import SOAPDescriptor
+from kqeq.descriptors.soap.descriptor import SOAPDescriptor
+from kqeq.descriptors.soap.host import parallel
 from kqeq.errors import InputError
-from kqeq.neighbours import find_pairs
-from kqeq.structures import Structure, read_structure
+from kqeq.frames.neighbours import find_pairs
+from kqeq.frames.structures import Structure, read_structure
 
 
 def dscribe_rows(atoms, descriptor, species=None, *, normalise=True):

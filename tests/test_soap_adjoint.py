@@ -5,11 +5,11 @@ import pytest
 from ase import Atoms
 from dscribe.descriptors import SOAP
 
-from kqeq.descriptors import parallel
-from kqeq.descriptors.soap import SOAPDescriptor
+from kqeq.descriptors.soap.descriptor import SOAPDescriptor
+from kqeq.descriptors.soap.host import parallel
 from kqeq.errors import InputError
-from kqeq.neighbours import Pairs, find_pairs
-from kqeq.structures import Structure, read_structure
+from kqeq.frames.neighbours import Pairs, find_pairs
+from kqeq.frames.structures import Structure, read_structure
 from test_soap import SYSTEMS, methanol, slab, triclinic
 
 SMALL = SOAPDescriptor(3.5, 4, 3)
@@ -155,7 +155,7 @@ def test_site_jacobian_by_finite_differences(make):
 @pytest.mark.parametrize("order", ["_pairs_first", "_centre_first"])
 def test_feature_gradients_equal_single_adjoints(make, prepared, order, monkeypatch):
     # M adjoints one by one are the definition; tiny chunks make all the seams show
-    from kqeq.descriptors import soap_features
+    from kqeq.descriptors.soap.host import features as soap_features
 
     monkeypatch.setattr(soap_features, "_accumulate", getattr(soap_features, order))
     monkeypatch.setattr(soap_features, "CHUNK_BYTES", 200_000)
@@ -251,7 +251,7 @@ def test_gradient_rotates_with_the_structure():
 
 
 def test_threads_do_not_change_a_bit(monkeypatch):
-    from kqeq.descriptors import soap_adjoint
+    from kqeq.descriptors.soap.host import adjoint as soap_adjoint
 
     monkeypatch.setattr(soap_adjoint, "SMALLEST_THREADED", 0)
     structure = read_structure(triclinic().repeat((2, 2, 1)))

@@ -6,10 +6,10 @@ from ase import Atoms
 
 from device_checks import STRICT
 from kqeq.backend import CPU, asarray_like, place, record_transfers, to_numpy
-from kqeq.descriptors.soap import SOAPDescriptor
-from kqeq.descriptors.soap_array_blocks import chunks, packing
+from kqeq.descriptors.soap.arrays.blocks import chunks, packing
+from kqeq.descriptors.soap.descriptor import SOAPDescriptor
 from kqeq.errors import InputError
-from kqeq.structures import read_structure
+from kqeq.frames.structures import read_structure
 from test_soap import methanol, slab, triclinic
 
 DEVICES = [CPU, STRICT]

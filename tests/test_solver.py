@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kqeq.errors import NotPositiveDefiniteError
-from kqeq.fitting import solver
-from kqeq.fitting.solver import accumulate, minimise, project_linear
+from kqeq.fitting.least_squares import solver
+from kqeq.fitting.least_squares.solver import accumulate, minimise, project_linear
 
 
 class Problem:

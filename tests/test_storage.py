@@ -15,8 +15,8 @@ import kqeq
 from checks import assert_same_prediction, bare
 from conftest import NOISE
 from kqeq import KQEq, QEq
-from kqeq.atomic_write import atomic_path, check_writable
 from kqeq.errors import InputError, KQEqError, ModelFileError, ModelNotFittedError
+from kqeq.io.atomic_write import atomic_path, check_writable
 
 
 @pytest.fixture(scope="module")
@@ -493,7 +493,7 @@ def test_unwritable_paths_are_found_before_anything_is_written(water_model, tmp_
     def denied(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("kqeq.atomic_write.tempfile.mkstemp", denied)
+    monkeypatch.setattr("kqeq.io.atomic_write.tempfile.mkstemp", denied)
     with pytest.raises(InputError, match="Permission denied; choose another folder"):
         check_writable(tmp_path / "new.kqeq")
     assert (tmp_path / "file").read_text() == "keep"

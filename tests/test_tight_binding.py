@@ -19,7 +19,7 @@ from kqeq.baselines.charged_cells import background
 from kqeq.baselines.differences import with_extras
 from kqeq.baselines.store import ResultStore, Stored, result_key
 from kqeq.errors import ConvergenceError, InputError, UnsupportedError
-from kqeq.structures import read_structure
+from kqeq.frames.structures import read_structure
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tblite") is None, reason='tblite is not installed: pip install "kqeq[xtb]"'

@@ -10,13 +10,13 @@ from conftest import small_kernel
 from kqeq import ACKS2, KQEq, elements, load
 from kqeq.constants import COULOMB
 from kqeq.errors import UnsupportedError
-from kqeq.fitting.blocks import BLOCKS, Linearisation
-from kqeq.fitting.features import TrainingFrame, compute_features
 from kqeq.fitting.fit import CHI_DELTA, CHI_SPREAD
 from kqeq.fitting.metrics import compare
+from kqeq.fitting.rows.blocks import BLOCKS, Linearisation
+from kqeq.fitting.rows.features import TrainingFrame, compute_features
 from kqeq.fitting.settings import DEFAULT_NOISE
-from kqeq.labels import Labels
-from kqeq.structures import read_structure
+from kqeq.frames.labels import Labels
+from kqeq.frames.structures import read_structure
 from test_metrics import prediction as predicted
 
 pytestmark = pytest.mark.filterwarnings("ignore::kqeq.errors.RepresentativesWarning")

@@ -11,10 +11,10 @@ from conftest import NOISE, small_kernel
 from kqeq import KQEq
 from kqeq.errors import InputError, KQEqWarning, ModelNotFittedError, UnsupportedError
 from kqeq.fitting.fit import FitResult
+from kqeq.fitting.least_squares.solver import minimise
 from kqeq.fitting.problem import FitProblem
-from kqeq.fitting.solver import minimise
-from kqeq.fitting.targets import choose_labels
-from kqeq.labels import LabelKeys, read_frames
+from kqeq.fitting.rows.targets import choose_labels
+from kqeq.frames.labels import LabelKeys, read_frames
 
 
 def dipoles(**options):
@@ -147,7 +147,7 @@ def test_element_parameters_go_on_being_learned(water_systems):
     for atoms in source:
         copy = atoms.copy()
         copy.info = {
-            "polarizability": truth.bind(kqeq.structures.read_structure(atoms)).polarizability(),
+            "polarizability": truth.bind(kqeq.frames.structures.read_structure(atoms)).polarizability(),
             "dipole": atoms.get_dipole_moment() + rng.normal(0.0, 0.01, 3),
         }
         made.append(copy)

@@ -6,7 +6,7 @@
     analysis.infrared(model, atoms)                  analysis.diagnose(model, atoms)
 
 Results are frozen dataclasses of arrays, with their units in the documentation and in ``units()``, and can be written:
-``to_dict()``, ``to_json(path)``, ``to_csv(path)``.  Figures are drawn by :mod:`kqeq.plots`.
+``to_dict()``, ``to_json(path)``, ``to_csv(path)``.  Figures are drawn by :mod:`kqeq.analysis.plots`.
 """
 
 from kqeq.analysis.consistency import Check, Consistency, check_consistency

@@ -20,9 +20,9 @@ from kqeq.analysis.entry import CHARGE_STEP, FIELD_STEP, derivative, potential_o
 from kqeq.analysis.results import Result
 from kqeq.calculator import KQEqCalculator
 from kqeq.errors import InputError, KQEqError
-from kqeq.fixed_geometry import FixedGeometry
-from kqeq.potential import Potential, Prediction
-from kqeq.structures import Structure, as_frames
+from kqeq.frames.structures import Structure, as_frames
+from kqeq.potential.fixed_geometry import FixedGeometry
+from kqeq.potential.potential import Potential, Prediction
 from kqeq.typing import FloatArray
 
 MAX_FRAMES = 10

@@ -24,8 +24,8 @@ from kqeq.analysis.ranges import charge_ranges
 from kqeq.charges import ACKS2, AtomicDipoles, QEq
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, KQEqError
-from kqeq.potential import Potential
-from kqeq.structures import Structure, conditions, read_structure
+from kqeq.frames.structures import Structure, conditions, read_structure
+from kqeq.potential.potential import Potential
 from kqeq.typing import FloatArray
 
 MAX_EXPONENT = 1.3

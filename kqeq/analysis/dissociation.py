@@ -18,8 +18,8 @@ from scipy.sparse.csgraph import connected_components
 from kqeq.analysis.entry import bare, potential_of, read, require_charges
 from kqeq.analysis.results import Result
 from kqeq.errors import InputError, UnsupportedError
-from kqeq.site_data import assign_fragments
-from kqeq.structures import conditions, read_structure
+from kqeq.frames.site_data import assign_fragments
+from kqeq.frames.structures import conditions, read_structure
 from kqeq.typing import FloatArray, IntArray
 
 

@@ -20,11 +20,11 @@ from ase import Atoms
 
 from kqeq.analysis.entry import fix, require_charges
 from kqeq.analysis.results import Result
-from kqeq.atomic_write import atomic_path
 from kqeq.constants import COULOMB
 from kqeq.electrostatics.radial import gaussian_coulomb
 from kqeq.errors import InputError, UnsupportedError
-from kqeq.fixed_geometry import FixedGeometry
+from kqeq.io.atomic_write import atomic_path
+from kqeq.potential.fixed_geometry import FixedGeometry
 from kqeq.typing import FloatArray, IntArray
 
 BLOCK = 2_000_000

@@ -9,10 +9,10 @@ import numpy as np
 from ase import Atoms
 
 from kqeq.errors import InputError, UnsupportedError
-from kqeq.estimator import KQEq
-from kqeq.fixed_geometry import FixedGeometry
-from kqeq.potential import Potential
-from kqeq.structures import Structure, describe, read_structure
+from kqeq.frames.structures import Structure, describe, read_structure
+from kqeq.model.estimator import KQEq
+from kqeq.potential.fixed_geometry import FixedGeometry
+from kqeq.potential.potential import Potential
 from kqeq.typing import FloatArray
 
 FIELD_STEP = 0.05

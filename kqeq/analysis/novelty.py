@@ -15,8 +15,8 @@ from typing import ClassVar
 import numpy as np
 
 from kqeq.analysis.results import Result
-from kqeq.fixed_geometry import FixedGeometry
-from kqeq.kernels import FeatureMap, gram
+from kqeq.kernels.feature_map import FeatureMap, gram
+from kqeq.potential.fixed_geometry import FixedGeometry
 from kqeq.typing import FloatArray, IntArray
 
 SINGLE = 0.05

@@ -9,9 +9,9 @@ from kqeq.analysis.findings import FLAGGED, NOTE, OK, Finding
 from kqeq.baselines.protocol import POLARIZABILITY
 from kqeq.constants import COULOMB
 from kqeq.errors import KQEqError
-from kqeq.labels import read_frame
-from kqeq.potential import Potential
-from kqeq.structures import Structure
+from kqeq.frames.labels import read_frame
+from kqeq.frames.structures import Structure
+from kqeq.potential.potential import Potential
 
 MAX_EXCESS = 0.05
 """Excess of the baseline's polarizability in some direction, relative to the mean, that is tolerated."""

@@ -2,7 +2,7 @@
 
 All quantities are derivatives of predictions (forces, charges, dipoles) by field or total charge, not identities of a
 particular charge model, so they hold for every model.  Descriptors and the factored charge problem are shared by
-all evaluations (:class:`kqeq.fixed_geometry.FixedGeometry`).
+all evaluations (:class:`kqeq.potential.fixed_geometry.FixedGeometry`).
 
 Dimensions: N atoms.
 """
@@ -18,7 +18,7 @@ from ase.data import covalent_radii
 from kqeq.analysis.entry import CHARGE_STEP, FIELD_STEP, defined, derivative, fix, require_charges
 from kqeq.analysis.results import Result
 from kqeq.constants import COULOMB
-from kqeq.fixed_geometry import FixedGeometry
+from kqeq.potential.fixed_geometry import FixedGeometry
 from kqeq.typing import FloatArray, IntArray
 
 FLOW_EXPONENT = 8

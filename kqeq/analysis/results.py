@@ -12,7 +12,7 @@ from typing import Any, ClassVar, get_type_hints
 import numpy as np
 from ase.data import chemical_symbols
 
-from kqeq.atomic_write import atomic_path
+from kqeq.io.atomic_write import atomic_path
 
 _AXES = ("x", "y", "z")
 

@@ -13,11 +13,11 @@ import numpy as np
 from ase import Atoms
 
 from kqeq.analysis.entry import fix, potential_of, require_charges
+from kqeq.analysis.optimise import optimise
 from kqeq.analysis.results import Result
 from kqeq.errors import InputError
-from kqeq.optimise import optimise
-from kqeq.potential import require_energy_model
-from kqeq.structures import check_field, conditions
+from kqeq.frames.structures import check_field, conditions
+from kqeq.potential.potential import require_energy_model
 from kqeq.typing import BoolArray, FloatArray, IntArray
 
 

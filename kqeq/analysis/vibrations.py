@@ -20,12 +20,12 @@ from ase import Atoms, units
 from ase.constraints import FixAtoms
 
 from kqeq.analysis.entry import fix, potential_of, read
+from kqeq.analysis.optimise import optimise
 from kqeq.analysis.response import born_charges_at
 from kqeq.analysis.results import Result
 from kqeq.errors import InputError
-from kqeq.optimise import optimise
-from kqeq.potential import require_energy_model
-from kqeq.structures import conditions, read_structure
+from kqeq.frames.structures import conditions, read_structure
+from kqeq.potential.potential import require_energy_model
 from kqeq.typing import BoolArray, FloatArray, IntArray
 
 STEP = 0.01

@@ -146,6 +146,21 @@ def buffer(x: Array) -> np.ndarray[Any, Any]:
     return inner if isinstance(inner, np.ndarray) else np.asarray(x)
 
 
+def together(*arrays: Array) -> None:
+    """Refuse arrays of different places, as CuPy does and a NumPy buffer would not.
+
+    Raises
+    ------
+    TypeError
+        If not all arrays live in the same library and on the same device.
+    """
+    if all(isinstance(x, np.ndarray) for x in arrays):
+        return
+    places = {place(x) for x in arrays}
+    if len(places) > 1:
+        raise TypeError(f"arrays of different places in one operation: {sorted(places)}")
+
+
 def wrapped(values: np.ndarray[Any, Any], like: Array) -> Array:
     """The opposite of :func:`buffer`."""
     if isinstance(like, np.ndarray):
@@ -208,6 +223,7 @@ __all__ = [
     "record_transfers",
     "to_float",
     "to_numpy",
+    "together",
     "wrapped",
     "zeros",
 ]

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from kqeq.backend.arrays import buffer, is_cupy, is_numpy, namespace, wrapped
+from kqeq.backend.arrays import buffer, is_cupy, is_numpy, namespace, together, wrapped
 from kqeq.typing import Array
 
 
@@ -36,6 +36,7 @@ def cholesky(matrix: Array) -> Array | None:
 
 def solve_triangular(lower: Array, rhs: Array, *, transposed: bool = False) -> Array:
     """Solve L x = rhs (or Lᵀ x = rhs) for a lower triangular L (n, n), rhs of shape (n,) or (n, c)."""
+    together(lower, rhs)
     trans: Literal["N", "T"] = "T" if transposed else "N"
     if is_cupy(lower):
         import cupyx.scipy.linalg as cupy_linalg
@@ -51,6 +52,7 @@ def solve_triangular(lower: Array, rhs: Array, *, transposed: bool = False) -> A
 
 def cho_solve(lower: Array, rhs: Array) -> Array:
     """Solve L Lᵀ x = rhs for a lower triangular L (n, n), rhs of shape (n,) or (n, c)."""
+    together(lower, rhs)
     if is_numpy(lower):
         from scipy import linalg
 

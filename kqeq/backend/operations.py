@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kqeq.backend.arrays import arange, buffer, full, is_cupy, is_numpy, namespace, wrapped
+from kqeq.backend.arrays import arange, buffer, full, is_cupy, is_numpy, namespace, together, wrapped
 from kqeq.typing import Array
 
 
@@ -44,6 +44,7 @@ def inverse_or_zero(x: Array) -> Array:
 
 def segment_sum(values: Array, index: Array, size: int) -> Array:
     """Sum ``values`` by ``index``: result[k] = Σ_p values[p] over index[p] = k, shape (size,)."""
+    together(values, index)
     if is_cupy(values):
         return namespace(values).bincount(index, weights=values, minlength=size)
     return wrapped(np.bincount(buffer(index), weights=buffer(values), minlength=size), values)
@@ -62,6 +63,7 @@ def scatter_add(out: Array, rows: Array, columns: Array, values: Array) -> Array
 
 def index_add(out: Array, index: Array, values: Array) -> Array:
     """out[index[p]] += values[p] for one-dimensional arrays, repeated indices adding up; returns the result."""
+    together(out, index, values)
     if is_numpy(out) or is_cupy(out):
         namespace(out).add.at(out, index, values)
         return out
@@ -72,6 +74,7 @@ def index_add(out: Array, index: Array, values: Array) -> Array:
 
 def put_rows(out: Array, index: Array, values: Array) -> Array:
     """out[index[p], ...] = values[p, ...] for different indices; returns the result (in place where possible)."""
+    together(out, index, values)
     if is_numpy(out) or is_cupy(out):
         out[index] = values
         return out

@@ -14,7 +14,7 @@ from ase.calculators.calculator import CalculationFailed, PropertyNotImplemented
 from kqeq.baselines.differences import with_extras
 from kqeq.baselines.protocol import Baseline, BaselineResult, Capabilities, GeometryBaseline
 from kqeq.errors import ConvergenceError, InputError, UnsupportedError
-from kqeq.structures import Structure, describe
+from kqeq.frames.structures import Structure, describe
 from kqeq.typing import FloatArray
 
 ASE_PREFIX = "ase:"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from kqeq.baselines.protocol import Baseline, BaselineResult, Capabilities
 from kqeq.errors import InputError
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 from kqeq.typing import FloatArray
 
 

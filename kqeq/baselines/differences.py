@@ -23,7 +23,7 @@ from kqeq.baselines.protocol import (
     BaselineResult,
     Capabilities,
 )
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 from kqeq.typing import FloatArray
 
 FIELD_STEP = 0.01

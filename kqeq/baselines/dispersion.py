@@ -17,7 +17,7 @@ from ase.units import Bohr, Hartree
 
 from kqeq.baselines.protocol import BaselineResult, GeometryBaseline
 from kqeq.errors import InputError, UnsupportedError
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 
 KINDS = {"d4": "dftd4", "d3": "dftd3"}
 

@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from kqeq.errors import InputError
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 from kqeq.typing import FloatArray
 
 POLARIZABILITY, CHARGE_GRADIENT, CHARGE_FIELD, CHARGE_CURVATURE = EXTRAS = (

@@ -17,7 +17,7 @@ from kqeq.baselines.shift import PREFIX, shift_from_name
 from kqeq.baselines.tight_binding import METHODS, from_name
 from kqeq.baselines.zbl import ZBL
 from kqeq.errors import InputError
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 
 CHARGE_FROM = ("baseline", "model")
 """Who carries the total charge where both could."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from kqeq.baselines.protocol import BaselineResult, GeometryBaseline
 from kqeq.errors import InputError
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 
 PREFIX = "shift"
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from kqeq.baselines.combine import AtReferenceCharge
 from kqeq.baselines.protocol import Baseline, BaselineResult, Capabilities
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 
 VARIABLE = "KQEQ_BASELINE_CACHE"
 

@@ -23,7 +23,7 @@ from kqeq.baselines.charged_cells import background
 from kqeq.baselines.differences import with_extras
 from kqeq.baselines.protocol import Baseline, BaselineResult, Capabilities
 from kqeq.errors import ConvergenceError, InputError, UnsupportedError
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 
 METHODS = {"gfn2": "GFN2-xTB", "gfn1": "GFN1-xTB", "ipea1": "IPEA1-xTB"}
 """Names of this package, and of tblite."""
@@ -51,8 +51,8 @@ class TightBinding:
     temperature : float
         Of the electrons, K.  Energies are free energies then, which the forces belong to.
     max_iterations : int
-        Of each attempt: from a superposition of atoms, from charges of electronegativity equilibration, and from these with
-        strong damping.
+        Of each attempt: from a superposition of atoms, from charges of electronegativity equilibration, and from
+        these with strong damping.
 
     Raises
     ------

@@ -11,8 +11,8 @@ from kqeq import elements
 from kqeq.baselines.protocol import BaselineResult, GeometryBaseline
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError
-from kqeq.neighbours import find_pairs
-from kqeq.structures import Structure
+from kqeq.frames.neighbours import find_pairs
+from kqeq.frames.structures import Structure
 from kqeq.typing import FloatArray, IntArray
 
 ZBL_COEFFICIENTS = np.array([0.18175, 0.50986, 0.28022, 0.02817])

@@ -5,7 +5,7 @@ from kqeq.charges.atomic_dipoles import AtomicDipoles
 from kqeq.charges.constant_potential import solve_at_potential
 from kqeq.charges.qeq import QEq
 from kqeq.charges.registry import charge_model_from_dict
-from kqeq.site_data import assign_fragments
+from kqeq.frames.site_data import assign_fragments
 
 __all__ = [
     "ACKS2",

@@ -9,6 +9,7 @@ With the Laplacian L = C K Cᵀ of the bond softness k, q = (1 + LA)⁻¹ q0 −
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from kqeq.charges.base import SiteParameters
 from kqeq.charges.boundaries import refuse_periodic_field
 from kqeq.charges.cores import SplitChargeCore
 from kqeq.charges.equilibrium import Equilibrium
-from kqeq.charges.fragments import reference_charges
+from kqeq.charges.fragments import REFERENCES, reference_charges
 from kqeq.charges.recipe import (
     DEFAULT_ACCURACY,
     HARDNESS_REMEDY,
@@ -25,13 +26,15 @@ from kqeq.charges.recipe import (
     Recipe,
     added_diagonal,
     build_hessian,
+    element_rule,
     element_values,
     iterative_remedy,
 )
 from kqeq.charges.softness import DEFAULT_CUTOFF, DEFAULT_DECAY, Links, default_softness
 from kqeq.charges.solvers import DenseSolver, IterativeSolver, Solver
 from kqeq.errors import InputError
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
+from kqeq.io.rules import NOTHING, Rule, choice, number
 from kqeq.typing import FloatArray, IntArray
 
 DENSE_LAPLACIAN = 64
@@ -72,6 +75,13 @@ class ACKS2(Recipe):
     reference charges are zero; in cells with three periodic directions such a field is the total macroscopic field.
     """
 
+    _rules: ClassVar[dict[str, Rule]] = {
+        "softness": element_rule("softness"),
+        "decay": number(),
+        "cutoff": number(above=1),  # in sums of covalent radii
+        "reference_charges": choice(*REFERENCES) | NOTHING,
+    }
+
     def __init__(
         self,
         softness: ElementValues = None,
@@ -104,11 +114,6 @@ class ACKS2(Recipe):
         if (kappa < 0.0).any():
             raise InputError(
                 f"softness of {kappa.min():g} e²/eV; expected values that are not negative (0: no charge flows)"
-            )
-        if not (np.isfinite(self.cutoff) and self.cutoff > 1.0) or not np.isfinite(self.decay):
-            raise InputError(
-                f"ACKS2 has decay={self.decay!r} and cutoff={self.cutoff!r}; expected a finite decay and a cutoff above "
-                "1 (in sums of covalent radii)"
             )
         return replace(super().site_parameters(numbers), softness=kappa)
 

@@ -18,11 +18,17 @@ from kqeq.backend import CPU, Device
 from kqeq.charges.acks2 import ACKS2
 from kqeq.charges.base import SiteParameters
 from kqeq.charges.equilibrium import Equilibrium
-from kqeq.charges.recipe import KERNEL, ElementValues, Recipe, element_values, not_learned_yet
+from kqeq.charges.recipe import KERNEL, ElementValues, Recipe, element_rule, element_values, not_learned_yet
 from kqeq.constants import COULOMB
-from kqeq.errors import InputError
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
+from kqeq.io.rules import FLAG, NOTHING, Rule, check_settings, instance
 from kqeq.typing import IntArray
+
+_RULES: Mapping[str, Rule] = {
+    "inner": instance(Recipe, "a model of charges, kqeq.QEq(...) or kqeq.ACKS2(...)") | NOTHING,
+    "polarizability": element_rule("polarizability"),
+    "damping": FLAG,
+}
 
 
 class AtomicDipoles(BaseEstimator):  # type: ignore[misc]
@@ -53,15 +59,19 @@ class AtomicDipoles(BaseEstimator):  # type: ignore[misc]
         self.polarizability = polarizability
         self.damping = damping
 
+    def check_settings(self) -> None:
+        """Refuse settings that make no sense, those of the model underneath included.
+
+        Raises
+        ------
+        InputError
+        """
+        self._inner.check_settings()
+
     @property
     def _inner(self) -> Recipe:
-        if self.inner is None:
-            return ACKS2()
-        if not isinstance(self.inner, Recipe):
-            raise InputError(
-                f"AtomicDipoles(inner={self.inner!r}): expected a model of charges, kqeq.QEq(...) or kqeq.ACKS2(...)"
-            )
-        return self.inner
+        check_settings(self, _RULES)
+        return ACKS2() if self.inner is None else self.inner
 
     @property
     def learned(self) -> tuple[str, ...]:

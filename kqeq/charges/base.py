@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from kqeq.backend import CPU, Device, asarray_like
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 from kqeq.typing import Array, IntArray
 
 SITE_KINDS: tuple[str, ...] = ("hardness", "width", "polarizability", "softness")
@@ -235,6 +235,14 @@ class ChargeModel(Protocol):
 
     def with_parameters(self, values: Mapping[str, Mapping[str, float]]) -> ChargeModel:
         """A copy with values by kind and element symbol in place of what it had, for those kinds."""
+
+    def check_settings(self) -> None:
+        """Refuse settings that make no sense, whatever the structure.
+
+        Raises
+        ------
+        InputError
+        """
 
     def check(self, structure: Structure) -> None:
         """Refuse structures and conditions that the model cannot treat, before any long work.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from kqeq.errors import UnsupportedError
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 from kqeq.typing import FloatArray
 
 _TOLERANCE = 1e-9

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kqeq.backend import cho_solve, namespace, to_float
+from kqeq.backend.linalg import ConstrainedMinimum, add_to_diagonal, factorise, solve_lower
 from kqeq.constants import COULOMB
-from kqeq.linalg import ConstrainedMinimum, add_to_diagonal, factorise, solve_lower
 from kqeq.typing import Array
 
 
@@ -48,7 +48,7 @@ class ConstrainedCore:
     def build(
         cls, hessian: Array, constraints: Array, *, shift: bool, what: str, remedy: str
     ) -> ConstrainedCore:
-        """Factor; see :meth:`kqeq.linalg.ConstrainedMinimum.build`."""
+        """Factor; see :meth:`kqeq.backend.linalg.ConstrainedMinimum.build`."""
         return cls(ConstrainedMinimum.build(hessian, constraints, shift=shift, what=what, remedy=remedy))
 
     def place(self, reference: Array) -> Array:

@@ -38,7 +38,7 @@ from kqeq.charges.softness import Links
 from kqeq.charges.solvers import Solver
 from kqeq.charges.state import EquilibriumState
 from kqeq.electrostatics.base import Electrostatics
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 from kqeq.typing import Array, FloatArray
 
 

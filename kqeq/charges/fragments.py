@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kqeq.errors import InputError
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 from kqeq.typing import FloatArray
 
 REFERENCES: tuple[str, ...] = ("uniform", "fragments", "given")

@@ -9,6 +9,8 @@ Goddard 1991, *J. Phys. Chem.* 95, 3358; Gaussian charges as in Ghasemi et al. 2
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from kqeq.backend import CPU, Device, asarray_like
@@ -26,7 +28,8 @@ from kqeq.charges.recipe import (
     iterative_remedy,
 )
 from kqeq.charges.solvers import DenseSolver, IterativeSolver, Solver
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
+from kqeq.io.rules import FLAG, Rule
 
 
 class QEq(Recipe):
@@ -56,6 +59,8 @@ class QEq(Recipe):
     Fields, dipoles and polarizabilities are defined along open directions only: not in a cell that is periodic in
     three directions, and along the normal of a slab.
     """
+
+    _rules: ClassVar[dict[str, Rule]] = {"fragments": FLAG}
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, clone
 
 from kqeq import elements
 from kqeq.backend import CPU, Device, namespace, to_numpy
+from kqeq.backend.linalg import add_to_diagonal
 from kqeq.charges.base import ENVIRONMENT_KINDS, SITE_KINDS, SiteParameters
 from kqeq.charges.boundaries import check_periodicity, periodic_part, refuse_periodic_field
 from kqeq.charges.cores import DipoleElimination, self_interaction
@@ -20,8 +21,8 @@ from kqeq.constants import COULOMB
 from kqeq.electrostatics import MeshCoulomb, coulomb
 from kqeq.electrostatics.base import Electrostatics
 from kqeq.errors import InputError, NotPositiveDefiniteError, UnsupportedError
-from kqeq.linalg import add_to_diagonal
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
+from kqeq.io.rules import NOTHING, Rule, check_settings, choice, instance, number
 from kqeq.typing import Array, FloatArray, IntArray
 
 ElementValues = Mapping[str, float] | str | None
@@ -50,6 +51,21 @@ HARDNESS_REMEDY = (
     "an element's hardness is too negative for its width: raise the hardness "
     "(hardness + k_e/(sqrt(pi)*width) must be positive, and atoms may not screen each other into instability)"
 )
+
+
+def element_rule(kind: str) -> Rule:
+    """What parameters of one kind may be."""
+    words = (LEARN, KERNEL) if kind in ENVIRONMENT_KINDS else (LEARN,)
+    return instance(Mapping, "a dict of values by element") | choice(*words) | NOTHING
+
+
+RECIPE_RULES: dict[str, Rule] = {
+    "hardness": element_rule("hardness"),
+    "width": element_rule("width"),
+    "solver": choice(*SOLVERS),
+    "accuracy": number(1e-11, 1e-2),
+}
+"""Settings that all recipes have; the accuracy is the largest error of a charge, e."""
 
 
 def element_values(values: ElementValues, numbers: IntArray, default: Any, kind: str) -> FloatArray:
@@ -83,6 +99,9 @@ def not_learned_yet(values: Mapping[str, str]) -> UnsupportedError:
 
 class Recipe(BaseEstimator):  # type: ignore[misc]
     """A charge model made of element parameters; see :class:`kqeq.charges.base.ChargeModel`."""
+
+    _rules: ClassVar[dict[str, Rule]] = {}
+    """Settings of a model beyond :data:`RECIPE_RULES`."""
 
     def _kinds(self) -> tuple[str, ...]:
         """Kinds of site parameters of the model, attributes of the same names."""
@@ -136,26 +155,21 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
     def check_structure(self, structure: Structure) -> None:
         """As :meth:`check`, for models with parameters that are still to be learned as well."""
         check_periodicity(structure, type(self).__name__)
-        self.check_solver()
+        self.check_settings()
         self.site_parameters(structure.numbers)
         self._check_charges(structure)
         along = periodic_part(structure, structure.external_field)
         if along is not None:
             self._check_periodic_field(structure, along)
 
-    def check_solver(self) -> None:
-        """Refuse a choice of solver or accuracy that there is not.
+    def check_settings(self) -> None:
+        """Refuse settings that make no sense.
 
         Raises
         ------
         InputError
         """
-        if self.solver not in SOLVERS:
-            raise InputError(f"solver is {self.solver!r}; expected one of {', '.join(SOLVERS)}")
-        if not isinstance(self.accuracy, int | float) or not 1e-11 <= self.accuracy <= 1e-2:
-            raise InputError(
-                f"accuracy is {self.accuracy!r}; expected the largest error of a charge in e, between 1e-11 and 1e-2"
-            )
+        check_settings(self, RECIPE_RULES | self._rules)
 
     def _check_charges(self, structure: Structure) -> None:
         """Refuse structures that lack the fragments or reference charges that the model needs."""
@@ -204,7 +218,7 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
         device: Device,
     ) -> Electrostatics | None:
         """What the iterative solver takes products from; ``None`` where the dense one is wanted."""
-        self.check_solver()
+        self.check_settings()
         size = (4 if dipoles else 1) * len(structure)
         too_large = size > MAX_DENSE
         if self.solver == "dense" or (self.solver == "auto" and not too_large and many_responses):

@@ -56,10 +56,10 @@ from kqeq.backend import (
     selection_matrix,
     to_numpy,
 )
+from kqeq.backend.linalg import add_to_diagonal
 from kqeq.constants import COULOMB
-from kqeq.linalg import add_to_diagonal
-from kqeq.neighbours import find_pairs
-from kqeq.structures import Structure
+from kqeq.frames.neighbours import find_pairs
+from kqeq.frames.structures import Structure
 from kqeq.typing import Array, FloatArray, IntArray
 
 DEFAULT_DECAY = 0.0

@@ -25,10 +25,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from kqeq.backend import asarray_like, empty, namespace, segment_sum, zeros
+from kqeq.backend.linalg import conjugate_gradients
 from kqeq.charges.cores import Core, DipoleElimination, self_interaction
 from kqeq.electrostatics.base import Electrostatics
 from kqeq.errors import UnsupportedError
-from kqeq.linalg import conjugate_gradients
 from kqeq.typing import Array, IntArray
 
 MAX_ITERATIONS = 500

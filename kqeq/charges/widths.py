@@ -16,8 +16,8 @@ from kqeq.backend import asarray_like, eye, namespace, selection_matrix, to_floa
 from kqeq.constants import COULOMB
 from kqeq.electrostatics.radial import gaussian_width_response
 from kqeq.electrostatics.tensors import AXES, gradient_rows
-from kqeq.neighbours import find_pairs
-from kqeq.structures import Structure
+from kqeq.frames.neighbours import find_pairs
+from kqeq.frames.structures import Structure
 from kqeq.typing import Array
 
 _REACH = 8.5

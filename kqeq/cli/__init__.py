@@ -16,7 +16,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TextIO
 
-from kqeq import __version__
+from kqeq._version import __version__
 from kqeq.cli.analysis import add_analysis, add_conditions
 from kqeq.cli.files import FRAMES, read_frames, read_one, with_results, write_frames, write_json
 from kqeq.errors import InputError, KQEqError, KQEqWarning
@@ -141,9 +141,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fit(arguments: argparse.Namespace) -> int:
-    from kqeq.atomic_write import check_writable
-    from kqeq.config import load_config
-    from kqeq.estimator import KQEq
+    from kqeq.io.atomic_write import check_writable
+    from kqeq.model.config import load_config
+    from kqeq.model.estimator import KQEq
 
     check_writable(arguments.output)
     model = KQEq() if arguments.config is None else load_config(arguments.config)
@@ -177,8 +177,8 @@ def _jobs(number: int) -> Iterator[None]:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from kqeq.atomic_write import check_writable
-    from kqeq.storage import load_model
+    from kqeq.io.atomic_write import check_writable
+    from kqeq.model.storage import load_model
 
     if arguments.json is not None:
         check_writable(arguments.json)
@@ -191,8 +191,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from kqeq.atomic_write import check_writable
-    from kqeq.storage import load_model
+    from kqeq.io.atomic_write import check_writable
+    from kqeq.model.storage import load_model
 
     check_writable(arguments.output)
     model = load_model(arguments.model)
@@ -208,9 +208,9 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _optimize(arguments: argparse.Namespace) -> int:
-    from kqeq.atomic_write import check_writable
-    from kqeq.optimise import optimise
-    from kqeq.storage import load_model
+    from kqeq.analysis.optimise import optimise
+    from kqeq.io.atomic_write import check_writable
+    from kqeq.model.storage import load_model
 
     check_writable(arguments.output)
     model = load_model(arguments.model)
@@ -241,8 +241,8 @@ def _optimize(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from kqeq.atomic_write import check_writable
-    from kqeq.demo import run
+    from kqeq.cli.demo import run
+    from kqeq.io.atomic_write import check_writable
 
     if arguments.json is not None:
         check_writable(arguments.json)

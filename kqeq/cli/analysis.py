@@ -110,7 +110,7 @@ def _respond(arguments: argparse.Namespace) -> int:
     from kqeq import analysis
     from kqeq.analysis.entry import formula
     from kqeq.errors import KQEqError, UndeterminedWarning
-    from kqeq.storage import load_model
+    from kqeq.model.storage import load_model
 
     _check_outputs(arguments.json, arguments.plot, arguments.cube)
     model = load_model(arguments.model)
@@ -165,7 +165,7 @@ def _respond(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         write_json(arguments.json, {name: result.to_dict() for name, result in results.items()})
     if arguments.plot is not None:
-        from kqeq import plots
+        from kqeq.analysis import plots
 
         plots.save(arguments.plot, plots.response_figure(formula(atoms), results))
     return OK
@@ -173,7 +173,7 @@ def _respond(arguments: argparse.Namespace) -> int:
 
 def _diagnose(arguments: argparse.Namespace) -> int:
     from kqeq.analysis import diagnose
-    from kqeq.storage import load_model
+    from kqeq.model.storage import load_model
 
     _check_outputs(arguments.json, arguments.plot)
     model = load_model(arguments.model)
@@ -185,7 +185,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         write_json(arguments.json, diagnosis.to_dict())
     if arguments.plot is not None:
-        from kqeq import plots
+        from kqeq.analysis import plots
 
         plots.save(arguments.plot, plots.diagnosis_figure(diagnosis))
     return OK
@@ -193,7 +193,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from kqeq.analysis import check_consistency
-    from kqeq.storage import load_model
+    from kqeq.model.storage import load_model
 
     _check_outputs(arguments.json, arguments.plot)
     model = load_model(arguments.model)
@@ -208,14 +208,14 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         write_json(arguments.json, {"passed": result.passed, **result.to_dict()})
     if arguments.plot is not None:
-        from kqeq import plots
+        from kqeq.analysis import plots
 
         plots.save(arguments.plot, plots.consistency_figure(result))
     return OK if result.passed else FAILED
 
 
 def _check_outputs(*paths: str | None) -> None:
-    from kqeq.atomic_write import check_writable
+    from kqeq.io.atomic_write import check_writable
 
     for path in paths:
         if path is not None:

@@ -13,7 +13,7 @@ from kqeq.errors import InputError
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from kqeq.potential import Potential, Prediction
+    from kqeq.potential.potential import Potential, Prediction
 
 FRAMES = "extended XYZ or any other file that ASE reads; FILE@:10 takes the first ten frames"
 """Help for arguments that name frames."""
@@ -138,7 +138,7 @@ def write_frames(path: str, frames: Sequence[Atoms]) -> None:
     """Write frames as extended XYZ, atomically."""
     from ase.io import write
 
-    from kqeq.atomic_write import atomic_path
+    from kqeq.io.atomic_write import atomic_path
 
     with atomic_path(path) as temporary:
         write(temporary, list(frames), format="extxyz")
@@ -146,7 +146,7 @@ def write_frames(path: str, frames: Sequence[Atoms]) -> None:
 
 def write_json(path: str, data: Any) -> None:
     """Write plain data as JSON, atomically."""
-    from kqeq.atomic_write import atomic_path
+    from kqeq.io.atomic_write import atomic_path
 
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:

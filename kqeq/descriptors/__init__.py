@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from kqeq.backend import CPU, Device
 from kqeq.descriptors.base import Descriptor, DescriptorState
-from kqeq.neighbours import Pairs, find_pairs
-from kqeq.structures import Structure
+from kqeq.frames.neighbours import Pairs, find_pairs
+from kqeq.frames.structures import Structure
 
 
 def evaluate_states(

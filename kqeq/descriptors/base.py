@@ -19,8 +19,8 @@ Dimensions: N atoms, F descriptor features, M directions.
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from kqeq.neighbours import Pairs
-from kqeq.structures import Structure
+from kqeq.frames.neighbours import Pairs
+from kqeq.frames.structures import Structure
 from kqeq.typing import Array, FloatArray, IntArray
 
 

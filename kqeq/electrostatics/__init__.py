@@ -10,7 +10,7 @@ from kqeq.electrostatics.mesh import MeshCoulomb
 from kqeq.electrostatics.mesh_plan import DEFAULT_ACCURACY as DEFAULT_MESH_ACCURACY
 from kqeq.electrostatics.mesh_plan import mesh_cost, plan_mesh
 from kqeq.errors import UnsupportedError
-from kqeq.structures import Structure
+from kqeq.frames.structures import Structure
 from kqeq.typing import FloatArray
 
 _DIRECT_COST = 3.0e-8

@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from kqeq.baselines import Baseline, BaselineResult, Capabilities, Sum, remaining
+from kqeq.baselines import Baseline, BaselineResult, Sum, remaining
 from kqeq.baselines.combine import parts_of
 from kqeq.baselines.shift import learn_shift
 from kqeq.baselines.store import ResultStore, result_key
 from kqeq.errors import ConvergenceError, InputError, KQEqError
-from kqeq.fitting.features import TrainingFrame
 from kqeq.fitting.problem import map_chunks
-from kqeq.labels import Labels
-from kqeq.on_baseline import extras_for, sees_baseline
-from kqeq.structures import Structure
+from kqeq.fitting.rows.features import TrainingFrame
+from kqeq.frames.labels import Labels
+from kqeq.frames.structures import Structure
+from kqeq.potential.on_baseline import extras_for, sees_baseline
 
 FRAMES_PER_TASK = 4
 """Frames that one process computes before it hands over."""
@@ -32,17 +32,6 @@ def used_baseline(baseline: Baseline | None, *, has_energy: bool) -> Baseline | 
         return baseline
     knows = baseline.capabilities
     return baseline if knows.dipole or knows.charges or knows.holds_charge else None
-
-
-def why_not(kind: str, knows: Capabilities) -> str | None:
-    """Why a label cannot be fitted on top of a baseline with these capabilities; ``None`` if it can."""
-    if kind == "dipole" and knows.holds_charge and not knows.dipole:
-        return "the baseline holds the total charge and gives no dipole"
-    if kind == "charges" and knows.holds_charge and not knows.charges:
-        return "the baseline holds the total charge and gives no charges of atoms"
-    if kind == "polarizability" and (knows.holds_charge or knows.dipole) and not knows.field:
-        return "the response of the baseline to a field is not known"
-    return None
 
 
 def check_frames(frames: Sequence[TrainingFrame], baseline: Baseline) -> None:
@@ -199,4 +188,4 @@ def _compute_some(tasks: Sequence[Task], baseline: Baseline) -> list[BaselineRes
     return results
 
 
-__all__ = ["check_frames", "compute", "subtract_baseline", "used_baseline", "why_not"]
+__all__ = ["check_frames", "compute", "subtract_baseline", "used_baseline"]

@@ -1,7 +1,8 @@
 """The second stage of a fit: a short-range energy that sees the charges, at given charges.
 
 Electronegativities and site parameters come from the ordinary fit and are held.  Then E_sr = Σ_b Σ_i ψ_b(q_i) δ Φ_i w_b
-(:mod:`kqeq.charge_kernel`) and all that follows from it is linear in w, with known charges and derivatives of charges:
+(:mod:`kqeq.kernels.charge_kernel`) and all that follows from it is linear in w, with known charges and derivatives
+of charges:
 
     ∂E/∂w_bm    = Σ_i ψ_b Φ_im                    ∂(∂E/∂r)/∂w_bm = Σ_i ψ_b ∂Φ_im/∂r + Σ_i ψ'_b Φ_im ∂q_i/∂r
     ∂μ/∂w_bm    = Σ_i ψ'_b Φ_im ∂μ/∂χ_i           ∂α/∂w_bm = −Σ_i ψ''_b Φ_im (∂q_i/∂field)(∂q_i/∂field)ᵀ
@@ -20,27 +21,27 @@ from functools import cached_property
 import numpy as np
 
 from kqeq.baselines import BaselineResult
-from kqeq.charge_kernel import ChargeKernel
-from kqeq.charged import Charged
 from kqeq.charges.base import Response
 from kqeq.charges.parameters import logarithmic_gradient_response
 from kqeq.descriptors.base import DescriptorState, SiteJacobian
-from kqeq.fitting.blocks import deviation, target_vector, to_stress, upper_triangle
-from kqeq.fitting.equations import Sums
-from kqeq.fitting.features import TrainingFrame
-from kqeq.fitting.parameters import SitePart
-from kqeq.fitting.problem import MAX_CHUNKS, add_up, chunk_sums, map_chunks
-from kqeq.fitting.solver import (
+from kqeq.fitting.least_squares.equations import Sums
+from kqeq.fitting.least_squares.solver import (
     JacobianKind,
     LeastSquaresProblem,
     Solution,
     SumKind,
     minimise,
 )
-from kqeq.kernels import evaluate_environments
-from kqeq.potential import Potential, SiteModel
-from kqeq.prediction import Prediction
-from kqeq.structures import Structure
+from kqeq.fitting.parameters import SitePart
+from kqeq.fitting.problem import MAX_CHUNKS, add_up, chunk_sums, map_chunks
+from kqeq.fitting.rows.blocks import deviation, target_vector, to_stress, upper_triangle
+from kqeq.fitting.rows.features import TrainingFrame
+from kqeq.frames.structures import Structure
+from kqeq.kernels.charge_kernel import ChargeKernel
+from kqeq.kernels.feature_map import evaluate_environments
+from kqeq.potential.charged import Charged
+from kqeq.potential.potential import Potential, SiteModel
+from kqeq.potential.prediction import Prediction
 from kqeq.typing import FloatArray, IntArray
 
 FRAMES_PER_TASK = 8

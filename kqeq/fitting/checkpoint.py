@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from kqeq.archive import read_archive, write_archive
 from kqeq.errors import ModelFileError
-from kqeq.fitting.features import TrainingFrame
+from kqeq.fitting.least_squares.solver import Iteration, SolverState
+from kqeq.fitting.rows.features import TrainingFrame
 from kqeq.fitting.settings import FitSettings
-from kqeq.fitting.solver import Iteration, SolverState
+from kqeq.io.archive import read_archive, write_archive
 
 FORMAT = "kqeq-checkpoint"
 VERSION = 1

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from kqeq.errors import LabelWarning
-from kqeq.fitting.features import TrainingFrame
+from kqeq.fitting.rows.features import TrainingFrame
 
 SAME = 1e-4
 """Positions that differ by less than this (Å, root mean square, after centring) are the same geometry."""

@@ -12,32 +12,32 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from kqeq import elements
-from kqeq.atomic_write import check_writable
+from kqeq.backend.linalg import solve_lower
 from kqeq.baselines import remaining
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
 from kqeq.errors import InputError, KQEqError
 from kqeq.fitting.baseline_labels import subtract_baseline, used_baseline
-from kqeq.fitting.blocks import LINEAR_KINDS
-from kqeq.fitting.cache import CacheFolder
 from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
 from kqeq.fitting.checkpoint import fingerprint
 from kqeq.fitting.consistency import warn_contradictions
-from kqeq.fitting.features import TrainingFrame
-from kqeq.fitting.hyperparameters import learn
+from kqeq.fitting.evidence.hyperparameters import learn
+from kqeq.fitting.least_squares.solver import Solution
 from kqeq.fitting.minimisation import minimise_from, solve, warn_unconverged
 from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.report import FitReport
+from kqeq.fitting.rows.blocks import LINEAR_KINDS
+from kqeq.fitting.rows.cache import CacheFolder
+from kqeq.fitting.rows.features import TrainingFrame
+from kqeq.fitting.rows.targets import choose_labels, energy_offsets
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings
-from kqeq.fitting.solver import Solution
-from kqeq.fitting.targets import choose_labels, energy_offsets
-from kqeq.kernels import FeatureMap, SOAPKernel
-from kqeq.labels import Labels
-from kqeq.linalg import solve_lower
-from kqeq.potential import Potential, SiteModel
-from kqeq.progress import say, track
-from kqeq.representatives import build_feature_map
-from kqeq.structures import Structure
+from kqeq.frames.labels import Labels
+from kqeq.frames.structures import Structure
+from kqeq.io.atomic_write import check_writable
+from kqeq.io.progress import say, track
+from kqeq.kernels.feature_map import FeatureMap, SOAPKernel
+from kqeq.kernels.representatives import build_feature_map
+from kqeq.potential.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
 
 CHI_DELTA = 2.0

@@ -14,8 +14,8 @@ from kqeq.charges.base import ChargeModel
 from kqeq.charges.parameters import ElementParameters
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError
-from kqeq.fitting.solver import JacobianKind, Solution, minimise
-from kqeq.structures import Structure
+from kqeq.fitting.least_squares.solver import JacobianKind, Solution, minimise
+from kqeq.frames.structures import Structure
 from kqeq.typing import FloatArray
 
 DEFAULT_NOISE = 0.1 / COULOMB

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from kqeq.labels import Labels
-from kqeq.potential import Prediction
-from kqeq.structures import Structure
+from kqeq.frames.labels import Labels
+from kqeq.frames.structures import Structure
+from kqeq.potential.potential import Prediction
 from kqeq.typing import FloatArray
 
 UNITS: Mapping[str, str] = {

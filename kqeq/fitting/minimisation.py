@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 
 from kqeq.errors import KQEqWarning
-from kqeq.fitting.blocks import LINEAR_KINDS
 from kqeq.fitting.checkpoint import fingerprint, read_checkpoint, write_checkpoint
+from kqeq.fitting.least_squares.solver import Solution, SolverState, minimise
 from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.problem import FitProblem, joblib_engine
+from kqeq.fitting.rows.blocks import LINEAR_KINDS
 from kqeq.fitting.settings import FitSettings
-from kqeq.fitting.solver import Solution, SolverState, minimise
 from kqeq.typing import FloatArray
 
 
 def minimise_problem(problem: FitProblem, start: FloatArray, **options: Any) -> Solution:
-    """:func:`kqeq.fitting.solver.minimise` in parallel, with the limits that the parameters of a fit set to its steps."""
+    """:func:`~kqeq.fitting.least_squares.solver.minimise` in parallel, within the limits that the parameters set."""
     return minimise(
         problem,
         start,

@@ -23,7 +23,7 @@ import numpy as np
 from kqeq.backend import asarray_like, zeros
 from kqeq.charges.base import ChargeModel, SiteChange, SiteParameters
 from kqeq.charges.parameters import ElementParameters, logarithmic_directions, multiply_sites
-from kqeq.kernels import FeatureMap
+from kqeq.kernels.feature_map import FeatureMap
 from kqeq.typing import Array, FloatArray, IntArray
 
 
@@ -44,7 +44,8 @@ class SitePart:
     columns : slice
         Its stretch of the parameter vector: kernel features, then one per element in ``offset_mean``.
     remainder : float
-        Variance of what the sparse features miss, relative to what the prior says it is (:mod:`kqeq.remainder`).
+        Variance of what the sparse features miss, relative to what the prior says it is
+        (:mod:`kqeq.uncertainty.remainder`).
     """
 
     feature_map: FeatureMap | None

@@ -16,16 +16,21 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from kqeq import blas
-from kqeq.backend import CPU, Device, asarray_like, cache_budget
+from kqeq.backend import CPU, Device, asarray_like, blas, cache_budget
 from kqeq.errors import WorkerError
-from kqeq.fitting.blocks import frame_rows
-from kqeq.fitting.cache import CacheFiles, CacheFolder
-from kqeq.fitting.equations import Sums
-from kqeq.fitting.features import MEMORY_BUDGET, FeatureStore, TrainingFrame, feature_maps
+from kqeq.fitting.least_squares.equations import Sums
+from kqeq.fitting.least_squares.solver import (
+    CHUNK_ROWS,
+    JacobianKind,
+    LeastSquaresProblem,
+    SumKind,
+    sum_frames,
+)
 from kqeq.fitting.parameters import Parameters
-from kqeq.fitting.solver import CHUNK_ROWS, JacobianKind, LeastSquaresProblem, SumKind, sum_frames
-from kqeq.progress import say, track
+from kqeq.fitting.rows.blocks import frame_rows
+from kqeq.fitting.rows.cache import CacheFiles, CacheFolder
+from kqeq.fitting.rows.features import MEMORY_BUDGET, FeatureStore, TrainingFrame, feature_maps
+from kqeq.io.progress import say, track
 from kqeq.typing import Array, FloatArray
 
 MAX_CHUNKS = 64

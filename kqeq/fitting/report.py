@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kqeq.fitting.solver import Iteration
+from kqeq.fitting.least_squares.solver import Iteration
 
 NAMES = {"cholesky": "Cholesky", "qr": "QR"}
 """What the ways to solve the linear problem are called in tables."""

@@ -4,19 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Integral, Real
-
-import numpy as np
+from typing import Any
 
 from kqeq.backend import CPU, Device
-from kqeq.baselines import Baseline
-from kqeq.charge_kernel import ChargeKernel
+from kqeq.baselines import CHARGE_FROM, Baseline
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError
-from kqeq.fitting.blocks import BLOCKS
-from kqeq.fitting.equations import SOLVERS
-from kqeq.kernels import SOAPKernel
-from kqeq.on_baseline import sees_baseline
+from kqeq.fitting.least_squares.equations import SOLVERS
+from kqeq.fitting.rows.blocks import BLOCKS
+from kqeq.io.rules import (
+    NAME,
+    NOTHING,
+    TEXT,
+    Rule,
+    check_values,
+    choice,
+    instance,
+    number,
+    protocol,
+    sequence,
+    unknown_name,
+    whole,
+)
+from kqeq.kernels.charge_kernel import ChargeKernel
+from kqeq.kernels.feature_map import SOAPKernel
+from kqeq.potential.on_baseline import sees_baseline
+
+_DEVIATION = number(above=0)
+
+_KERNEL = instance(SOAPKernel, "settings of a kernel, kqeq.SOAPKernel(...)")
+
+_CHARGES = protocol(
+    ("bind", "check_settings", "check_structure", "site_parameters"),
+    "a charge model, for example kqeq.QEq() or kqeq.ACKS2()",
+)
+
+RULES: Mapping[str, Rule] = {
+    "electronegativity": _KERNEL | NOTHING,
+    "short_range": _KERNEL | NOTHING,
+    "site_kernel": _KERNEL | NOTHING,
+    "charges": _CHARGES | NOTHING,
+    "charge_aware": instance(ChargeKernel, "kqeq.ChargeKernel(...)") | NOTHING,
+    "targets": sequence(NAME, 'a list of label kinds, for example ["energy", "forces"]') | NOTHING,
+    "charge_from": choice(*CHARGE_FROM),
+    "charges_key": NAME | NOTHING,
+    "label_prefix": TEXT,
+    "max_iterations": whole(minimum=1),
+    "solver": choice(*SOLVERS),
+    "optimize": choice("evidence") | NOTHING,
+}
+"""Settings of a fit, and of the estimator, by name; noise has a check of its own (:func:`check_noise`)."""
 
 DEFAULT_NOISE: Mapping[str, float] = {
     "energy": 1e-3,
@@ -51,7 +88,7 @@ class FitSettings:
     site_kernel : SOAPKernel or None
         For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
     solver : {"auto", "cholesky", "qr"}
-        How the linear problem of each step is solved (:mod:`kqeq.fitting.equations`).
+        How the linear problem of each step is solved (:mod:`kqeq.fitting.least_squares.equations`).
     charge_aware : ChargeKernel or None
         How the short-range energy depends on charges.
     leave_out_failed : bool
@@ -84,15 +121,24 @@ def complete_noise(noise: Mapping[str, float] | None) -> dict[str, float]:
     InputError
         For anything but a mapping, and for unknown kinds.
     """
-    if not isinstance(noise or {}, Mapping):
-        raise InputError(f"noise is {noise!r}; expected a dict of standard deviations by label kind")
-    given = dict(noise or {})
-    unknown = [kind for kind in given if kind not in DEFAULT_NOISE]
-    if unknown:
-        raise InputError(
-            f"noise names {', '.join(map(repr, unknown))}; expected some of {', '.join(DEFAULT_NOISE)}"
-        )
-    return {**DEFAULT_NOISE, **given}
+    check_noise(noise)
+    return {**DEFAULT_NOISE, **(noise or {})}
+
+
+def check_noise(noise: Any) -> None:
+    """Refuse standard deviations that make no sense.
+
+    Raises
+    ------
+    InputError
+    """
+    rule = instance(Mapping, "a dict of standard deviations by label kind") | NOTHING
+    rule.require(noise, "KQEq(noise=...)")
+    for kind, value in (noise or {}).items():
+        if kind not in DEFAULT_NOISE:
+            raise unknown_name(kind, DEFAULT_NOISE, "noise for unknown label kind")
+        remedy = "it is the size of the errors that the fit should tolerate"
+        _DEVIATION.require(value, f'noise["{kind}"]', remedy)
 
 
 def check_settings(settings: FitSettings) -> None:
@@ -102,9 +148,12 @@ def check_settings(settings: FitSettings) -> None:
     ------
     InputError
     """
+    check_values("KQEq", {name: getattr(settings, name) for name in RULES if hasattr(settings, name)}, RULES)
     for kernel in (settings.electronegativity, settings.short_range, settings.site_kernel):
         if kernel is not None:
             kernel.check()
+    if settings.charges is not None:
+        settings.charges.check_settings()
     if (settings.electronegativity is None) != (settings.charges is None):
         given, missing = (
             ("charges", "electronegativity")
@@ -125,10 +174,6 @@ def check_settings(settings: FitSettings) -> None:
             '"kernel", for example charges=kqeq.QEq(hardness="kernel"), or leave site_kernel=None'
         )
     if settings.charge_aware is not None:
-        if not isinstance(settings.charge_aware, ChargeKernel):
-            raise InputError(
-                f"charge_aware is {settings.charge_aware!r}; expected kqeq.ChargeKernel(...), or None"
-            )
         settings.charge_aware.check()
         on_baseline = sees_baseline(settings.baseline, True)
         if (settings.charges is None and not on_baseline) or settings.short_range is None:
@@ -143,31 +188,16 @@ def check_settings(settings: FitSettings) -> None:
                 f"{settings.baseline.name} holds the total charge and gives no charges of atoms; leave charge_aware out, "
                 'or let the model carry the charge: charge_from="model"'
             )
-    for kind, value in settings.noise.items():
-        if kind not in BLOCKS:
-            raise InputError(f"noise for unknown label kind {kind!r}; expected some of {', '.join(BLOCKS)}")
-        if not (isinstance(value, Real) and np.isfinite(float(value)) and value > 0):
-            raise InputError(
-                f'noise["{kind}"] is {value!r}; expected a positive standard deviation '
-                "(it is the size of the errors that the fit should tolerate)"
-            )
+    check_noise(settings.noise)
     for kind in settings.targets or ():
         if kind not in BLOCKS:
-            raise InputError(f"targets holds {kind!r}; expected some of {', '.join(BLOCKS)}")
+            raise unknown_name(kind, BLOCKS, "targets holds")
         if kind == "polarizability" and not (settings.charges is not None and settings.charges.learned):
             raise InputError(
                 "targets holds 'polarizability', which no parameter of this fit changes: electronegativities do not "
                 'determine it. Mark element parameters with "learn", for example charges=kqeq.AtomicDipoles('
                 'kqeq.ACKS2(softness="learn"), polarizability="learn"), or leave it out'
             )
-    if settings.solver not in SOLVERS:
-        raise InputError(f"solver is {settings.solver!r}; expected one of {', '.join(SOLVERS)}")
-    if settings.optimize not in (None, "evidence"):
-        raise InputError(f'optimize is {settings.optimize!r}; expected "evidence" or None')
-    if not isinstance(settings.max_iterations, Integral) or settings.max_iterations < 1:
-        raise InputError(
-            f"max_iterations is {settings.max_iterations!r}; expected a whole number of at least 1"
-        )
 
 
-__all__ = ["DEFAULT_NOISE", "FitSettings", "check_settings", "complete_noise"]
+__all__ = ["DEFAULT_NOISE", "RULES", "FitSettings", "check_noise", "check_settings", "complete_noise"]

@@ -21,19 +21,19 @@ from dataclasses import replace
 
 from kqeq.errors import InputError
 from kqeq.fitting.baseline_labels import subtract_baseline
-from kqeq.fitting.blocks import LINEAR_KINDS
 from kqeq.fitting.consistency import warn_contradictions
-from kqeq.fitting.equations import Prior
 from kqeq.fitting.fit import FitResult, finish
+from kqeq.fitting.least_squares.equations import Prior
 from kqeq.fitting.minimisation import minimise_problem, warn_unconverged
 from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.report import FitReport
+from kqeq.fitting.rows.blocks import LINEAR_KINDS
+from kqeq.fitting.rows.targets import choose_labels
 from kqeq.fitting.settings import FitSettings
-from kqeq.fitting.targets import choose_labels
-from kqeq.labels import LABEL_KINDS, Labels
-from kqeq.potential import Potential
-from kqeq.structures import Structure
+from kqeq.frames.labels import LABEL_KINDS, Labels
+from kqeq.frames.structures import Structure
+from kqeq.potential.potential import Potential
 
 
 def update_potential(

@@ -1,0 +1,158 @@
+"""Geometry optimisation with a fitted model, for the command line and the demo.
+
+A charged system in a field feels the net force Q·field and would drift away for ever, so its centre of mass is
+held.  ASE's :class:`~ase.constraints.FixCom` projects the gradient onto displacements that keep Σ m_i r_i, which is
+the gradient of the energy on exactly that surface: BFGS and its convergence criterion stay consistent.  At the
+constrained minimum the true forces are F_i = (m_i / M) Q·field, one and the same acceleration for every atom: the
+molecule falls freely without changing its shape.  (Taking Q·field / N off every atom would instead hold the centroid,
+and end where light and heavy atoms are accelerated differently.)  Rotation is left free: the torque μ × field is
+physical and aligns the molecule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.constraints import FixAtoms, FixCom
+
+from kqeq.calculator import KQEqCalculator
+from kqeq.errors import InputError, KQEqError
+from kqeq.frames.structures import conditions, describe
+from kqeq.model.estimator import KQEq
+from kqeq.potential.potential import Prediction
+
+MAX_STEPS = 500
+"""Steps after which an optimisation is given up."""
+
+
+@dataclass(frozen=True, eq=False)
+class Optimisation:
+    """Where a geometry optimisation ended.
+
+    Attributes
+    ----------
+    atoms : ase.Atoms
+        The last geometry, converged or not, with charge and field in ``atoms.info`` and no calculator.  Labels and
+        other data that the input carried are left behind: they belong to the old geometry.
+    prediction : Prediction
+        For that geometry.
+    converged : bool
+    steps : int
+    max_force : float
+        Largest force on an atom after the constraints were applied, eV/Å: what ``fmax`` was compared with.
+    held_centre_of_mass : bool
+        Whether the net force of the field was taken off.
+    net_force : (3,) array
+        total_charge · external_field, eV/Å.
+    """
+
+    atoms: Atoms
+    prediction: Prediction
+    converged: bool
+    steps: int
+    max_force: float
+    held_centre_of_mass: bool
+    net_force: Any
+
+
+def optimise(
+    atoms: Atoms,
+    model: KQEq,
+    *,
+    total_charge: float | None = None,
+    external_field: Any = None,
+    fmax: float = 0.01,
+    max_steps: int = MAX_STEPS,
+    observer: Callable[[int, float, float], None] | None = None,
+) -> Optimisation:
+    """Relax a geometry with BFGS; a charged one in a field with its centre of mass held.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        Left as it is.  Its constraints are respected; where atoms are fixed the centre of mass is not held as well.
+    model : KQEq
+        Fitted to energies or forces.
+    total_charge : float, optional
+        e; otherwise from ``atoms.info``, or 0.
+    external_field : (3,) array-like, optional
+        V/Å; otherwise from ``atoms.info``, or none.
+    fmax : float
+        Largest force on an atom at convergence, eV/Å.
+    max_steps : int
+        Give up after as many steps.
+    observer : callable, optional
+        Called with step, energy (eV) and largest force (eV/Å) at the start and after every step.
+
+    Returns
+    -------
+    Optimisation
+        Also where it did not converge; look at ``converged``.
+
+    Raises
+    ------
+    InputError
+        For settings that make no sense, or a geometry that runs into something the model refuses.
+    UnsupportedError
+        For a model fitted without energies and forces.
+    """
+    from ase.optimize import BFGS
+
+    if not (np.isfinite(fmax) and fmax > 0):
+        raise InputError(f"fmax is {fmax!r}; expected a positive force in eV/Å")
+    if int(max_steps) != max_steps or max_steps < 1:
+        raise InputError(f"max_steps is {max_steps!r}; expected a whole number of at least 1")
+    charge, field = conditions(
+        atoms, total_charge=total_charge, external_field=external_field, where=describe(atoms)
+    )
+    net_force = charge * field
+    moving = _geometry(atoms)
+    moving.info.update(total_charge=charge, external_field=field)
+    pinned = any(isinstance(constraint, FixAtoms | FixCom) for constraint in moving.constraints)
+    hold = bool(net_force.any()) and not pinned
+    if hold:
+        moving.set_constraint([*moving.constraints, FixCom()])
+
+    calculator = KQEqCalculator(model)
+    moving.calc = calculator
+    step = -1
+    converged = False
+    with BFGS(moving, logfile=None) as optimiser:
+        try:
+            for done in optimiser.irun(fmax=fmax, steps=max_steps):
+                step, converged = step + 1, bool(done)
+                if observer is not None:
+                    observer(step, moving.get_potential_energy(), _largest(moving))
+            max_force = _largest(moving)
+        except KQEqError as error:
+            if step < 0:
+                raise
+            raise InputError(
+                f"the optimisation of {describe(atoms)} broke down after step {step}: {error}. The model extrapolates "
+                "there; start from a better geometry, or add such geometries to the training set"
+            ) from error
+    prediction = calculator.prediction
+    assert prediction is not None  # the forces were just computed
+    moving.calc = None
+    moving.set_constraint(atoms.constraints)
+    return Optimisation(moving, prediction, converged, step, max_force, hold, net_force)
+
+
+def _geometry(atoms: Atoms) -> Atoms:
+    """A copy without the labels and annotations of this particular geometry."""
+    bare: Atoms = atoms.copy()
+    bare.info = {}
+    for name in set(bare.arrays) - {"numbers", "positions", "masses", "tags"}:
+        del bare.arrays[name]
+    return bare
+
+
+def _largest(atoms: Atoms) -> float:
+    return float(np.linalg.norm(atoms.get_forces(), axis=1).max())
+
+
+__all__ = ["MAX_STEPS", "Optimisation", "optimise"]

@@ -1,0 +1,1 @@
+"""SOAP in array namespaces, with CUDA source for expansion and adjoint."""

@@ -1,0 +1,142 @@
+"""Derivatives of many kernel features at once in array-namespace code; the theory is in ``soap/host/features.py``.
+
+Dimensions: N atoms, F features, M directions, n centres, S species; within a chunk c centres and J
+neighbours of one element each (padded), K = (l_max + 1) n S n.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kqeq.backend import asarray_like, inverse_or_zero, namespace, zeros
+from kqeq.descriptors.base import FeatureGradients
+from kqeq.descriptors.soap.arrays.blocks import Block, blocks, chunks, solid_harmonics
+from kqeq.errors import InputError
+from kqeq.typing import Array, IntArray
+
+if TYPE_CHECKING:
+    from kqeq.descriptors.soap.arrays.expansion import ArraySOAPState
+
+
+def feature_gradients(
+    state: ArraySOAPState, centres: IntArray, directions: Array, coefficients: Array
+) -> FeatureGradients:
+    """See :meth:`kqeq.descriptors.soap.host.adjoint.SOAPState.feature_gradients`.
+
+    ``centres`` are on the host.  Directions are handled in blocks, so that their matrix form stays within
+    ``state.memory``.
+    """
+    xp = namespace(state.values)
+    host = np.asarray(centres, dtype=np.int64)
+    n_atoms, n_features = (int(x) for x in state.values.shape)
+    n_directions = int(directions.shape[0])
+    if tuple(directions.shape) != (n_directions, n_features):
+        raise InputError(f"directions have shape {tuple(directions.shape)}, expected (M, {n_features})")
+    if tuple(coefficients.shape) != (len(host), n_directions):
+        raise InputError(
+            f"coefficients have shape {tuple(coefficients.shape)}, expected {(len(host), n_directions)}: a row "
+            "for each centre, a column for each direction"
+        )
+    if len(host) == 0 or n_directions == 0:
+        return FeatureGradients(
+            zeros((3 * n_atoms, n_directions), state.values), zeros((9, n_directions), state.values)
+        )
+    index = asarray_like(host, state.values)
+    rows = xp.take(state.values, index, axis=0)
+    scaled = coefficients * inverse_or_zero(xp.take(state.norms, index))[:, None]
+    projections = rows @ xp.permute_dims(directions, (1, 0))
+    along = state.pair_gradients(state.values, normalised=False)
+    n_species, width = len(state.species), int(state.coefficients[0].shape[2])
+    inner = state.tables.degrees * state.tables.n_radial * width
+    step = max(1, min(n_directions, state.memory // (32 * n_species * inner)))
+    positions, strains = [], []
+    for low in range(0, n_directions, step):
+        part = slice(low, min(low + step, n_directions))
+        matrices = _matrices(state, directions[part, :])
+        result = _accumulate(state, host, index, matrices, scaled[:, part], projections[:, part], along)
+        positions.append(result.positions)
+        strains.append(result.strain)
+    return FeatureGradients(xp.concat(positions, axis=1), xp.concat(strains, axis=1))
+
+
+def _matrices(state: ArraySOAPState, directions: Array) -> list[Array]:
+    """Directions (M, F) as (K, M) matrices Q_l[n, b] for each species of the neighbour."""
+    xp = namespace(directions)
+    number, n_radial = int(directions.shape[0]), state.tables.n_radial
+    width = int(state.coefficients[0].shape[2])
+    square = xp.take(directions, state.arrays.unpack, axis=1) * state.arrays.unpack_factors
+    square = xp.reshape(square, (number, state.tables.degrees, width, width))
+    result = []
+    for slot in range(len(state.species)):
+        rows = square[:, :, slot * n_radial : (slot + 1) * n_radial, :]
+        result.append(xp.permute_dims(xp.reshape(rows, (number, -1)), (1, 0)))
+    return result
+
+
+def _accumulate(
+    state: ArraySOAPState,
+    centres: IntArray,
+    own: Array,
+    matrices: list[Array],
+    scaled: Array,
+    projections: Array,
+    along: Array,
+) -> FeatureGradients:
+    """Gradients of one block of directions."""
+    xp = namespace(state.values)
+    n_species, n_atoms = len(state.species), len(state)
+    inner, number = (int(x) for x in matrices[0].shape)
+    positions = zeros((n_atoms, 3 * number), state.values)
+    strain = zeros((9, number), state.values)
+    extra = 6 * inner + 12 * number
+    for part in chunks(centres, state.pairs.offsets, n_species, state.tables, state.memory, extra):
+        chosen = own[part]
+        coefficients = [xp.take(c, chosen, axis=0) for c in state.coefficients]
+        for block in blocks(centres[part], chosen, state.pairs, n_species):
+            owner, places, pairs = block.members()
+            owner = owner + part.start
+            products = xp.take(_products(state, block, coefficients), places, axis=0)
+            value = xp.reshape(xp.reshape(products, (-1, inner)) @ matrices[block.slot], (-1, 3, number))
+            norm_part = (
+                xp.take(along, pairs, axis=0)[:, :, None] * xp.take(projections, owner, axis=0)[:, None, :]
+            )
+            value = (value - norm_part) * xp.take(scaled, owner, axis=0)[:, None, :]
+            flat = xp.reshape(value, (-1, 3 * number))
+            positions = positions + state.incidence(pairs) @ flat
+            vectors = xp.take(state.pairs.vectors, pairs, axis=1)
+            strain = strain + xp.reshape(vectors @ flat, (9, number))
+    return FeatureGradients(xp.reshape(positions, (3 * n_atoms, number)), strain)
+
+
+def _products(state: ArraySOAPState, block: Block, coefficients: list[Array]) -> Array:
+    """H of every place of a block, shape (c J, 3, K)."""
+    xp = namespace(block.vectors)
+    n_radial = state.tables.n_radial
+    r2 = xp.sum(block.vectors**2, axis=0)[:, None, :]
+    angular = solid_harmonics(block.vectors, state.tables)
+    parts = []
+    for degree, harmonic in enumerate(angular):
+        a = state.arrays.exponents[degree]
+        radial = xp.exp(a * r2)
+        weights = state.arrays.weights[degree]
+        # (c, J, n, 1): W e, and what multiplies r_α
+        u = weights @ radial
+        v = (weights @ (2.0 * a * radial)) * block.switch[:, None, :] + u * block.slope[:, None, :]
+        u = xp.matrix_transpose(u * block.switch[:, None, :])[..., None]
+        v = xp.matrix_transpose(v)[..., None]
+        own = xp.matrix_transpose(harmonic) @ coefficients[degree]  # (c, J, S n)
+        components = []
+        for alpha in range(3):
+            term = v * (block.vectors[alpha, ...][..., None] * own)[:, :, None, :]
+            if degree > 0:
+                slope = state.arrays.gradients[degree][alpha, ...] @ angular[degree - 1]
+                term = term + u * (xp.matrix_transpose(slope) @ coefficients[degree])[:, :, None, :]
+            components.append(term)
+        stacked = xp.stack(components, axis=2)  # (c, J, 3, n, S n)
+        parts.append(xp.reshape(stacked, (-1, 3, n_radial * int(own.shape[2]))))
+    return xp.concat(parts, axis=2)
+
+
+__all__ = ["feature_gradients"]

@@ -1,0 +1,185 @@
+"""SOAP descriptors as dscribe defines them, with derivatives that cost about as much as the values.
+
+The settings and the radial basis (α, β) are dscribe's; the rows equal ``dscribe.descriptors.SOAP.create``
+(``rbf="gto"``, no weighting, no compression) normalised to one, for the elements present.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Literal, get_args
+
+from kqeq.descriptors.soap import basis as soap_basis
+from kqeq.descriptors.soap.host import adjoint as soap_adjoint
+from kqeq.descriptors.soap.host import parallel
+from kqeq.descriptors.soap.host.adjoint import SOAPState
+from kqeq.descriptors.soap.host.features import Directions, prepare_directions
+from kqeq.errors import InputError
+from kqeq.frames.neighbours import Pairs, find_pairs
+from kqeq.frames.structures import Structure
+from kqeq.io.rules import Rule, check_values, choice, number, whole
+from kqeq.typing import Array, FloatArray
+
+if TYPE_CHECKING:
+    from kqeq.descriptors.soap.arrays.expansion import ArraySOAPState
+
+Smoothing = Literal["none", "switch"]
+
+SWITCH_RANGE = (0.75, 1.25)
+"""Where neighbours fade out with ``smooth="switch"``, in units of dscribe's padding beyond r_cut."""
+
+_RULES: Mapping[str, Rule] = {
+    "r_cut": number(above=1),  # the radial functions of dscribe need more than 1 Å
+    "n_max": whole(minimum=1),
+    "l_max": whole(0, 20),
+    "sigma": number(above=0),
+    "smooth": choice(*get_args(Smoothing)),
+}
+
+
+@dataclass(frozen=True)
+class SOAPDescriptor:
+    """Smooth overlap of atomic positions.
+
+    Parameters
+    ----------
+    r_cut : float
+        Cutoff of the radial functions in Å, larger than 1.
+    n_max : int
+        Number of radial functions, at least 1.
+    l_max : int
+        Largest degree of the spherical harmonics, 0 to 20.
+    sigma : float
+        Width of the Gaussians on the atoms in Å.
+    smooth : {"none", "switch"}
+        What happens at the outer cutoff, R = r_cut + padding with dscribe's padding σ √(−2 ln 0.001).
+
+        ``"none"`` is plain dscribe: a neighbour that crosses R changes the row at once; by 2e-5 of its
+        norm for a pair of atoms with (r_cut, n_max, l_max) = (4, 4, 3), 1e-3 with (5, 8, 6), 2e-3 with
+        σ = 0.3 Å, and less in dense surroundings.
+
+        ``"switch"`` multiplies neighbours by a quintic that falls from 1 at r_cut + 0.75 padding to 0 at
+        r_cut + 1.25 padding, with two continuous derivatives: no jump, 25 % more pairs.  Rows differ from
+        plain dscribe's by less than the neighbours that dscribe leaves out (liquid water, σ = 0.5 Å: 1.3e-3
+        for r_cut 4.5, n_max 8, l_max 6; 4e-5 for 4.0, 4, 3).  A longer sharp padding was measured, too, and
+        is worse in every respect: twice dscribe's padding doubles the pairs, changes rows by 3e-3 and
+        leaves a jump (4e-7; 5e-5 for σ = 0.3 Å).
+
+    Raises
+    ------
+    InputError
+        If a setting is out of range.
+    """
+
+    r_cut: float
+    n_max: int
+    l_max: int
+    sigma: float = 0.5
+    smooth: Smoothing = "none"
+
+    def __post_init__(self) -> None:
+        check_values("SOAP", {name: getattr(self, name) for name in _RULES}, _RULES)
+        for name in ("r_cut", "sigma"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        for name in ("n_max", "l_max"):
+            object.__setattr__(self, name, int(getattr(self, name)))
+
+    @property
+    def cutoff(self) -> float:
+        """Distance beyond which neighbours have no influence, Å."""
+        return self.tables.cutoff
+
+    @property
+    def tables(self) -> soap_adjoint.Tables:
+        """Structure-independent input of the kernels."""
+        return _tables(self)
+
+    def block_slices(self, species: tuple[int, ...]) -> dict[tuple[int, int], slice]:
+        """Where the block of each element pair (Z1 <= Z2) lies in a row laid out for ``species``."""
+        return soap_basis.block_slices(tuple(species), self.n_max, self.l_max)
+
+    def feature_count(self, species: tuple[int, ...]) -> int:
+        """Length F of a row laid out for ``species``."""
+        return soap_basis.feature_count(len(species), self.n_max, self.l_max)
+
+    def evaluate(
+        self, structure: Structure, *, derivatives: bool = True, pairs: Pairs | None = None
+    ) -> SOAPState:
+        """Descriptors of one structure in the layout of its own elements.
+
+        Parameters
+        ----------
+        structure : Structure
+        derivatives : bool
+            Accepted for the protocol; derivatives need nothing extra here.
+        pairs : Pairs, optional
+            Neighbours (a full or a half list) reaching at least :attr:`cutoff`, for example shared between
+            descriptors or from a :class:`kqeq.frames.neighbours.NeighbourFinder`.
+
+        Raises
+        ------
+        InputError
+            If ``pairs`` reaches less far than :attr:`cutoff`, or the cell is singular.
+        """
+        return soap_adjoint.evaluate(structure, self._pairs(structure, pairs), self.tables)
+
+    def _pairs(self, structure: Structure, pairs: Pairs | None) -> Pairs:
+        cutoff = self.cutoff
+        if pairs is None:
+            return find_pairs(structure, cutoff, full=False)
+        if pairs.cutoff < cutoff:
+            raise InputError(
+                f"the neighbour list reaches {pairs.cutoff:g} Å, this descriptor needs {cutoff:g} Å"
+            )
+        return pairs
+
+    def evaluate_many(self, structures: Sequence[Structure], *, derivatives: bool = True) -> list[SOAPState]:
+        """Descriptors of many structures, one by one in parallel; see :meth:`evaluate`."""
+        threads = parallel.thread_count()
+        frames = list(structures)
+        if threads == 1 or len(frames) < 2:
+            return [self.evaluate(s, derivatives=derivatives) for s in frames]
+        soap_adjoint.kernels()  # compile once, not in every thread
+        return list(parallel.pool(threads).map(partial(self.evaluate, derivatives=derivatives), frames))
+
+    def evaluate_arrays(
+        self,
+        structure: Structure,
+        like: Array,
+        *,
+        pairs: Pairs | None = None,
+        memory: int | None = None,
+    ) -> ArraySOAPState:
+        """Descriptors as arrays of the library, and on the device, of ``like`` (NumPy, CuPy, ...).
+
+        Parameters
+        ----------
+        structure : Structure
+        like : array
+        pairs : Pairs, optional
+            As in :meth:`evaluate`.
+        memory : int, optional
+            Bytes for temporary arrays; :func:`kqeq.backend.memory_budget` by default.
+        """
+        from kqeq.descriptors.soap.arrays import expansion as soap_arrays
+
+        return soap_arrays.evaluate(structure, self._pairs(structure, pairs), self.tables, like, memory)
+
+    def prepare_directions(self, species: tuple[int, ...], rows: FloatArray) -> Directions:
+        """Lay directions (M, F) out once for ``feature_gradients`` of many structures."""
+        return prepare_directions(self.tables, len(species), rows)
+
+
+@lru_cache(maxsize=64)
+def _tables(descriptor: SOAPDescriptor) -> soap_adjoint.Tables:
+    radial = soap_basis.radial_basis(descriptor.r_cut, descriptor.n_max, descriptor.l_max, descriptor.sigma)
+    inner = outer = radial.cutoff
+    if descriptor.smooth == "switch":
+        padding = radial.cutoff - descriptor.r_cut
+        inner, outer = (descriptor.r_cut + factor * padding for factor in SWITCH_RANGE)
+    return soap_adjoint.make_tables(radial, inner, outer)
+
+
+__all__ = ["SWITCH_RANGE", "SOAPDescriptor", "Smoothing"]

@@ -1,0 +1,1 @@
+"""SOAP on the host: kernels compiled by numba, and their threads."""

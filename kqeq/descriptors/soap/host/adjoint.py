@@ -1,0 +1,325 @@
+"""SOAP rows of one structure and their derivatives: the hot path, with compiled kernels.
+
+Dimensions: N atoms, P pairs, S species, n radial functions, L = (l_max + 1)² harmonics, F features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kqeq.descriptors.base import FeatureGradients, PositionGradient, SiteJacobian
+from kqeq.descriptors.soap.basis import LANES, Harmonics, RadialBasis, feature_count, harmonics
+from kqeq.descriptors.soap.host import parallel
+from kqeq.errors import InputError
+from kqeq.frames.neighbours import Pairs
+from kqeq.frames.structures import Structure
+from kqeq.typing import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from kqeq.descriptors.soap.host.features import Directions
+
+SMALLEST_THREADED = 2000
+"""Pairs below which threads cost more than they gain."""
+
+CENTRE_WORK = 20
+"""Work of the power spectrum of a centre, in units of a pair, for balancing threads."""
+
+
+@cache
+def kernels() -> tuple[ModuleType, ModuleType]:
+    """The compiled kernels of centres and of pairs.
+
+    Their first compilation takes seconds, is cached on disk and announced.
+    """
+    return parallel.load("kqeq.descriptors.soap.host.kernels"), parallel.load(
+        "kqeq.descriptors.soap.host.pair_kernels"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """Structure-independent input of the kernels.
+
+    Attributes
+    ----------
+    radial : RadialBasis
+    angular : Harmonics
+    exponents : (l_max + 1, n4) array
+        a[l, k] padded with zeros to a multiple of ``LANES``.
+    inner, cutoff : float
+        Neighbours fade out between these distances (sharply if they are equal), Å.
+    """
+
+    radial: RadialBasis
+    angular: Harmonics
+    exponents: FloatArray
+    inner: float
+    cutoff: float
+
+    @property
+    def n_radial(self) -> int:
+        """Number of radial functions n."""
+        return int(self.radial.exponents.shape[1])
+
+    @property
+    def degrees(self) -> int:
+        """l_max + 1."""
+        return int(self.radial.exponents.shape[0])
+
+
+def make_tables(radial: RadialBasis, inner: float, cutoff: float) -> Tables:
+    """Pad the radial basis for the kernels and add the harmonics."""
+    degrees, n_radial = radial.exponents.shape
+    exponents = np.zeros((degrees, -(-n_radial // LANES) * LANES))
+    exponents[:, :n_radial] = radial.exponents
+    return Tables(radial, harmonics(degrees - 1), exponents, inner, cutoff)
+
+
+@dataclass(frozen=True, eq=False)
+class SortedPairs:
+    """Pairs within the cutoff, ordered by centre and by element of the neighbour.
+
+    Attributes
+    ----------
+    start : (N S + 1,) int array
+        First pair of each (centre, species index).
+    indices : (2, P) int array
+        Centre and neighbour.
+    vectors : (3, P) array
+        r_ij, Å.
+    switch : (2, P) array
+        f and f'/r of the switching function.
+    """
+
+    start: IntArray
+    indices: IntArray
+    vectors: FloatArray
+    switch: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class SOAPState:
+    """Descriptor rows of one structure, with what their derivatives need.
+
+    Attributes
+    ----------
+    values : (N, F) array
+        Rows of norm one.
+    species : tuple of int
+        Atomic numbers that define the layout.
+    norms : (N,) array
+        Norms before normalisation.
+    coefficients : (N, L, S n) array
+        Expansion coefficients c.
+    pairs : SortedPairs
+    tables : Tables
+    """
+
+    values: FloatArray
+    species: tuple[int, ...]
+    norms: FloatArray = field(repr=False)
+    coefficients: FloatArray = field(repr=False)
+    pairs: SortedPairs = field(repr=False)
+    tables: Tables = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def _check(self, gradient: FloatArray) -> FloatArray:
+        if gradient.shape != self.values.shape:
+            raise InputError(
+                f"the gradient has shape {gradient.shape}, expected {self.values.shape}: one row ∂f_i/∂p_i "
+                "for each atom in the layout of this state"
+            )
+        return np.ascontiguousarray(gradient, dtype=np.float64)
+
+    def pair_gradients(self, gradient: FloatArray, *, normalised: bool = True) -> FloatArray:
+        """∂f_i/∂r_ij of every pair, shape (3, P), given the rows G_i = ∂f_i/∂p_i, shape (N, F).
+
+        With ``normalised=False`` G refers to the rows before their normalisation.
+        """
+        matrix = self._check(gradient)
+        tables, pairs = self.tables, self.pairs
+        out = np.empty((3, pairs.indices.shape[1]))
+
+        def task(first: int, last: int) -> None:
+            kernels()[0].pair_gradients(
+                first,
+                last,
+                pairs.start,
+                pairs.vectors,
+                pairs.switch,
+                tables.exponents,
+                tables.radial.weights,
+                tables.radial.prefactors,
+                tables.angular.recursion,
+                tables.angular.gradient_rows,
+                tables.angular.gradient_factors,
+                self.coefficients,
+                self.values,
+                self.norms,
+                matrix,
+                normalised,
+                out,
+            )
+
+        parallel.run(task, work_of(pairs.start, len(self)), SMALLEST_THREADED)
+        return out
+
+    @cached_property
+    def norm_gradients(self) -> FloatArray:
+        """∂|p_i|/∂r_ij of every pair (norms before normalisation), shape (3, P)."""
+        return self.pair_gradients(self.values, normalised=False)
+
+    def adjoint(self, gradient: FloatArray) -> PositionGradient:
+        """Pull G = ∂E/∂p, shape (N, F), back to positions and strain.
+
+        Raises
+        ------
+        InputError
+            If ``gradient`` does not have the shape of ``values``.
+        """
+        pair = self.pair_gradients(gradient)
+        positions, strain = np.zeros((len(self), 3)), np.zeros((3, 3))
+        kernels()[1].collect(self.pairs.indices, self.pairs.vectors, pair, positions, strain)
+        return PositionGradient(positions, strain)
+
+    def site_jacobian(self, gradient: FloatArray) -> SiteJacobian:
+        """Pull every row G_i = ∂f_i/∂p_i of an (N, F) array back separately.
+
+        Raises
+        ------
+        InputError
+            If ``gradient`` does not have the shape of ``values``.
+        """
+        from scipy import sparse
+
+        pair = self.pair_gradients(gradient)
+        n = len(self)
+        i, j = self.pairs.indices
+        own = np.arange(n)
+        axis = np.arange(3)[:, None]
+        at_centre = np.stack([-np.bincount(i, pair[a], n) for a in range(3)])
+        rows = np.concatenate([(3 * j + axis).ravel(), (3 * own + axis).ravel()])
+        columns = np.concatenate([np.tile(i, 3), np.tile(own, 3)])
+        data = np.concatenate([pair.ravel(), at_centre.ravel()])
+        # images of one neighbour, and an atom's own images, are summed by the conversion
+        positions = sparse.csr_array((data, (rows, columns)), shape=(3 * n, n))
+        strain = np.empty((9, n))
+        for a in range(3):
+            for b in range(3):
+                strain[3 * a + b] = np.bincount(i, self.pairs.vectors[a] * pair[b], n)
+        return SiteJacobian(positions, strain)
+
+    def feature_gradients(
+        self, centres: IntArray, directions: FloatArray | Directions, coefficients: FloatArray
+    ) -> FeatureGradients:
+        """Derivatives of f_m = Σ_i f_im with ∂f_im/∂p_i = C_im d_m, for all m at once.
+
+        Parameters
+        ----------
+        centres : (n,) array
+            Different atoms i that the sum runs over.
+        directions : (M, F) array or Directions
+            d_m in the layout of this state; if the same directions serve many structures, prepare them
+            once with :func:`kqeq.descriptors.soap.host.features.prepare_directions`.
+        coefficients : (n, M) array
+            C_im.
+
+        Returns
+        -------
+        FeatureGradients
+
+        Raises
+        ------
+        InputError
+            If shapes do not agree.
+        """
+        from kqeq.descriptors.soap.host.features import feature_gradients
+
+        return feature_gradients(self, centres, directions, coefficients)
+
+
+def work_of(start: IntArray, n_atoms: int) -> IntArray:
+    """Cumulative work before each centre, in units of a pair."""
+    n_species = (len(start) - 1) // n_atoms
+    return np.asarray(start[::n_species] + CENTRE_WORK * np.arange(n_atoms + 1))
+
+
+def sort_pairs(pairs: Pairs, slots: IntArray, n_species: int, tables: Tables) -> SortedPairs:
+    """Keep the pairs within the cutoff of ``tables``, ordered by centre and element of the neighbour.
+
+    Parameters
+    ----------
+    pairs : Pairs
+    slots : (N,) int array
+        Species index of each atom.
+    """
+    number = len(pairs) if pairs.full else 2 * len(pairs)
+    start = np.empty(len(slots) * n_species + 1, dtype=np.int64)
+    indices = np.empty((2, number), dtype=np.int64)
+    vectors = np.empty((3, number))
+    switch = np.empty((2, number))
+    kernels()[1].sort_pairs(
+        pairs.indices,
+        pairs.vectors,
+        pairs.full,
+        slots,
+        n_species,
+        tables.inner,
+        tables.cutoff,
+        start,
+        indices,
+        vectors,
+        switch,
+    )
+    kept = int(start[-1])
+    return SortedPairs(
+        start,
+        np.ascontiguousarray(indices[:, :kept]),
+        np.ascontiguousarray(vectors[:, :kept]),
+        np.ascontiguousarray(switch[:, :kept]),
+    )
+
+
+def evaluate(structure: Structure, pairs: Pairs, tables: Tables) -> SOAPState:
+    """Descriptors of one structure from a list of pairs that reaches at least ``tables.cutoff``."""
+    compiled, _ = kernels()
+    species_array, slots = np.unique(structure.numbers, return_inverse=True)
+    slots = slots.astype(np.int64)
+    species = tuple(int(z) for z in species_array)
+    n_atoms, n_species = len(slots), len(species)
+    n_radial, degrees = tables.n_radial, tables.degrees
+
+    listed = sort_pairs(pairs, slots, n_species, tables)
+    coefficients = np.empty((n_atoms, degrees * degrees, n_species * n_radial))
+    values = np.empty((n_atoms, feature_count(n_species, n_radial, degrees - 1)))
+    norms = np.empty(n_atoms)
+
+    def task(first: int, last: int) -> None:
+        compiled.expand(
+            first,
+            last,
+            listed.start,
+            listed.vectors,
+            listed.switch,
+            slots,
+            tables.exponents,
+            tables.radial.weights,
+            tables.radial.prefactors,
+            tables.angular.recursion,
+            coefficients,
+            values,
+            norms,
+        )
+
+    parallel.run(task, work_of(listed.start, n_atoms), SMALLEST_THREADED)
+    return SOAPState(values, species, norms, coefficients, listed, tables)
+
+
+__all__ = ["SOAPState", "SortedPairs", "Tables", "evaluate", "make_tables"]

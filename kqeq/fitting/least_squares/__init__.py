@@ -1,0 +1,1 @@
+"""Damped Gauss–Newton with variable projection; knows no chemistry."""

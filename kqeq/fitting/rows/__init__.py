@@ -1,0 +1,1 @@
+"""From labels to rows of residuals and Jacobians: targets, features and their cache, blocks."""

@@ -1,0 +1,418 @@
+"""Label kinds: what the model predicts for each, and how that changes with the parameters.
+
+One small function per kind returns the prediction (n,) and its Jacobian (n, P) at the current parameters
+(theory section 3).  ``frame_rows`` stacks them, divided by the standard deviation of each label.
+
+The Jacobians use what a charge state promises: ∂E/∂χ = g (exact, no ∂q needed), ∂g = ∂q from the response,
+and the change of the gradient at fixed unknowns.
+
+Dimensions: N atoms, P parameters, n rows of one label.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from kqeq.backend import asarray_like, namespace, zeros
+from kqeq.charges.base import ChargeState, ChargeSystem, Response, SiteParameters
+from kqeq.charges.parameters import (
+    contract_sites,
+    logarithmic_gradient,
+    logarithmic_gradient_response,
+)
+from kqeq.descriptors.base import FeatureGradients, SiteJacobian
+from kqeq.fitting.least_squares.solver import JacobianKind
+from kqeq.fitting.parameters import Parameters, SiteDirections
+from kqeq.fitting.rows.features import FrameFeatures, TrainingFrame
+from kqeq.typing import Array, FloatArray
+
+
+@dataclass(eq=False)
+class Linearisation:
+    """One frame at the current parameters, with the derivatives that its labels share.
+
+    Arrays live on the device of the features.
+    """
+
+    frame: TrainingFrame
+    features: FrameFeatures
+    parameters: Parameters
+    u: FloatArray
+    copy: Array | None = None
+
+    @cached_property
+    def there(self) -> Array:
+        """The parameters where the features are: ``copy`` if one was given, for many frames at once."""
+        return asarray_like(self.u, self.features.device.like) if self.copy is None else self.copy
+
+    def put(self, values: FloatArray) -> Array:
+        """What comes from the host, on the device of the features."""
+        return asarray_like(values, self.features.device.like)
+
+    @cached_property
+    def system(self) -> ChargeSystem | None:
+        """The charge problem at the current site parameters."""
+        charges = self.parameters.charges
+        if self.parameters.learned is None or charges is None:
+            return self.features.system
+        return charges.bind(
+            self.frame.structure, self.sites, many_responses=True, device=self.features.device
+        )
+
+    @cached_property
+    def sites(self) -> SiteParameters:
+        """Site parameters of the atoms at the current parameters."""
+        sites = self.parameters.sites(self.frame.structure.numbers, self.u, self.features.sites)
+        return sites.on(self.features.device.like)
+
+    @cached_property
+    def state(self) -> ChargeState | None:
+        """Charges at the current parameters."""
+        part, features = self.parameters.chi, self.features
+        if part is None or self.system is None or features.chi is None:
+            return None
+        structure = self.frame.structure
+        chi = self.put(part.mean(structure.numbers)) + features.chi @ self.there[part.columns]
+        return self.system.solve(chi, structure.external_field, structure.total_charge)
+
+    @cached_property
+    def response(self) -> Response:
+        """Response of the charge state to the electronegativity parameters."""
+        assert self.system is not None and self.features.chi is not None
+        return self.system.respond(self.features.chi)
+
+    @cached_property
+    def site_directions(self) -> SiteDirections | None:
+        """Change of the site parameters with the parameters that determine them; ``None`` if none are learned."""
+        if self.parameters.learned is None:
+            return None
+        numbers = self.frame.structure.numbers
+        return self.parameters.site_directions(self.sites, numbers, self.u, self.features.sites)
+
+    @cached_property
+    def site_response(self) -> Response | None:
+        """Response of the charge state along :attr:`site_directions`, not mixed; ``None`` if none are learned."""
+        if self.site_directions is None:
+            return None
+        assert self.state is not None
+        return self.state.respond_sites(self.site_directions.change)
+
+    @cached_property
+    def site_slopes(self) -> dict[str, Array]:
+        """∂E/∂ln θ_i, (N,), of the site parameters θ that depend on the environment."""
+        environment = self.parameters.environment
+        if environment is None or self.state is None:
+            return {}
+        return logarithmic_gradient(self.state, self.sites, tuple(environment.parts))
+
+    def site_slope_response(self, response: Response) -> dict[str, Array]:
+        """Change of :attr:`site_slopes` with a response, (N, c) each."""
+        assert self.state is not None
+        return logarithmic_gradient_response(self.state, self.sites, tuple(self.site_slopes), response)
+
+    @cached_property
+    def site_jacobians(self) -> dict[str, SiteJacobian]:
+        """∂ln θ_i/∂r and ∂ln θ_i/∂ε of the site parameters that depend on the environment."""
+        environment, state = self.parameters.environment, self.features.site_state
+        if environment is None or state is None:
+            return {}
+        feature_map = environment.feature_map
+        near = feature_map.similarities(state, self.frame.structure.numbers)
+        shape = state.values.shape
+        coefficients = {
+            kind: feature_map.coefficients(environment.weights(kind, self.there))
+            for kind in environment.parts
+        }
+        return {
+            kind: state.site_jacobian(feature_map.descriptor_gradient(near, shape, own))
+            for kind, own in coefficients.items()
+        }
+
+    @cached_property
+    def site_feature_gradients(self) -> dict[str, FeatureGradients]:
+        """Σ_i ∂E/∂ln θ_i ∂²ln θ_i/∂r∂u for the kernel parameters of each kind."""
+        environment, state = self.parameters.environment, self.features.site_state
+        if environment is None or state is None or environment.fixed is not None:
+            return {}
+        numbers = self.frame.structure.numbers
+        return {
+            kind: environment.feature_map.feature_gradients(
+                state, numbers, environment.parts[kind].delta * slopes
+            )
+            for kind, slopes in self.site_slopes.items()
+        }
+
+    @cached_property
+    def _chi_coefficients(self) -> dict[int, Array]:
+        part = self.parameters.chi
+        assert part is not None and part.feature_map is not None
+        return part.feature_map.coefficients(part.kernel_weights(self.there))
+
+    @cached_property
+    def site_jacobian(self) -> SiteJacobian | None:
+        """∂χ_i/∂r and ∂χ_i/∂ε at the current parameters."""
+        part, state = self.parameters.chi, self.features.chi_state
+        if part is None or part.feature_map is None or state is None:
+            return None
+        near = part.feature_map.similarities(state, self.frame.structure.numbers)
+        return state.site_jacobian(
+            part.feature_map.descriptor_gradient(near, state.values.shape, self._chi_coefficients)
+        )
+
+    @cached_property
+    def chi_gradients(self) -> FeatureGradients | None:
+        """Σ_i g_i ∂²χ_i/∂r∂u for the kernel parameters."""
+        part, state = self.parameters.chi, self.features.chi_state
+        if part is None or part.feature_map is None or state is None or self.state is None:
+            return None
+        weights = part.delta * self.state.electronegativity_gradient()
+        return part.feature_map.feature_gradients(state, self.frame.structure.numbers, weights)
+
+
+def _energy(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
+    like = line.features.device.like
+    value, rows = zeros(1, like), zeros((1, line.parameters.size), like) if jacobian else None
+    part = line.parameters.energy
+    if part is not None and line.features.energy is not None:
+        value += float(part.mean(line.frame.structure.numbers).sum())
+        value += line.features.energy @ line.there[part.columns]
+        if rows is not None:
+            rows[0, part.columns] = line.features.energy
+    if line.state is not None and line.parameters.chi is not None and line.features.chi is not None:
+        value += line.state.energy
+        if rows is not None:
+            rows[0, line.parameters.chi.columns] = (
+                line.features.chi.T @ line.state.electronegativity_gradient()
+            )
+            if line.site_directions is not None:
+                slopes = contract_sites(line.state.site_gradient(), line.site_directions.change)
+                rows[0, line.parameters.site_columns] = line.site_directions.mix(slopes)
+    return value, rows
+
+
+def _position_derivative(line: Linearisation, jacobian: bool, strain: bool) -> tuple[Array, Array | None]:
+    """∂E/∂r as (3N,), or ∂E/∂ε as (9,), and its Jacobian."""
+    like = line.features.device.like
+    xp = namespace(like)
+    n = 9 if strain else 3 * len(line.frame.structure)
+    value, rows = zeros(n, like), zeros((n, line.parameters.size), like) if jacobian else None
+    part = line.parameters.energy
+    linear = line.features.strain if strain else line.features.positions
+    if part is not None and linear is not None:
+        value += linear @ line.there[part.columns]
+        if rows is not None:
+            rows[:, part.columns] = linear
+    part, state = line.parameters.chi, line.state
+    if part is None or state is None:
+        return value, rows
+    value += xp.reshape(state.strain() if strain else state.gradient(), (-1,))
+    site = line.site_jacobian
+    sites = None if site is None else (site.strain if strain else site.positions)
+    if sites is not None:
+        value += sites @ state.electronegativity_gradient()
+    logarithms = {kind: j.strain if strain else j.positions for kind, j in line.site_jacobians.items()}
+    for kind, jacobians in logarithms.items():
+        value += jacobians @ line.site_slopes[kind]
+    if rows is not None:
+
+        def follow(response: Response) -> Array:
+            """What the derivative gains as the charges change."""
+            change = state.strain_response(response) if strain else state.gradient_response(response)
+            block = xp.reshape(change, (n, -1))
+            if sites is not None:
+                block = block + sites @ response.charges
+            if logarithms:
+                for kind, slopes in line.site_slope_response(response).items():
+                    block = block + logarithms[kind] @ slopes
+            return block
+
+        block = follow(line.response)
+        gradients = line.chi_gradients
+        if gradients is not None:
+            block[:, : part.kernel_size] += gradients.strain if strain else gradients.positions
+        rows[:, part.columns] = block
+        if line.site_directions is not None and line.site_response is not None:
+            rows[:, line.parameters.site_columns] = line.site_directions.mix(follow(line.site_response))
+        for kind, gradients in line.site_feature_gradients.items():
+            columns = line.parameters.parts[kind].columns
+            rows[:, columns] += gradients.strain if strain else gradients.positions
+    return value, rows
+
+
+def _forces(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
+    value, rows = _position_derivative(line, jacobian, strain=False)
+    return -value, None if rows is None else -rows
+
+
+# Voigt order xx yy zz yz xz xy as positions in the flattened 3x3 matrix, and the transposed ones
+_VOIGT = np.array([0, 4, 8, 5, 2, 1])
+_VOIGT_TRANSPOSED = np.array([0, 4, 8, 7, 6, 3])
+
+
+def _stress(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
+    value, rows = _position_derivative(line, jacobian, strain=True)
+    volume = line.frame.structure.volume
+    return to_stress(value, volume), None if rows is None else to_stress(rows, volume)
+
+
+def to_stress(strain: Array, volume: float) -> Array:
+    """Strain derivatives (9, ...) to stress in Voigt order (6, ...)."""
+    rows = [strain[int(a), ...] + strain[int(b), ...] for a, b in zip(_VOIGT, _VOIGT_TRANSPOSED, strict=True)]
+    return namespace(strain).stack(rows, axis=0) * (0.5 / volume)
+
+
+def _dipole(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
+    assert line.state is not None and line.state.dipole is not None
+    if not jacobian:
+        return line.state.dipole, None
+    sites = line.site_response
+    assert line.response.dipole is not None
+    return line.state.dipole, _spread(line, line.response.dipole, None if sites is None else sites.dipole)
+
+
+def _charges(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
+    assert line.state is not None
+    if not jacobian:
+        return line.state.charges, None
+    sites = line.site_response
+    return line.state.charges, _spread(line, line.response.charges, None if sites is None else sites.charges)
+
+
+def _spread(line: Linearisation, block: Array, sites: Array | None) -> Array:
+    """Rows over the parameters of electronegativities, and over directions of sites, to rows over all parameters."""
+    assert line.parameters.chi is not None
+    rows = zeros((int(block.shape[0]), line.parameters.size), block)
+    rows[:, line.parameters.chi.columns] = block
+    if line.site_directions is not None and sites is not None:
+        rows[:, line.parameters.site_columns] = line.site_directions.mix(sites)
+    return rows
+
+
+_UPPER = np.triu_indices(3)
+_UPPER_WEIGHTS = np.where(_UPPER[0] == _UPPER[1], 1.0, np.sqrt(2.0))
+
+
+def upper_triangle(tensor: Array) -> Array:
+    """A symmetric tensor (3, 3, ...) as rows (6, ...) whose squares add up to those of all nine components."""
+    elements = zip(*_UPPER, _UPPER_WEIGHTS, strict=True)
+    rows = [tensor[int(a), int(b), ...] * float(weight) for a, b, weight in elements]
+    return namespace(tensor).stack(rows, axis=0)
+
+
+def _polarizability(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
+    """It depends on site parameters only (theory section 3)."""
+    assert line.system is not None
+    alpha = line.system.polarizability()
+    assert alpha is not None
+    value = upper_triangle(alpha)
+    if not jacobian:
+        return value, None
+    rows = zeros((6, line.parameters.size), alpha)
+    if line.site_directions is not None:
+        change = line.system.polarizability_response(line.site_directions.change)
+        rows[:, line.parameters.site_columns] = line.site_directions.mix(upper_triangle(change))
+    return value, rows
+
+
+Block = Callable[[Linearisation, bool], tuple[Array, Array | None]]
+
+BLOCKS: Mapping[str, Block] = {
+    "energy": _energy,
+    "forces": _forces,
+    "stress": _stress,
+    "dipole": _dipole,
+    "charges": _charges,
+    "polarizability": _polarizability,
+}
+"""Label kinds that can be fitted."""
+
+LINEAR_KINDS = frozenset({"dipole", "charges"})
+"""Kinds whose predictions are linear in the parameters of χ: fits to these alone are closed-form, unless element
+parameters are learned."""
+
+
+def target_vector(frame: TrainingFrame, kind: str) -> FloatArray:
+    """The labels of one kind as a vector, in the order of the block's rows."""
+    value = np.asarray(getattr(frame.labels, kind), dtype=np.float64)
+    if kind == "stress":
+        return np.asarray(value.ravel()[_VOIGT])
+    if kind == "polarizability":
+        return np.asarray(upper_triangle(value))
+    return np.asarray(value.reshape(-1))
+
+
+def deviation(frame: TrainingFrame, kind: str, noise: Mapping[str, float]) -> float:
+    """Standard deviation of one label: energies get σ_E √N, and weights divide the variance."""
+    scale = np.sqrt(len(frame.structure)) if kind == "energy" else 1.0
+    return float(noise[kind] * scale)
+
+
+def _linear_rows(frame: TrainingFrame, features: FrameFeatures, kind: str, size: int) -> Array:
+    """Jacobian of one label with respect to the energy parameters (n, p); it does not depend on u."""
+    if kind == "energy" and features.energy is not None:
+        return features.energy[None, :]
+    if kind == "forces" and features.positions is not None:
+        return -features.positions
+    if kind == "stress" and features.strain is not None:
+        return to_stress(features.strain, frame.structure.volume)
+    return zeros((target_vector(frame, kind).size, size), features.device.like)
+
+
+def frame_rows(
+    frame: TrainingFrame,
+    features: FrameFeatures,
+    parameters: Parameters,
+    u: FloatArray,
+    noise: Mapping[str, float],
+    *,
+    jacobian: JacobianKind,
+    copy: Array | None = None,
+) -> tuple[Array, Array | None]:
+    """Weighted residuals (y − ŷ)/σ of a frame, and the Jacobian of ŷ/σ.
+
+    Parameters
+    ----------
+    frame, features, parameters, u :
+        The frame and the parameters to evaluate it at.
+    noise : mapping of str to float
+        Standard deviation by label kind.
+    jacobian : {"none", "linear", "full"}
+        No Jacobian, that of the energy parameters (the linear ones), or that of all.
+    copy : (P,) array, optional
+        ``u`` on the device of the features.
+
+    Returns
+    -------
+    (n,) array, (n, P) array or (n, p) array or None
+        On the device of the features.
+    """
+    line = Linearisation(frame, features, parameters, u, copy)
+    linear_size = 0 if parameters.energy is None else parameters.energy.size
+    residuals, jacobians = [], []
+    for kind in frame.labels.kinds:
+        value, rows = BLOCKS[kind](line, jacobian == "full")
+        if jacobian == "linear":
+            rows = _linear_rows(frame, features, kind, linear_size)
+        scale = math.sqrt(frame.labels.weight) / deviation(frame, kind, noise)
+        residuals.append(scale * (line.put(target_vector(frame, kind)) - value))
+        if rows is not None:
+            jacobians.append(scale * rows)
+    xp = namespace(residuals[0])
+    return xp.concat(residuals), xp.concat(jacobians) if jacobians else None
+
+
+__all__ = [
+    "BLOCKS",
+    "LINEAR_KINDS",
+    "Linearisation",
+    "deviation",
+    "frame_rows",
+    "target_vector",
+    "to_stress",
+    "upper_triangle",
+]

@@ -1,0 +1,191 @@
+"""Kernel features of training frames on disk, for fits whose features do not fit into memory.
+
+One file of plain numbers per frame, in a folder whose name is a hash of everything that determines kernel features
+but their scale: kernel settings, representatives, and the version of the package; the name of the file is a hash of
+the structure.  Other settings and other structures never meet each other's files, other noises and prior spreads (a
+search by evidence) use the same ones.  Files appear whole or not at all, several processes may read and write the
+same folder, and a file that is missing, damaged or of a wrong size counts as not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from numbers import Real
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from kqeq._version import __version__
+from kqeq.errors import InputError
+from kqeq.frames.structures import Structure
+from kqeq.kernels.feature_map import FeatureMap
+from kqeq.typing import FloatArray
+
+DEFAULT_BUDGET = 20_000_000_000
+"""Bytes on disk where no budget is stated."""
+
+_FOLDER = "kqeq-features"
+
+
+@dataclass(frozen=True)
+class DiskCache:
+    """Where a fit may keep kernel features that memory has no room for.
+
+    Parameters
+    ----------
+    path : path-like
+        An existing folder; on a fast local disk.
+    budget : int
+        Bytes that the files in it may take.
+    keep : bool
+        Whether they stay for other fits to the same structures with the same representatives; otherwise they are
+        removed when the fit ends.
+    """
+
+    path: str | PathLike[str]
+    budget: float = DEFAULT_BUDGET
+    keep: bool = False
+
+    @contextmanager
+    def open(self) -> Iterator[CacheFolder]:
+        """The folder, for the duration of a fit.
+
+        Raises
+        ------
+        InputError
+            If it does not exist or cannot be written to, or for a budget that is not positive.
+        """
+        if not isinstance(self.budget, Real) or not np.isfinite(float(self.budget)) or self.budget <= 0:
+            raise InputError(f"DiskCache(budget={self.budget!r}): expected a positive number of bytes")
+        parent = Path(self.path)
+        if not parent.is_dir():
+            raise InputError(f"cache={os.fspath(self.path)!r} is no folder; create it first")
+        try:
+            own = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}-", dir=parent))
+        except OSError as error:
+            raise InputError(
+                f"cannot write to the cache {parent}: {error.strerror or error}; choose another folder"
+            ) from None
+        try:
+            if self.keep:
+                own.rmdir()
+                own = parent / _FOLDER
+                own.mkdir(exist_ok=True)
+            yield CacheFolder(own, int(self.budget))
+        finally:
+            if not self.keep:
+                shutil.rmtree(own, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class CacheFolder:
+    """A folder of features and how much may be in it.
+
+    Attributes
+    ----------
+    path : Path
+    budget : int
+        Bytes.
+    """
+
+    path: Path
+    budget: int
+
+    def files(self, maps: Sequence[FeatureMap | None]) -> CacheFiles:
+        """The part of the folder that belongs to some feature maps; what others have taken is not available."""
+        name = _hash_maps(maps)
+        taken = 0
+        for file in self.path.glob("*/*"):
+            with suppress(FileNotFoundError):
+                taken += 0 if file.parent.name == name else file.stat().st_size
+        target = self.path / name
+        target.mkdir(exist_ok=True)
+        return CacheFiles(target, max(0, self.budget - taken))
+
+
+@dataclass(frozen=True)
+class CacheFiles:
+    """Features by structure for some feature maps.
+
+    Attributes
+    ----------
+    path : Path
+    budget : int
+        Bytes.
+    """
+
+    path: Path
+    budget: int
+
+    def share(self, part: float) -> CacheFiles:
+        """The same files with a part of the budget."""
+        return CacheFiles(self.path, int(part * self.budget))
+
+    def read(self, structure: Structure, size: int) -> FloatArray | None:
+        """The numbers of a structure, mapped from the file; ``None`` if they are not there."""
+        file = self._file(structure)
+        try:
+            values = np.load(file, mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            return None
+        return values if values.shape == (size,) and values.dtype == np.float64 else None
+
+    def write(self, structure: Structure, values: FloatArray) -> bool:
+        """Store the numbers of a structure; False if the disk refuses."""
+        target = self._file(structure)
+        try:
+            descriptor, name = tempfile.mkstemp(dir=self.path, prefix=".", suffix=".part")
+            try:
+                with os.fdopen(descriptor, "wb") as handle:
+                    np.save(handle, values)
+                os.replace(name, target)
+            except BaseException:
+                os.unlink(name)
+                raise
+        except OSError:  # the disk is full, or the folder was removed: a cache may fail, a fit must not
+            return False
+        return True
+
+    def _file(self, structure: Structure) -> Path:
+        digest = hashlib.sha256()
+        for part in (structure.numbers, structure.positions, structure.cell, structure.pbc):
+            digest.update(str(part.dtype).encode() + str(part.shape).encode() + part.tobytes())
+        return self.path / f"{digest.hexdigest()[:40]}.npy"
+
+
+def _hash_maps(maps: Sequence[FeatureMap | None]) -> str:
+    digest = hashlib.sha256(__version__.encode())
+    for feature_map in maps:
+        digest.update(b"map")
+        if feature_map is None:
+            continue
+        digest.update(f"{feature_map.descriptor!r} {feature_map.zeta!r} {feature_map.species!r}".encode())
+        for z, rows in feature_map.representatives.items():
+            digest.update(f"{z} {rows.shape}".encode())
+            for part in (rows.data, rows.indices, rows.indptr):
+                digest.update(part.tobytes())
+    return digest.hexdigest()[:40]
+
+
+def disk_cache(cache: str | PathLike[str] | DiskCache | None) -> DiskCache | None:
+    """What users give as ``cache``.
+
+    Raises
+    ------
+    InputError
+    """
+    if cache is None or isinstance(cache, DiskCache):
+        return cache
+    if isinstance(cache, (str, PathLike)):
+        return DiskCache(cache)
+    raise InputError(f"cache is {cache!r}; expected a folder, kqeq.DiskCache(folder, budget=bytes) or None")
+
+
+__all__ = ["DEFAULT_BUDGET", "CacheFiles", "CacheFolder", "DiskCache", "disk_cache"]

@@ -1,0 +1,382 @@
+"""Everything about a training frame that does not change while parameters do.
+
+Descriptors, kernel features and the factored charge problem are computed once and kept as long as they fit
+a memory budget; beyond it they are computed again in every iteration, or read from disk
+(:mod:`kqeq.fitting.rows.cache`).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kqeq.backend import CPU, Device, asarray_like, full, namespace, nbytes, zeros
+from kqeq.baselines import BaselineResult
+from kqeq.charges.base import ChargeSystem
+from kqeq.descriptors import evaluate_states
+from kqeq.descriptors.base import Descriptor, DescriptorState
+from kqeq.fitting.parameters import Parameters
+from kqeq.fitting.rows.cache import CacheFiles
+from kqeq.frames.labels import Labels
+from kqeq.frames.structures import Structure
+from kqeq.kernels.feature_map import FeatureMap
+from kqeq.potential.potential import BATCH_ATOMS
+from kqeq.typing import Array
+
+MEMORY_BUDGET = 4_000_000_000
+"""Bytes that cached features may take."""
+
+FILE_OVERHEAD = 4096
+"""Bytes by which a file may be larger than its numbers: header, last block."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingFrame:
+    """A structure, the labels to fit (offsets and baseline subtracted) and its number.
+
+    Attributes
+    ----------
+    structure : Structure
+    labels : Labels
+    index : int
+        Number of the frame in what the user gave.
+    baseline : BaselineResult, optional
+        The baseline itself, where the short-range energy sees its charges.
+    """
+
+    structure: Structure
+    labels: Labels
+    index: int
+    baseline: BaselineResult | None = None
+
+    @property
+    def n_labels(self) -> int:
+        """Number of scalar labels."""
+        labels = (getattr(self.labels, kind) for kind in self.labels.kinds)
+        return sum(int(np.size(label)) for label in labels)
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether a label is a derivative with respect to positions or strain."""
+        return self.labels.forces is not None or self.labels.stress is not None
+
+
+@dataclass(frozen=True, eq=False)
+class FrameFeatures:
+    """Parameter-free quantities of one frame.
+
+    Attributes
+    ----------
+    chi : (N, p_χ + Z) array
+        ∂χ/∂u.
+    chi_state : DescriptorState
+        Descriptors of the electronegativities, for derivatives.
+    system : ChargeSystem
+        ``None`` if site parameters are learned: then it changes with them.
+    energy : (p_sr + Z,) array
+        ∂(E_sr + Σ e0)/∂u.
+    positions : (3N, p_sr + Z) array
+        Its derivative with respect to positions.
+    strain : (9, p_sr + Z) array
+        Its strain derivative.
+    sites : (N, p_θ) array
+        Features Φ of the site parameters that depend on the environment.
+    site_state : DescriptorState
+        Their descriptors, for derivatives.
+    device : Device
+        Where all of this lives.
+    """
+
+    chi: Array | None
+    chi_state: DescriptorState | None
+    system: ChargeSystem | None
+    energy: Array | None
+    positions: Array | None
+    strain: Array | None
+    sites: Array | None = None
+    site_state: DescriptorState | None = None
+    device: Device = CPU
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that keeping this takes, approximately."""
+        return _nbytes(self.__dict__)
+
+
+def _nbytes(item: Any, depth: int = 0) -> int:
+    """Bytes in the arrays that an object holds, a few levels deep."""
+    size = nbytes(item)
+    if size is not None:
+        return size
+    if depth > 3:
+        return 0
+    if isinstance(item, dict):
+        return sum(_nbytes(value, depth + 1) for value in item.values())
+    if isinstance(item, (list, tuple)):
+        return sum(_nbytes(value, depth + 1) for value in item)
+    return _nbytes(vars(item), depth + 1) if hasattr(item, "__dict__") else sys.getsizeof(item)
+
+
+@dataclass(frozen=True, eq=False)
+class KernelFeatures:
+    """Sparse kernel features of one frame without their prior scale δ; ``None`` where the model has no such part.
+
+    Attributes
+    ----------
+    chi : (N, p_χ) array
+        Φ of the electronegativities.
+    energy : (p_sr,) array
+        Σ_i Φ' of the short-range energy.
+    positions, strain : (3N, p_sr), (9, p_sr) array
+        Its derivatives, for frames that need them.
+    sites : (N, p_θ) array
+        Φ of the site parameters that depend on the environment.
+    """
+
+    chi: Array | None
+    energy: Array | None
+    positions: Array | None
+    strain: Array | None
+    sites: Array | None
+
+    def pack(self) -> Array:
+        """All numbers in one row."""
+        parts = (self.chi, self.energy, self.positions, self.strain, self.sites)
+        return np.concatenate([part.ravel() for part in parts if part is not None] or [np.zeros(0)])
+
+    @classmethod
+    def unpack(cls, values: Array, frame: TrainingFrame, parameters: Parameters) -> KernelFeatures:
+        """What :meth:`pack` made."""
+        parts: list[Array | None] = []
+        start = 0
+        for shape in feature_shapes(frame, parameters):
+            if shape is None:
+                parts.append(None)
+                continue
+            stop = start + math.prod(shape)
+            parts.append(values[start:stop].reshape(shape))
+            start = stop
+        return cls(*parts)
+
+
+def feature_maps(parameters: Parameters) -> tuple[FeatureMap | None, FeatureMap | None, FeatureMap | None]:
+    """Those of the electronegativities, of the short-range energy and of the site parameters."""
+    chi, energy, environment = parameters.chi, parameters.energy, parameters.environment
+    return (
+        None if chi is None else chi.feature_map,
+        None if energy is None else energy.feature_map,
+        None if environment is None else environment.feature_map,
+    )
+
+
+def feature_shapes(frame: TrainingFrame, parameters: Parameters) -> tuple[tuple[int, ...] | None, ...]:
+    """Shapes of the arrays of :class:`KernelFeatures`."""
+    atoms = len(frame.structure)
+    chi, energy, sites = (None if m is None else m.size for m in feature_maps(parameters))
+    gradients = energy is not None and frame.needs_gradients
+    return (
+        None if chi is None else (atoms, chi),
+        None if energy is None else (energy,),
+        (3 * atoms, energy or 0) if gradients else None,
+        (9, energy or 0) if gradients else None,
+        None if sites is None else (atoms, sites),
+    )
+
+
+def compute_features(frame: TrainingFrame, parameters: Parameters, device: Device = CPU) -> FrameFeatures:
+    """Evaluate descriptors, kernel features and the charge problem of one frame."""
+    return compute_many([frame], parameters, device)[0]
+
+
+def compute_many(
+    frames: Sequence[TrainingFrame], parameters: Parameters, device: Device = CPU
+) -> list[FrameFeatures]:
+    """As :func:`compute_features`, for frames of the same elements: kernel features in one product per element."""
+    return [features for features, _ in _compute(frames, parameters, device)]
+
+
+def _compute(
+    frames: Sequence[TrainingFrame], parameters: Parameters, device: Device
+) -> Iterator[tuple[FrameFeatures, KernelFeatures]]:
+    maps = feature_maps(parameters)
+    descriptors = [m.descriptor for m in maps if m is not None]
+    states = [
+        evaluate_states(descriptors, frame.structure, derivatives=frame.needs_gradients, device=device)
+        for frame in frames
+    ]
+    numbers = [frame.structure.numbers for frame in frames]
+    chi, energy, sites = (
+        [None] * len(frames)
+        if m is None
+        else m.features_many([found[m.descriptor] for found in states], numbers)
+        for m in maps
+    )
+    for i, frame in enumerate(frames):
+        positions = strain = None
+        own = energy[i]
+        if maps[1] is not None and frame.needs_gradients:
+            pulled = maps[1].feature_gradients(
+                states[i][maps[1].descriptor], numbers[i], full(len(frame.structure), 1.0, device.like)
+            )
+            positions, strain = pulled.positions, pulled.strain
+        summed = None if own is None else namespace(own).sum(own, axis=0)
+        raw = KernelFeatures(chi[i], summed, positions, strain, sites[i])
+        yield _assemble(frame, parameters, device, raw, states[i]), raw
+
+
+def _restore(frame: TrainingFrame, parameters: Parameters, raw: KernelFeatures) -> FrameFeatures:
+    """From kernel features that were stored; only what is cheap is computed again."""
+    chi, _, sites = feature_maps(parameters)
+    needed = [m.descriptor for m in (chi, sites) if m is not None] if frame.needs_gradients else []
+    return _assemble(frame, parameters, CPU, raw, evaluate_states(needed, frame.structure))
+
+
+def _assemble(
+    frame: TrainingFrame,
+    parameters: Parameters,
+    device: Device,
+    raw: KernelFeatures,
+    states: Mapping[Descriptor, DescriptorState],
+) -> FrameFeatures:
+    """Scaled kernel features beside offsets, and the charge problem."""
+    structure, gradients = frame.structure, frame.needs_gradients
+    numbers = structure.numbers
+    xp = namespace(device.like)
+    chi = system = chi_state = site_state = None
+    if gradients:
+        of_chi, _, of_sites = feature_maps(parameters)
+        chi_state = None if of_chi is None else states[of_chi.descriptor]
+        site_state = None if of_sites is None else states[of_sites.descriptor]
+    if parameters.chi is not None and parameters.charges is not None:
+        part = parameters.chi
+        chi = asarray_like(part.one_hot(numbers), device.like)
+        if raw.chi is not None:
+            chi = xp.concat([part.delta * raw.chi, chi], axis=1)
+        if parameters.learned is None:
+            fixed = parameters.sites(numbers, np.zeros(parameters.size), raw.sites)
+            system = parameters.charges.bind(structure, fixed, many_responses=True, device=device)
+
+    energy = positions = strain = None
+    if parameters.energy is not None:
+        part = parameters.energy
+        energy = asarray_like(part.one_hot(numbers).sum(axis=0), device.like)
+        if raw.energy is not None:
+            energy = xp.concat([part.delta * raw.energy, energy])
+        if gradients:
+            positions = zeros((3 * len(structure), part.size), device.like)
+            strain = zeros((9, part.size), device.like)
+            if raw.positions is not None and raw.strain is not None:
+                positions[:, : part.kernel_size] = part.delta * raw.positions
+                strain[:, : part.kernel_size] = part.delta * raw.strain
+    return FrameFeatures(
+        chi, chi_state, system, energy, positions, strain, raw.sites, site_state, device=device
+    )
+
+
+class FeatureStore:
+    """Features of all training frames, cached within a budget.
+
+    Parameters
+    ----------
+    frames : sequence of TrainingFrame
+        Those of the same elements side by side are the faster the smaller they are: runs of them without gradients are
+        evaluated together.
+    parameters : Parameters
+    budget : int
+        Bytes of memory.
+    files : CacheFiles, optional
+        Where kernel features of frames with forces or stresses go that memory has no room for; not used elsewhere than
+        on the host.
+    device : Device
+        Where features are computed and kept.
+    """
+
+    def __init__(
+        self,
+        frames: Sequence[TrainingFrame],
+        parameters: Parameters,
+        budget: int = MEMORY_BUDGET,
+        files: CacheFiles | None = None,
+        device: Device = CPU,
+    ) -> None:
+        self.frames = frames
+        self.parameters = parameters
+        self.budget = budget
+        self.files = files if device.is_host else None
+        self.device = device
+        self._cache: dict[int, FrameFeatures] = {}
+        self._ahead: dict[int, FrameFeatures] = {}
+        self._used = self._stored = 0
+        self._full = False
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def get(self, i: int) -> FrameFeatures:
+        """Features of the i-th frame."""
+        if i in self._cache:
+            return self._cache[i]
+        if i in self._ahead:
+            return self._keep(i, self._ahead.pop(i), None)
+        frame = self.frames[i]
+        if self.files is not None and frame.needs_gradients:
+            shapes = feature_shapes(frame, self.parameters)
+            size = sum(math.prod(shape) for shape in shapes if shape is not None)
+            values = self.files.read(frame.structure, size)
+            if values is not None:
+                raw = KernelFeatures.unpack(values, frame, self.parameters)
+                return self._keep(i, _restore(frame, self.parameters, raw), None)
+        run = self._run(i)
+        found = list(_compute([self.frames[j] for j in run], self.parameters, self.device))
+        self._ahead = {j: features for j, (features, _) in zip(run[1:], found[1:], strict=True)}
+        return self._keep(i, *found[0])
+
+    def _keep(self, i: int, features: FrameFeatures, raw: KernelFeatures | None) -> FrameFeatures:
+        """Keep features in memory if there is room, else what was computed on disk."""
+        if self.budget > self._used:
+            size = features.nbytes
+            if self._used + size <= self.budget:
+                self._cache[i] = features
+                self._used += size
+                return features
+        frame = self.frames[i]
+        if self.files is not None and raw is not None and frame.needs_gradients and not self._full:
+            values = raw.pack()
+            self._stored += values.nbytes + FILE_OVERHEAD
+            self._full = self._stored > self.files.budget or not self.files.write(frame.structure, values)
+        return features
+
+    def _run(self, i: int) -> range:
+        """The i-th frame and those after it that are worth evaluating with it."""
+        first = self.frames[i]
+        stop, atoms = i + 1, len(first.structure)
+        if first.needs_gradients:
+            return range(i, stop)  # which cost more than the products that would be shared
+        for frame in self.frames[stop:]:
+            atoms += len(frame.structure)
+            if (
+                frame.structure.species != first.structure.species
+                or frame.needs_gradients
+                or stop in self._cache
+                or atoms > BATCH_ATOMS
+            ):
+                break
+            stop += 1
+        return range(i, stop)
+
+
+__all__ = [
+    "MEMORY_BUDGET",
+    "FeatureStore",
+    "FrameFeatures",
+    "KernelFeatures",
+    "TrainingFrame",
+    "compute_features",
+    "compute_many",
+    "feature_shapes",
+]

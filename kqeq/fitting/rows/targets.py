@@ -1,0 +1,133 @@
+"""Which labels are fitted, and what is subtracted from them first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from ase.data import atomic_numbers, chemical_symbols
+
+from kqeq.baselines import Capabilities
+from kqeq.errors import InputError
+from kqeq.fitting.rows.blocks import BLOCKS
+from kqeq.fitting.rows.features import TrainingFrame
+from kqeq.fitting.settings import FitSettings
+from kqeq.frames.labels import LABEL_KINDS, Labels
+from kqeq.frames.structures import Structure
+
+
+def why_not(kind: str, knows: Capabilities) -> str | None:
+    """Why a label cannot be fitted on top of a baseline with these capabilities; ``None`` if it can."""
+    if kind == "dipole" and knows.holds_charge and not knows.dipole:
+        return "the baseline holds the total charge and gives no dipole"
+    if kind == "charges" and knows.holds_charge and not knows.charges:
+        return "the baseline holds the total charge and gives no charges of atoms"
+    if kind == "polarizability" and (knows.holds_charge or knows.dipole) and not knows.field:
+        return "the response of the baseline to a field is not known"
+    return None
+
+
+def choose_labels(
+    pairs: Sequence[tuple[Structure, Labels]], settings: FitSettings
+) -> tuple[list[TrainingFrame], dict[str, int], dict[str, str]]:
+    """Keep the labels to fit; say which are used and which are ignored, and why."""
+    has_charges = settings.charges is not None
+    learning = settings.charges is not None and bool(settings.charges.learned)
+    ignored: dict[str, str] = {}
+
+    def reason(kind: str) -> str | None:
+        """Why a label kind is not fitted; None if it is."""
+        if kind == "polarizability" and not learning:
+            return "electronegativities do not determine it; it is compared in evaluate"
+        if settings.targets is not None and kind not in settings.targets:
+            return "not among targets"
+        if kind in ("dipole", "charges") and not has_charges:
+            return "a model without charges cannot be fitted to it"
+        if kind == "charges" and settings.targets is None:
+            return 'partition charges are fitted only on request: targets=[..., "charges"]'
+        return None if settings.baseline is None else why_not(kind, settings.baseline.capabilities)
+
+    used: Counter[str] = Counter()
+    frames: list[TrainingFrame] = []
+    unlabelled: list[int] = []
+    for index, (structure, labels) in enumerate(pairs):
+        drop: dict[str, Any] = {}
+        for kind in labels.kinds:
+            why = reason(kind)
+            if why is None and kind == "stress" and not structure.pbc.all():
+                why = "only cells that are periodic in three directions have a stress"
+            if why is None and kind == "dipole" and structure.periodic:
+                why = "the dipole of a periodic cell depends on the choice of images of its atoms"
+            if why is None and kind == "polarizability" and structure.periodic:
+                why = "element parameters are learned from the polarizabilities of isolated systems"
+            if why is not None:
+                drop[kind] = None
+                ignored[kind] = why
+        kept = replace(labels, **drop)
+        if not kept.kinds:
+            unlabelled.append(index)
+        used.update(kept.kinds)
+        frames.append(TrainingFrame(structure, kept, index))
+    missing = [kind for kind in settings.targets or () if used[kind] == 0]
+    if missing:
+        why = "".join(f"; their {kind} was ignored: {ignored[kind]}" for kind in missing if kind in ignored)
+        if "charges" in missing:
+            why += (
+                '; name the array of partition charges with charges_key, for example charges_key="hirshfeld"'
+            )
+        raise InputError(f"targets asks for {', '.join(missing)}, but no frame carries it{why}")
+    if unlabelled:
+        names = ", ".join(str(i) for i in unlabelled[:5]) + (" ..." if len(unlabelled) > 5 else "")
+        looked = ", ".join(settings.targets or [k for k in BLOCKS if reason(k) is None])
+        why = "".join(f"; their {kind} was ignored: {text}" for kind, text in ignored.items())
+        raise InputError(
+            f"{len(unlabelled)} of {len(pairs)} frames have no usable label (frames {names}); looked for {looked} "
+            f"in atoms.info, atoms.arrays and single-point results. Remove the frames, or name the labels with "
+            f'label_prefix="REF_"{why}'
+        )
+    return frames, {kind: used[kind] for kind in LABEL_KINDS if used[kind]}, ignored
+
+
+def energy_offsets(
+    frames: Sequence[TrainingFrame], species: tuple[int, ...], given: Mapping[int, float] | None
+) -> dict[int, float]:
+    """Element energies: given, or the least-squares composition fit (minimum norm if underdetermined)."""
+    if given is not None:
+        missing = [chemical_symbols[z] for z in species if z not in given]
+        if missing:
+            raise InputError(
+                f"e0 lacks {', '.join(missing)}; give an energy (eV) for every element, or e0=None"
+            )
+        return {z: float(given[z]) for z in species}
+    rows = [
+        [np.count_nonzero(frame.structure.numbers == z) for z in species]
+        for frame in frames
+        if frame.labels.energy is not None
+    ]
+    if not rows:
+        return dict.fromkeys(species, 0.0)
+    energies = [frame.labels.energy for frame in frames if frame.labels.energy is not None]
+    counts = np.array(rows, dtype=np.float64)
+    per_atom = counts.sum(axis=1)
+    solution = np.linalg.lstsq(counts / per_atom[:, None], np.array(energies) / per_atom, rcond=1e-8)[0]
+    return dict(zip(species, map(float, solution), strict=True))
+
+
+def element_energies(e0: Any) -> dict[int, float]:
+    """Validate energies by element symbol and key them by atomic number."""
+    if not isinstance(e0, Mapping):
+        raise InputError(f"e0 is {e0!r}; expected a dict of energies (eV) by element symbol, or None")
+    bad = [symbol for symbol in e0 if symbol not in atomic_numbers]
+    if bad:
+        raise InputError(f"e0 names {bad}, which are no element symbols")
+    for symbol, value in e0.items():
+        if not isinstance(value, Real) or not np.isfinite(float(value)):
+            raise InputError(f'e0["{symbol}"] is {value!r}; expected one finite energy in eV')
+    return {atomic_numbers[symbol]: float(value) for symbol, value in e0.items()}
+
+
+__all__ = ["choose_labels", "element_energies", "energy_offsets", "why_not"]

@@ -1,0 +1,1 @@
+"""What a frame says: geometry, conditions (total charge, field, data of single atoms), labels, neighbours."""

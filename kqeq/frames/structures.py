@@ -1,0 +1,354 @@
+"""Structures: the door through which :class:`ase.Atoms` enter the package.
+
+Everything is validated here once; inside the package the dataclass is trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from kqeq.errors import InputError
+from kqeq.frames.site_data import charge_sums, read_site_data
+from kqeq.typing import BoolArray, FloatArray, IntArray
+
+MIN_DISTANCE = 0.05
+"""Atoms closer than this (Å) are refused as lying on top of each other."""
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """A geometry and the conditions it is under: total charge and external field.
+
+    Attributes
+    ----------
+    numbers : (N,) int array
+        Atomic numbers.
+    positions : (N, 3) array
+        Å.  For periodic cells these may lie outside the cell.
+    cell : (3, 3) array
+        Rows are the lattice vectors, Å; zero rows along non-periodic directions are allowed.
+    pbc : (3,) bool array
+    total_charge : float
+        e.
+    external_field : (3,) array
+        V/Å.
+    fragments : (N,) int array, optional
+        Number of the fragment that each atom belongs to, 0 to k − 1.
+    fragment_charges : (k,) array, optional
+        Charge of each fragment, e; sums to ``total_charge``.
+    reference_charges : (N,) array, optional
+        Charges that split-charge models start from, e; sums to ``total_charge``.
+    external_potential : (N,) array, optional
+        Electrostatic potential that acts on the charges from outside, V.
+    multiplicity : float, optional
+        2S + 1, for baselines with electrons; ``None`` leaves it to them.
+    """
+
+    numbers: IntArray
+    positions: FloatArray
+    cell: FloatArray = field(default_factory=lambda: np.zeros((3, 3)))
+    pbc: BoolArray = field(default_factory=lambda: np.zeros(3, dtype=bool))
+    total_charge: float = 0.0
+    external_field: FloatArray = field(default_factory=lambda: np.zeros(3))
+    fragments: IntArray | None = None
+    fragment_charges: FloatArray | None = None
+    reference_charges: FloatArray | None = None
+    external_potential: FloatArray | None = None
+    multiplicity: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def species(self) -> tuple[int, ...]:
+        """The elements present, ascending atomic numbers."""
+        return tuple(int(z) for z in np.unique(self.numbers))
+
+    @property
+    def periodic(self) -> bool:
+        """Whether any direction is periodic."""
+        return bool(self.pbc.any())
+
+    @property
+    def volume(self) -> float:
+        """Volume of the cell in Å³ (0 where the cell is incomplete)."""
+        return float(abs(np.linalg.det(self.cell)))
+
+    def under(self, total_charge: float, external_field: FloatArray) -> Structure:
+        """The same geometry under another total charge and field; a multiplicity belongs to a total charge.
+
+        Raises
+        ------
+        InputError
+            If the structure has fragment or reference charges and the total charge changes: nothing says
+            which of them the difference belongs to.
+        """
+        fixed = self.fragment_charges is not None or self.reference_charges is not None
+        if fixed and abs(total_charge - self.total_charge) > 1e-8:
+            raise InputError(
+                f"the total charge was changed from {self.total_charge:g} to {total_charge:g} e, but the structure "
+                "has fragment charges or reference charges that sum to the former; give new ones that sum to "
+                f'{total_charge:g} e (atoms.info["fragment_charges"], atoms.arrays["reference_charges"])'
+            )
+        same = abs(total_charge - self.total_charge) < 1e-8
+        return replace(
+            self,
+            total_charge=total_charge,
+            external_field=external_field,
+            multiplicity=self.multiplicity if same else None,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class FrameName:
+    """Names a frame in messages, for example ``frame 12 (C2H6O)``; costs nothing until it is printed."""
+
+    atoms: Atoms
+    index: int | None = None
+
+    def __str__(self) -> str:
+        formula = self.atoms.get_chemical_formula() or "no atoms"
+        return f"the structure ({formula})" if self.index is None else f"frame {self.index} ({formula})"
+
+
+def describe(atoms: Atoms, index: int | None = None) -> FrameName:
+    """Name a frame in messages."""
+    return FrameName(atoms, index)
+
+
+def as_frames(frames: Any) -> list[Atoms]:
+    """Accept one :class:`ase.Atoms` or a sequence of them; refuse everything else.
+
+    Raises
+    ------
+    InputError
+        If ``frames`` is empty or holds something that is not an :class:`ase.Atoms`.
+    """
+    if isinstance(frames, Atoms):
+        return [frames]
+    if isinstance(frames, (str, bytes)) or not isinstance(frames, Iterable):
+        raise InputError(
+            f"expected an ase.Atoms or a list of them, got {type(frames).__name__}; "
+            'read a file with ase.io.read("file.xyz", ":") first'
+        )
+    result = list(frames)
+    if not result:
+        raise InputError(
+            'no frames were given (an empty list, or an empty file read with ase.io.read(..., ":"))'
+        )
+    for i, atoms in enumerate(result):
+        if not isinstance(atoms, Atoms):
+            raise InputError(f"frame {i} is a {type(atoms).__name__}, expected an ase.Atoms")
+    return result
+
+
+def check_field(value: Any, where: object) -> FloatArray:
+    """Validate an external field: three finite numbers in V/Å."""
+    try:
+        # a copy: the array may be the user's own, and change later
+        vector = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        vector = np.full(0, np.nan)
+    if vector.shape != (3,) or not np.isfinite(vector).all():
+        raise InputError(
+            f"external_field of {where} is {value!r}; expected three finite numbers (Ex, Ey, Ez) in V/Å"
+        )
+    return vector
+
+
+def check_charge(value: Any, where: object) -> float:
+    """Validate a total charge: one finite number in e."""
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.full(2, np.nan)
+    if array.size != 1 or not np.isfinite(array).all():
+        raise InputError(f"total_charge of {where} is {value!r}; expected one finite number (e)")
+    return float(array.reshape(()))
+
+
+def conditions(
+    atoms: Atoms, *, total_charge: Any = None, external_field: Any = None, where: object = "the structure"
+) -> tuple[float, FloatArray]:
+    """Total charge and field of a frame, from the arguments and ``atoms.info``.
+
+    Sources of the charge are the argument, ``info["total_charge"]`` and ``info["charge"]``, and the sums of
+    ``info["fragment_charges"]`` and ``arrays["reference_charges"]``; of the field, the argument and
+    ``info["external_field"]``.  Without any source the structure is neutral and
+    free of field.  Initial charges (``atoms.get_initial_charges()``) are no source, but they must not
+    contradict the result.
+
+    Returns
+    -------
+    float, (3,) array
+        Total charge (e) and field (V/Å).
+
+    Raises
+    ------
+    InputError
+        If two sources disagree, or a value is not finite or has the wrong shape.
+    """
+    charges = [("the argument total_charge", total_charge)]
+    charges += [(f'atoms.info["{key}"]', atoms.info.get(key)) for key in ("total_charge", "charge")]
+    found = [(name, check_charge(value, where)) for name, value in charges if value is not None]
+    found += charge_sums(atoms, where)
+    for name, value in found[1:]:
+        # sums of arrays carry the rounding of a file
+        if abs(value - found[0][1]) > (1e-4 if "sum" in name else 1e-8):
+            raise InputError(
+                f"{where} has two total charges: {found[0][0]} says {found[0][1]:g} e, {name} says {value:g} e; "
+                "remove one of them or make them agree"
+            )
+    charge = found[0][1] if found else 0.0
+    if atoms.has("initial_charges"):
+        initial = float(atoms.get_initial_charges().sum())
+        if abs(initial - charge) > 0.5 and abs(initial) > 0.5:
+            raise InputError(
+                f"{where} has initial charges that sum to {initial:g} e while its total charge is {charge:g} e"
+                f"{'' if found else ' (nothing says otherwise)'}; set total_charge explicitly and remove or "
+                "correct the initial charges"
+            )
+    fields = [
+        ("the argument external_field", external_field),
+        ('atoms.info["external_field"]', atoms.info.get("external_field")),
+    ]
+    vectors = [(name, check_field(v, where)) for name, v in fields if v is not None]
+    for name, vector in vectors[1:]:
+        if np.abs(vector - vectors[0][1]).max() > 1e-10:
+            raise InputError(
+                f"{where} has two external fields: {vectors[0][0]} says {vectors[0][1].tolist()} V/Å, {name} says "
+                f"{vector.tolist()} V/Å; remove one of them or make them agree"
+            )
+    return charge, (vectors[0][1] if vectors else np.zeros(3))
+
+
+def read_structure(
+    atoms: Atoms, *, total_charge: Any = None, external_field: Any = None, index: int | None = None
+) -> Structure:
+    """Validate an :class:`ase.Atoms` and the conditions it is under.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+    total_charge : float, optional
+        e; see :func:`conditions` for the other sources.
+    external_field : (3,) array-like, optional
+        V/Å.
+    index : int, optional
+        Number of the frame, for messages.
+
+    Returns
+    -------
+    Structure
+
+    Raises
+    ------
+    InputError
+        For a structure without atoms, unknown (0) atomic numbers, positions or cells that are not
+        finite, atoms on top of each other, periodic directions without a cell vector, or conditions
+        that contradict each other.  Also for fragments that miss atoms, fragment or reference charges that do not
+        sum to the total charge, and potentials that are not finite.
+
+    Notes
+    -----
+    Read if present: ``arrays["fragments"]``, ``info["fragment_charges"]``, ``arrays["reference_charges"]``,
+    ``arrays["external_potential"]`` (see :mod:`kqeq.frames.site_data`).
+    """
+    where = describe(atoms, index)
+    numbers = np.array(atoms.numbers, dtype=np.int64)
+    if len(numbers) == 0:
+        raise InputError(f"{where} has no atoms")
+    if (numbers < 1).any() or (numbers > 118).any():
+        raise InputError(
+            f"{where} has atomic numbers outside 1 to 118 (dummy atoms 'X'?); remove or replace them"
+        )
+    positions = np.array(atoms.positions, dtype=np.float64)
+    cell = np.array(atoms.cell.array, dtype=np.float64)
+    pbc = np.array(atoms.pbc, dtype=bool)
+    if not np.isfinite(positions).all():
+        raise InputError(f"{where} has positions that are NaN or infinite")
+    if pbc.any():
+        _check_cell(cell, pbc, where)
+    charge, external = conditions(
+        atoms, total_charge=total_charge, external_field=external_field, where=where
+    )
+    _check_overlap(positions, cell, pbc, where)
+    extra = read_site_data(atoms, charge, where)
+    return Structure(numbers, positions, cell, pbc, charge, external, **extra)
+
+
+def _check_cell(cell: FloatArray, pbc: BoolArray, where: object) -> None:
+    if not np.isfinite(cell).all():
+        raise InputError(f"{where} has a cell with NaN or infinite entries")
+    vectors = cell[pbc]
+    lengths = np.linalg.norm(vectors, axis=1)
+    if (lengths < 1e-3).any():
+        raise InputError(
+            f"{where} is periodic (pbc={pbc.tolist()}) along a direction whose cell vector is zero; "
+            "set atoms.cell, or atoms.pbc = False for an isolated system"
+        )
+    unit = vectors / lengths[:, None]
+    # the Gram determinant is the squared volume spanned by the unit vectors
+    if np.linalg.det(unit @ unit.T) < 1e-8:
+        raise InputError(f"{where} has linearly dependent cell vectors (zero volume); check atoms.cell")
+
+
+def _check_overlap(positions: FloatArray, cell: FloatArray, pbc: BoolArray, where: object) -> None:
+    """Refuse pairs of atoms closer than :data:`MIN_DISTANCE`, periodic images included."""
+    points, owner = positions, np.arange(len(positions))
+    if pbc.any():
+        # wrap along the periodic directions, then add the images that lie just across a face
+        full = _complete_cell(cell, pbc)
+        fractional = positions @ np.linalg.inv(full)
+        fractional[:, pbc] -= np.floor(fractional[:, pbc])
+        margin = 2 * MIN_DISTANCE * np.linalg.norm(np.linalg.inv(full), axis=0)
+        images = [fractional]
+        owners = [owner]
+        for axis in np.flatnonzero(pbc):
+            block, own = np.concatenate(images), np.concatenate(owners)
+            near = block[:, axis] < margin[axis]
+            shifted = block[near].copy()
+            shifted[:, axis] += 1.0
+            images.append(shifted)
+            owners.append(own[near])
+        points, owner = np.concatenate(images) @ full, np.concatenate(owners)
+    # all points with each other: two atoms at opposite corners of the cell meet in a pair of images
+    if len(points) <= 128:
+        delta = points[:, None, :] - points[None, :, :]
+        close = np.triu(np.einsum("ijk,ijk->ij", delta, delta) < MIN_DISTANCE**2, 1)
+        pairs = [(int(i), int(j)) for i, j in np.argwhere(close)]
+    else:
+        from scipy.spatial import cKDTree
+
+        pairs = list(cKDTree(points).query_pairs(MIN_DISTANCE))
+    if pairs:
+        i, j = min(sorted((int(owner[i]), int(owner[j]))) for i, j in pairs)
+        raise InputError(
+            f"{where} has atoms on top of each other: atoms {i} and {j} are closer than {MIN_DISTANCE} Å"
+            f"{' (through the periodic boundary)' if pbc.any() else ''}; remove duplicates"
+        )
+
+
+def _complete_cell(cell: FloatArray, pbc: BoolArray) -> FloatArray:
+    """Fill the rows of non-periodic directions so that the cell can be inverted."""
+    from ase.geometry import complete_cell
+
+    used = np.where(pbc[:, None], cell, 0.0)
+    return np.asarray(complete_cell(used), dtype=np.float64)
+
+
+__all__ = [
+    "FrameName",
+    "Structure",
+    "as_frames",
+    "check_charge",
+    "check_field",
+    "conditions",
+    "describe",
+    "read_structure",
+]

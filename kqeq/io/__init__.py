@@ -1,0 +1,1 @@
+"""Files: model archives, atomic writes, progress bars."""

@@ -1,0 +1,8 @@
+"""Kernels on descriptors: settings, feature maps, representatives, dependence on charge."""
+
+from __future__ import annotations
+
+from kqeq.kernels.feature_map import Directions, FeatureMap, Similarity
+from kqeq.kernels.settings import SOAPKernel
+
+__all__ = ["Directions", "FeatureMap", "SOAPKernel", "Similarity"]

@@ -1,0 +1,449 @@
+"""Kernel settings and the sparse feature map.
+
+    k(p_i, p_m) = δ_{Z_i Z_m} (p_i · p_m)^ζ
+    Φ = K_NM L⁻ᵀ,    K_MM + jitter·1 = L Lᵀ        (per element)
+
+so that a function of the environment is f_i = Σ_m Φ_im w_m with a standard normal prior on w: ordinary
+Bayesian linear regression (theory section 2; the subset-of-regressors approximation of Gaussian processes,
+Quiñonero-Candela & Rasmussen 2005, *J. Mach. Learn. Res.* 6, 1939).
+
+Representative environments keep only the element-pair blocks that they have.  For a structure they are
+projected onto the layout of its own elements, so the cost depends on the elements in that structure and not
+on how many the model knows.
+
+Dimensions: N atoms, F features of one layout, M representatives of one element, p = Σ_Z M.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from ase.data import chemical_symbols
+from scipy import sparse
+
+from kqeq.backend import (
+    CPU,
+    Device,
+    asarray_like,
+    chunk_elements,
+    empty,
+    full,
+    is_numpy,
+    namespace,
+    place,
+    put_rows,
+    zeros,
+)
+from kqeq.backend.linalg import factorise_with_jitter, solve_lower
+from kqeq.descriptors import evaluate_states
+from kqeq.descriptors.base import Descriptor, DescriptorState, FeatureGradients
+from kqeq.frames.neighbours import Pairs
+from kqeq.frames.structures import Structure
+from kqeq.kernels.settings import (
+    DEFAULT_REPRESENTATIVES,
+    SELECTIONS,
+    SOAPKernel,
+    default_electronegativity,
+    default_short_range,
+)
+from kqeq.typing import Array, FloatArray, IntArray
+
+_BLOCK_ELEMENTS = 1 << 20
+"""Elements of a kernel matrix that are worked on at once on the host."""
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """Representatives p_m, and products with them.
+
+    Coefficients of kernel expansions are large and cancel (1e4 eV is usual).  Dot products in single precision would make
+    energies wrong by meV per atom (measured: 13 for a water model whose forces are then wrong by 2 meV/Å), so they are
+    always computed in double precision.  Gradients may take
+
+        Σ_m s_m p_m = Σ_m s_m (p_m − μ) + (Σ_m s_m) μ
+
+    with the mean μ of the representatives and the first term, which is small where environments are alike, in single
+    precision.
+
+    Attributes
+    ----------
+    rows : (M, F) array
+        p_m.
+    mean : (F,) array, optional
+        μ.
+    apart : (M, F) array, optional
+        p_m − μ in single precision.
+    """
+
+    rows: Array
+    mean: Array | None = None
+    apart: Array | None = None
+
+    @classmethod
+    def build(cls, rows: FloatArray, like: Array, *, single: bool) -> Directions:
+        """From rows on the host, on the device of ``like``."""
+        if not single:
+            return cls(asarray_like(rows, like))
+        mean = rows.mean(axis=0)
+        parts = (rows, mean, (rows - mean).astype(np.float32))
+        return cls(*(asarray_like(part, like) for part in parts))
+
+    def dots(self, values: Array) -> Array:
+        """Dot products with rows (n, F), (n, M)."""
+        return values @ self.rows.T
+
+    def combine(self, weights: Array) -> Array:
+        """Σ_m weights_im p_m, (n, F), for weights (n, M)."""
+        if self.mean is None or self.apart is None:
+            return weights @ self.rows
+        xp = namespace(weights)
+        near = xp.astype(xp.astype(weights, xp.float32) @ self.apart, xp.float64)
+        return near + xp.sum(weights, axis=1)[:, None] * self.mean
+
+
+@dataclass(frozen=True, eq=False)
+class Similarity:
+    """Dot products between the atoms of one element and its representatives.
+
+    Attributes
+    ----------
+    element : int
+    centres : (n,) array
+        The atoms, on the host.
+    directions : Directions
+        The representatives in the layout of the structure.
+    dots : (n, M) array
+    index : (n,) array
+        The atoms where the dot products are.
+    """
+
+    element: int
+    centres: IntArray
+    directions: Directions
+    dots: Array
+    index: Array
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMap:
+    """Sparse kernel features Φ of environments, and their derivatives.
+
+    Attributes
+    ----------
+    descriptor : Descriptor
+    zeta : float
+    representatives : dict of int to sparse (M, F_all) matrix
+        Normalised descriptor rows by element, in the layout of ``species``.
+    species : tuple of int
+        Elements of the common layout, ascending.
+    """
+
+    descriptor: Descriptor
+    zeta: float
+    representatives: Mapping[int, sparse.csr_array]
+    species: tuple[int, ...]
+    _projected: dict[tuple[int, ...], dict[int, FloatArray]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    _copies: dict[tuple[Any, ...], Array] = field(default_factory=dict, repr=False, compare=False)
+    _prepared: dict[tuple[tuple[int, ...], int], Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave caches behind when the model is pickled to a worker."""
+        return {**self.__dict__, "_projected": {}, "_prepared": {}, "_copies": {}}
+
+    @cached_property
+    def lower(self) -> dict[int, FloatArray]:
+        """Cholesky factor L (M, M) of each element's kernel matrix; prediction does without.
+
+        Raises
+        ------
+        NotPositiveDefiniteError
+            If a kernel matrix is not a covariance (for example NaN in descriptors).
+        """
+        factors = {}
+        for z, rows in self.representatives.items():
+            kernel = _power(gram(rows), self.zeta)
+            factors[z], _ = factorise_with_jitter(kernel, f"the kernel matrix of {chemical_symbols[z]}")
+        return factors
+
+    @property
+    def columns(self) -> dict[int, slice]:
+        """Columns of each element in the p features."""
+        result, start = {}, 0
+        for z, rows in self.representatives.items():
+            result[z] = slice(start, start + rows.shape[0])
+            start += rows.shape[0]
+        return result
+
+    @property
+    def size(self) -> int:
+        """Number of features p."""
+        return sum(rows.shape[0] for rows in self.representatives.values())
+
+    def project(self, species: tuple[int, ...]) -> dict[int, FloatArray]:
+        """Representatives of the elements in ``species``, dense, in the layout of ``species``.
+
+        Blocks that involve other elements meet zeros in the structure's rows and drop out of every
+        product, so this loses nothing.
+        """
+        if species not in self._projected:
+            if len(self._projected) >= 64:  # many different compositions: keep memory bounded
+                self._projected.pop(next(iter(self._projected)))
+            columns = layout_columns(self.descriptor, species, self.species)
+            self._projected[species] = {
+                z: np.ascontiguousarray(rows[:, columns].toarray())
+                for z, rows in self.representatives.items()
+                if z in species
+            }
+        return self._projected[species]
+
+    def _copy(self, make: Callable[[], Any], like: Array, *key: Any) -> Any:
+        """What ``make`` gives for the device of ``like``, kept under ``key``."""
+        full_key = (*key, *place(like))
+        if full_key not in self._copies:
+            if len(self._copies) >= 256:
+                self._copies.pop(next(iter(self._copies)))
+            self._copies[full_key] = make()
+        return self._copies[full_key]
+
+    def _place(
+        self, rows: FloatArray, like: Array, species: tuple[int, ...], z: int, *, single: bool
+    ) -> Directions:
+        """Projected representatives of one element where the dot products are to be."""
+        if is_numpy(like) and not single:
+            return Directions(rows)
+        return self._copy(  # type: ignore[no-any-return]
+            lambda: Directions.build(rows, like, single=single), like, "rows", species, z, single
+        )
+
+    def _directions(self, species: tuple[int, ...], z: int, like: Array) -> Any:
+        """Projected representatives of one element as the descriptor wants them for feature gradients."""
+        rows = self.project(species)[z]
+        if not is_numpy(like):
+            return self._place(rows, like, species, z, single=False).rows
+        key = (species, z)
+        if key not in self._prepared:
+            if len(self._prepared) >= 64:
+                self._prepared.pop(next(iter(self._prepared)))
+            self._prepared[key] = self.descriptor.prepare_directions(species, rows)
+        return self._prepared[key]
+
+    def _lower(self, z: int, like: Array) -> Array:
+        # a map with another power shares these copies
+        return self._copy(lambda: asarray_like(self.lower[z], like), like, "lower", z, self.zeta)
+
+    def similarities(
+        self, state: DescriptorState, numbers: IntArray, *, single: bool = False
+    ) -> list[Similarity]:
+        """Dot products of all atoms with the representatives of their elements; shared by what follows."""
+        return self.similarities_many([state], [numbers], single=single)[0]
+
+    def similarities_many(
+        self, states: Sequence[DescriptorState], numbers: Sequence[IntArray], *, single: bool = False
+    ) -> list[list[Similarity]]:
+        """Dot products for several structures of the same elements, in one matrix product per element.
+
+        The representatives, not the atoms, fill the memory that such a product reads: for small molecules one
+        pass over them serves the whole batch.
+
+        Parameters
+        ----------
+        states, numbers : sequences
+            Descriptors and atomic numbers.
+        single : bool
+            Later products for gradients in single precision (see :class:`Directions`).
+        """
+        results: list[list[Similarity]] = [[] for _ in states]
+        like = states[0].values
+        xp = namespace(like)
+        for z, rows in self.project(states[0].species).items():
+            directions = self._place(rows, like, states[0].species, z, single=single)
+            centres = [np.flatnonzero(n == z) for n in numbers]
+            index = [asarray_like(own, like) for own in centres]
+            values = [xp.take(state.values, own, axis=0) for state, own in zip(states, index, strict=True)]
+            dots = directions.dots(xp.concat(values) if len(values) > 1 else values[0])
+            start = 0
+            for result, own, there in zip(results, centres, index, strict=True):
+                result.append(Similarity(z, own, directions, dots[start : start + len(own), :], there))
+                start += len(own)
+        return results
+
+    def features(self, state: DescriptorState, numbers: IntArray) -> Array:
+        """Φ, shape (N, p)."""
+        return self.features_many([state], [numbers])[0]
+
+    def features_many(self, states: Sequence[DescriptorState], numbers: Sequence[IntArray]) -> list[Array]:
+        """Φ of several structures of the same elements, each (N, p); one product and one solution per element."""
+        like = states[0].values
+        xp = namespace(like)
+        results = [zeros((len(own), self.size), like) for own in numbers]
+        columns = self.columns
+        for same in zip(*self.similarities_many(states, numbers), strict=True):
+            z = same[0].element
+            dots = xp.concat([near.dots for near in same]) if len(same) > 1 else same[0].dots
+            rows = solve_lower(self._lower(z, like), _power(dots, self.zeta).T).T
+            start = 0
+            for phi, near in zip(results, same, strict=True):
+                own = rows[start : start + len(near.centres), :]
+                phi[:, columns[z]] = put_rows(phi[:, columns[z]], near.index, own)
+                start += len(near.centres)
+        return results
+
+    def feature_gradients(
+        self, state: DescriptorState, numbers: IntArray, weights: Array
+    ) -> FeatureGradients:
+        """Derivatives of Σ_i weights_i Φ_i with respect to positions (3N, p) and strain (9, p)."""
+        like = state.values
+        xp = namespace(like)
+        positions = zeros((3 * len(numbers), self.size), like)
+        strain = zeros((9, self.size), like)
+        columns = self.columns
+        for near in self.similarities(state, numbers):
+            z = near.element
+            slopes = xp.take(weights, near.index)[:, None] * _slope(near.dots, self.zeta)
+            raw = state.feature_gradients(near.centres, self._directions(state.species, z, like), slopes)
+            positions[:, columns[z]] = solve_lower(self._lower(z, like), raw.positions.T).T
+            strain[:, columns[z]] = solve_lower(self._lower(z, like), raw.strain.T).T
+        return FeatureGradients(positions, strain)
+
+    def coefficients(self, weights: Array) -> dict[int, Array]:
+        """Kernel coefficients c = L⁻ᵀ w by element, where w is, so that f_i = Σ_m k(p_i, p_m) c_m."""
+        return {
+            z: solve_lower(self._lower(z, weights), weights[columns], transposed=True)
+            for z, columns in self.columns.items()
+        }
+
+    def expand(
+        self, similarities: Sequence[Similarity], size: int, coefficients: Mapping[int, FloatArray]
+    ) -> Array:
+        """f_i = Σ_m k(p_i, p_m) c_m for ``size`` atoms, shape (N,)."""
+        like = similarities[0].dots
+        values = zeros(size, like)
+        for near in similarities:
+            own = asarray_like(coefficients[near.element], like)
+            part = empty(int(near.dots.shape[0]), like)
+            for rows in _row_blocks(near.dots):
+                part[rows] = _power(near.dots[rows, :], self.zeta) @ own
+            values = put_rows(values, near.index, part)
+        return values
+
+    def descriptor_gradient(
+        self,
+        similarities: Sequence[Similarity],
+        shape: tuple[int, ...],
+        coefficients: Mapping[int, FloatArray],
+        weights: Array | None = None,
+    ) -> Array:
+        """weights_i ∂f_i/∂p_i, of the given shape (N, F); all weights 1 if none are given."""
+        like = similarities[0].dots
+        xp = namespace(like)
+        gradient = zeros(shape, like)
+        for near in similarities:
+            own = asarray_like(coefficients[near.element], like)
+            for rows in _row_blocks(near.dots):
+                index = near.index[rows]
+                slopes = _slope(near.dots[rows, :], self.zeta) * own
+                if weights is not None:
+                    slopes *= xp.take(weights, index)[:, None]
+                gradient = put_rows(gradient, index, near.directions.combine(slopes))
+        return gradient
+
+
+_LARGEST_PRODUCT = 16
+"""Whole powers up to this one are products."""
+
+
+def _row_blocks(dots: Array) -> list[slice]:
+    """Rows of an (n, M) array that are worked on at once."""
+    n, m = (int(size) for size in dots.shape)
+    step = max(1, chunk_elements(dots, 4, _BLOCK_ELEMENTS) // max(1, m))
+    return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+
+
+def gram(rows: sparse.csr_array) -> FloatArray:
+    """Dot products between all rows of a sparse matrix, dense (M, M)."""
+    used: FloatArray = rows[:, used_columns(rows)].toarray()
+    return used @ used.T
+
+
+def used_columns(rows: sparse.csr_array) -> IntArray:
+    """Columns of a sparse matrix that hold anything, ascending (counting is far faster than sorting indices)."""
+    return np.asarray(np.flatnonzero(np.bincount(rows.indices, minlength=rows.shape[1])), dtype=np.int64)
+
+
+def layout_columns(descriptor: Descriptor, part: Sequence[int], whole: Sequence[int]) -> IntArray:
+    """Columns of the layout of ``whole`` that make up the layout of ``part``, in order."""
+    small = descriptor.block_slices(tuple(part))
+    large = descriptor.block_slices(tuple(whole))
+    size = max(block.stop for block in small.values())
+    columns = np.empty(size, dtype=np.int64)
+    for pair, block in small.items():
+        source = large[pair]
+        columns[block] = np.arange(source.start, source.stop)
+    return columns
+
+
+def _power(dots: Array, zeta: float) -> Array:
+    """Dot products to the power ζ; whole powers by multiplication (libraries take logarithms from the third on)."""
+    if zeta == 1:
+        return dots
+    if float(zeta).is_integer() and 2 <= zeta <= _LARGEST_PRODUCT:
+        square, rest = dots * dots, int(zeta) - 2
+        result = square
+        while rest > 0:
+            # not in place: a library may forbid it, and ``square`` is needed again
+            result = result * (square if rest > 1 else dots)
+            rest -= 2
+        return result
+    # dot products of power spectra are not negative; rounding may say otherwise
+    return namespace(dots).clip(dots, 0.0, None) ** float(zeta)
+
+
+def _slope(dots: Array, zeta: float) -> Array:
+    """ζ dots^(ζ−1)."""
+    return full(dots.shape, 1.0, dots) if zeta == 1 else zeta * _power(dots, zeta - 1)
+
+
+def evaluate_environments(
+    feature_maps: Collection[FeatureMap],
+    structure: Structure,
+    *,
+    derivatives: bool = True,
+    pairs: Pairs | None = None,
+    device: Device = CPU,
+    single: bool = False,
+) -> tuple[dict[Descriptor, DescriptorState], dict[FeatureMap, list[Similarity]]]:
+    """Descriptors of a structure, and their dot products with the representatives of each feature map.
+
+    Options are those of :func:`kqeq.descriptors.evaluate_states` and :meth:`FeatureMap.similarities`.
+    """
+    descriptors = [feature_map.descriptor for feature_map in feature_maps]
+    states = evaluate_states(descriptors, structure, derivatives=derivatives, pairs=pairs, device=device)
+    near = {
+        feature_map: feature_map.similarities(
+            states[feature_map.descriptor], structure.numbers, single=single
+        )
+        for feature_map in feature_maps
+    }
+    return states, near
+
+
+__all__ = [
+    "DEFAULT_REPRESENTATIVES",
+    "SELECTIONS",
+    "Directions",
+    "FeatureMap",
+    "SOAPKernel",
+    "Similarity",
+    "default_electronegativity",
+    "default_short_range",
+    "evaluate_environments",
+    "gram",
+    "layout_columns",
+    "used_columns",
+]

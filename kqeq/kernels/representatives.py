@@ -1,0 +1,268 @@
+"""Choice of representative (sparse) environments, per element.
+
+Farthest-point sampling and CUR decomposition come from scikit-matter (Goscinski et al. 2023, *Open Research Europe*
+3, 81).  This module collects the candidates and removes duplicates, in memory that does not depend on the number of
+structures: farthest points are chosen again and again among those chosen before and the next few hundred environments
+(the merging of a streaming k-centre algorithm), for CUR and leverage scores a random sample is kept.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from ase.data import chemical_symbols
+from scipy import sparse
+
+from kqeq.backend import blas
+from kqeq.descriptors.base import Descriptor
+from kqeq.errors import RepresentativesWarning
+from kqeq.frames.structures import Structure
+from kqeq.kernels.feature_map import (
+    DEFAULT_REPRESENTATIVES,
+    FeatureMap,
+    SOAPKernel,
+    gram,
+    layout_columns,
+    used_columns,
+)
+from kqeq.typing import FloatArray, IntArray
+
+DENSE_BUDGET = 1_000_000_000
+"""Bytes that the dense candidate matrix of one element may take; beyond it rows are projected randomly."""
+
+PROJECTED_FEATURES = 1024
+"""Dimensions that a random projection keeps (distances are preserved to about 5 %)."""
+
+INDEPENDENT = 1e-6
+"""Least part of a (normalised) row that has to lie outside the span of others."""
+
+SMALLEST_POOL = 250
+POOL_FACTOR = 1
+"""Farthest-point sampling: environments that are collected beside those chosen so far before a choice is made among
+both; this many at least, and this many times the representatives."""
+
+SMALLEST_SAMPLE = 2000
+SAMPLE_FACTOR = 10
+"""CUR and leverage scores: size of the random sample of candidates per element, likewise."""
+
+DUPLICATE = 1e-12
+"""Environments whose normalised dot product is within this of 1 are the same."""
+
+
+def build_feature_map(
+    kernel: SOAPKernel,
+    structures: Iterable[Structure],
+    species: tuple[int, ...],
+    *,
+    progress: Callable[[Iterable[Structure]], Iterable[Structure]] = lambda items: items,
+    role: str = "kernel",
+) -> FeatureMap:
+    """Choose representatives among the environments of ``structures`` and build the feature map.
+
+    Parameters
+    ----------
+    kernel : SOAPKernel
+    structures : iterable of Structure
+    species : tuple of int
+        All elements that occur, ascending.
+    progress : callable
+        Wraps the iteration over structures.
+    role : str
+        Names the kernel in warnings.
+
+    Warns
+    -----
+    RepresentativesWarning
+        If there are fewer distinct environments of an element than were asked for.
+    """
+    with blas.one_thread():
+        return _build(kernel, structures, species, progress, role)
+
+
+def _build(
+    kernel: SOAPKernel,
+    structures: Iterable[Structure],
+    species: tuple[int, ...],
+    progress: Callable[[Iterable[Structure]], Iterable[Structure]],
+    role: str,
+) -> FeatureMap:
+    descriptor = kernel.descriptor()
+    wanted = DEFAULT_REPRESENTATIVES if kernel.n_representatives is None else kernel.n_representatives
+    reduce: Reduce
+    if kernel.selection == "fps":
+        size = wanted + max(SMALLEST_POOL, POOL_FACTOR * wanted)
+        reduce = partial(_keep_farthest, n=wanted)
+    else:
+        sample = max(SMALLEST_SAMPLE, SAMPLE_FACTOR * wanted)
+        size, reduce = 2 * sample, partial(_keep_drawn, n=sample)
+    pool = _candidates(descriptor, progress(structures), species, size, reduce)
+    chosen: dict[int, sparse.csr_array] = {}
+    short: list[str] = []
+    for z, rows in pool.items():
+        index = select(rows, wanted, kernel.selection)
+        chosen[z] = rows[index]
+        if kernel.n_representatives is not None and len(index) < wanted:
+            short.append(f"{chemical_symbols[z]} {len(index)}")
+    if short:
+        warnings.warn(
+            f"{kernel.n_representatives} representatives per element were asked for the {role} kernel, but the "
+            f"training frames have fewer distinct environments of some elements ({', '.join(short)}); all were "
+            "taken. Lower n_representatives to silence this.",
+            RepresentativesWarning,
+            stacklevel=3,
+        )
+    return FeatureMap(descriptor, float(kernel.zeta), chosen, species)
+
+
+Reduce = Callable[[sparse.csr_array, FloatArray], IntArray]
+"""Which of the rows to keep, given a random number that every row keeps for good."""
+
+
+def _candidates(
+    descriptor: Descriptor,
+    structures: Iterable[Structure],
+    species: tuple[int, ...],
+    limit: int,
+    reduce: Reduce,
+) -> dict[int, sparse.csr_array]:
+    """Environments by element as sparse rows in the common layout.
+
+    All of them up to ``limit`` per element; whenever there are more they are reduced, so that memory does not depend on
+    the number of structures.
+    """
+    size = max(block.stop for block in descriptor.block_slices(species).values())
+    columns: dict[tuple[int, ...], tuple[IntArray, IntArray]] = {}
+    rows: dict[int, list[Any]] = {z: [] for z in species}
+    keys: dict[int, list[FloatArray]] = {z: [] for z in species}
+    count = dict.fromkeys(species, 0)
+    rng = np.random.default_rng(0)
+    for structure in structures:
+        state = descriptor.evaluate(structure, derivatives=False)
+        if state.species not in columns:
+            places = layout_columns(descriptor, state.species, species)
+            order = np.argsort(places, kind="stable")
+            columns[state.species] = (order, places[order].astype(np.int32))
+        order, places = columns[state.species]
+        for z in structure.species:
+            values = state.values[structure.numbers == z]
+            n, f = values.shape
+            block = (values[:, order].ravel(), np.tile(places, n), np.arange(0, n * f + 1, f, dtype=np.int32))
+            rows[z].append(sparse.csr_array(block, shape=(n, size)))
+            keys[z].append(rng.random(n))
+            count[z] += n
+            if count[z] > limit:
+                merged, drawn = sparse.vstack(rows[z], format="csr"), np.concatenate(keys[z])
+                kept = reduce(merged, drawn)
+                rows[z], keys[z], count[z] = [merged[kept]], [drawn[kept]], len(kept)
+    return {z: sparse.csr_array(sparse.vstack(blocks, format="csr")) for z, blocks in rows.items() if blocks}
+
+
+def _keep_farthest(rows: sparse.csr_array, _: FloatArray, *, n: int) -> IntArray:
+    """Farthest points so far: rare environments stay, whenever they turn up."""
+    return _farthest(rows, n, [0])
+
+
+def _keep_drawn(_: sparse.csr_array, drawn: FloatArray, *, n: int) -> IntArray:
+    """A random subset in which every environment is equally likely, whenever it turned up."""
+    return np.sort(np.argsort(drawn, kind="stable")[:n])
+
+
+def select(rows: sparse.csr_array, n: int, method: str) -> IntArray:
+    """Indices of at most ``n`` distinct representative rows, in the order of choice.
+
+    Parameters
+    ----------
+    rows : sparse (n_candidates, F) matrix
+        Normalised environments.
+    n : int
+    method : {"fps", "cur", "leverage"}
+    """
+    candidates = rows.shape[0]
+    if candidates <= n:
+        return _distinct(rows, np.arange(candidates))
+    if method == "fps":
+        return _distinct(rows, _farthest(rows, n, [0]))
+    if method == "leverage":
+        order = _distinct(rows, _by_leverage(rows, n))
+        return order if len(order) == n else _distinct(rows, _farthest(rows, n, order.tolist()))
+    from scipy.sparse.linalg import ArpackError
+    from skmatter.sample_selection import CUR
+
+    # scores are renewed twenty times on the way; each renewal is a truncated SVD of all candidates
+    selector = CUR(n_to_select=n, k=1, recompute_every=max(1, n // 20))
+    try:
+        with warnings.catch_warnings():
+            # once every direction is covered nothing is left to orthogonalise
+            warnings.filterwarnings("ignore", "Column vector contains only zeros", UserWarning)
+            selector.fit(_dense(rows, 8 * PROJECTED_FEATURES * candidates))
+        order = _independent(rows, np.asarray(selector.selected_idx_, dtype=np.int64))
+    except ArpackError:  # nothing is left at all
+        order = np.zeros(1, dtype=np.int64)
+    if len(order) < n:
+        # CUR tells rows apart only up to their rank; a power of the dot product distinguishes more
+        order = _farthest(rows, n, order.tolist())
+    return _distinct(rows, order)
+
+
+def _independent(rows: sparse.csr_array, order: IntArray) -> IntArray:
+    """The first of the chosen rows, up to one that depends linearly on those before it.
+
+    What CUR chooses from there on follows rounding errors, which differ between machines.
+    """
+    chosen = rows[order]
+    used = used_columns(chosen)
+    residuals = np.abs(np.diagonal(np.linalg.qr(chosen[:, used].toarray().T, mode="r")))
+    dependent = np.flatnonzero(residuals < INDEPENDENT)
+    return order[: int(dependent[0]) if len(dependent) else len(residuals)]
+
+
+def _farthest(rows: sparse.csr_array, n: int, start: list[int]) -> IntArray:
+    """Continue a selection with the rows that are farthest from it, up to ``n`` rows."""
+    from sklearn import config_context
+    from skmatter.sample_selection import FPS
+
+    selector = FPS(n_to_select=n, initialize=start)
+    with config_context(assume_finite=True):  # otherwise every step looks for NaN in all rows
+        selector.fit(_dense(rows, DENSE_BUDGET))
+    return np.asarray(selector.selected_idx_, dtype=np.int64)
+
+
+def _by_leverage(rows: sparse.csr_array, n: int) -> IntArray:
+    """Rows drawn without replacement in proportion to their ridge leverage scores.
+
+    ℓ_i = x_iᵀ (XᵀX + λ 1)⁻¹ x_i with λ the energy beyond the n largest singular values, spread over n directions
+    (Alaoui & Mahoney 2015, *NeurIPS* 28; Cohen, Musco & Musco 2017, *SODA*).  The draw is seeded: adding Gumbel
+    noise to logarithms of weights and taking the largest is sampling without replacement.
+    """
+    matrix = _dense(rows, 8 * PROJECTED_FEATURES * rows.shape[0])
+    left, singular, _ = np.linalg.svd(matrix, full_matrices=False)
+    energy = singular**2
+    ridge = max(float(energy[n:].sum()) / n, 1e-12 * float(energy[0]))
+    scores = np.einsum("ik,k->i", left**2, energy / (energy + ridge))
+    noise = np.random.default_rng(0).gumbel(size=len(scores))
+    keys = np.log(np.maximum(scores, 1e-300)) + noise
+    return np.asarray(np.argsort(-keys, kind="stable")[:n], dtype=np.int64)
+
+
+def _dense(rows: sparse.csr_array, budget: int) -> FloatArray:
+    """Dense rows; only the columns in use, or a random projection where even those exceed the budget."""
+    used = used_columns(rows)
+    if 8 * rows.shape[0] * len(used) <= budget:
+        return np.asarray(rows[:, used].toarray())
+    rng = np.random.default_rng(0)
+    dimensions = min(PROJECTED_FEATURES, len(used))
+    projection = rng.normal(scale=dimensions**-0.5, size=(len(used), dimensions))
+    return np.asarray(rows[:, used] @ projection)
+
+
+def _distinct(rows: sparse.csr_array, order: IntArray) -> IntArray:
+    """Drop rows that equal an earlier one."""
+    dots = np.tril(gram(rows[order]), -1)
+    return np.asarray(order[~(dots > 1.0 - DUPLICATE).any(axis=1)])
+
+
+__all__ = ["build_feature_map", "select"]

@@ -1,0 +1,118 @@
+"""Settings of a kernel on descriptors of environments, and their defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sklearn.base import BaseEstimator
+
+from kqeq.descriptors.soap.descriptor import SOAPDescriptor
+from kqeq.io.rules import NOTHING, Rule, check_settings, choice, number, whole
+
+DEFAULT_REPRESENTATIVES = 300
+"""Representatives per element where none are asked for."""
+
+SELECTIONS = ("fps", "cur", "leverage")
+"""Ways to choose representative environments."""
+
+
+_RULES: Mapping[str, Rule] = {
+    "zeta": number(minimum=1),
+    "n_representatives": whole(minimum=1) | NOTHING,
+    "selection": choice(*SELECTIONS),
+    "delta": number(above=0) | NOTHING,
+}
+"""Those of the descriptor are in its own module."""
+
+
+class SOAPKernel(BaseEstimator):  # type: ignore[misc]
+    """Settings of a kernel on SOAP descriptors.
+
+    Parameters
+    ----------
+    r_cut : float
+        Cutoff radius, Å.
+    n_max, l_max : int
+        Radial and angular basis size of :class:`dscribe.descriptors.SOAP` (``rbf="gto"``).
+    sigma : float
+        Width of the Gaussians that smear the atoms, Å.
+    zeta : float
+        Power of the normalised dot product; larger is more selective.
+    n_representatives : int, optional
+        Representative environments **per element**.  ``None`` takes up to 300, as many as there are; a number
+        that exceeds the distinct environments of the training frames is met with a warning.
+    selection : {"fps", "cur", "leverage"}
+        Farthest-point sampling, CUR decomposition, or random choice in proportion to leverage scores (seeded).
+    delta : float, optional
+        Prior standard deviation of the modelled quantity (eV/e for electronegativities, eV per atom for
+        the short-range energy).  ``None`` takes the default of the role.
+    smooth : {"none", "switch"}
+        Treatment of the outer cutoff; see :class:`kqeq.descriptors.soap.SOAPDescriptor`.
+    """
+
+    def __init__(
+        self,
+        r_cut: float = 5.0,
+        n_max: int = 6,
+        l_max: int = 4,
+        sigma: float = 0.5,
+        zeta: float = 2.0,
+        n_representatives: int | None = None,
+        selection: str = "fps",
+        delta: float | None = None,
+        smooth: str = "switch",
+    ) -> None:
+        self.r_cut = r_cut
+        self.n_max = n_max
+        self.l_max = l_max
+        self.sigma = sigma
+        self.zeta = zeta
+        self.n_representatives = n_representatives
+        self.selection = selection
+        self.delta = delta
+        self.smooth = smooth
+
+    def descriptor(self) -> SOAPDescriptor:
+        """The descriptor that these settings stand for; validates its part of them."""
+        return SOAPDescriptor(
+            r_cut=self.r_cut,
+            n_max=self.n_max,
+            l_max=self.l_max,
+            sigma=self.sigma,
+            smooth=self.smooth,  # type: ignore[arg-type]  # the descriptor validates it
+        )
+
+    def check(self) -> None:
+        """Validate all settings.
+
+        Raises
+        ------
+        InputError
+            Naming the setting, its value and what was expected.
+        """
+        self.descriptor()
+        check_settings(self, _RULES)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Parameters as plain data."""
+        return dict(self.get_params(deep=False))
+
+
+def default_electronegativity() -> SOAPKernel:
+    """Kernel settings of the electronegativity where none are given."""
+    return SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2)
+
+
+def default_short_range() -> SOAPKernel:
+    """Kernel settings of the short-range energy where none are given."""
+    return SOAPKernel(r_cut=5.0, n_max=8, l_max=6, sigma=0.5, zeta=4)
+
+
+__all__ = [
+    "DEFAULT_REPRESENTATIVES",
+    "SELECTIONS",
+    "SOAPKernel",
+    "default_electronegativity",
+    "default_short_range",
+]

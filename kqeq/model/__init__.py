@@ -1,0 +1,1 @@
+"""The estimator, its file, its configuration, its evaluation."""

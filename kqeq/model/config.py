@@ -1,0 +1,168 @@
+"""Settings of a model from a TOML file, under the names that :class:`kqeq.KQEq` uses.
+
+    targets = ["energy", "forces", "dipole"]
+    baseline = "gfn2"            # tight binding below the model; or "zbl", "gfn2+zbl", "d4:pbe0"
+    charge_from = "baseline"     # it carries the total charge; "model" keeps it neutral
+
+    [electronegativity]          # settings that are not named keep the defaults of this kernel
+    r_cut = 4.5
+
+    [short_range]
+    n_representatives = 600
+
+    [charges]
+    model = "QEq"
+    hardness = { O = 12.0 }      # eV/e²; elements that are not named take the cited defaults; or "learn", "kernel"
+
+    [site_kernel]                # for parameters marked "kernel"; without it they share the electronegativity's
+    delta = 0.2
+
+    [charge_aware]               # lets the short-range energy see the charges
+    order = 2
+    scale = 0.5                  # e
+
+    [noise]
+    forces = 0.05
+
+``electronegativity = false``, ``short_range = false`` and ``charges = false`` leave a part away (``None`` in Python).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import signature
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from kqeq.charges import QEq, charge_model_from_dict
+from kqeq.errors import InputError
+from kqeq.fitting.settings import RULES, check_noise
+from kqeq.io.rules import NAME, instance, number, unknown_name
+from kqeq.kernels.charge_kernel import ChargeKernel
+from kqeq.kernels.feature_map import SOAPKernel, default_electronegativity, default_short_range
+from kqeq.model.estimator import KQEq
+
+
+def load_config(path: str | PathLike[str]) -> KQEq:
+    """Build a model, not fitted yet, from a TOML file.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    KQEq
+
+    Raises
+    ------
+    InputError
+        If the file is missing, no valid TOML, or holds names or values that make no sense; the message names the file.
+    """
+    source = Path(path)
+    try:
+        data = tomllib.loads(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the configuration {source}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"the configuration {source} is not valid TOML: {error}") from None
+    try:
+        return model_from_dict(data)
+    except InputError as error:
+        raise InputError(f"the configuration {source}: {error}") from None
+
+
+def model_from_dict(data: Mapping[str, Any]) -> KQEq:
+    """Build a model, not fitted yet, from plain data as a TOML file holds them.
+
+    Raises
+    ------
+    InputError
+        For unknown names, or values of the wrong type.
+    """
+    known = list(signature(KQEq).parameters)
+    unknown = [name for name in data if name not in known]
+    if unknown:
+        raise unknown_name(unknown[0], known, "unknown setting")
+    settings: dict[str, Any] = dict(data)
+    kernels = {
+        "electronegativity": default_electronegativity,
+        "short_range": default_short_range,
+        "site_kernel": default_electronegativity,
+    }
+    for name in kernels.keys() & settings.keys():
+        settings[name] = _part(name, settings[name], partial(_kernel, name, kernels[name]()))
+    if "charges" in settings:
+        settings["charges"] = _part("charges", settings["charges"], _charges)
+    if "charge_aware" in settings:
+        settings["charge_aware"] = _part("charge_aware", settings["charge_aware"], _charge_kernel)
+    for name in ("noise", "e0"):
+        if name in settings:
+            settings[name] = _numbers(name, settings[name])
+    if "baseline" in settings:
+        NAME.require(settings["baseline"], "baseline", 'for example "gfn2" or "zbl"')
+    for name, rule in RULES.items():
+        if name in settings:
+            rule.require(settings[name], name)
+    check_noise(settings.get("noise"))
+    return KQEq(**settings)
+
+
+def _part(name: str, value: Any, build: Callable[[dict[str, Any]], Any]) -> Any:
+    """A table of settings, or ``false``."""
+    if value is False:
+        return None
+    if not isinstance(value, dict):
+        raise InputError(
+            f"{name} is {value!r}; expected a table [{name}] of settings, or false to leave it away"
+        )
+    return build(value)
+
+
+def _kernel(name: str, kernel: SOAPKernel, table: dict[str, Any]) -> SOAPKernel:
+    return _filled(name, kernel, table)
+
+
+def _charge_kernel(table: dict[str, Any]) -> ChargeKernel:
+    return _filled("charge_aware", ChargeKernel(), table)
+
+
+def _filled(name: str, settings: Any, table: dict[str, Any]) -> Any:
+    """Default settings with those of a table in their place."""
+    known = settings.get_params(deep=False)
+    for key in table:
+        if key not in known:
+            raise unknown_name(key, known, f"[{name}] has no setting")
+    settings.set_params(**table)
+    try:
+        settings.check()
+    except InputError as error:
+        raise InputError(f"[{name}] {error}") from None
+    return settings
+
+
+def _charges(table: dict[str, Any], where: str = "[charges]") -> Any:
+    options = dict(table)
+    for key, value in table.items():
+        if isinstance(value, dict) and key == "inner":
+            options[key] = _charges(value, f"{where} inner")
+        elif isinstance(value, dict):
+            options[key] = _numbers(f"{where} {key}", value)
+    if "model" in options and not isinstance(options["model"], str):
+        raise InputError(f'{where} model is {options["model"]!r}; expected a name, for example "QEq"')
+    model = charge_model_from_dict(options) if options else QEq()
+    model.check_settings()
+    return model
+
+
+def _numbers(name: str, value: Any) -> dict[str, float]:
+    instance(dict, "a table of numbers").require(value, name)
+    for key, item in value.items():
+        number().require(item, f"{name}.{key}")
+    return dict(value)
+
+
+__all__ = ["load_config", "model_from_dict"]

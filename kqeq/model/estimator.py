@@ -1,0 +1,481 @@
+"""KQEq, the object users work with: settings in, fitted model out.
+
+Follows scikit-learn's conventions for estimators; the work is done by :mod:`kqeq.fitting` (fit) and
+:mod:`kqeq.potential` (predict).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from os import PathLike
+from typing import Any, Unpack, overload
+
+import numpy as np
+from ase import Atoms
+from sklearn.base import BaseEstimator
+
+from kqeq.backend import Device, devices
+from kqeq.backend.devices import check_precision
+from kqeq.baselines import resolve_baseline
+from kqeq.charges import QEq
+from kqeq.charges.base import ChargeModel
+from kqeq.errors import InputError, ModelNotFittedError, UnsupportedError
+from kqeq.fitting.fit import FitResult, fit_potential
+from kqeq.fitting.least_squares.equations import Prior
+from kqeq.fitting.metrics import Evaluation
+from kqeq.fitting.report import FitReport
+from kqeq.fitting.rows.cache import DiskCache, disk_cache
+from kqeq.fitting.rows.targets import element_energies
+from kqeq.fitting.settings import RULES, FitSettings, complete_noise
+from kqeq.fitting.update import update_potential
+from kqeq.frames.labels import LabelKeys, read_frames
+from kqeq.io.progress import track
+from kqeq.io.rules import NOTHING, PATH, Rule, check_values, instance
+from kqeq.kernels.charge_kernel import ChargeKernel
+from kqeq.kernels.feature_map import SOAPKernel, default_electronegativity, default_short_range
+from kqeq.model.evaluation import evaluate_pairs, read_structures
+from kqeq.potential.potential import Potential, Prediction, check_properties
+from kqeq.potential.prediction import PredictOptions
+from kqeq.uncertainty.posterior import (
+    AnyPosterior,
+    CoupledPosterior,
+    Posterior,
+    require_posterior,
+    with_uncertainty,
+)
+from kqeq.uncertainty.remainder import learn_remainder
+
+_DEFAULT: Any = "default"
+"""Marks arguments that take the package's default (``None`` means: leave this part away)."""
+
+
+_FIT_RULES: Mapping[str, Rule] = {
+    "optimize": RULES["optimize"],
+    "charges_key": RULES["charges_key"],
+    "resume": PATH | NOTHING,
+    "cache": PATH | instance(DiskCache, "kqeq.DiskCache(folder, budget=bytes)") | NOTHING,
+}
+
+
+class KQEq(BaseEstimator):  # type: ignore[misc]
+    """Kernel charge-equilibration potential.
+
+    Parameters
+    ----------
+    electronegativity : SOAPKernel or None
+        Kernel of the electronegativities; ``None`` (with ``charges=None``) for a short-range potential alone.
+    short_range : SOAPKernel or None
+        Kernel of the short-range energy; ``None`` for charges alone.
+    charges : charge model or None
+        ``kqeq.QEq()`` by default.  Element parameters that it marks with ``"learn"`` are fitted together with the
+        rest, from all labels and from polarizabilities, with priors around the defaults; the values are in
+        ``potential_.charges`` and in the report.  Hardness, polarizability and softness that it marks with ``"kernel"``
+        depend on the environment of the atom as well.
+    baseline : None, str, ase.calculators.calculator.Calculator or an object of :mod:`kqeq.baselines`
+        What is known before the fit: subtracted from the labels and added in prediction.  ``"gfn2"``, ``"gfn1"`` and
+        ``"ipea1"`` are tight binding, which knows total charge, field and dipole (extra ``xtb``); ``"zbl"`` keeps atoms
+        apart; ``"d4:pbe0"`` and ``"d3:pbe0"`` are dispersion; ``"gfn2+zbl"`` is a sum.  Results of training frames are
+        kept on disk (:mod:`kqeq.baselines.store`) and computed in parallel under ``joblib.parallel_config(n_jobs=...)``.
+    noise : dict, optional
+        Standard deviations that the fit tolerates: ``energy`` (eV/atom; an energy of N atoms gets √N times
+        this), ``forces`` (eV/Å), ``stress`` (eV/Å³), ``dipole`` (e·Å), ``charges`` (e), ``polarizability``
+        (e²·Å²/eV, a component).  Kinds that are not named take the defaults.
+    targets : sequence of str, optional
+        Label kinds to fit.  ``None`` fits all that the frames carry, except partition charges, which are
+        fitted only on request (they do not reproduce dipoles), and polarizabilities where no element parameter is
+        learned (nothing else determines them).
+    charges_key : str, optional
+        Name of the array with partition charges, for example ``"hirshfeld"``.
+    label_prefix : str
+        Prefix of label names in ``atoms.info`` and ``atoms.arrays``, for example ``"REF_"``.
+    e0 : dict, optional
+        Energies of the elements by symbol, eV; fitted where ``None``.
+    max_iterations : int
+        Of the Gauss–Newton solver.
+    site_kernel : SOAPKernel, optional
+        Kernel of the logarithms of the parameters marked with ``"kernel"``; its ``delta`` is their prior standard
+        deviation around the element's value (by default 0.2, for softness 0.3).  ``None`` shares descriptors and
+        representatives with the electronegativity.
+    solver : {"auto", "cholesky", "qr"}
+        How the linear problem of each step is solved.  ``"auto"`` takes normal equations and a Cholesky factorisation
+        and turns to QR, at about three times the cost, where their condition number asks for it; the report tells.
+    charge_aware : ChargeKernel, optional
+        Lets the short-range energy see the charges, so that it can tell charge states of one geometry apart.  Fitted
+        in a second stage, with electronegativities and site parameters held; dipole, polarizability, chemical
+        potential and hardness are derivatives of the total energy then, and the dipole is not Σ q r.  On a baseline
+        that holds the total charge these are the charges of the whole model, and ``charges=None`` is allowed.
+    charge_from : {"baseline", "model"}
+        Who carries the total charge on top of a baseline that can.  ``"baseline"``: it is evaluated at the total charge,
+        and the charge model solves for charges that sum to zero; the correction is the same for all charge states of a
+        geometry unless ``charge_aware`` lets it see the charges.  ``"model"``: the baseline is kept neutral, and
+        differences between charge states are those of the charge model alone.  :func:`kqeq.choose_charge_from` compares
+        them on left-out frames.
+
+    Attributes
+    ----------
+    potential_ : Potential
+        The fitted parameters.
+    fit_report_ : FitReport
+        Labels used and ignored, sizes, convergence; print it.
+    posterior_ : Posterior, CoupledPosterior or None
+        What the fit knows about its parameters; ``None`` for models loaded from a file without it.
+    species_ : tuple of str
+        Elements the model knows.
+    """
+
+    def __init__(
+        self,
+        electronegativity: SOAPKernel | None = _DEFAULT,
+        short_range: SOAPKernel | None = _DEFAULT,
+        charges: ChargeModel | None = _DEFAULT,
+        baseline: Any = None,
+        noise: Mapping[str, float] | None = None,
+        targets: Sequence[str] | None = None,
+        charges_key: str | None = None,
+        label_prefix: str = "",
+        e0: Mapping[str, float] | None = None,
+        max_iterations: int = 30,
+        site_kernel: SOAPKernel | None = None,
+        solver: str = "auto",
+        charge_aware: ChargeKernel | None = None,
+        charge_from: str = "baseline",
+    ) -> None:
+        # a default object of its own for every model, so that set_params never reaches another
+        self.electronegativity = (
+            default_electronegativity() if _is_default(electronegativity) else electronegativity
+        )
+        self.short_range = default_short_range() if _is_default(short_range) else short_range
+        self.charges = QEq() if _is_default(charges) else charges
+        self.baseline = baseline
+        self.noise = noise
+        self.targets = targets
+        self.charges_key = charges_key
+        self.label_prefix = label_prefix
+        self.e0 = e0
+        self.max_iterations = max_iterations
+        self.site_kernel = site_kernel
+        self.solver = solver
+        self.charge_aware = charge_aware
+        self.charge_from = charge_from
+
+    # ------------------------------------------------------------------ fit
+
+    def fit(
+        self,
+        frames: Any,
+        y: None = None,
+        *,
+        sample_weight: Sequence[float] | None = None,
+        targets: Sequence[str] | None = None,
+        charges_key: str | None = None,
+        resume: str | PathLike[str] | None = None,
+        optimize: str | None = None,
+        cache: str | PathLike[str] | DiskCache | None = None,
+        device: str | Device = "cpu",
+        leave_out_failed: bool = False,
+    ) -> KQEq:
+        """Fit to labelled frames.
+
+        Parameters
+        ----------
+        frames : ase.Atoms or sequence of ase.Atoms
+            Labels are taken from ``atoms.info``, ``atoms.arrays`` and the single-point results that ASE
+            attaches on reading; total charge and field from ``atoms.info["total_charge"]`` and
+            ``atoms.info["external_field"]``; an optional weight from ``atoms.info["weight"]``.
+        y : None
+            Ignored; the labels are in the frames.
+        sample_weight : sequence of float, optional
+            One weight per frame, multiplied with those in the frames.
+        targets, charges_key : optional
+            Override the arguments of the same name for this fit.
+        resume : path-like, optional
+            Checkpoint file: written after every step, and continued from if it is there already, so that an
+            interrupted fit (Ctrl-C, a killed job) called again gives what the uninterrupted one would have.
+        optimize : "evidence", optional
+            Learn the noise of every label kind, the prior spreads (δ of the kernels, spreads of the offsets) and, for
+            fits to dipoles or charges alone, ζ of the electronegativities by maximising the marginal likelihood
+            (:mod:`kqeq.fitting.evidence.hyperparameters`).  The given values are the start and the centre of bounds;
+            what was learned is in ``posterior_`` and in the report; uncertainties are calibrated
+            (:mod:`kqeq.uncertainty.remainder`).
+        cache : path-like or DiskCache, optional
+            A folder on a fast disk for kernel features that memory has no room for; :class:`kqeq.DiskCache` says more.
+        device : {"cpu", "cuda", "auto"}
+            Where to compute features, sums over frames and steps (:mod:`kqeq.backend.devices`); results do not
+            depend on it.
+        leave_out_failed : bool
+            Leave out frames whose baseline does not converge; otherwise they are named and refused.
+
+        Returns
+        -------
+        KQEq
+            Itself.
+
+        Raises
+        ------
+        InputError
+            For settings, frames or labels that cannot be used; before any long work.
+        UnsupportedError
+            For structures that the charge model cannot treat.
+        DeviceError
+            If a GPU is asked for and does not work.
+        """
+        # before frames are read: whatever is wrong here is wrong for all of them
+        check_values("KQEq", self.get_params(deep=False), RULES)
+        given = {"optimize": optimize, "charges_key": charges_key, "resume": resume, "cache": cache}
+        check_values("fit", given, _FIT_RULES)
+        targets = self.targets if targets is None else targets
+        charges_key = self.charges_key if charges_key is None else charges_key
+        settings = replace(
+            self._settings(targets), optimize=optimize, leave_out_failed=bool(leave_out_failed)
+        )
+        keys = self._keys(charges_key)
+        pairs = list(read_frames(frames, keys, weights=sample_weight))
+        disk = disk_cache(cache)
+
+        def work(where: Device) -> FitResult:
+            with nullcontext() if disk is None else disk.open() as folder:
+                return fit_potential(pairs, replace(settings, device=where), resume=resume, cache=folder)
+
+        result, _ = devices.run(device, work)
+        self._keep(result, charges_key, calibrate=optimize is not None)
+        return self
+
+    def update(self, frames: Any, *, sample_weight: Sequence[float] | None = None) -> KQEq:
+        """Add labelled frames to a fitted model without those that it was fitted to.
+
+        The posterior of the fit takes the place of the old data.  Where the model is linear in its labels (dipoles and
+        charges; energies and forces of models without charges) the result is that of one fit to all frames with the same
+        representatives and noises; otherwise an approximation that is good as long as the added frames do not move the
+        parameters far (:mod:`kqeq.fitting.update`).  Representatives stay as they are: for other kinds of environments,
+        fit again.
+
+        Parameters
+        ----------
+        frames : ase.Atoms or sequence of ase.Atoms
+            With labels of the kinds that the model was fitted to, under the same names; elements that it knows.
+        sample_weight : sequence of float, optional
+            As in ``fit``.
+
+        Raises
+        ------
+        ModelNotFittedError, InputError, UnsupportedError
+            Also if the model was loaded from a file without its posterior.
+        """
+        potential = self._fitted()
+        posterior = require_posterior(self.posterior_, "adding frames needs")
+        if isinstance(posterior, CoupledPosterior):
+            raise UnsupportedError(
+                "a charge-aware model is fitted in two stages, and its posterior is that of the second alone; fit "
+                "again to all frames"
+            )
+        pairs = list(read_frames(frames, self._keys(self.charges_key_), weights=sample_weight))
+        result = update_potential(
+            pairs,
+            self._settings(None),
+            potential,
+            posterior.parameters,
+            Prior(posterior.u, posterior.lower),
+            posterior.noise,
+            self.fit_report_,
+        )
+        self._keep(result, self.charges_key_)
+        return self
+
+    def _keep(self, result: FitResult, charges_key: str | None, *, calibrate: bool = False) -> None:
+        posterior: AnyPosterior
+        report = result.report
+        if result.coupled is None:
+            posterior = Posterior(result.parameters, result.solution.u, result.solution.lower, result.noise)
+            if calibrate:
+                posterior, line = learn_remainder(posterior, result.frames)
+                report = replace(report, notes=(*report.notes, line))
+        else:
+            posterior = CoupledPosterior.of(result.coupled, result.noise)
+        self._set_fitted(result.potential, report, charges_key, posterior)
+
+    def _settings(self, targets: Sequence[str] | None) -> FitSettings:
+        if isinstance(targets, str):
+            targets = (targets,)
+        return FitSettings(
+            electronegativity=self.electronegativity,
+            short_range=self.short_range,
+            charges=self.charges,
+            baseline=resolve_baseline(self.baseline, self.charge_from),
+            noise=complete_noise(self.noise),
+            targets=None if targets is None else tuple(targets),
+            e0=None if self.e0 is None else element_energies(self.e0),
+            max_iterations=self.max_iterations,
+            site_kernel=self.site_kernel,
+            solver=self.solver,
+            charge_aware=self.charge_aware,
+        )
+
+    def _keys(self, charges_key: str | None) -> LabelKeys:
+        return LabelKeys.prefixed(self.label_prefix, charges=charges_key)
+
+    def _set_fitted(
+        self,
+        potential: Potential,
+        report: FitReport,
+        charges_key: str | None,
+        posterior: AnyPosterior | None = None,
+    ) -> None:
+        from ase.data import chemical_symbols
+
+        self.potential_ = potential
+        self.fit_report_ = report
+        self.charges_key_ = charges_key
+        self.posterior_ = posterior
+        self.species_ = tuple(chemical_symbols[z] for z in potential.species)
+
+    def _fitted(self) -> Potential:
+        potential: Potential | None = getattr(self, "potential_", None)
+        if potential is None:
+            raise ModelNotFittedError(
+                "this KQEq model is not fitted yet; call model.fit(frames), or load one with kqeq.load(path)"
+            )
+        return potential
+
+    # -------------------------------------------------------------- predict
+
+    @overload
+    def predict(self, frames: Atoms, **options: Unpack[PredictOptions]) -> Prediction: ...
+
+    @overload
+    def predict(self, frames: Sequence[Atoms], **options: Unpack[PredictOptions]) -> list[Prediction]: ...
+
+    def predict(
+        self,
+        frames: Atoms | Sequence[Atoms],
+        *,
+        total_charge: float | None = None,
+        external_field: Any = None,
+        properties: Collection[str] | None = None,
+        uncertainty: bool = False,
+        device: str | Device = "cpu",
+        precision: str = "float64",
+    ) -> Prediction | list[Prediction]:
+        """Predict energies, forces, charges, dipoles and responses.
+
+        Parameters
+        ----------
+        frames : ase.Atoms or sequence of ase.Atoms
+        total_charge : float, optional
+            e; any finite number.  Otherwise ``info["total_charge"]`` or ``info["charge"]`` of each frame, or 0.
+        external_field : (3,) array-like, optional
+            V/Å; otherwise ``info["external_field"]`` of each frame, or none.
+        properties : collection of str, optional
+            Some of ``energy, forces, stress, charges, dipole, polarizability``; leaving forces away saves most
+            of the time.  All by default.
+        uncertainty : bool
+            Also give ``energy_std``, ``forces_std``, ``charges_std`` and ``dipole_std``, standard deviations of the
+            model's values (:mod:`kqeq.uncertainty`), always computed on the CPU.  Those of forces take most of the time.
+            With ``charge_aware`` only the first two, for the short-range energy at given charges.
+        device : {"cpu", "cuda", "auto"}
+            Where to compute (:mod:`kqeq.backend.devices`); pays for large structures.  Results do not depend on it.
+        precision : {"float64", "float32"}
+            Of the product behind the forces of kernels, which changes them by about 2 meV/Å; the rest is float64.
+
+        Returns
+        -------
+        Prediction, or a list of them for a list of frames
+
+        Raises
+        ------
+        ModelNotFittedError, InputError, UnsupportedError, DeviceError
+            Also if uncertainties are asked of a model that was loaded without its posterior.
+        """
+        potential = self._fitted()
+        chosen = check_properties(properties)
+        single_precision = check_precision(precision)
+        single = isinstance(frames, Atoms)
+        structures = read_structures(
+            potential, frames, total_charge=total_charge, external_field=external_field
+        )
+        posterior = require_posterior(self.posterior_) if uncertainty else None
+
+        def work(where: Device) -> list[Prediction]:
+            results = potential.predict_many(structures, chosen, device=where, single=single_precision)
+            return list(track(results, "predict", total=len(structures)))
+
+        predictions, _ = devices.run(device, work)
+        if posterior is not None:
+            both = track(zip(predictions, structures, strict=True), "uncertainty", total=len(structures))
+            predictions = [with_uncertainty(p, posterior, s, chosen, potential.baseline) for p, s in both]
+        return predictions[0] if single else predictions
+
+    # ------------------------------------------------------------- evaluate
+
+    def evaluate(self, frames: Any, *, calibration: bool = False, device: str | Device = "cpu") -> Evaluation:
+        """Errors on labelled frames: RMSE and MAE of every quantity that frames and model share.
+
+        Parameters
+        ----------
+        frames : ase.Atoms or sequence of ase.Atoms
+        calibration : bool
+            Also compare errors with the uncertainties that the model predicts: ``result.calibration``.
+        device : {"cpu", "cuda", "auto"}
+            Where to predict.
+
+        Returns
+        -------
+        Evaluation
+            A mapping from quantity to errors that prints as a table; ``to_dict()`` gives plain data.
+
+        Raises
+        ------
+        ModelNotFittedError, InputError, UnsupportedError
+            Also if calibration is asked of a model that was loaded without its posterior.
+        """
+        potential = self._fitted()
+        posterior = require_posterior(self.posterior_) if calibration else None
+        pairs = list(read_frames(frames, self._keys(self.charges_key_)))
+        result, _ = devices.run(
+            device,
+            lambda where: evaluate_pairs(
+                potential, pairs, posterior, label_prefix=self.label_prefix, device=where
+            ),
+        )
+        return result
+
+    def score(self, frames: Any, y: None = None) -> float:
+        """Mean coefficient of determination over the labelled quantities; 1 is perfect.
+
+        Forces are measured against zero force, energies against the mean of their composition, everything else
+        against its mean.
+        """
+        evaluation = self.evaluate(frames)
+        if len(evaluation) == 0:
+            raise InputError("the frames carry no label that this model predicts")
+        return float(np.mean([errors.r2 for errors in evaluation.values()]))
+
+    # -------------------------------------------------------------- storage
+
+    def save(self, path: str | PathLike[str], *, posterior: bool = False) -> None:
+        """Write the fitted model to one file, atomically.
+
+        Parameters
+        ----------
+        path : path-like
+            By convention ``*.kqeq``.
+        posterior : bool
+            Also store the factor of the posterior covariance (P×P numbers), for uncertainties.
+
+        Raises
+        ------
+        ModelNotFittedError
+        InputError
+            If the path cannot be written, or ``posterior`` is asked of a model that was loaded.
+        """
+        from kqeq.model.storage import save_model
+
+        save_model(self, path, posterior=posterior)
+
+
+def _is_default(value: Any) -> bool:
+    return isinstance(value, str) and value == _DEFAULT
+
+
+__all__ = ["KQEq"]

@@ -1,0 +1,106 @@
+"""A potential against labelled frames: errors, and whether they are what its uncertainties say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ase import Atoms
+
+from kqeq.backend import CPU, Device
+from kqeq.baselines.store import stored
+from kqeq.errors import InputError
+from kqeq.fitting.metrics import Evaluation, compare
+from kqeq.frames.labels import LABEL_KINDS, Labels
+from kqeq.frames.structures import Structure, as_frames, describe, read_structure
+from kqeq.io.progress import track
+from kqeq.potential.potential import Potential
+from kqeq.uncertainty.posterior import AnyPosterior, with_uncertainty
+
+
+def read_structures(
+    potential: Potential,
+    frames: Atoms | Sequence[Atoms],
+    *,
+    total_charge: float | None = None,
+    external_field: Any = None,
+) -> list[Structure]:
+    """Validated structures that a potential can predict; warns of charge states that no label has fixed.
+
+    Raises
+    ------
+    InputError, UnsupportedError
+        For frames that are broken, or that the potential cannot predict.
+    """
+    structures = []
+    for i, atoms in enumerate(as_frames(frames)):
+        index = None if isinstance(frames, Atoms) else i
+        structure = read_structure(
+            atoms, total_charge=total_charge, external_field=external_field, index=index
+        )
+        potential.check(structure, describe(atoms, index))
+        structures.append(structure)
+    for structure in structures:
+        potential.warn_if_undetermined(structure)
+    return structures
+
+
+def evaluate_pairs(
+    potential: Potential,
+    pairs: Sequence[tuple[Structure, Labels]],
+    posterior: AnyPosterior | None = None,
+    *,
+    label_prefix: str = "",
+    device: Device = CPU,
+) -> Evaluation:
+    """Errors of every quantity that frames and potential share.
+
+    Parameters
+    ----------
+    potential : Potential
+    pairs : sequence of (Structure, Labels)
+    posterior : Posterior, optional
+        Compares errors with the uncertainties that it predicts.
+    label_prefix : str
+        Prefix that labels were looked for with; for messages.
+    device : Device
+        Where to predict.
+
+    Raises
+    ------
+    InputError
+        If no frame carries a label, or for structures that the potential cannot predict.
+    UnsupportedError
+        For structures that the charge model cannot treat.
+    """
+    wanted = {kind for _, labels in pairs for kind in labels.kinds}
+    if not wanted:
+        raise InputError(
+            f"none of the {len(pairs)} frames carries a label; looked for {', '.join(LABEL_KINDS)} in atoms.info, "
+            f'atoms.arrays and single-point results (label_prefix="{label_prefix}")'
+        )
+    skipped = {}
+    if not potential.has_energy:
+        reason = "the model was fitted without energies and forces"
+        skipped = dict.fromkeys(("energy", "forces", "stress"), reason)
+    for i, (structure, _) in enumerate(pairs):
+        potential.check(structure, f"frame {i}")
+    kept = replace(potential, baseline=stored(potential.baseline))
+    predictions = kept.predict_many([structure for structure, _ in pairs], wanted, device=device)
+    if posterior is not None:
+        known = posterior
+        predictions = (
+            with_uncertainty(prediction, known, structure, wanted, potential.baseline)
+            for prediction, (structure, _) in zip(predictions, pairs, strict=True)
+        )
+    triples = (
+        (structure, labels, prediction)
+        for (structure, labels), prediction in zip(
+            pairs, track(predictions, "evaluate", total=len(pairs)), strict=True
+        )
+    )
+    return compare(triples, skipped, None if posterior is None else posterior.noise)
+
+
+__all__ = ["evaluate_pairs", "read_structures"]

@@ -1,0 +1,398 @@
+"""The model file: one ZIP archive of a JSON header and plain arrays, versioned, no pickle, written atomically.
+
+Layout, version 1::
+
+    header.json          format, version, library version, settings, element offsets, report
+    <part>/<Z>/data|indices|indptr    representatives of one element, sparse rows (part: electronegativity, short_range,
+                                      or a kind of site parameter), unless the part shares them with another
+    <part>/<Z>/coefficients           kernel coefficients
+    power1, power2 ...                parts of a charge-aware short-range energy, which share its representatives
+    posterior/lower, posterior/u      optional: Cholesky factor of the posterior precision, parameters
+
+The training set is not stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase.data import atomic_numbers, chemical_symbols
+from scipy import sparse
+
+from kqeq.baselines import Baseline, Sum, resolve_baseline
+from kqeq.baselines.combine import parts_of
+from kqeq.baselines.shift import PREFIX, shift_from_name
+from kqeq.charges import charge_model_from_dict
+from kqeq.charges.base import ENVIRONMENT_KINDS, ChargeModel
+from kqeq.charges.parameters import ElementParameters
+from kqeq.errors import InputError, ModelFileError
+from kqeq.fitting.least_squares.solver import Iteration
+from kqeq.fitting.parameters import LearnedPart, Parameters, SitePart
+from kqeq.fitting.report import FitReport
+from kqeq.io.archive import read_archive, write_archive
+from kqeq.kernels.charge_kernel import ChargeKernel
+from kqeq.kernels.feature_map import FeatureMap, SOAPKernel
+from kqeq.model.estimator import KQEq
+from kqeq.potential.potential import Potential, SiteModel
+from kqeq.typing import FloatArray
+from kqeq.uncertainty.posterior import AnyPosterior, CoupledPosterior, Posterior
+
+FORMAT = "kqeq-model"
+VERSION = 1
+PARTS = ("electronegativity", "short_range")
+
+
+def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = False) -> None:
+    """Write a fitted model; see :meth:`kqeq.KQEq.save`."""
+    potential = model._fitted()
+    arrays: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
+    homes: dict[FeatureMap, str] = {}
+    for name, part in _site_models(potential).items():
+        if part is None:
+            parts[name] = None
+            continue
+        feature_map = part.feature_map
+        shared = homes.get(feature_map)
+        homes.setdefault(feature_map, name)
+        parts[name] = {
+            "features": name if shared is None else shared,
+            "zeta": feature_map.zeta,
+            "species": list(feature_map.species),
+            "offsets": _by_symbol(part.offsets),
+            "elements": [chemical_symbols[z] for z in feature_map.representatives],
+        }
+        for z, rows in feature_map.representatives.items():
+            prefix = f"{name}/{chemical_symbols[z]}"
+            if shared is None:
+                arrays[f"{prefix}/data"] = rows.data
+                arrays[f"{prefix}/indices"] = rows.indices
+                arrays[f"{prefix}/indptr"] = rows.indptr
+                arrays[f"{prefix}/shape"] = np.array(rows.shape)
+            arrays[f"{prefix}/coefficients"] = part.coefficients[z]
+    stored_posterior = None
+    if posterior:
+        known = model.posterior_
+        if known is None:
+            raise InputError(
+                "posterior=True, but this model was loaded from a file and holds no posterior; fit it again to store one"
+            )
+        arrays["posterior/lower"] = known.lower
+        arrays["posterior/u"] = known.u
+        stored_posterior = _stored_posterior(known, potential)
+    header = {
+        "settings": _settings(model),
+        "charges_key": model.charges_key_,
+        "species": [chemical_symbols[z] for z in potential.species],
+        "energy_offsets": _by_symbol(potential.energy_offsets),
+        "training_charges": list(potential.training_charges),
+        "has_energy": potential.has_energy,
+        "baseline": None if potential.baseline is None else potential.baseline.name,
+        "baseline_given": _name_given(model),
+        "charges": None if potential.charges is None else potential.charges.to_dict(),
+        "parts": parts,
+        "sites": list(potential.sites),
+        "charge_kernel": None if potential.charge_kernel is None else potential.charge_kernel.to_dict(),
+        "report": asdict(model.fit_report_),
+        "posterior": stored_posterior,
+    }
+    write_archive(path, FORMAT, VERSION, header, arrays)
+
+
+def _stored_posterior(known: AnyPosterior, potential: Potential) -> dict[str, Any]:
+    """What a posterior knows beside its arrays, as plain data."""
+    if isinstance(known, CoupledPosterior):
+        return {
+            "noise": dict(known.noise),
+            "coupled": _prior(known.part),
+            "remainder": known.part.remainder,
+        }
+    return {
+        "noise": dict(known.noise),
+        "chi": _prior(known.parameters.chi),
+        "energy": _prior(known.parameters.energy),
+        "elements": _element_prior(known.parameters.learned),
+        "sites": {kind: known.parameters.parts[kind].delta for kind in potential.sites},
+        "remainders": {name: part.remainder for name, part in known.parameters.parts.items()},
+    }
+
+
+def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
+    """Read a model file.
+
+    Parameters
+    ----------
+    path : path-like
+    baseline : ase calculator, optional
+        Needed if the model was fitted on top of a calculator: calculators are not stored.
+
+    Returns
+    -------
+    KQEq
+        Fitted; predicts bit for bit what the saved model predicted.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is missing, truncated, damaged, no model file, or from a newer version of the package.
+    InputError
+        If the baseline calculator is missing or is not the kind the model was fitted with.
+    """
+    source = Path(path)
+    header, arrays = read_archive(
+        source,
+        FORMAT,
+        VERSION,
+        "kqeq model file",
+        "copy it again, or save the model again with model.save(path)",
+    )
+    spec, resolved = _baseline(header, baseline)
+    try:
+        return _build(header, arrays, spec, resolved)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise ModelFileError(
+            f"{source} lacks a part of the model or holds a wrong one ({error!r}); it is damaged: copy it again, or "
+            "save the model again with model.save(path)"
+        ) from None
+
+
+def _by_symbol(values: Mapping[int, float]) -> dict[str, float]:
+    return {chemical_symbols[z]: float(value) for z, value in values.items()}
+
+
+def _by_number(values: Mapping[str, float]) -> dict[int, float]:
+    return {atomic_numbers[symbol]: float(value) for symbol, value in values.items()}
+
+
+def _settings(model: KQEq) -> dict[str, Any]:
+    """Constructor arguments as plain data."""
+    settings = model.get_params(deep=False)
+    settings.pop("baseline")
+    for name in ("electronegativity", "short_range", "charges", "site_kernel", "charge_aware"):
+        settings[name] = None if settings[name] is None else settings[name].to_dict()
+    if settings["targets"] is not None and not isinstance(settings["targets"], str):
+        settings["targets"] = list(settings["targets"])
+    return dict(settings)
+
+
+def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: Baseline | None) -> KQEq:
+    settings = dict(header["settings"])
+    for name in ("electronegativity", "short_range", "site_kernel"):
+        settings[name] = None if settings.get(name) is None else SOAPKernel(**settings[name])
+    settings["charges"] = None if settings["charges"] is None else charge_model_from_dict(settings["charges"])
+    aware = settings.get("charge_aware")
+    settings["charge_aware"] = None if aware is None else ChargeKernel(**aware)
+    model = KQEq(**settings, baseline=spec)
+    charges = header["charges"]  # with learned values in place of "learn"
+    kernels = {
+        **dict.fromkeys(ENVIRONMENT_KINDS, model.site_kernel or model.electronegativity),
+        "electronegativity": model.electronegativity,
+        "short_range": model.short_range,
+    }
+    models: dict[str, SiteModel | None] = {}
+    kinds, aware = header.get("sites", []), header.get("charge_kernel")
+    charge_kernel = None if aware is None else ChargeKernel(**aware)
+    powers = () if charge_kernel is None else _powers(charge_kernel.order)
+    for name in (*PARTS, *kinds, *powers):
+        models[name] = _site_model(header, arrays, name, kernels.get(name, model.short_range), models)
+    potential = Potential(
+        species=tuple(atomic_numbers[symbol] for symbol in header["species"]),
+        energy_offsets=_by_number(header["energy_offsets"]),
+        electronegativity=models["electronegativity"],
+        charges=None if charges is None else charge_model_from_dict(charges),
+        short_range=models["short_range"],
+        baseline=resolved,
+        training_charges=tuple(header["training_charges"]),
+        has_energy=header["has_energy"],
+        sites={kind: own for kind in kinds if (own := models[kind]) is not None},
+        charge_kernel=charge_kernel,
+        charge_powers=tuple(own for name in powers if (own := models[name]) is not None),
+    )
+    report = dict(header["report"])
+    report["iterations"] = tuple(Iteration(**row) for row in report["iterations"])
+    report["notes"] = tuple(report["notes"])
+    posterior = _posterior(header, arrays, potential, model.charges)
+    model._set_fitted(potential, FitReport(**report), header["charges_key"], posterior)
+    return model
+
+
+def _prior(part: SitePart | None) -> dict[str, Any] | None:
+    """The prior of one part of the parameters as plain data."""
+    if part is None:
+        return None
+    return {"delta": part.delta, "mean": _by_symbol(part.offset_mean), "spread": part.offset_spread}
+
+
+def _element_prior(part: LearnedPart | None) -> dict[str, Any] | None:
+    """The prior of the learned element parameters as plain data."""
+    if part is None:
+        return None
+    elements = part.elements
+    return {
+        "kinds": list(elements.kinds),
+        "elements": [chemical_symbols[z] for z in elements.species],
+        "start": elements.start.tolist(),
+        "spread": elements.spread.tolist(),
+    }
+
+
+def _elements(stored: Mapping[str, Any] | None) -> ElementParameters | None:
+    """What :func:`_element_prior` stored."""
+    if stored is None:
+        return None
+    species = np.array([atomic_numbers[symbol] for symbol in stored["elements"]], dtype=np.int64)
+    return ElementParameters(
+        tuple(stored["kinds"]), species, np.array(stored["start"]), np.array(stored["spread"])
+    )
+
+
+def _posterior(
+    header: dict[str, Any], arrays: dict[str, Any], potential: Potential, charges: ChargeModel | None
+) -> AnyPosterior | None:
+    """The posterior, if the file holds a complete one."""
+    stored = header.get("posterior")
+    if stored is None:
+        return None
+    if stored.get("coupled") is not None:
+        return _coupled_posterior(stored, arrays, potential)
+    chi, energy = stored["chi"], stored["energy"]
+    chi_site, energy_site = potential.electronegativity, potential.short_range
+    parameters = Parameters.build(
+        potential.species,
+        charges=charges,
+        chi_map=None if chi_site is None else chi_site.feature_map,
+        chi_delta=0.0 if chi is None else chi["delta"],
+        chi_mean={} if chi is None else _by_number(chi["mean"]),
+        chi_spread=0.0 if chi is None else chi["spread"],
+        energy_map=None if energy_site is None else energy_site.feature_map,
+        energy_delta=0.0 if energy is None else energy["delta"],
+        energy_mean=None if energy is None else _by_number(energy["mean"]),
+        energy_spread=0.0 if energy is None else energy["spread"],
+        elements=_elements(stored["elements"]),
+        site_map=next((own.feature_map for own in potential.sites.values()), None),
+        site_deltas={kind: stored["sites"][kind] for kind in potential.sites},
+    )
+    parameters = parameters.with_remainders(stored["remainders"])
+    u, lower = arrays["posterior/u"], arrays["posterior/lower"]
+    if u.shape != (parameters.size,) or lower.shape != (parameters.size, parameters.size):
+        raise ValueError("the posterior does not fit the parameters")
+    return Posterior(parameters, u, lower, stored["noise"])
+
+
+def _coupled_posterior(
+    stored: Mapping[str, Any], arrays: dict[str, Any], potential: Potential
+) -> CoupledPosterior:
+    """The posterior of a charge-aware short-range energy."""
+    prior, short_range = stored["coupled"], potential.short_range
+    if short_range is None or potential.charge_kernel is None:
+        raise ValueError("the posterior belongs to a short-range energy that the file does not hold")
+    mean, size = _by_number(prior["mean"]), short_range.feature_map.size
+    columns = slice(0, size + len(mean))
+    part = SitePart(
+        short_range.feature_map, prior["delta"], mean, prior["spread"], columns, stored["remainder"]
+    )
+    u, lower = arrays["posterior/u"], arrays["posterior/lower"]
+    expected = (potential.charge_kernel.order + 1) * size + len(mean)
+    if u.shape != (expected,) or lower.shape != (expected, expected):
+        raise ValueError("the posterior does not fit the parameters")
+    return CoupledPosterior(potential, part, u, lower, stored["noise"])
+
+
+def _name_given(model: KQEq) -> str | None:
+    """The name of the baseline before ``charge_from`` changed it; in files only."""
+    given = resolve_baseline(model.baseline)
+    return None if given is None else given.name
+
+
+def _baseline(header: Mapping[str, Any], given: Any) -> tuple[Any, Baseline | None]:
+    """What the user would have written for the baseline, and the baseline itself."""
+    name = header.get("baseline")
+    if name is None:
+        if given is not None:
+            raise InputError("a baseline was given, but the model was fitted without one")
+        return None, None
+    charge_from = header["settings"].get("charge_from", "baseline")
+    spec = given
+    if spec is None:
+        spec = header.get("baseline_given") or name
+        try:
+            return spec, resolve_baseline(name)
+        except InputError:
+            raise InputError(
+                f"the model was fitted on top of the calculator {name}, which the file does not hold; "
+                "pass it: kqeq.load(path, baseline=calculator)"
+            ) from None
+    # constants by total charge are part of the fit, not of what the user gives
+    _, mark, shift = name.partition(f"+{PREFIX}:")
+    resolved = resolve_baseline(spec, charge_from)
+    if mark and resolved is not None:
+        resolved = Sum([*parts_of(resolved), shift_from_name(f"{PREFIX}:{shift}")])
+    if resolved is not None and resolved.name != name:
+        raise InputError(f"the model was fitted on top of {name}, but the baseline given is {resolved.name}")
+    return spec, resolved
+
+
+def _site_models(potential: Potential) -> dict[str, SiteModel | None]:
+    """All kernel models by the names of their parts in the file."""
+    powers = dict(zip(_powers(len(potential.charge_powers)), potential.charge_powers, strict=True))
+    return {name: getattr(potential, name) for name in PARTS} | dict(potential.sites) | powers
+
+
+def _powers(order: int) -> tuple[str, ...]:
+    """Names of the parts of a charge-aware short-range energy beyond the first."""
+    return tuple(f"power{b}" for b in range(1, order + 1))
+
+
+def _site_model(
+    header: dict[str, Any],
+    arrays: dict[str, Any],
+    name: str,
+    kernel: SOAPKernel | None,
+    before: Mapping[str, SiteModel | None],
+) -> SiteModel | None:
+    """The kernel model of one part; its features may be those of a part ``before``."""
+    stored = header["parts"][name]
+    if stored is None or kernel is None:
+        return None
+    coefficients: dict[int, FloatArray] = {
+        atomic_numbers[symbol]: arrays[f"{name}/{symbol}/coefficients"] for symbol in stored["elements"]
+    }
+    home = stored.get("features", name)
+    if home == name:
+        feature_map = _feature_map(stored, arrays, name, kernel)
+    else:
+        owner = before[home]
+        if owner is None:
+            raise ValueError(f"{name} shares the features of {home}, which the file does not hold")
+        feature_map = owner.feature_map
+    for z, rows in feature_map.representatives.items():
+        if coefficients[z].shape != (rows.shape[0],):
+            raise ValueError(f"the arrays of {chemical_symbols[z]} in {name} do not fit together")
+    return SiteModel(feature_map, coefficients, _by_number(stored["offsets"]))
+
+
+def _feature_map(
+    stored: Mapping[str, Any], arrays: dict[str, Any], name: str, kernel: SOAPKernel
+) -> FeatureMap:
+    representatives: dict[int, sparse.csr_array] = {}
+    for symbol in stored["elements"]:
+        prefix = f"{name}/{symbol}"
+        representatives[atomic_numbers[symbol]] = sparse.csr_array(
+            (arrays[f"{prefix}/data"], arrays[f"{prefix}/indices"], arrays[f"{prefix}/indptr"]),
+            shape=(int(arrays[f"{prefix}/shape"][0]), int(arrays[f"{prefix}/shape"][1])),
+        )
+    species = tuple(int(z) for z in stored["species"])
+    feature_map = FeatureMap(kernel.descriptor(), float(stored["zeta"]), representatives, species)
+    features = max(block.stop for block in feature_map.descriptor.block_slices(species).values())
+    for z, rows in representatives.items():
+        if z not in species or rows.shape[1] != features:
+            raise ValueError(f"the arrays of {chemical_symbols[z]} in {name} do not fit together")
+    return feature_map
+
+
+__all__ = ["FORMAT", "VERSION", "load_model", "save_model"]

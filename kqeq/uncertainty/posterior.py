@@ -1,0 +1,441 @@
+"""How far a prediction may be off: standard deviations from the posterior of the fit.
+
+At the converged linearisation the parameters are Gaussian with precision H = L Lᵀ (prior included), so a prediction
+with Jacobian row j has the variance |L⁻¹ jᵀ|².  To this comes what the sparse features cannot express: the site
+quantity is f = δ Φ u + g with a Gaussian process g of covariance
+
+    cov(g_i, g_j) = δ² (k(p_i, p_j) − Φ_i Φ_jᵀ)
+
+that no label constrains (theory section 3).  g is mapped through the same linear map m as Φ, so
+
+    var = |L⁻¹ jᵀ|² + Σ_parts κ ( δ² m K mᵀ − |j_kernel|² )
+
+with κ = 1 unless a fit by evidence has learned it (:mod:`kqeq.uncertainty.remainder`), K the kernel between all atoms
+of the structure, j_kernel = δ m Φ the part's stretch of j.  If every training environment is a representative this is the
+variance of the exact Gaussian process.
+
+A force is a functional of g *and* of its gradient, Σ_i a_i ∂g_i/∂r + Σ_i b_i g_i, with covariances
+
+    ∂p_i · ∂∂'k · ∂p_j = ζ d^(ζ−1) ∂p_i·∂p_j + ζ(ζ−1) d^(ζ−2) (∂p_i·p_j)(p_i·∂p_j),     d = p_i·p_j.
+
+The derivatives ∂p/∂r of whole descriptor rows are taken here, and only here, by central differences: 6N evaluations
+of a structure are cheaper than the dense analytic derivative, and an uncertainty needs no more digits.
+
+The gradient of g stays as uncertain as the prior makes it even where forces were fitted, because those labels act on
+the sparse features only: uncertainties of forces err on the large side.
+
+Standard deviations are those of the model's own value; a label scatters around it with its noise on top.
+
+With a charge-aware short-range energy (:mod:`kqeq.fitting.charge_aware`) they cover that energy at given charges: what
+the charges themselves leave open is not in them, and charges and dipoles have none.
+
+Dimensions: N atoms, P parameters, n rows of one label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from kqeq.backend.linalg import solve_lower
+from kqeq.baselines import Baseline, remaining
+from kqeq.charges.base import Response
+from kqeq.charges.parameters import logarithmic_directions
+from kqeq.descriptors import evaluate_states
+from kqeq.errors import UnsupportedError
+from kqeq.fitting.charge_aware import ChargeView, CoupledFit
+from kqeq.fitting.parameters import Parameters, SitePart
+from kqeq.fitting.rows.blocks import BLOCKS, Linearisation
+from kqeq.fitting.rows.features import TrainingFrame, compute_features
+from kqeq.frames.labels import Labels
+from kqeq.frames.structures import Structure
+from kqeq.kernels.feature_map import FeatureMap
+from kqeq.potential.on_baseline import extras_for, sees_baseline
+from kqeq.potential.potential import Potential, Prediction
+from kqeq.typing import BoolArray, FloatArray
+
+STEP = 1e-4
+"""Displacement for the derivatives of descriptor rows, Å."""
+
+KINDS = ("energy", "forces", "charges", "dipole")
+"""Quantities with a standard deviation."""
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """What a fit knows about its parameters.
+
+    Attributes
+    ----------
+    parameters : Parameters
+        What they mean, with their prior.
+    u : (P,) array
+        The most probable ones.
+    lower : (P, P) array
+        Cholesky factor of their precision.
+    noise : mapping of str to float
+        Standard deviation of labels by kind, as fitted.
+    """
+
+    parameters: Parameters
+    u: FloatArray
+    lower: FloatArray
+    noise: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class LinearMap:
+    """One quantity of one structure as a linear function of the parameters and of the sites.
+
+    Attributes
+    ----------
+    rows : (n, P) array
+        Derivative with respect to the parameters.
+    sites : tuple of (SitePart, (n, N) array)
+        Derivative with respect to the values of each kernel part at the atoms.
+    """
+
+    rows: FloatArray
+    sites: tuple[tuple[SitePart, FloatArray], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class CoupledPosterior:
+    """What a fit knows about a charge-aware short-range energy, at given charges.
+
+    Attributes
+    ----------
+    potential : Potential
+    part : SitePart
+        Prior of one power of the charge.
+    u, lower : (P,), (P, P) arrays
+        The most probable parameters, and the Cholesky factor of their precision.
+    noise : mapping of str to float
+        Standard deviation of labels by kind, as fitted.
+    """
+
+    potential: Potential
+    part: SitePart
+    u: FloatArray
+    lower: FloatArray
+    noise: Mapping[str, float]
+
+    @classmethod
+    def of(cls, fit: CoupledFit, noise: Mapping[str, float]) -> CoupledPosterior:
+        """The posterior of a second stage."""
+        return cls(fit.potential, fit.part, fit.solution.u, fit.solution.lower, noise)
+
+
+AnyPosterior = Posterior | CoupledPosterior
+
+
+class _Environments:
+    """Prior covariances between the environments of one structure.
+
+    Parameters
+    ----------
+    structure : Structure
+    maps : collection of FeatureMap
+    """
+
+    def __init__(self, structure: Structure, maps: Collection[FeatureMap]) -> None:
+        self.structure = structure
+        states = evaluate_states([m.descriptor for m in maps], structure, derivatives=False)
+        self.values = {m: states[m.descriptor].values for m in maps}
+        self.same: BoolArray = structure.numbers[:, None] == structure.numbers[None, :]
+
+    def kernel(self, feature_map: FeatureMap) -> FloatArray:
+        """K between all atoms of the structure, zero between elements, (N, N)."""
+        values = self.values[feature_map]
+        dots = np.clip(values @ values.T, 0.0, None)
+        return np.where(self.same, dots**feature_map.zeta, 0.0)
+
+    def _gradient_prior(self, feature_map: FeatureMap, slopes: FloatArray, values: FloatArray) -> FloatArray:
+        """Prior variance of Σ_i slopes_i ∂g_i/∂r_k + Σ_i values_ki g_i for every coordinate k and δ = 1, (3N,)."""
+        rows, zeta = self.values[feature_map], feature_map.zeta
+        kernel = self.kernel(feature_map)
+        result = np.einsum("ki,ij,kj->k", values, kernel, values, optimize=True)
+        for k in range(len(values)):
+            change = self._descriptor_derivative(feature_map, k)
+            moved = np.flatnonzero(np.abs(change).max(axis=1) > 1e-10)
+            change, weights = change[moved], slopes[moved]
+            dots = np.maximum(rows[moved] @ rows.T, 1e-12)
+            across = change @ rows.T
+            first = np.where(self.same[moved], zeta * dots ** (zeta - 1.0), 0.0)
+            own, own_across = dots[:, moved], across[:, moved]
+            second = first[:, moved] * (change @ change.T)
+            if zeta > 1.0:
+                curvature = zeta * (zeta - 1.0) * own ** (zeta - 2.0) * own_across * own_across.T
+                second += np.where(self.same[np.ix_(moved, moved)], curvature, 0.0)
+            result[k] += weights @ second @ weights + 2.0 * weights @ (first * across) @ values[k]
+        return np.asarray(result, dtype=np.float64)
+
+    def _descriptor_derivative(self, feature_map: FeatureMap, k: int) -> FloatArray:
+        """∂p/∂r_k of all rows by central differences, (N, F)."""
+        ends = []
+        for sign in (1.0, -1.0):
+            positions = self.structure.positions.copy()
+            positions.flat[k] += sign * STEP
+            moved = replace(self.structure, positions=positions)
+            ends.append(feature_map.descriptor.evaluate(moved, derivatives=False).values)
+        return np.asarray((ends[0] - ends[1]) / (2.0 * STEP))
+
+
+class Uncertain(_Environments):
+    """One structure seen through a posterior; what several quantities share is computed once.
+
+    Parameters
+    ----------
+    posterior : Posterior
+    structure : Structure
+    forces : bool
+        Whether forces will be asked for.
+    """
+
+    def __init__(self, posterior: Posterior, structure: Structure, *, forces: bool = False) -> None:
+        self.posterior = posterior
+        maps = {part.feature_map for part in self._kernel_parts().values()}
+        super().__init__(structure, [m for m in maps if m is not None])
+        parameters = posterior.parameters
+        labels = Labels(forces=np.zeros((len(structure), 3))) if forces else Labels(energy=0.0)
+        frame = TrainingFrame(structure, labels, 0)
+        self.line = Linearisation(frame, compute_features(frame, parameters), parameters, posterior.u)
+
+    def _kernel_parts(self) -> dict[str, SitePart]:
+        parts = self.posterior.parameters.parts
+        return {name: part for name, part in parts.items() if part.feature_map is not None}
+
+    def linear_map(self, kind: str) -> LinearMap:
+        """Derivatives of energy, dipole or charges; forces depend on derivatives of the sites as well."""
+        parameters = self.posterior.parameters
+        rows = BLOCKS[kind](self.line, True)[1]
+        assert rows is not None
+        sites = []
+        if kind == "energy" and parameters.energy is not None and parameters.energy.feature_map is not None:
+            sites.append((parameters.energy, np.ones((1, len(self.structure)))))
+        if parameters.chi is not None and self.line.state is not None:
+            if kind == "energy":
+                change: FloatArray | None = self.line.state.electronegativity_gradient()[None, :]
+            else:
+                change = getattr(self._site_response, kind)
+            if parameters.chi.feature_map is not None and change is not None:
+                sites.append((parameters.chi, change))
+            for name, slopes in self.line.site_slopes.items():
+                change = slopes[None, :] if kind == "energy" else getattr(self._responses[name], kind)
+                if change is not None:
+                    sites.append((parameters.parts[name], change))
+        return LinearMap(rows, tuple(sites))
+
+    @cached_property
+    def _site_response(self) -> Response:
+        """Response to the electronegativity of each atom."""
+        system = self.line.system
+        assert system is not None
+        return system.respond(np.eye(len(self.structure)))
+
+    @cached_property
+    def _responses(self) -> dict[str, Response]:
+        """Responses to the logarithm of each atom's hardness and so on, for kinds that depend on the environment."""
+        state = self.line.state
+        assert state is not None
+        return {
+            name: state.respond_sites(logarithmic_directions(self.line.sites, (name,)))
+            for name in self.line.site_slopes
+        }
+
+    def variance(self, kind: str) -> FloatArray:
+        """Posterior variance of each component of a quantity, (n,)."""
+        if kind == "forces":
+            rows = BLOCKS["forces"](self.line, True)[1]
+            assert rows is not None
+            remainder = self._force_remainder(rows)
+        else:
+            mapped = self.linear_map(kind)
+            rows, remainder = mapped.rows, np.zeros(len(mapped.rows))
+            for part, missed in self.missed(mapped):
+                remainder += part.remainder * missed
+        scaled = solve_lower(self.posterior.lower, rows.T)
+        return np.asarray(np.einsum("pn,pn->n", scaled, scaled) + remainder)
+
+    def missed(self, mapped: LinearMap) -> Iterator[tuple[SitePart, FloatArray]]:
+        """Prior variance of each component that the sparse features of each kernel part miss, (n,)."""
+        for part, sites in mapped.sites:
+            assert part.feature_map is not None
+            prior = np.einsum("ni,ij,nj->n", sites, self.kernel(part.feature_map), sites, optimize=True)
+            yield part, np.maximum(part.delta**2 * prior - _explained(part, mapped.rows), 0.0)
+
+    def _force_remainder(self, rows: FloatArray) -> FloatArray:
+        """What sparse features miss in each force component, (3N,)."""
+        atoms = len(self.structure)
+        result = np.zeros(3 * atoms)
+        parameters, line = self.posterior.parameters, self.line
+        for name, part in self._kernel_parts().items():
+            assert part.feature_map is not None
+            if part is parameters.energy:
+                slopes, values = np.ones(atoms), np.zeros((3 * atoms, atoms))
+            else:
+                state = line.state
+                assert state is not None
+                chi = part is parameters.chi
+                response = self._site_response if chi else self._responses[name]
+                slopes = state.electronegativity_gradient() if chi else line.site_slopes[name]
+                values = state.gradient_response(response).reshape(3 * atoms, atoms)
+                if line.site_jacobian is not None:
+                    values = values + line.site_jacobian.positions @ response.charges
+                for kind, change in line.site_slope_response(response).items():
+                    values = values + line.site_jacobians[kind].positions @ change
+            prior = self._gradient_prior(part.feature_map, slopes, values)
+            result += part.remainder * np.maximum(part.delta**2 * prior - _explained(part, rows), 0.0)
+        return result
+
+
+def _explained(part: SitePart, rows: FloatArray) -> FloatArray:
+    """|j_kernel|² of each row: the prior variance that the sparse features carry, (n,)."""
+    kernel = rows[:, part.columns][:, : part.kernel_size]
+    return np.asarray(np.einsum("np,np->n", kernel, kernel))
+
+
+class CoupledUncertain(_Environments):
+    """One structure seen through the posterior of a charge-aware short-range energy.
+
+    With k_q(q, q') = Σ_b ψ_b ψ_b' each power b is a Gaussian process of its own: ψ_b multiplies its values, and
+    ψ'_b ∂q/∂r its values in a force.
+
+    Parameters
+    ----------
+    posterior : CoupledPosterior
+    structure : Structure
+    forces : bool
+        Whether forces will be asked for.
+    """
+
+    def __init__(self, posterior: CoupledPosterior, structure: Structure, *, forces: bool = False) -> None:
+        self.posterior = posterior
+        kernel = posterior.potential.charge_kernel
+        assert kernel is not None and posterior.part.feature_map is not None
+        self.feature_map = posterior.part.feature_map
+        super().__init__(structure, [self.feature_map])
+        potential, base = posterior.potential, None
+        if potential.baseline is not None and sees_baseline(potential.baseline, True):
+            knows = potential.baseline.capabilities
+            kinds = ("forces",) if forces else ()
+            base = potential.baseline.evaluate(structure, extras_for(structure, kinds, knows, True))
+        own = remaining(structure, potential.baseline)
+        self.view = ChargeView(potential, own, kernel, derivatives=forces, base=base)
+
+    def variance(self, kind: str) -> FloatArray:
+        """Posterior variance of the energy (1,) or of the forces (3N,)."""
+        part, view, size = self.posterior.part, self.view, self.posterior.part.kernel_size
+        rows = view.rows(kind, part)
+        scaled = solve_lower(self.posterior.lower, rows.T)
+        result = np.einsum("pn,pn->n", scaled, scaled)
+        moved = view.charge_derivatives() if kind == "forces" else None
+        for b, (value, slope) in enumerate(zip(view.values, view.slopes, strict=True)):
+            if moved is None:
+                prior = np.atleast_1d(value @ self.kernel(self.feature_map) @ value)
+            else:
+                prior = self._gradient_prior(self.feature_map, value, moved * slope)
+            own = rows[:, b * size : (b + 1) * size]
+            missed = np.maximum(part.delta**2 * prior - np.einsum("np,np->n", own, own), 0.0)
+            result += part.remainder * missed
+        return np.asarray(result)
+
+
+def with_uncertainty(
+    prediction: Prediction,
+    posterior: AnyPosterior,
+    structure: Structure,
+    properties: Collection[str],
+    baseline: Baseline | None = None,
+) -> Prediction:
+    """A prediction with its standard deviations filled in.
+
+    Parameters
+    ----------
+    prediction : Prediction
+    posterior : Posterior
+    structure : Structure
+        The validated structure that was predicted.
+    properties : collection of str
+        ``forces`` among them adds those of the forces, which cost most.
+    baseline : Baseline, optional
+        What the model was fitted on top of; it has no uncertainty of its own.
+
+    Returns
+    -------
+    Prediction
+        With ``energy_std`` (eV), ``forces_std`` (N, 3) (eV/Å), ``charges_std`` (N,) (e) and ``dipole_std`` (3,)
+        (e·Å); ``None`` where the quantity was not asked for or is not defined.
+    """
+    if isinstance(posterior, CoupledPosterior):
+        return _coupled(prediction, posterior, structure, "forces" in properties)
+    has_energy = posterior.parameters.energy is not None
+    forces = "forces" in properties and has_energy
+    view = Uncertain(posterior, remaining(structure, baseline), forces=forces)
+    found: dict[str, FloatArray | None] = dict.fromkeys(KINDS)
+    if has_energy:
+        found["energy"] = view.variance("energy")
+    if forces:
+        found["forces"] = view.variance("forces")
+    own = posterior.parameters.chi is not None
+    if prediction.charges is not None and own:
+        found["charges"] = view.variance("charges")
+    if prediction.dipole is not None and own:
+        found["dipole"] = view.variance("dipole")
+    std = {kind: None if value is None else np.sqrt(value) for kind, value in found.items()}
+    return replace(
+        prediction,
+        energy_std=None if std["energy"] is None else float(std["energy"][0]),
+        forces_std=None if std["forces"] is None else std["forces"].reshape(-1, 3),
+        charges_std=std["charges"],
+        dipole_std=std["dipole"],
+    )
+
+
+def _coupled(
+    prediction: Prediction, posterior: CoupledPosterior, structure: Structure, forces: bool
+) -> Prediction:
+    """Standard deviations of energy and forces at given charges."""
+    view = CoupledUncertain(posterior, structure, forces=forces)
+    return replace(
+        prediction,
+        energy_std=float(np.sqrt(view.variance("energy")[0])),
+        forces_std=np.sqrt(view.variance("forces")).reshape(-1, 3) if forces else None,
+    )
+
+
+def require_posterior(posterior: AnyPosterior | None, what: str = "uncertainties need") -> AnyPosterior:
+    """The posterior, or an error that says how to get one.
+
+    Parameters
+    ----------
+    posterior : Posterior or None
+    what : str
+        Who needs it, for the message.
+
+    Raises
+    ------
+    UnsupportedError
+    """
+    if posterior is None:
+        raise UnsupportedError(
+            f"{what} the posterior of the fit, and this model was loaded from a file that does not hold it; "
+            "save it with model.save(path, posterior=True) after fitting"
+        )
+    return posterior
+
+
+__all__ = [
+    "KINDS",
+    "AnyPosterior",
+    "CoupledPosterior",
+    "CoupledUncertain",
+    "LinearMap",
+    "Posterior",
+    "Uncertain",
+    "require_posterior",
+    "with_uncertainty",
+]
