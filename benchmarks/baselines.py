@@ -28,6 +28,7 @@ import kqeq
 from accuracy_table import LINES
 from common import Row, main, public, row
 from kqeq.constants import COULOMB, DEBYE
+from kqeq.frames.structures import read_structure
 
 NO_CHARGES: dict[str, Any] = {"electronegativity": None, "charges": None}
 
@@ -77,13 +78,22 @@ def qm9(quick: bool) -> Iterator[Row]:
 
 
 def water(quick: bool) -> Iterator[Row]:
+    """Kernels and charges were chosen by every fourth training frame; the test frames were looked at twice."""
     train, test = LINES["water"].frames()
     n = 30 if quick else 300
-    settings = {"electronegativity": sharp(n // 2), "short_range": sharp(n)}
-    for name, options in {"QEq": settings, "short range alone": {**settings, **NO_CHARGES}}.items():
+    settings = {
+        "electronegativity": sharp(n // 2, r_cut=4.0, sigma=0.3),
+        "short_range": sharp(n, r_cut=3.2, sigma=0.25),
+        "charges": kqeq.AtomicDipoles(kqeq.QEq()),
+        "noise": {"dipole": 0.004},
+    }
+    for name, options in {
+        "QEq with dipoles": settings,
+        "short range alone": {**settings, **NO_CHARGES},
+    }.items():
         model, seconds = fitted(train, **options)
         found = model.evaluate(test)
-        goal = {"forces": "<= 40", "dipole": "<= 0.008"} if name == "QEq" else {"forces": "", "dipole": ""}
+        goal = {"forces": "<= 40", "dipole": "<= 0.008"} if "QEq" in name else {"forces": "", "dipole": ""}
         yield row(f"water on GFN2-xTB, {name}: energy", 1e3 * found["energy"].rmse, "meV/atom")
         yield row(f"water on GFN2-xTB, {name}: forces", 1e3 * found["forces"].rmse, "meV/Å", goal["forces"])
         yield row(f"water on GFN2-xTB, {name}: dipole", found["dipole"].rmse, "e·Å", goal["dipole"])
@@ -146,35 +156,44 @@ def dipeptides_all(quick: bool) -> Iterator[Row]:
 
 def vertical_errors(model: kqeq.KQEq, test: list[Atoms]) -> tuple[float, float]:
     """Root-mean-square errors of the vertical ionisation energy and electron affinity of geometries in ``test``, eV."""
-    neutral = [a for a in test if a.info["total_charge"] == 0]
+    return _vertical(test, [model.predict(a, properties=["energy"]).energy for a in test])
+
+
+def _vertical(test: list[Atoms], energies: list[float]) -> tuple[float, float]:
     errors: dict[int, list[float]] = {1: [], -1: []}
-    for ion in (a for a in test if a.info["total_charge"] != 0):
-        for frame in neutral:
+    for ion, there in zip(test, energies, strict=True):
+        for frame, here in zip(test, energies, strict=True):
+            if ion.info["total_charge"] == 0 or frame.info["total_charge"] != 0:
+                continue
             if np.abs(ion.get_all_distances() - frame.get_all_distances()).max() < 1e-4:
-                predicted = [model.predict(a, properties=["energy"]).energy for a in (ion, frame)]
                 reference = ion.get_potential_energy() - frame.get_potential_energy()
-                errors[int(ion.info["total_charge"])].append(predicted[0] - predicted[1] - reference)
-    return tuple(float(np.sqrt(np.mean(np.square(errors[q])))) for q in (1, -1))  # type: ignore[return-value]
+                errors[int(ion.info["total_charge"])].append(there - here - reference)
+    ionisation, affinity = (float(np.sqrt(np.mean(np.square(errors[q])))) for q in (1, -1))
+    return ionisation, affinity
 
 
 ZNO: dict[str, dict[str, Any]] = {
-    "blind": {},
-    "charge-aware": {"charge_aware": kqeq.ChargeKernel(2, 0.5)},
-    "charge from model": {"charge_from": "model"},
+    "blind": NO_CHARGES,
+    "charge-aware": {**NO_CHARGES, "charge_aware": kqeq.ChargeKernel(2, 0.5)},
+    "QEq, charge from model": {
+        "charge_from": "model",
+        "charge_aware": kqeq.ChargeKernel(),
+        "short_range": kqeq.kernels.default_short_range(),
+    },
+    "QEq, charge-aware": {"charge_aware": kqeq.ChargeKernel(2, 0.5)},
 }
 
 
 def zno_vertical(quick: bool) -> Iterator[Row]:
+    """Kernels were chosen by three folds of the training geometries."""
     train, test = LINES["zno_vertical"].frames()
-    n = 30 if quick else 200
-    settings = {
-        "electronegativity": sharp(n, r_cut=4.0, sigma=0.3),
-        "short_range": sharp(n, r_cut=4.0, sigma=0.3),
-    }
+    n = 30 if quick else 300
     for name, options in ZNO.items():
         if quick and name != "charge-aware":
             continue
-        model, seconds = fitted(train, **{**settings, **options})
+        model, seconds = fitted(
+            train, **{"short_range": sharp(n, r_cut=6.0, sigma=0.6, delta=0.3), **options}
+        )
         found = model.evaluate(test)
         aware = name == "charge-aware"
         yield row(f"zno_vertical on GFN2-xTB, {name}: energy", 1e3 * found["energy"].rmse, "meV/atom")
@@ -188,11 +207,12 @@ def zno_vertical(quick: bool) -> Iterator[Row]:
         for what, error in zip(
             ("ionisation energy", "electron affinity"), vertical_errors(model, test), strict=True
         ):
-            label = f"zno_vertical, {what}: " + (
-                "of GFN2-xTB" if name == "blind" else f"after the fit, {name}"
-            )
-            yield row(label, error, "eV", "<= 0.05" if aware else "")
+            yield row(f"zno_vertical, {what}, {name}", error, "eV", "<= 0.05" if aware else "")
         yield row(f"zno_vertical on GFN2-xTB, {name}: fit", seconds, "s")
+    bare = [kqeq.baselines.TightBinding("gfn2").evaluate(s).energy for s in map(read_structure, test)]
+    errors = _vertical(test, bare)
+    yield row("zno_vertical, ionisation energy, GFN2-xTB itself", errors[0], "eV")
+    yield row("zno_vertical, electron affinity, GFN2-xTB itself", errors[1], "eV")
 
 
 def nma(quick: bool) -> Iterator[Row]:
@@ -203,12 +223,16 @@ def nma(quick: bool) -> Iterator[Row]:
     order = np.random.default_rng(0).permutation(len(frames))
     train = [frames[int(i)] for i in order[: 20 if quick else 200]]
     test = [frames[int(i)] for i in (order[200:230] if quick else order[200:])]
+    learn = "kernel"
+    m = 30 if quick else 150
     model, seconds = fitted(
         train,
-        electronegativity=sharp(30 if quick else 150),
-        short_range=sharp(60 if quick else 500),
-        noise={"energy": 5e-4, "forces": 0.02, "dipole": 0.004},
-        targets=["energy", "forces", "dipole"],
+        electronegativity=sharp(m, r_cut=4.0, sigma=0.3, n_max=6, l_max=4),
+        short_range=sharp(2 * m if quick else 500),
+        charges=kqeq.AtomicDipoles(kqeq.ACKS2(softness=learn, hardness=learn), polarizability=learn),
+        site_kernel=sharp(40, r_cut=4.0, sigma=0.3, n_max=6, l_max=4),
+        noise={"energy": 5e-4, "forces": 0.02, "dipole": 0.005, "polarizability": 0.002},
+        max_iterations=4 if quick else 15,
     )
     found = model.evaluate(test)
     name = f"NMA in fields, {len(train)} on GFN2-xTB: "
@@ -241,8 +265,6 @@ def steps(quick: bool) -> Iterator[Row]:
             copy.get_forces()
         milliseconds = 1e3 * (time.perf_counter() - started) / len(moved)
         yield row(f"one step of {len(atoms)} atoms of water: {name}", milliseconds, "ms")
-    from kqeq.structures import read_structure
-
     session = kqeq.baselines.TightBinding("gfn2").session()
     copy = Atoms(atoms.numbers, atoms.positions)
     session.evaluate(read_structure(copy))

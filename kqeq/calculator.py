@@ -8,9 +8,11 @@ Charge and field come from the calculator or from ``atoms.info`` (``total_charge
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
@@ -32,6 +34,23 @@ SKIN_ATOMS = 100
 
 _ENERGY_KINDS = ("energy", "free_energy", "forces", "stress")
 _CHARGE_KINDS = ("charges", "dipole")
+
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def _one_at_a_time(
+    method: Callable[Concatenate[KQEqCalculator, _Arguments], _Result],
+) -> Callable[Concatenate[KQEqCalculator, _Arguments], _Result]:
+    """A method that threads enter one after another: the structure, its results and the neighbour list are one state."""
+
+    @wraps(method)
+    def locked(self: KQEqCalculator, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return locked
 
 
 class PropertyUnavailableError(UnsupportedError, PropertyNotImplementedError):
@@ -81,6 +100,10 @@ class KQEqCalculator(Calculator):
     (eV/Å³, ASE's sign and Voigt order) exists for periodic structures only.  A property that the model or the
     structure does not have raises :class:`PropertyUnavailableError`.
 
+    Threads that share one calculator wait for each other, and each gets the results of its own structure; attributes
+    that belong to the last structure (``prediction``, ``results``, ``atoms``) may by then be another's.  Threads that
+    are to work at the same time take a calculator each.
+
     Forces of a charged system in a field sum to total_charge · external_field: hold its centre of mass
     (:class:`ase.constraints.FixCom`) where it should not drift away.
     """
@@ -114,6 +137,7 @@ class KQEqCalculator(Calculator):
         self._warned: set[float] = set()
         self._finder: NeighbourFinder | None = None
         self._geometry: FixedGeometry | None = None
+        self._lock = threading.RLock()
         super().__init__(total_charge=total_charge, external_field=external_field)  # type: ignore[no-untyped-call]
 
     # ----------------------------------------------------------- conditions
@@ -138,6 +162,7 @@ class KQEqCalculator(Calculator):
     def external_field(self, value: Any) -> None:
         self.set(external_field=value)
 
+    @_one_at_a_time
     def set(self, **kwargs: Any) -> dict[str, Any]:
         """Change ``total_charge`` or ``external_field``; forgets the results if that changes anything.
 
@@ -170,6 +195,7 @@ class KQEqCalculator(Calculator):
             self._forget()
         return changed
 
+    @_one_at_a_time
     def reset(self) -> None:
         """Forget the last structure and its results."""
         super().reset()  # type: ignore[no-untyped-call]
@@ -180,6 +206,7 @@ class KQEqCalculator(Calculator):
         self._prediction = None
         self._conditions = None
 
+    @_one_at_a_time
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What changed since the last calculation, charge and field in ``atoms.info`` included.
 
@@ -217,6 +244,7 @@ class KQEqCalculator(Calculator):
         # ASE empties the results itself when the structure changes
         return self._prediction if self.results else None
 
+    @_one_at_a_time
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
         """One property, from the cache if nothing changed; see :class:`ase.calculators.calculator.Calculator`.
 
@@ -232,6 +260,7 @@ class KQEqCalculator(Calculator):
             )
         return super().get_property(name, atoms, allow_calculation)  # type: ignore[no-untyped-call]
 
+    @_one_at_a_time
     def calculate(
         self,
         atoms: Atoms | None = None,
@@ -314,7 +343,11 @@ class KQEqCalculator(Calculator):
         else:
             self._geometry = None  # the old matrix goes before another one is made
             self._geometry = FixedGeometry.at(
-                self._potential, structure, pairs=self._pairs(structure), device=device, single=self._single
+                self._potential,
+                structure,
+                pairs=self._pairs(structure) if device.is_host else None,
+                device=device,
+                single=self._single,
             )
         return self._geometry
 
@@ -328,7 +361,12 @@ class KQEqCalculator(Calculator):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what can be computed again when the calculator is pickled to a worker."""
-        return {**self.__dict__, "_finder": None, "_geometry": None}
+        return {**self.__dict__, "_finder": None, "_geometry": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a lock of its own."""
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
 
     def _require(self, name: str) -> None:
         """Refuse properties that the model cannot have for any structure."""

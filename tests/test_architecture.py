@@ -38,7 +38,7 @@ LAZY = {
 """Circles that are cut by an import inside a function."""
 
 HOME = {
-    "vesin": {"kqeq.frames.neighbours", "kqeq.electrostatics"},
+    "vesin": {"kqeq.frames.neighbours"},
     "tqdm": {"kqeq.io.progress"},
     "skmatter": {"kqeq.kernels.representatives"},
     "dscribe": {"kqeq.descriptors"},

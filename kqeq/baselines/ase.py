@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,14 @@ KEPT = 8
 """Calculators that are kept, one for each charge, field and multiplicity."""
 
 Mapped = str | Callable[[Any], Mapping[str, Any]] | None
+
+
+_locks: dict[int, Any] = {}
+
+
+def _lock_of(calculator: Any) -> Any:
+    """Calculators keep one structure and its results: threads that share one take turns, whichever model asks."""
+    return _locks.setdefault(id(calculator), threading.RLock())
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +74,11 @@ class CalculatorBaseline(GeometryBaseline):
         ConvergenceError
             If it says that it failed.
         """
-        # ASE decides by geometry whether its results still hold and would miss a new charge or field
-        if callable(getattr(self.calculator, "reset", None)):
-            self.calculator.reset()
-        return _evaluate(self.calculator, structure)
+        with _lock_of(self.calculator):
+            # ASE decides by geometry whether its results still hold and would miss a new charge or field
+            if callable(getattr(self.calculator, "reset", None)):
+                self.calculator.reset()
+            return _evaluate(self.calculator, structure)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,12 +217,11 @@ class ASE:
         calculator = self._calculator(
             structure.total_charge, structure.external_field, structure.multiplicity
         )
-        if "info" in (self.charge, self.field, self.multiplicity) and callable(
-            getattr(calculator, "reset", None)
-        ):
-            calculator.reset()
-        knows = self.capabilities
-        return _evaluate(calculator, structure, dipole=knows.dipole, charges=knows.charges)
+        knows, informed = self.capabilities, "info" in (self.charge, self.field, self.multiplicity)
+        with _lock_of(calculator):
+            if informed and callable(getattr(calculator, "reset", None)):
+                calculator.reset()
+            return _evaluate(calculator, structure, dipole=knows.dipole, charges=knows.charges)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": {}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ def read_frames(paths: Sequence[str]) -> list[Atoms]:
             raise InputError(f"{name} is a folder; expected a file with structures")
         if Path(name).stat().st_size == 0:
             raise InputError(f"{name} is empty; expected a file with structures")
+        _check_counts(name)
         try:
             found = read(name, index=choice or ":", do_not_split_by_at_sign=True)
         except Exception as error:  # ASE's many readers fail in as many ways
@@ -50,6 +52,37 @@ def read_frames(paths: Sequence[str]) -> list[Atoms]:
             raise InputError(f"{path} holds no structures")
         frames += found
     return frames
+
+
+def _check_counts(name: str) -> None:
+    """Refuse an XYZ file that announces more atoms than it has lines: readers try to make room for them.
+
+    Raises
+    ------
+    InputError
+    """
+    if not any(ending in (".xyz", ".extxyz") for ending in Path(name).suffixes):
+        return
+    from ase.io.formats import open_with_compression
+
+    frame = 0
+    try:
+        with open_with_compression(name, "rt") as handle:
+            for line in handle:
+                if not line.strip().isdecimal():
+                    return  # no XYZ, or the end of one: the reader will say
+                count = int(line[:20])
+                found = sum(1 for _ in islice(handle, min(count + 1, sys.maxsize))) - 1
+                if found < count:
+                    raise InputError(
+                        f"frame {frame} of {name} announces {line.strip()[:30]} atoms, but only {max(found, 0)} lines "
+                        "follow its comment; the file is truncated or damaged"
+                    )
+                frame += 1
+    except (OSError, EOFError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        return  # unreadable: the reader will say so
 
 
 def read_one(path: str, purpose: str, *, charge: float | None = None, field: Any = None) -> Atoms:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kqeq.errors import KQEqWarning
+from kqeq.errors import InputError, KQEqWarning
 from kqeq.fitting.checkpoint import fingerprint, read_checkpoint, write_checkpoint
 from kqeq.fitting.least_squares.solver import Solution, SolverState, minimise
 from kqeq.fitting.parameters import Parameters
@@ -88,9 +88,22 @@ def solve(problem: FitProblem, settings: FitSettings, resume: str | PathLike[str
         if resume is not None:
             write_checkpoint(resume, mark, SolverState(start, 0.0, ()))
 
+    failed = False
+
     def checkpoint(reached: SolverState) -> None:
-        if resume is not None:
+        nonlocal failed
+        if resume is None:
+            return
+        try:
             write_checkpoint(resume, mark, reached)
+        except InputError as error:
+            if not failed:
+                warnings.warn(
+                    f"the fit goes on without its checkpoint of step {len(reached.iterations)}: {error}",
+                    KQEqWarning,
+                    stacklevel=2,
+                )
+            failed = True
 
     return minimise_problem(
         problem,

@@ -103,6 +103,17 @@ _SHAPES: dict[str, str] = {
     "polarizability": "nine numbers or a 3x3 matrix (e²·Å²/eV)",
 }
 
+_LIMITS = {
+    "energy": 1e12,
+    "forces": 1e8,
+    "stress": 1e8,
+    "dipole": 1e8,
+    "charges": 1e6,
+    "polarizability": 1e10,
+    "weight": 1e12,
+}
+"""Sizes beyond which a number is no label but a mistake that would overflow in squares."""
+
 
 def read_frame(
     atoms: Atoms,
@@ -163,6 +174,8 @@ def _weight(value: Any, where: object) -> float:
         number = np.nan
     if not np.isfinite(number) or number < 0:
         raise InputError(f"the weight of {where} is {value!r}; expected a finite number that is not negative")
+    if number > _LIMITS["weight"]:
+        raise InputError(f"the weight of {where} is {value!r}, beyond {_LIMITS['weight']:g}")
     return number
 
 
@@ -251,6 +264,11 @@ def _shape(value: Any, kind: str, structure: Structure, where: object) -> Any:
     if not np.isfinite(array).all():
         raise InputError(
             f"the {kind} label of {where} has NaN or infinite values; remove the label or the frame"
+        )
+    if np.abs(array).max(initial=0.0) > _LIMITS[kind]:
+        raise InputError(
+            f"the {kind} label of {where} has a value of {np.abs(array).max():g}, beyond {_LIMITS[kind]:g}; "
+            f"expected {_SHAPES[kind]}: remove the label or the frame"
         )
     if kind == "energy":
         return float(array.reshape(()))

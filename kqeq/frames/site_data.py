@@ -27,6 +27,9 @@ from kqeq.typing import FloatArray, IntArray
 _ROUNDING = 1e-4
 """Sums of charges may differ from the total by this much (e): files are rounded.  The difference is spread."""
 
+_LARGEST = 1e5
+"""Charges (e) and potentials (V) of an atom beyond this are refused."""
+
 
 def charge_sums(atoms: Atoms, where: object) -> list[tuple[str, float]]:
     """Sums of the fragment and reference charges of a frame, with names for messages.
@@ -208,6 +211,8 @@ def _numbers(value: Any, length: int | None, name: str, where: object) -> FloatA
     if array.ndim != 1 or not np.isfinite(array).all() or (length is not None and len(array) != length):
         expected = "a list of finite numbers" if length is None else f"{length} finite numbers, one per atom"
         raise InputError(f"{name} of {where} is {value!r}; expected {expected}")
+    if np.abs(array).max(initial=0.0) > _LARGEST:
+        raise InputError(f"{name} of {where} has a value of {np.abs(array).max():g}, beyond {_LARGEST:g}")
     return array
 
 

@@ -19,6 +19,15 @@ from kqeq.typing import BoolArray, FloatArray, IntArray
 MIN_DISTANCE = 0.05
 """Atoms closer than this (Å) are refused as lying on top of each other."""
 
+MAX_LENGTH = 1e5
+"""Coordinates and cell vectors beyond this (Å) are refused: an atom that escaped, a trajectory that blew up."""
+
+MAX_CHARGE = 1e6
+"""Total charges beyond this (e) are refused."""
+
+MAX_FIELD = 1e6
+"""Fields beyond this (V/Å) are refused."""
+
 
 @dataclass(frozen=True, eq=False)
 class Structure:
@@ -158,6 +167,11 @@ def check_field(value: Any, where: object) -> FloatArray:
         raise InputError(
             f"external_field of {where} is {value!r}; expected three finite numbers (Ex, Ey, Ez) in V/Å"
         )
+    if np.abs(vector).max() > MAX_FIELD:
+        raise InputError(
+            f"external_field of {where} is {value!r} V/Å, beyond {MAX_FIELD:g} V/Å "
+            "(1 atomic unit is 51.4 V/Å)"
+        )
     return vector
 
 
@@ -169,6 +183,10 @@ def check_charge(value: Any, where: object) -> float:
         array = np.full(2, np.nan)
     if array.size != 1 or not np.isfinite(array).all():
         raise InputError(f"total_charge of {where} is {value!r}; expected one finite number (e)")
+    if np.abs(array).max() > MAX_CHARGE:
+        raise InputError(
+            f"total_charge of {where} is {value!r} e, beyond {MAX_CHARGE:g} e; it is in units of the elementary charge"
+        )
     return float(array.reshape(()))
 
 
@@ -272,6 +290,12 @@ def read_structure(
     pbc = np.array(atoms.pbc, dtype=bool)
     if not np.isfinite(positions).all():
         raise InputError(f"{where} has positions that are NaN or infinite")
+    if np.abs(positions).max() > MAX_LENGTH:
+        atom = int(np.argmax(np.abs(positions).max(axis=1)))
+        raise InputError(
+            f"{where} has atom {atom} at {positions[atom].tolist()} Å, more than {MAX_LENGTH:g} Å from the origin: has "
+            "a trajectory blown up (too long a time step), or is a coordinate not in Å? Remove the frame or correct it"
+        )
     if pbc.any():
         _check_cell(cell, pbc, where)
     charge, external = conditions(
@@ -286,6 +310,11 @@ def _check_cell(cell: FloatArray, pbc: BoolArray, where: object) -> None:
     if not np.isfinite(cell).all():
         raise InputError(f"{where} has a cell with NaN or infinite entries")
     vectors = cell[pbc]
+    if np.abs(vectors).max() > MAX_LENGTH:
+        raise InputError(
+            f"{where} has a periodic cell vector with a component of {np.abs(vectors).max():g} Å, beyond "
+            f"{MAX_LENGTH:g} Å; check atoms.cell (in Å?), or set atoms.pbc = False for an isolated system"
+        )
     lengths = np.linalg.norm(vectors, axis=1)
     if (lengths < 1e-3).any():
         raise InputError(

@@ -16,6 +16,7 @@ Dimensions: N atoms, F features of one layout, M representatives of one element,
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -191,25 +192,22 @@ class FeatureMap:
         Blocks that involve other elements meet zeros in the structure's rows and drop out of every
         product, so this loses nothing.
         """
-        if species not in self._projected:
-            if len(self._projected) >= 64:  # many different compositions: keep memory bounded
-                self._projected.pop(next(iter(self._projected)))
+
+        def make() -> dict[int, FloatArray]:
             columns = layout_columns(self.descriptor, species, self.species)
-            self._projected[species] = {
+            return {
                 z: np.ascontiguousarray(rows[:, columns].toarray())
                 for z, rows in self.representatives.items()
                 if z in species
             }
-        return self._projected[species]
+
+        return _remembered(
+            self._projected, species, make, 64
+        )  # many different compositions: memory is bounded
 
     def _copy(self, make: Callable[[], Any], like: Array, *key: Any) -> Any:
         """What ``make`` gives for the device of ``like``, kept under ``key``."""
-        full_key = (*key, *place(like))
-        if full_key not in self._copies:
-            if len(self._copies) >= 256:
-                self._copies.pop(next(iter(self._copies)))
-            self._copies[full_key] = make()
-        return self._copies[full_key]
+        return _remembered(self._copies, (*key, *place(like)), make, 256)
 
     def _place(
         self, rows: FloatArray, like: Array, species: tuple[int, ...], z: int, *, single: bool
@@ -226,12 +224,9 @@ class FeatureMap:
         rows = self.project(species)[z]
         if not is_numpy(like):
             return self._place(rows, like, species, z, single=False).rows
-        key = (species, z)
-        if key not in self._prepared:
-            if len(self._prepared) >= 64:
-                self._prepared.pop(next(iter(self._prepared)))
-            self._prepared[key] = self.descriptor.prepare_directions(species, rows)
-        return self._prepared[key]
+        return _remembered(
+            self._prepared, (species, z), lambda: self.descriptor.prepare_directions(species, rows), 64
+        )
 
     def _lower(self, z: int, like: Array) -> Array:
         # a map with another power shares these copies
@@ -352,6 +347,21 @@ class FeatureMap:
                     slopes *= xp.take(weights, index)[:, None]
                 gradient = put_rows(gradient, index, near.directions.combine(slopes))
         return gradient
+
+
+_eviction = threading.Lock()
+
+
+def _remembered(cache: dict[Any, Any], key: Any, make: Callable[[], Any], limit: int) -> Any:
+    """What ``make`` gives, kept under ``key`` among at most ``limit`` values; threads may share the cache."""
+    value = cache.get(key)
+    if value is None:
+        value = make()  # twice if two threads ask at once: both are right
+        with _eviction:
+            while len(cache) >= limit:
+                cache.pop(next(iter(cache)))
+            cache[key] = value
+    return value
 
 
 _LARGEST_PRODUCT = 16

@@ -328,6 +328,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.fit_report_ = report
         self.charges_key_ = charges_key
         self.posterior_ = posterior
+        self._on_disk = False  # whether some file holds this fit
         self.species_ = tuple(chemical_symbols[z] for z in potential.species)
 
     def _fitted(self) -> Potential:
@@ -468,6 +469,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         ModelNotFittedError
         InputError
             If the path cannot be written, or ``posterior`` is asked of a model that was loaded.
+        OutputError
+            Also an InputError and an OSError: the disk is full, for example.  A model that no file holds yet is then
+            kept in another folder, which the message names.
         """
         from kqeq.model.storage import save_model
 

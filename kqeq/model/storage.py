@@ -14,7 +14,11 @@ The training set is not stored.
 
 from __future__ import annotations
 
+import os
+import tempfile
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -30,25 +34,51 @@ from kqeq.baselines.shift import PREFIX, shift_from_name
 from kqeq.charges import charge_model_from_dict
 from kqeq.charges.base import ENVIRONMENT_KINDS, ChargeModel
 from kqeq.charges.parameters import ElementParameters
-from kqeq.errors import InputError, ModelFileError
+from kqeq.errors import InputError, ModelFileError, OutputError
 from kqeq.fitting.least_squares.solver import Iteration
 from kqeq.fitting.parameters import LearnedPart, Parameters, SitePart
 from kqeq.fitting.report import FitReport
 from kqeq.io.archive import read_archive, write_archive
+from kqeq.io.schema import SchemaError
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.feature_map import FeatureMap, SOAPKernel
 from kqeq.model.estimator import KQEq
+from kqeq.model.layout import PARTS, check_model, power_names
 from kqeq.potential.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
 from kqeq.uncertainty.posterior import AnyPosterior, CoupledPosterior, Posterior
 
 FORMAT = "kqeq-model"
 VERSION = 1
-PARTS = ("electronegativity", "short_range")
 
 
 def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = False) -> None:
     """Write a fitted model; see :meth:`kqeq.KQEq.save`."""
+    header, arrays = _content(model, posterior=posterior)
+    try:
+        write_archive(path, FORMAT, VERSION, header, arrays)
+    except InputError as error:
+        kept = None if model._on_disk else _rescue(header, arrays)
+        if kept is None:
+            raise
+        raise OutputError(
+            f"{error}. The model was kept at {kept}: move it to where it belongs, or kqeq.load it from there"
+        ) from error
+    model._on_disk = True
+
+
+def _rescue(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> Path | None:
+    """Write a model where there is room, so that a fit of hours is not lost with the process; ``None`` if nowhere."""
+    for folder in dict.fromkeys((tempfile.gettempdir(), os.path.expanduser("~"), os.getcwd())):
+        target = Path(folder) / f"kqeq-rescued-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.kqeq"
+        with suppress(InputError):
+            write_archive(target, FORMAT, VERSION, header, arrays)
+            return target
+    return None
+
+
+def _content(model: KQEq, *, posterior: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and arrays of a fitted model."""
     potential = model._fitted()
     arrays: dict[str, Any] = {}
     parts: dict[str, Any] = {}
@@ -101,7 +131,7 @@ def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = Fals
         "report": asdict(model.fit_report_),
         "posterior": stored_posterior,
     }
-    write_archive(path, FORMAT, VERSION, header, arrays)
+    return header, arrays
 
 
 def _stored_posterior(known: AnyPosterior, potential: Potential) -> dict[str, Any]:
@@ -151,14 +181,23 @@ def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
         "kqeq model file",
         "copy it again, or save the model again with model.save(path)",
     )
+    remedy = "it is damaged: copy it again, or save the model again with model.save(path)"
+    try:
+        check_model(header, arrays)
+    except SchemaError as error:
+        raise ModelFileError(
+            f"{source} lacks a part of the model or holds a wrong one ({error}); {remedy}"
+        ) from None
     spec, resolved = _baseline(header, baseline)
     try:
-        return _build(header, arrays, spec, resolved)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        model = _build(header, arrays, spec, resolved)
+    except Exception as error:  # settings pass through many constructors, each with checks of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelFileError(
-            f"{source} lacks a part of the model or holds a wrong one ({error!r}); it is damaged: copy it again, or "
-            "save the model again with model.save(path)"
-        ) from None
+            f"{source} lacks a part of the model or holds a wrong one ({reason}); {remedy}"
+        ) from error
+    model._on_disk = True
+    return model
 
 
 def _by_symbol(values: Mapping[int, float]) -> dict[str, float]:
@@ -188,6 +227,7 @@ def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: 
     aware = settings.get("charge_aware")
     settings["charge_aware"] = None if aware is None else ChargeKernel(**aware)
     model = KQEq(**settings, baseline=spec)
+    _check_settings(model)
     charges = header["charges"]  # with learned values in place of "learn"
     kernels = {
         **dict.fromkeys(ENVIRONMENT_KINDS, model.site_kernel or model.electronegativity),
@@ -197,7 +237,7 @@ def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: 
     models: dict[str, SiteModel | None] = {}
     kinds, aware = header.get("sites", []), header.get("charge_kernel")
     charge_kernel = None if aware is None else ChargeKernel(**aware)
-    powers = () if charge_kernel is None else _powers(charge_kernel.order)
+    powers = () if charge_kernel is None else power_names(charge_kernel.order)
     for name in (*PARTS, *kinds, *powers):
         models[name] = _site_model(header, arrays, name, kernels.get(name, model.short_range), models)
     potential = Potential(
@@ -213,12 +253,32 @@ def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: 
         charge_kernel=charge_kernel,
         charge_powers=tuple(own for name in powers if (own := models[name]) is not None),
     )
+    _check_charges(potential)
     report = dict(header["report"])
     report["iterations"] = tuple(Iteration(**row) for row in report["iterations"])
     report["notes"] = tuple(report["notes"])
     posterior = _posterior(header, arrays, potential, model.charges)
     model._set_fitted(potential, FitReport(**report), header["charges_key"], posterior)
     return model
+
+
+def _check_settings(model: KQEq) -> None:
+    """Refuse kernels that could not have been fitted; a descriptor may not even be possible to build."""
+    for kernel in (model.electronegativity, model.short_range, model.site_kernel):
+        if kernel is not None:
+            kernel.check()
+    if model.charge_aware is not None:
+        model.charge_aware.check()
+
+
+def _check_charges(potential: Potential) -> None:
+    """Refuse charge models that do not work for the elements of the model."""
+    if potential.charges is not None:
+        if potential.charges.learned:
+            raise ValueError(f"the values of {', '.join(potential.charges.learned)} are missing")
+        potential.charges.site_parameters(np.array(potential.species))
+    if potential.charge_kernel is not None:
+        potential.charge_kernel.check()
 
 
 def _prior(part: SitePart | None) -> dict[str, Any] | None:
@@ -339,13 +399,8 @@ def _baseline(header: Mapping[str, Any], given: Any) -> tuple[Any, Baseline | No
 
 def _site_models(potential: Potential) -> dict[str, SiteModel | None]:
     """All kernel models by the names of their parts in the file."""
-    powers = dict(zip(_powers(len(potential.charge_powers)), potential.charge_powers, strict=True))
+    powers = dict(zip(power_names(len(potential.charge_powers)), potential.charge_powers, strict=True))
     return {name: getattr(potential, name) for name in PARTS} | dict(potential.sites) | powers
-
-
-def _powers(order: int) -> tuple[str, ...]:
-    """Names of the parts of a charge-aware short-range energy beyond the first."""
-    return tuple(f"power{b}" for b in range(1, order + 1))
 
 
 def _site_model(
@@ -370,9 +425,6 @@ def _site_model(
         if owner is None:
             raise ValueError(f"{name} shares the features of {home}, which the file does not hold")
         feature_map = owner.feature_map
-    for z, rows in feature_map.representatives.items():
-        if coefficients[z].shape != (rows.shape[0],):
-            raise ValueError(f"the arrays of {chemical_symbols[z]} in {name} do not fit together")
     return SiteModel(feature_map, coefficients, _by_number(stored["offsets"]))
 
 

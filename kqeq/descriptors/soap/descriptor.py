@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Literal, get_args
 
+from kqeq.backend import is_numpy
 from kqeq.descriptors.soap import basis as soap_basis
 from kqeq.descriptors.soap.host import adjoint as soap_adjoint
 from kqeq.descriptors.soap.host import parallel
@@ -165,7 +166,9 @@ class SOAPDescriptor:
         """
         from kqeq.descriptors.soap.arrays import expansion as soap_arrays
 
-        return soap_arrays.evaluate(structure, self._pairs(structure, pairs), self.tables, like, memory)
+        if pairs is not None or is_numpy(like):
+            pairs = self._pairs(structure, pairs)
+        return soap_arrays.evaluate(structure, pairs, self.tables, like, memory)
 
     def prepare_directions(self, species: tuple[int, ...], rows: FloatArray) -> Directions:
         """Lay directions (M, F) out once for ``feature_gradients`` of many structures."""

@@ -244,15 +244,15 @@ def _density_sums(
 
 
 def evaluate(
-    structure: Structure, pairs: Pairs, tables: Tables, like: Array, memory: int | None = None
+    structure: Structure, pairs: Pairs | None, tables: Tables, like: Array, memory: int | None = None
 ) -> ArraySOAPState:
     """Descriptors of one structure in the library and on the device of ``like``.
 
     Parameters
     ----------
     structure : Structure
-    pairs : Pairs
-        Reaching at least ``tables.cutoff``.
+    pairs : Pairs or None
+        Reaching at least ``tables.cutoff``; searched for on the device if not given.
     tables : Tables
     like : array
         Any array of the library wanted; decides the device, too.
@@ -266,7 +266,10 @@ def evaluate(
     n_atoms, n_species = len(slots), len(species_array)
     n_radial, degrees = tables.n_radial, tables.degrees
     width = n_species * n_radial
-    listed = ArrayPairs.build(sort_pairs(pairs, slots, n_species, tables), like)
+    if pairs is None:
+        listed = ArrayPairs.find(structure, slots, n_species, tables, like)
+    else:
+        listed = ArrayPairs.build(sort_pairs(pairs, slots, n_species, tables), like)
     arrays = array_tables(tables, n_species, like)
 
     own = np.zeros((n_atoms, width))  # the centre itself: r = 0, only l = 0
