@@ -29,6 +29,7 @@ from accuracy_table import LINES
 from common import Row, main, public, row
 from kqeq.constants import COULOMB, DEBYE
 from kqeq.frames.structures import read_structure
+from kqeq.kernels.settings import default_short_range
 
 NO_CHARGES: dict[str, Any] = {"electronegativity": None, "charges": None}
 
@@ -178,7 +179,7 @@ ZNO: dict[str, dict[str, Any]] = {
     "QEq, charge from model": {
         "charge_from": "model",
         "charge_aware": kqeq.ChargeKernel(),
-        "short_range": kqeq.kernels.default_short_range(),
+        "short_range": default_short_range(),
     },
     "QEq, charge-aware": {"charge_aware": kqeq.ChargeKernel(2, 0.5)},
 }

@@ -411,3 +411,48 @@ def test_constants_by_total_charge_are_learned_where_compositions_are_shared(ker
     assert model.potential_.baseline.name == loaded.potential_.baseline.name
     with pytest.raises(InputError, match="expected for example"):
         kqeq.baselines.resolve_baseline("shift:a=b")
+
+
+def test_command_line_and_settings_file(kernel, frames, tmp_path, capsys):
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.io import write
+
+    from kqeq.cli import main
+    from kqeq.model.config import load_config
+
+    still = [atoms.copy() for atoms in frames[:6]]
+    for atoms in still:
+        atoms.info["external_field"] = np.zeros(3)
+        atoms.calc = SinglePointCalculator(
+            atoms, energy=atoms.info.pop("energy"), forces=atoms.arrays.pop("forces")
+        )
+    write(tmp_path / "train.xyz", still, format="extxyz")
+    settings = (
+        'baseline = "gfn2"\ncharge_from = "model"\ntargets = ["energy", "forces"]\nelectronegativity = false\n'
+        "charges = false\n"
+        "[short_range]\nr_cut = 3.0\nn_max = 4\nl_max = 3\nn_representatives = 3\n"
+    )
+    (tmp_path / "s.toml").write_text(settings)
+    model = load_config(tmp_path / "s.toml")
+    assert (model.baseline, model.charge_from) == ("gfn2", "model")
+    options = [
+        "--config",
+        tmp_path / "s.toml",
+        "--baseline",
+        "zbl",
+        "--charge-from",
+        "baseline",
+        "--jobs",
+        "1",
+    ]
+    arguments = ["fit", tmp_path / "train.xyz", "-o", tmp_path / "m.kqeq", *options, "--leave-out-failed"]
+    assert main([str(argument) for argument in arguments]) == 0
+    assert "the baseline zbl" in capsys.readouterr().out
+    loaded = kqeq.load(tmp_path / "m.kqeq")
+    assert (loaded.baseline, loaded.charge_from) == ("zbl", "baseline")
+    arguments[arguments.index("zbl")] = "gfn3"
+    assert main([str(argument) for argument in arguments]) == 2
+    assert "unknown baseline 'gfn3'" in capsys.readouterr().err
+    (tmp_path / "s.toml").write_text('charge_from = "me"\n')
+    with pytest.raises(InputError, match="charge_from"):
+        load_config(tmp_path / "s.toml")
