@@ -17,6 +17,7 @@ MOVED = {
     "kqeq.devices": "kqeq.backend.devices",
     "kqeq.estimator": "kqeq.model.estimator",
     "kqeq.fitting.cache": "kqeq.fitting.rows.cache",
+    "kqeq.fitting.features": "kqeq.fitting.rows.features",
     "kqeq.fitting.hyperparameters": "kqeq.fitting.evidence.hyperparameters",
     "kqeq.optimise": "kqeq.analysis.optimise",
     "kqeq.plots": "kqeq.analysis.plots",

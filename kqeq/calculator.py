@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
@@ -36,21 +36,18 @@ _ENERGY_KINDS = ("energy", "free_energy", "forces", "stress")
 _CHARGE_KINDS = ("charges", "dipole")
 
 
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-def _one_at_a_time(
-    method: Callable[Concatenate[KQEqCalculator, _Arguments], _Result],
-) -> Callable[Concatenate[KQEqCalculator, _Arguments], _Result]:
+def _one_at_a_time(method: _Method) -> _Method:
     """A method that threads enter one after another: the structure, its results and the neighbour list are one state."""
 
     @wraps(method)
-    def locked(self: KQEqCalculator, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+    def locked(self: KQEqCalculator, *args: Any, **kwargs: Any) -> Any:
         with self._lock:
             return method(self, *args, **kwargs)
 
-    return locked
+    return cast(_Method, locked)
 
 
 class PropertyUnavailableError(UnsupportedError, PropertyNotImplementedError):

@@ -57,7 +57,7 @@ def opened(water_model, tmp_path):
 
 
 def maps(parameters):
-    return [part.feature_map for part in (parameters.chi, parameters.energy)]
+    return [part.feature_maps for part in (parameters.chi, parameters.energy)]
 
 
 def assert_same(first, second):
@@ -124,7 +124,9 @@ def test_what_is_read_is_what_was_computed(opened, computed):
         assert len(computed) == count
         assert_same(second, first)
         assert_same(first, compute_features(frame, parameters))
-        np.testing.assert_array_equal(second.chi_state.values, first.chi_state.values)
+        assert list(second.states) == list(first.states)
+        for descriptor, state in second.states.items():
+            np.testing.assert_array_equal(state.values, first.states[descriptor].values)
     assert len(list(files.path.iterdir())) == len(frames)
 
 
@@ -215,7 +217,7 @@ def test_the_budget_holds(opened):
             p.unlink()
     # what other settings have left behind counts
     FeatureStore(frames, parameters, 0, files).get(0)
-    assert folder.files([None]).budget == folder.budget - size
+    assert folder.files([()]).budget == folder.budget - size
 
 
 def test_a_full_disk_does_not_stop_a_fit(opened, monkeypatch):

@@ -78,7 +78,7 @@ def test_identical_environments(frames):
 @SMALL
 def test_leverage_scores_choose_representatives(water_training):
     models = [short_range(selection="leverage", n_representatives=4).fit(water_training) for _ in range(2)]
-    rows = [m.potential_.short_range.feature_map.representatives for m in models]
+    rows = [m.potential_.short_range.feature_maps[0].representatives for m in models]
     for z in (1, 8):
         assert rows[0][z].shape[0] == 4
         np.testing.assert_array_equal(rows[0][z].toarray(), rows[1][z].toarray())

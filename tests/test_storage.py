@@ -124,7 +124,7 @@ def test_the_training_set_is_not_stored(file, water_training):
     content = members(file)
     header = json.loads(content["header.json"])
     assert header["format"] == "kqeq-model"
-    assert header["version"] == 1
+    assert header["version"] == 2
     assert header["kqeq"] == kqeq.__version__
     assert "positions" not in content["header.json"].decode()
     arrays = {name for name in content if name != "header.json"}
@@ -319,10 +319,10 @@ def test_other_zip_files(tmp_path):
         refuses(path, r"no (kqeq )?model file, or is truncated or damaged")
 
 
-@pytest.mark.parametrize("version", [2, 99, "2", None, 1.5])
+@pytest.mark.parametrize("version", [3, 99, "2", None, 1.5])
 def test_newer_files(file, version):
     edit_header(file, lambda header: header.update(version=version, kqeq="9.9.9"))
-    refuses(file, r"written by kqeq 9\.9\.9.*reads versions up to 1. Upgrade with pip install --upgrade kqeq")
+    refuses(file, r"written by kqeq 9\.9\.9.*reads versions up to 2. Upgrade with pip install --upgrade kqeq")
 
 
 class Bomb:
@@ -414,8 +414,8 @@ def test_headers_of_the_wrong_type(file, key):
         lambda h: h["settings"]["electronegativity"].update(colour="red"),
         lambda h: h["settings"]["electronegativity"].update(r_cut=-1.0),
         lambda h: h["settings"]["charges"].update(model="Unheard"),
-        lambda h: h["parts"]["short_range"].update(species=[1]),
-        lambda h: h["parts"]["short_range"].update(elements=["O", "Qq"]),
+        lambda h: h["parts"]["short_range"]["kernels"][0].update(species=[1]),
+        lambda h: h["parts"]["short_range"]["kernels"][0].update(elements=["O", "Qq"]),
         lambda h: h.update(species=["O", "Qq"]),
         lambda h: h["report"].update(colour="red"),
     ],

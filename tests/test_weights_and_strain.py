@@ -23,6 +23,7 @@ from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.rows.features import TrainingFrame
 from kqeq.frames.labels import Labels, read_frames
 from kqeq.frames.structures import read_structure
+from kqeq.uncertainty.posterior import Uncertain
 from kqeq.uncertainty.remainder import leave_out
 
 pytestmark = pytest.mark.filterwarnings("ignore::kqeq.errors.RepresentativesWarning")
@@ -230,3 +231,18 @@ def test_calibration_knows_the_weights(water_model, water_training):
     assert widths[0][1] < widths[1][1]
     for calibration, mean in widths:
         assert calibration.mean_z2 == pytest.approx(mean, rel=1e-9)
+
+
+def test_uncertain_forces_follow_the_factor_of_what_is_missed(water_training):
+    """Their variance is linear in κ, with a slope that is not zero."""
+    model = KQEq(small_kernel(3.0), small_kernel(3.0), noise=NOISE, max_iterations=60).fit(water_training)
+    posterior, structure = model.posterior_, read_structure(bare(water_training[0]))
+
+    def variance(factor):
+        parameters = posterior.parameters.with_remainders({"energy": factor, "chi": factor})
+        view = Uncertain(dataclasses.replace(posterior, parameters=parameters), structure, forces=True)
+        return view.variance("forces")
+
+    one, two, four = variance(1.0), variance(2.0), variance(4.0)
+    assert (two - one).max() > 1e-3 * one.max()
+    np.testing.assert_allclose(four - one, 3.0 * (two - one), rtol=1e-6, atol=1e-9 * one.max())

@@ -23,7 +23,6 @@ import numpy as np
 from kqeq.baselines import BaselineResult
 from kqeq.charges.base import Response
 from kqeq.charges.parameters import logarithmic_gradient_response
-from kqeq.descriptors.base import DescriptorState, SiteJacobian
 from kqeq.fitting.least_squares.equations import Sums
 from kqeq.fitting.least_squares.solver import (
     JacobianKind,
@@ -37,6 +36,7 @@ from kqeq.fitting.problem import MAX_CHUNKS, add_up, chunk_sums, map_chunks
 from kqeq.fitting.rows.blocks import deviation, target_vector, to_stress, upper_triangle
 from kqeq.fitting.rows.features import TrainingFrame
 from kqeq.frames.structures import Structure
+from kqeq.kernels import sums
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.feature_map import evaluate_environments
 from kqeq.potential.charged import Charged
@@ -105,7 +105,7 @@ class ChargeView:
         found = self.potential.charged(structure, self.near)
         assert potential.short_range is not None
         self.charged: Charged | None = None if found is None else found[0]
-        self.feature_map = potential.short_range.feature_map
+        self.feature_maps = potential.short_range.feature_maps
         charges = np.zeros(len(structure))
         if self.charged is not None:
             charges = charges + self.charged.state.charges
@@ -115,11 +115,6 @@ class ChargeView:
             kernel.features(charges, derivative) for derivative in range(3)
         )
 
-    @property
-    def state(self) -> DescriptorState:
-        """Descriptors of the short-range energy."""
-        return self.states[self.feature_map.descriptor]
-
     @cached_property
     def response(self) -> Response:
         """Response to the electronegativity of each atom."""
@@ -128,8 +123,9 @@ class ChargeView:
 
     @cached_property
     def features(self) -> FloatArray:
-        """Φ, (N, p)."""
-        return np.asarray(self.feature_map.features(self.state, self.structure.numbers))
+        """Φ of all kernels of the short-range energy, (N, p)."""
+        found = sums.features_many(self.feature_maps, [self.states], [self.structure.numbers])
+        return np.asarray(found[0])
 
     def charge_derivatives(self, *, strain: bool = False) -> FloatArray:
         """∂q_i/∂r_k as (3N, N), or ∂q_i/∂ε as (9, N)."""
@@ -149,30 +145,26 @@ class ChargeView:
             state, self.charged.sites, self.charged.kinds, response
         )
         for name, model in {"chi": chi, **self.potential.sites}.items():
-            jacobian = self._jacobian(model)
+            jacobian = sums.site_jacobian(model.terms, self.near, self.states)
             result = result + (jacobian.strain if strain else jacobian.positions) @ weights[name]
         return np.asarray(result)
-
-    def _jacobian(self, model: SiteModel) -> SiteJacobian:
-        """Derivatives of the values of a kernel model at the atoms."""
-        state = self.states[model.feature_map.descriptor]
-        return state.site_jacobian(model.descriptor_gradient(self.near[model.feature_map], state))
 
     def rows(self, kind: str, part: SitePart) -> FloatArray:
         """Derivatives of a label with respect to the parameters, (rows, P)."""
         size, atoms = part.kernel_size, len(self.structure)
         offsets = part.one_hot(self.structure.numbers).sum(axis=0)
         if kind == "energy":
-            return np.concatenate([part.delta * (self.values @ self.features).ravel(), offsets])[None, :]
+            summed = part.scale(self.values @ self.features).ravel()
+            return np.concatenate([summed, offsets])[None, :]
         if kind in ("forces", "stress"):
             strain = kind == "stress"
             moved = self.charge_derivatives(strain=strain)
             blocks = []
             for value, slope in zip(self.values, self.slopes, strict=True):
-                pulled = self.feature_map.feature_gradients(self.state, self.structure.numbers, value)
+                pulled = sums.feature_gradients(self.feature_maps, self.states, self.structure.numbers, value)
                 own = pulled.strain if strain else pulled.positions
-                blocks.append(own + (moved * slope) @ self.features)
-            block = part.delta * np.concatenate(blocks, axis=1)
+                blocks.append(part.scale(own + (moved * slope) @ self.features))
+            block = np.concatenate(blocks, axis=1)
             block = to_stress(block, self.structure.volume) if strain else -block
         elif kind == "dipole":
             block = -self._by_atoms(self.charge_field, self.slopes, part)
@@ -200,7 +192,7 @@ class ChargeView:
 
     def _by_atoms(self, block: FloatArray, factors: FloatArray, part: SitePart) -> FloatArray:
         """δ Σ_i block_ri factors_bi Φ_im, (rows, (n + 1) p)."""
-        return part.delta * np.concatenate([(block * own) @ self.features for own in factors], axis=1)
+        return np.concatenate([part.scale((block * own) @ self.features) for own in factors], axis=1)
 
     def electrostatics(self, kind: str) -> FloatArray:
         """What the charges alone say about a label, in the order of its rows."""
@@ -326,13 +318,11 @@ def _in_parallel(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) -> 
 
 def _apply(potential: Potential, part: SitePart, kernel: ChargeKernel, u: FloatArray) -> Potential:
     """The potential with the parameters of the second stage."""
-    assert part.feature_map is not None
     size = part.kernel_size
     zero = dict.fromkeys(potential.species, 0.0)
-    powers = [
-        SiteModel(part.feature_map, part.feature_map.coefficients(part.delta * own), zero)
-        for own in u[: (kernel.order + 1) * size].reshape(-1, size)
-    ]
+    # every power has the columns of the part, as if it were alone
+    alone = SitePart.build(list(zip(part.feature_maps, part.deltas, strict=True)), {}, 0.0, 0)
+    powers = [SiteModel(alone.terms(own), zero) for own in u[: (kernel.order + 1) * size].reshape(-1, size)]
     tail = u[len(powers) * size :]
     offsets = {
         z: mean + part.offset_spread * float(x)

@@ -43,6 +43,8 @@ def fingerprint(settings: FitSettings, frames: Iterable[TrainingFrame]) -> str:
 def _plain(value: Any) -> str:
     if hasattr(value, "to_dict"):
         return json.dumps(value.to_dict(), sort_keys=True, default=str)
+    if isinstance(value, tuple) and value and hasattr(value[0], "to_dict"):
+        return "+".join(_plain(item) for item in value)
     if hasattr(value, "name"):
         return str(value.name)
     if hasattr(value, "items"):

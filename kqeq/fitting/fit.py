@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -35,8 +36,9 @@ from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure
 from kqeq.io.atomic_write import check_writable
 from kqeq.io.progress import say, track
-from kqeq.kernels.feature_map import FeatureMap, SOAPKernel
+from kqeq.kernels.feature_map import FeatureMap
 from kqeq.kernels.representatives import build_feature_map
+from kqeq.kernels.settings import Kernels
 from kqeq.potential.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
 
@@ -194,9 +196,12 @@ def fit_potential(
             parameters.parts[settings.charges.environment[0]] if settings.charges else None
         )
     counts = {
-        name: {chemical_symbols[z]: rows.shape[0] for z, rows in part.feature_map.representatives.items()}
+        name if len(part.kernels) == 1 else f"{name} {number}": {
+            chemical_symbols[z]: rows.shape[0] for z, rows in kernel.feature_map.representatives.items()
+        }
         for name, part in maps.items()
-        if part is not None and part.feature_map is not None
+        if part is not None
+        for number, kernel in enumerate(part.kernels, start=1)
     }
     notes += environment_notes(parameters, solution.u)
     report = FitReport(
@@ -271,50 +276,60 @@ def _parameters(
     structures: Sequence[Structure],
     species: tuple[int, ...],
     settings: FitSettings,
-    short_range: SOAPKernel | None,
+    short_range: Kernels | None,
     has_energy: bool,
 ) -> Parameters:
     """Choose representatives and lay the parameters out."""
 
-    def build(kernel: SOAPKernel | None, role: str) -> FeatureMap | None:
-        if kernel is None:
-            return None
-        return build_feature_map(
-            kernel,
-            structures,
-            species,
-            progress=lambda items: track(items, f"{role} environments"),
-            role=role,
-        )
+    def build(kernels: Kernels | None, role: str) -> list[FeatureMap]:
+        return [
+            build_feature_map(
+                kernel,
+                structures,
+                species,
+                progress=lambda items: track(items, f"{role} environments"),
+                role=role,
+            )
+            for kernel in kernels or ()
+        ]
 
     energy_mean = energy_offsets(frames, species, settings.e0) if has_energy else None
-    chi_kernel, numbers = settings.electronegativity, np.array(species)
+    numbers = np.array(species)
     chi_defaults = (
         elements.electronegativity(numbers) if settings.charges is not None else np.zeros(len(species))
     )
-    chi_map, site_map, site_deltas = build(chi_kernel, "electronegativity"), None, {}
-    if settings.charges is not None:
-        given = None if settings.site_kernel is None else settings.site_kernel.delta
-        for kind in settings.charges.environment:
-            site_deltas[kind] = ENVIRONMENT_SPREADS[kind] if given is None else float(given)
-    if site_deltas:
-        site_map = chi_map if settings.site_kernel is None else build(settings.site_kernel, "site parameter")
+    chi_maps = build(settings.electronegativity, "electronegativity")
+    site_maps: list[FeatureMap] = []
+    site_deltas: dict[str, list[float]] = {}
+    if settings.charges is not None and settings.charges.environment:
+        given = settings.site_kernel
+        site_maps = chi_maps if given is None else build(given, "site parameter")
+        # the spread of kernels that are shared is that of another quantity
+        spreads = [None] * len(site_maps) if given is None else [kernel.delta for kernel in given]
+        site_deltas = {
+            kind: kernel_spreads(spreads, ENVIRONMENT_SPREADS[kind]) for kind in settings.charges.environment
+        }
+    chi_spreads = [kernel.delta for kernel in settings.electronegativity or ()]
+    energy_spreads = [kernel.delta for kernel in short_range or ()]
     return Parameters.build(
         species,
         charges=settings.charges,
-        chi_map=chi_map,
-        chi_delta=CHI_DELTA if chi_kernel is None or chi_kernel.delta is None else float(chi_kernel.delta),
+        chi_kernels=list(zip(chi_maps, kernel_spreads(chi_spreads, CHI_DELTA), strict=True)),
         chi_mean=dict(zip(species, map(float, chi_defaults), strict=True)),
         chi_spread=CHI_SPREAD,
-        energy_map=build(short_range, "short-range"),
-        energy_delta=(
-            ENERGY_DELTA if short_range is None or short_range.delta is None else float(short_range.delta)
+        energy_kernels=list(
+            zip(build(short_range, "short-range"), kernel_spreads(energy_spreads, ENERGY_DELTA), strict=True)
         ),
         energy_mean=energy_mean,
         energy_spread=0.0 if settings.e0 is not None else ENERGY_SPREAD,
-        site_map=site_map,
+        site_maps=site_maps,
         site_deltas=site_deltas,
     )
+
+
+def kernel_spreads(given: Sequence[float | None], default: float) -> list[float]:
+    """δ of every kernel of a sum; those not given share the variance of the role's default equally."""
+    return [default / math.sqrt(len(given)) if delta is None else float(delta) for delta in given]
 
 
 def environment_notes(parameters: Parameters, u: FloatArray) -> list[str]:
@@ -324,11 +339,10 @@ def environment_notes(parameters: Parameters, u: FloatArray) -> list[str]:
         return []
     notes = []
     for kind in environment.parts:
-        weights = environment.weights(kind, u)
-        words = []
-        for z, columns in environment.feature_map.columns.items():
-            values = environment.feature_map.lower[z] @ weights[columns]  # at the representatives
-            words.append(f"{chemical_symbols[z]} {np.std(values):.2g}")
+        words = [
+            f"{chemical_symbols[z]} {np.std(values):.2g}"
+            for z, values in environment.at_representatives(kind, u).items()
+        ]
         notes.append(f"{kind}: the logarithm varies among environments by {', '.join(words)}")
     return notes
 
@@ -359,22 +373,15 @@ def _potential(
     chi, energy = parameters.chi, parameters.energy
     species = parameters.species
     electronegativity = short_range = None
-    if chi is not None and chi.feature_map is not None:
-        electronegativity = SiteModel(
-            chi.feature_map, chi.feature_map.coefficients(chi.kernel_weights(u)), chi.offsets(u)
-        )
-    if energy is not None and energy.feature_map is not None:
-        short_range = SiteModel(
-            energy.feature_map,
-            energy.feature_map.coefficients(energy.kernel_weights(u)),
-            dict.fromkeys(species, 0.0),
-        )
+    if chi is not None and chi.kernels:
+        electronegativity = SiteModel(chi.terms(u), chi.offsets(u))
+    if energy is not None and energy.kernels:
+        short_range = SiteModel(energy.terms(u), dict.fromkeys(species, 0.0))
     sites = {}
     if parameters.environment is not None:
         environment = parameters.environment
         for kind in environment.parts:
-            coefficients = environment.feature_map.coefficients(environment.weights(kind, u))
-            sites[kind] = SiteModel(environment.feature_map, coefficients, dict.fromkeys(species, 0.0))
+            sites[kind] = SiteModel(environment.terms(kind, u), dict.fromkeys(species, 0.0))
     return Potential(
         species=species,
         energy_offsets=energy.offsets(u) if energy is not None else dict.fromkeys(species, 0.0),

@@ -27,12 +27,14 @@ from kqeq.io.rules import (
     whole,
 )
 from kqeq.kernels.charge_kernel import ChargeKernel
-from kqeq.kernels.feature_map import SOAPKernel
+from kqeq.kernels.settings import Kernels, SOAPKernel
 from kqeq.potential.on_baseline import sees_baseline
 
 _DEVIATION = number(above=0)
 
-_KERNEL = instance(SOAPKernel, "settings of a kernel, kqeq.SOAPKernel(...)")
+_ONE = instance(SOAPKernel, "settings of a kernel, kqeq.SOAPKernel(...)")
+
+_KERNEL = _ONE | sequence(_ONE, "a list of them, which are summed")
 
 _CHARGES = protocol(
     ("bind", "check_settings", "check_structure", "site_parameters"),
@@ -72,8 +74,9 @@ class FitSettings:
 
     Attributes
     ----------
-    electronegativity : SOAPKernel or None
-    short_range : SOAPKernel or None
+    electronegativity : tuple of SOAPKernel or None
+        Kernels that are summed.
+    short_range : tuple of SOAPKernel or None
     charges : ChargeModel or None
     baseline : Baseline or None
     noise : mapping of str to float
@@ -85,7 +88,7 @@ class FitSettings:
     max_iterations : int
     optimize : "evidence" or None
         What noises and prior spreads are learned by; ``None`` keeps the given ones.
-    site_kernel : SOAPKernel or None
+    site_kernel : tuple of SOAPKernel or None
         For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
     solver : {"auto", "cholesky", "qr"}
         How the linear problem of each step is solved (:mod:`kqeq.fitting.least_squares.equations`).
@@ -97,8 +100,8 @@ class FitSettings:
         Where to compute; results do not depend on it.
     """
 
-    electronegativity: SOAPKernel | None
-    short_range: SOAPKernel | None
+    electronegativity: Kernels | None
+    short_range: Kernels | None
     charges: ChargeModel | None
     baseline: Baseline | None = None
     noise: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_NOISE))
@@ -106,7 +109,7 @@ class FitSettings:
     e0: Mapping[int, float] | None = None
     max_iterations: int = 30
     optimize: str | None = None
-    site_kernel: SOAPKernel | None = None
+    site_kernel: Kernels | None = None
     charge_aware: ChargeKernel | None = None
     solver: str = "auto"
     leave_out_failed: bool = False
@@ -149,8 +152,8 @@ def check_settings(settings: FitSettings) -> None:
     InputError
     """
     check_values("KQEq", {name: getattr(settings, name) for name in RULES if hasattr(settings, name)}, RULES)
-    for kernel in (settings.electronegativity, settings.short_range, settings.site_kernel):
-        if kernel is not None:
+    for kernels in (settings.electronegativity, settings.short_range, settings.site_kernel):
+        for kernel in kernels or ():
             kernel.check()
     if settings.charges is not None:
         settings.charges.check_settings()

@@ -47,9 +47,11 @@ from kqeq.frames.structures import Structure
 from kqeq.kernels.settings import (
     DEFAULT_REPRESENTATIVES,
     SELECTIONS,
+    Kernels,
     SOAPKernel,
     default_electronegativity,
     default_short_range,
+    kernel_tuple,
 )
 from kqeq.typing import Array, FloatArray, IntArray
 
@@ -448,12 +450,14 @@ __all__ = [
     "SELECTIONS",
     "Directions",
     "FeatureMap",
+    "Kernels",
     "SOAPKernel",
     "Similarity",
     "default_electronegativity",
     "default_short_range",
     "evaluate_environments",
     "gram",
+    "kernel_tuple",
     "layout_columns",
     "used_columns",
 ]

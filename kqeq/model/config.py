@@ -7,7 +7,12 @@
     [electronegativity]          # settings that are not named keep the defaults of this kernel
     r_cut = 4.5
 
-    [short_range]
+    [[short_range]]              # several tables are kernels that are summed
+    r_cut = 5.0
+
+    [[short_range]]
+    r_cut = 2.5
+    sigma = 0.2
     n_representatives = 600
 
     [charges]
@@ -94,7 +99,7 @@ def model_from_dict(data: Mapping[str, Any]) -> KQEq:
         "site_kernel": default_electronegativity,
     }
     for name in kernels.keys() & settings.keys():
-        settings[name] = _part(name, settings[name], partial(_kernel, name, kernels[name]()))
+        settings[name] = _kernels(name, settings[name], kernels[name])
     if "charges" in settings:
         settings["charges"] = _part("charges", settings["charges"], _charges)
     if "charge_aware" in settings:
@@ -122,11 +127,18 @@ def _part(name: str, value: Any, build: Callable[[dict[str, Any]], Any]) -> Any:
     return build(value)
 
 
-def _kernel(name: str, kernel: SOAPKernel, table: dict[str, Any]) -> SOAPKernel:
+def _kernels(name: str, value: Any, default: Callable[[], SOAPKernel]) -> Any:
+    """One kernel, or several from an array of tables."""
+    if isinstance(value, list) and value and all(isinstance(table, dict) for table in value):
+        return [_kernel(f"{name} {number}", default(), table) for number, table in enumerate(value, start=1)]
+    return _part(name, value, partial(_kernel, name, default()))
+
+
+def _kernel(name: str, kernel: SOAPKernel, table: dict[str, Any]) -> Any:
     return _filled(name, kernel, table)
 
 
-def _charge_kernel(table: dict[str, Any]) -> ChargeKernel:
+def _charge_kernel(table: dict[str, Any]) -> Any:
     return _filled("charge_aware", ChargeKernel(), table)
 
 

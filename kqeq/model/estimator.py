@@ -34,7 +34,12 @@ from kqeq.frames.labels import LabelKeys, read_frames
 from kqeq.io.progress import track
 from kqeq.io.rules import NOTHING, PATH, Rule, check_values, instance
 from kqeq.kernels.charge_kernel import ChargeKernel
-from kqeq.kernels.feature_map import SOAPKernel, default_electronegativity, default_short_range
+from kqeq.kernels.settings import (
+    SOAPKernel,
+    default_electronegativity,
+    default_short_range,
+    kernel_tuple,
+)
 from kqeq.model.evaluation import evaluate_pairs, read_structures
 from kqeq.potential.potential import Potential, Prediction, check_properties
 from kqeq.potential.prediction import PredictOptions
@@ -64,10 +69,11 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    electronegativity : SOAPKernel or None
-        Kernel of the electronegativities; ``None`` (with ``charges=None``) for a short-range potential alone.
-    short_range : SOAPKernel or None
-        Kernel of the short-range energy; ``None`` for charges alone.
+    electronegativity : SOAPKernel, sequence of SOAPKernel, or None
+        Kernel of the electronegativities, or several that are summed, each with its own descriptor, representatives
+        and prior spread; ``None`` (with ``charges=None``) for a short-range potential alone.
+    short_range : SOAPKernel, sequence of SOAPKernel, or None
+        Kernel of the short-range energy, or several that are summed; ``None`` for charges alone.
     charges : charge model or None
         ``kqeq.QEq()`` by default.  Element parameters that it marks with ``"learn"`` are fitted together with the
         rest, from all labels and from polarizabilities, with priors around the defaults; the values are in
@@ -94,9 +100,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         Energies of the elements by symbol, eV; fitted where ``None``.
     max_iterations : int
         Of the Gauss–Newton solver.
-    site_kernel : SOAPKernel, optional
-        Kernel of the logarithms of the parameters marked with ``"kernel"``; its ``delta`` is their prior standard
-        deviation around the element's value (by default 0.2, for softness 0.3).  ``None`` shares descriptors and
+    site_kernel : SOAPKernel or sequence of SOAPKernel, optional
+        Kernel (or a sum) of the logarithms of the parameters marked with ``"kernel"``; its ``delta`` is their prior
+        standard deviation around the element's value (by default 0.2, for softness 0.3).  ``None`` shares descriptors and
         representatives with the electronegativity.
     solver : {"auto", "cholesky", "qr"}
         How the linear problem of each step is solved.  ``"auto"`` takes normal equations and a Cholesky factorisation
@@ -127,8 +133,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        electronegativity: SOAPKernel | None = _DEFAULT,
-        short_range: SOAPKernel | None = _DEFAULT,
+        electronegativity: SOAPKernel | Sequence[SOAPKernel] | None = _DEFAULT,
+        short_range: SOAPKernel | Sequence[SOAPKernel] | None = _DEFAULT,
         charges: ChargeModel | None = _DEFAULT,
         baseline: Any = None,
         noise: Mapping[str, float] | None = None,
@@ -137,7 +143,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         label_prefix: str = "",
         e0: Mapping[str, float] | None = None,
         max_iterations: int = 30,
-        site_kernel: SOAPKernel | None = None,
+        site_kernel: SOAPKernel | Sequence[SOAPKernel] | None = None,
         solver: str = "auto",
         charge_aware: ChargeKernel | None = None,
         charge_from: str = "baseline",
@@ -299,15 +305,15 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         if isinstance(targets, str):
             targets = (targets,)
         return FitSettings(
-            electronegativity=self.electronegativity,
-            short_range=self.short_range,
+            electronegativity=kernel_tuple(self.electronegativity),
+            short_range=kernel_tuple(self.short_range),
             charges=self.charges,
             baseline=resolve_baseline(self.baseline, self.charge_from),
             noise=complete_noise(self.noise),
             targets=None if targets is None else tuple(targets),
             e0=None if self.e0 is None else element_energies(self.e0),
             max_iterations=self.max_iterations,
-            site_kernel=self.site_kernel,
+            site_kernel=kernel_tuple(self.site_kernel),
             solver=self.solver,
             charge_aware=self.charge_aware,
         )

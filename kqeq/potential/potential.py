@@ -22,12 +22,14 @@ from kqeq.baselines import Baseline, remaining
 from kqeq.charges.base import ChargeModel, ChargeSystem, SiteParameters
 from kqeq.charges.parameters import multiply_sites
 from kqeq.descriptors import evaluate_states, longest_cutoff
-from kqeq.descriptors.base import Descriptor, DescriptorState
+from kqeq.descriptors.base import Descriptor
 from kqeq.errors import InputError, UndeterminedWarning, UnsupportedError
 from kqeq.frames.neighbours import Pairs
 from kqeq.frames.structures import Structure
+from kqeq.kernels import sums
 from kqeq.kernels.charge_kernel import ChargeCoupling, ChargeKernel
-from kqeq.kernels.feature_map import FeatureMap, Similarity, evaluate_environments
+from kqeq.kernels.feature_map import FeatureMap, evaluate_environments
+from kqeq.kernels.sums import Similarities, States
 from kqeq.potential.charged import Charged
 from kqeq.potential.on_baseline import OnBaseline
 from kqeq.potential.prediction import PROPERTIES, Prediction, check_properties
@@ -39,38 +41,36 @@ BATCH_ATOMS = 512
 
 @dataclass(frozen=True, eq=False)
 class SiteModel:
-    """One scalar per atom as a function of its environment: offset of the element plus kernel expansion.
+    """One scalar per atom as a function of its environment: offset of the element plus kernel expansions.
 
     Attributes
     ----------
-    feature_map : FeatureMap
-    coefficients : dict of int to (M,) array
-        Kernel coefficients by element, prior scale included.
+    terms : tuple of (FeatureMap, dict of int to (M,) array)
+        At least one kernel: its features, and its coefficients by element, prior scale included.
     offsets : dict of int to float
-        Value of each element without the kernel part.
+        Value of each element without the kernels.
     """
 
-    feature_map: FeatureMap
-    coefficients: Mapping[int, FloatArray]
+    terms: tuple[tuple[FeatureMap, Mapping[int, FloatArray]], ...]
     offsets: Mapping[int, float]
 
-    def evaluate(self, similarities: Sequence[Similarity], numbers: IntArray) -> Array:
+    @property
+    def feature_maps(self) -> tuple[FeatureMap, ...]:
+        """Those of the kernels, in their order."""
+        return tuple(feature_map for feature_map, _ in self.terms)
+
+    def evaluate(self, similarities: Similarities, numbers: IntArray) -> Array:
         """Values of all atoms, (N,)."""
         table = np.zeros(max(self.offsets) + 1)
         table[list(self.offsets)] = list(self.offsets.values())
-        values = self.feature_map.expand(similarities, len(numbers), self.coefficients)
+        values = sums.expand(self.terms, similarities, len(numbers))
         return asarray_like(table[numbers], values) + values
 
-    def descriptor_gradient(
-        self,
-        similarities: Sequence[Similarity],
-        state: DescriptorState,
-        weights: Array | None = None,
-    ) -> Array:
-        """weights_i ∂f_i/∂p_i, (N, F)."""
-        return self.feature_map.descriptor_gradient(
-            similarities, state.values.shape, self.coefficients, weights
-        )
+    def descriptor_gradients(
+        self, similarities: Similarities, states: States, weights: Array | None = None
+    ) -> dict[Descriptor, Array]:
+        """weights_i ∂f_i/∂p_i for each descriptor, (N, F) each."""
+        return sums.descriptor_gradients(self.terms, similarities, states, weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ class Potential:
     def feature_maps(self) -> list[FeatureMap]:
         """The feature maps of all kernel models, each once."""
         parts = (self.electronegativity, self.short_range, *self.sites.values())
-        return list(dict.fromkeys(part.feature_map for part in parts if part is not None))
+        return list(dict.fromkeys(m for part in parts if part is not None for m in part.feature_maps))
 
     @property
     def descriptors(self) -> list[Descriptor]:
@@ -171,9 +171,7 @@ class Potential:
         """The same for structures that follow each other: the baseline may start from where it ended."""
         return self if self.baseline is None else replace(self, baseline=self.baseline.session())
 
-    def site_parameters(
-        self, numbers: IntArray, similarities: Mapping[FeatureMap, Sequence[Similarity]]
-    ) -> SiteParameters | None:
+    def site_parameters(self, numbers: IntArray, similarities: Similarities) -> SiteParameters | None:
         """Hardness and the like of every atom in its environment; ``None`` without charges.
 
         Parameters
@@ -184,16 +182,13 @@ class Potential:
         """
         if self.charges is None:
             return None
-        logarithms = {
-            kind: model.evaluate(similarities[model.feature_map], numbers)
-            for kind, model in self.sites.items()
-        }
+        logarithms = {kind: model.evaluate(similarities, numbers) for kind, model in self.sites.items()}
         return multiply_sites(self.charges.site_parameters(numbers), logarithms)
 
     def bind(
         self,
         structure: Structure,
-        similarities: Mapping[FeatureMap, Sequence[Similarity]],
+        similarities: Similarities,
         *,
         device: Device = CPU,
     ) -> ChargeSystem | None:
@@ -206,7 +201,7 @@ class Potential:
     def charged(
         self,
         structure: Structure,
-        similarities: Mapping[FeatureMap, Sequence[Similarity]],
+        similarities: Similarities,
         system: ChargeSystem | None = None,
         *,
         device: Device = CPU,
@@ -218,7 +213,7 @@ class Potential:
         if self.electronegativity is None or self.charges is None:
             return None
         numbers = structure.numbers
-        chi = self.electronegativity.evaluate(similarities[self.electronegativity.feature_map], numbers)
+        chi = self.electronegativity.evaluate(similarities, numbers)
         sites = self.site_parameters(numbers, similarities)
         assert sites is not None
         sites = sites.on(device.like)
@@ -310,8 +305,8 @@ class Potential:
         self,
         structure: Structure,
         properties: Collection[str],
-        states: Mapping[Descriptor, DescriptorState],
-        similarities: Mapping[FeatureMap, Sequence[Similarity]],
+        states: States,
+        similarities: Similarities,
         system: ChargeSystem | None = None,
         *,
         device: Device = CPU,
@@ -332,10 +327,9 @@ class Potential:
         strain = zeros((3, 3), device.like)
 
         def pull(model: SiteModel, weights: Array | None = None) -> None:
-            """Add weights_i ∂f_i/∂p_i to the gradient of the model's descriptor."""
-            descriptor = model.feature_map.descriptor
-            own = model.descriptor_gradient(similarities[model.feature_map], states[descriptor], weights)
-            gradients[descriptor] = gradients.get(descriptor, 0.0) + own
+            """Add weights_i ∂f_i/∂p_i to the gradients of the model's descriptors."""
+            for descriptor, own in model.descriptor_gradients(similarities, states, weights).items():
+                gradients[descriptor] = gradients.get(descriptor, 0.0) + own
 
         found = self.charged(structure, similarities, system, device=device)
         charged, chi = (None, None) if found is None else found
@@ -344,14 +338,14 @@ class Potential:
         )
         energy_short_range = 0.0
         if self.short_range is not None:
-            near = similarities[self.short_range.feature_map]
             powers = (self.short_range, *self.charge_powers)
-            expansions = [model.evaluate(near, numbers) for model in powers]
+            expansions = [model.evaluate(similarities, numbers) for model in powers]
             weights = [None]
             energy_short_range = to_float(namespace(device.like).sum(expansions[0]))
             if self.charge_kernel is not None:
                 own_charges = None if charged is None else charged.state.charges
-                coupling = ChargeCoupling.at(self.charge_kernel, base.seen(own_charges), expansions)
+                seen = asarray_like(base.seen(own_charges), device.like)
+                coupling = ChargeCoupling.at(self.charge_kernel, seen, expansions)
                 base = base.couple(coupling)
                 charged = None if charged is None else replace(charged, coupling=coupling)
                 energy_short_range = coupling.energy

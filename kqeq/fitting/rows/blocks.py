@@ -29,6 +29,7 @@ from kqeq.descriptors.base import FeatureGradients, SiteJacobian
 from kqeq.fitting.least_squares.solver import JacobianKind
 from kqeq.fitting.parameters import Parameters, SiteDirections
 from kqeq.fitting.rows.features import FrameFeatures, TrainingFrame
+from kqeq.kernels import sums
 from kqeq.typing import Array, FloatArray
 
 
@@ -118,60 +119,48 @@ class Linearisation:
     @cached_property
     def site_jacobians(self) -> dict[str, SiteJacobian]:
         """∂ln θ_i/∂r and ∂ln θ_i/∂ε of the site parameters that depend on the environment."""
-        environment, state = self.parameters.environment, self.features.site_state
-        if environment is None or state is None:
+        environment, states = self.parameters.environment, self.features.states
+        if environment is None or states is None:
             return {}
-        feature_map = environment.feature_map
-        near = feature_map.similarities(state, self.frame.structure.numbers)
-        shape = state.values.shape
-        coefficients = {
-            kind: feature_map.coefficients(environment.weights(kind, self.there))
-            for kind in environment.parts
-        }
+        near = sums.find_similarities(environment.feature_maps, states, self.frame.structure.numbers)
         return {
-            kind: state.site_jacobian(feature_map.descriptor_gradient(near, shape, own))
-            for kind, own in coefficients.items()
+            kind: sums.site_jacobian(environment.terms(kind, self.there), near, states)
+            for kind in environment.parts
         }
 
     @cached_property
     def site_feature_gradients(self) -> dict[str, FeatureGradients]:
         """Σ_i ∂E/∂ln θ_i ∂²ln θ_i/∂r∂u for the kernel parameters of each kind."""
-        environment, state = self.parameters.environment, self.features.site_state
-        if environment is None or state is None or environment.fixed is not None:
+        environment, states = self.parameters.environment, self.features.states
+        if environment is None or states is None or environment.fixed is not None:
             return {}
         numbers = self.frame.structure.numbers
         return {
-            kind: environment.feature_map.feature_gradients(
-                state, numbers, environment.parts[kind].delta * slopes
+            kind: sums.feature_gradients(
+                environment.feature_maps, states, numbers, slopes, environment.parts[kind].deltas
             )
             for kind, slopes in self.site_slopes.items()
         }
 
     @cached_property
-    def _chi_coefficients(self) -> dict[int, Array]:
-        part = self.parameters.chi
-        assert part is not None and part.feature_map is not None
-        return part.feature_map.coefficients(part.kernel_weights(self.there))
-
-    @cached_property
     def site_jacobian(self) -> SiteJacobian | None:
         """∂χ_i/∂r and ∂χ_i/∂ε at the current parameters."""
-        part, state = self.parameters.chi, self.features.chi_state
-        if part is None or part.feature_map is None or state is None:
+        part, states = self.parameters.chi, self.features.states
+        if part is None or not part.kernels or states is None:
             return None
-        near = part.feature_map.similarities(state, self.frame.structure.numbers)
-        return state.site_jacobian(
-            part.feature_map.descriptor_gradient(near, state.values.shape, self._chi_coefficients)
-        )
+        near = sums.find_similarities(part.feature_maps, states, self.frame.structure.numbers)
+        return sums.site_jacobian(part.terms(self.there), near, states)
 
     @cached_property
     def chi_gradients(self) -> FeatureGradients | None:
         """Σ_i g_i ∂²χ_i/∂r∂u for the kernel parameters."""
-        part, state = self.parameters.chi, self.features.chi_state
-        if part is None or part.feature_map is None or state is None or self.state is None:
+        part, states = self.parameters.chi, self.features.states
+        if part is None or not part.kernels or states is None or self.state is None:
             return None
-        weights = part.delta * self.state.electronegativity_gradient()
-        return part.feature_map.feature_gradients(state, self.frame.structure.numbers, weights)
+        weights = self.state.electronegativity_gradient()
+        return sums.feature_gradients(
+            part.feature_maps, states, self.frame.structure.numbers, weights, part.deltas
+        )
 
 
 def _energy(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:

@@ -24,6 +24,7 @@ from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.rows.cache import CacheFiles
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure
+from kqeq.kernels import sums
 from kqeq.kernels.feature_map import FeatureMap
 from kqeq.potential.potential import BATCH_ATOMS
 from kqeq.typing import Array
@@ -74,8 +75,9 @@ class FrameFeatures:
     ----------
     chi : (N, p_χ + Z) array
         ∂χ/∂u.
-    chi_state : DescriptorState
-        Descriptors of the electronegativities, for derivatives.
+    states : dict of Descriptor to DescriptorState
+        Descriptors of the electronegativities and of the site parameters that depend on the environment, for
+        derivatives; ``None`` where no label needs any.
     system : ChargeSystem
         ``None`` if site parameters are learned: then it changes with them.
     energy : (p_sr + Z,) array
@@ -86,20 +88,17 @@ class FrameFeatures:
         Its strain derivative.
     sites : (N, p_θ) array
         Features Φ of the site parameters that depend on the environment.
-    site_state : DescriptorState
-        Their descriptors, for derivatives.
     device : Device
         Where all of this lives.
     """
 
     chi: Array | None
-    chi_state: DescriptorState | None
+    states: Mapping[Descriptor, DescriptorState] | None
     system: ChargeSystem | None
     energy: Array | None
     positions: Array | None
     strain: Array | None
     sites: Array | None = None
-    site_state: DescriptorState | None = None
     device: Device = CPU
 
     @property
@@ -164,20 +163,23 @@ class KernelFeatures:
         return cls(*parts)
 
 
-def feature_maps(parameters: Parameters) -> tuple[FeatureMap | None, FeatureMap | None, FeatureMap | None]:
+Maps = tuple[FeatureMap, ...]
+
+
+def feature_maps(parameters: Parameters) -> tuple[Maps, Maps, Maps]:
     """Those of the electronegativities, of the short-range energy and of the site parameters."""
     chi, energy, environment = parameters.chi, parameters.energy, parameters.environment
     return (
-        None if chi is None else chi.feature_map,
-        None if energy is None else energy.feature_map,
-        None if environment is None else environment.feature_map,
+        () if chi is None else chi.feature_maps,
+        () if energy is None else energy.feature_maps,
+        () if environment is None else environment.feature_maps,
     )
 
 
 def feature_shapes(frame: TrainingFrame, parameters: Parameters) -> tuple[tuple[int, ...] | None, ...]:
     """Shapes of the arrays of :class:`KernelFeatures`."""
     atoms = len(frame.structure)
-    chi, energy, sites = (None if m is None else m.size for m in feature_maps(parameters))
+    chi, energy, sites = (sum(m.size for m in own) if own else None for own in feature_maps(parameters))
     gradients = energy is not None and frame.needs_gradients
     return (
         None if chi is None else (atoms, chi),
@@ -204,25 +206,21 @@ def _compute(
     frames: Sequence[TrainingFrame], parameters: Parameters, device: Device
 ) -> Iterator[tuple[FrameFeatures, KernelFeatures]]:
     maps = feature_maps(parameters)
-    descriptors = [m.descriptor for m in maps if m is not None]
+    descriptors = [m.descriptor for own in maps for m in own]
     states = [
         evaluate_states(descriptors, frame.structure, derivatives=frame.needs_gradients, device=device)
         for frame in frames
     ]
     numbers = [frame.structure.numbers for frame in frames]
     chi, energy, sites = (
-        [None] * len(frames)
-        if m is None
-        else m.features_many([found[m.descriptor] for found in states], numbers)
-        for m in maps
+        sums.features_many(own, states, numbers) if own else [None] * len(frames) for own in maps
     )
     for i, frame in enumerate(frames):
         positions = strain = None
         own = energy[i]
-        if maps[1] is not None and frame.needs_gradients:
-            pulled = maps[1].feature_gradients(
-                states[i][maps[1].descriptor], numbers[i], full(len(frame.structure), 1.0, device.like)
-            )
+        if maps[1] and frame.needs_gradients:
+            ones = full(len(frame.structure), 1.0, device.like)
+            pulled = sums.feature_gradients(maps[1], states[i], numbers[i], ones)
             positions, strain = pulled.positions, pulled.strain
         summed = None if own is None else namespace(own).sum(own, axis=0)
         raw = KernelFeatures(chi[i], summed, positions, strain, sites[i])
@@ -232,7 +230,7 @@ def _compute(
 def _restore(frame: TrainingFrame, parameters: Parameters, raw: KernelFeatures) -> FrameFeatures:
     """From kernel features that were stored; only what is cheap is computed again."""
     chi, _, sites = feature_maps(parameters)
-    needed = [m.descriptor for m in (chi, sites) if m is not None] if frame.needs_gradients else []
+    needed = [m.descriptor for m in (*chi, *sites)] if frame.needs_gradients else []
     return _assemble(frame, parameters, CPU, raw, evaluate_states(needed, frame.structure))
 
 
@@ -247,16 +245,15 @@ def _assemble(
     structure, gradients = frame.structure, frame.needs_gradients
     numbers = structure.numbers
     xp = namespace(device.like)
-    chi = system = chi_state = site_state = None
+    chi = system = kept = None
     if gradients:
         of_chi, _, of_sites = feature_maps(parameters)
-        chi_state = None if of_chi is None else states[of_chi.descriptor]
-        site_state = None if of_sites is None else states[of_sites.descriptor]
+        kept = {m.descriptor: states[m.descriptor] for m in (*of_chi, *of_sites)}
     if parameters.chi is not None and parameters.charges is not None:
         part = parameters.chi
         chi = asarray_like(part.one_hot(numbers), device.like)
         if raw.chi is not None:
-            chi = xp.concat([part.delta * raw.chi, chi], axis=1)
+            chi = xp.concat([part.scale(raw.chi), chi], axis=1)
         if parameters.learned is None:
             fixed = parameters.sites(numbers, np.zeros(parameters.size), raw.sites)
             system = parameters.charges.bind(structure, fixed, many_responses=True, device=device)
@@ -266,16 +263,14 @@ def _assemble(
         part = parameters.energy
         energy = asarray_like(part.one_hot(numbers).sum(axis=0), device.like)
         if raw.energy is not None:
-            energy = xp.concat([part.delta * raw.energy, energy])
+            energy = xp.concat([part.scale(raw.energy), energy])
         if gradients:
             positions = zeros((3 * len(structure), part.size), device.like)
             strain = zeros((9, part.size), device.like)
             if raw.positions is not None and raw.strain is not None:
-                positions[:, : part.kernel_size] = part.delta * raw.positions
-                strain[:, : part.kernel_size] = part.delta * raw.strain
-    return FrameFeatures(
-        chi, chi_state, system, energy, positions, strain, raw.sites, site_state, device=device
-    )
+                positions[:, : part.kernel_size] = part.scale(raw.positions)
+                strain[:, : part.kernel_size] = part.scale(raw.strain)
+    return FrameFeatures(chi, kept, system, energy, positions, strain, raw.sites, device=device)
 
 
 class FeatureStore:
