@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 MOVED = {
-    "kqeq.baseline": "kqeq.baselines.baseline",
+    "kqeq.baseline": "kqeq.baselines",
     "kqeq.charge_kernel": "kqeq.kernels.charge_kernel",
     "kqeq.config": "kqeq.model.config",
     "kqeq.devices": "kqeq.backend.devices",

@@ -135,7 +135,7 @@ class KQEqCalculator(Calculator):
                 f"KQEqCalculator needs a fitted kqeq.KQEq model, got {type(model).__name__}; "
                 "load a model file with kqeq.load(path) first"
             )
-        self._potential: Potential = model.fitted()
+        self._potential: Potential = model.fitted().in_session()
         self._prefix = str(model.label_prefix)
         self._noted: dict[str, list[Any]] = {NOTED_CHARGE: [], NOTED_FIELD: []}
         self._single = check_precision(precision)
@@ -341,6 +341,8 @@ class KQEqCalculator(Calculator):
         if "forces" in properties or "stress" in properties:
             # both come out of the same derivatives
             wanted += ["forces", "stress"] if structure.periodic else ["forces"]
+        if "dipole" in properties:
+            wanted.append("dipole")  # a matter of course, except on the charges of a baseline
 
         def work(where: Device) -> Prediction:
             return self._at(structure, where).predict(wanted)
@@ -413,7 +415,7 @@ class KQEqCalculator(Calculator):
                 require_energy_model(self._potential)
             except UnsupportedError as error:
                 raise PropertyUnavailableError(str(error)) from None
-        if name in _CHARGE_KINDS and self._potential.charges is None:
+        if name in _CHARGE_KINDS and not self._potential.has_charges:
             raise PropertyUnavailableError(
                 f"the model has no charges, so it has no {name}; fit with charges=kqeq.QEq()"
             )

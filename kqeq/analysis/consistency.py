@@ -178,11 +178,11 @@ def _worst(name: str, found: list[tuple[int, Outcome]]) -> Check:
 
 def _outcomes(potential: Potential, structure: Structure) -> Iterator[Outcome]:
     """All comparisons for one frame."""
-    charged = potential.charges is not None
+    charged = potential.has_charges
     if charged:
         structure = _in_test_field(potential, structure)
     geometry = FixedGeometry.at(potential, structure)
-    wanted = ("forces", "stress", "polarizability")
+    wanted = ("forces", "stress", "dipole", "polarizability")
     here = geometry.predict(wanted)
     if potential.has_energy:
         yield from _derivatives(potential, structure, here)
@@ -259,7 +259,7 @@ def _responses(geometry: FixedGeometry, here: Prediction) -> Iterator[Outcome]:
     if here.dipole is not None and not structure.periodic:
 
         def along(t: float, a: int, what: str) -> FloatArray:
-            there = geometry.under(external_field=field + t * np.eye(3)[a]).predict(())
+            there = geometry.under(external_field=field + t * np.eye(3)[a]).predict(("dipole",))
             return np.asarray(there.energy if what == "energy" else there.dipole)
 
         numeric = np.array(
@@ -296,12 +296,12 @@ def _responses(geometry: FixedGeometry, here: Prediction) -> Iterator[Outcome]:
         structure.fragment_charges is None
         and structure.reference_charges is None
         and not (structure.periodic and field.any())
+        and here.chemical_potential is not None
     ):
 
         def energy(t: float) -> FloatArray:
             return np.asarray(geometry.under(total_charge=charge + t).predict(()).energy)
 
-        assert here.chemical_potential is not None
         error = abs(float(derivative(energy, CHARGE_STEP)) - here.chemical_potential)
         yield "chemical potential = dE/dQ", error, 1e-5 * abs(here.chemical_potential) + 1e-5, "eV/e"
 

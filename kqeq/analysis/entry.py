@@ -88,8 +88,11 @@ def require_charges(potential: Potential, what: str) -> None:
     ------
     UnsupportedError
     """
-    if potential.charges is None:
-        raise UnsupportedError(f"the model has no charges, so it has no {what}; fit with charges=kqeq.QEq()")
+    if not potential.has_charges:
+        raise UnsupportedError(
+            f"the model has no charges, so it has no {what}; fit with charges=kqeq.QEq(), or "
+            'on a baseline that has some (baseline="gfn2")'
+        )
 
 
 def derivative(function: Callable[[float], FloatArray], step: float) -> FloatArray:
@@ -112,13 +115,15 @@ def without_fragments(atoms: Atoms) -> Atoms:
     return copy
 
 
-def defined(value: Any, what: str) -> Any:
-    """A quantity of a prediction, or an error that says why there is none.
+def defined(value: Any, what: str, reason: str | None = None) -> Any:
+    """A quantity of a prediction, or an error that says why there is none (``Prediction.undefined``).
 
     Raises
     ------
     UnsupportedError
     """
+    if value is None and reason is not None:
+        raise UnsupportedError(f"{what} is not defined: {reason}")
     if value is None:
         raise UnsupportedError(
             f"{what} is not defined for this structure and charge model: the dipole Σ q r of a periodic cell depends "

@@ -191,13 +191,15 @@ def charge_scan(
     for charge in states:
         there = geometry.under(total_charge=float(charge))
         potential.warn_if_undetermined(there.structure)
-        predictions.append(there.predict(()))
+        predictions.append(there.predict(("dipole",)))
     scan = ChargeScan(
         total_charges=states,
         energies=np.array([p.energy for p in predictions]),
         charges=np.array([p.charges for p in predictions]),
         dipoles=np.array([np.full(3, np.nan) if p.dipole is None else p.dipole for p in predictions]),
-        chemical_potentials=np.array([p.chemical_potential for p in predictions]),
+        chemical_potentials=np.array(
+            [np.nan if p.chemical_potential is None else p.chemical_potential for p in predictions]
+        ),
     )
     if not relax:
         return scan
@@ -320,7 +322,7 @@ def field_scan(
     geometry = fix(model, atoms, total_charge, external_field)
     require_charges(geometry.potential, "response to a field")
     start = geometry.structure.external_field
-    wanted = ("forces",)
+    wanted = ("forces", "dipole")
     predictions = [geometry.under(external_field=start + t * axis).predict(wanted) for t in steps]
     forces = np.array([p.forces for p in predictions])
     rest = geometry.predict(wanted).forces

@@ -28,7 +28,7 @@ from kqeq.cli.files import (
     write_frames,
     write_json,
 )
-from kqeq.errors import KQEqError, KQEqWarning
+from kqeq.errors import InputError, KQEqError, KQEqWarning
 
 OUTPUT = "file to write: extended XYZ, or what the ending says (.traj, .json, .db ...)"
 """Help for arguments that name frames to write."""
@@ -52,6 +52,28 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument("train", nargs="+", metavar="TRAIN.xyz", help=FRAMES)
     fit.add_argument("-o", "--output", required=True, metavar="MODEL", help="model file to write (*.kqeq)")
     fit.add_argument("--config", metavar="FILE.toml", help="settings; defaults and all labels found without")
+    fit.add_argument(
+        "--baseline",
+        metavar="NAME",
+        help="below the model: gfn2, gfn1, ipea1 (tight binding), zbl, d4:pbe0, or a sum such as gfn2+zbl",
+    )
+    fit.add_argument(
+        "--charge-from",
+        choices=("baseline", "model"),
+        help="who carries the total charge on top of tight binding (baseline)",
+    )
+    fit.add_argument(
+        "--leave-out-failed",
+        action="store_true",
+        help="leave out frames whose baseline does not converge, instead of stopping",
+    )
+    fit.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes for baselines and sums over frames (%(default)s)",
+    )
     fit.add_argument("--validation", metavar="FRAMES", help="evaluate the fitted model on these frames")
     fit.set_defaults(run=_fit)
 
@@ -157,9 +179,12 @@ def _fit(arguments: argparse.Namespace) -> int:
 
     check_writable(arguments.output)
     model = KQEq() if arguments.config is None else load_config(arguments.config)
+    typed = {"baseline": arguments.baseline, "charge_from": arguments.charge_from}
+    model.set_params(**{name: value for name, value in typed.items() if value is not None})
     frames = read_frames(arguments.train)
     validation = [] if arguments.validation is None else read_frames([arguments.validation])
-    model.fit(frames)
+    with _jobs(arguments.jobs):
+        model.fit(frames, leave_out_failed=arguments.leave_out_failed)
     print(model.fit_report_)
     model.save(arguments.output)
     print(f"model written to {arguments.output}")
@@ -167,6 +192,20 @@ def _fit(arguments: argparse.Namespace) -> int:
         print(f"\nerrors on {arguments.validation} ({len(validation)} frames)")
         print(model.evaluate(validation))
     return OK
+
+
+@contextmanager
+def _jobs(number: int) -> Iterator[None]:
+    """That many processes for what can be done in parallel."""
+    if number == 1:
+        yield
+        return
+    if number < 1:
+        raise InputError(f"--jobs is {number}; expected a positive whole number")
+    from joblib import parallel_config
+
+    with parallel_config(backend="loky", n_jobs=number):
+        yield
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

@@ -298,7 +298,7 @@ def with_results(atoms: Atoms, prediction: Prediction, potential: Potential) -> 
         results.update(energy=prediction.energy, forces=prediction.forces, stress=prediction.stress)
         info["energy_short_range"] = prediction.energy_short_range
         info["energy_electrostatic"] = prediction.energy_electrostatic
-    if potential.charges is not None:
+    if potential.has_charges:
         results.update(charges=prediction.charges, dipole=prediction.dipole)
         if prediction.polarizability is not None:
             info["polarizability"] = prediction.polarizability.ravel()

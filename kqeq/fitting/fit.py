@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -14,8 +15,10 @@ from ase.data import chemical_symbols
 
 from kqeq import elements
 from kqeq.backend.linalg import solve_lower
+from kqeq.baselines import remaining
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
 from kqeq.errors import InputError, KQEqError, LabelWarning
+from kqeq.fitting.baseline_labels import subtract_baseline, used_baseline
 from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
 from kqeq.fitting.checkpoint import fingerprint
 from kqeq.fitting.contradictions import warn_contradictions
@@ -29,7 +32,7 @@ from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.blocks import LINEAR_KINDS
 from kqeq.fitting.rows.cache import CacheFolder
 from kqeq.fitting.rows.features import TrainingFrame
-from kqeq.fitting.rows.targets import choose_labels, energy_offsets, subtract_baseline
+from kqeq.fitting.rows.targets import choose_labels, energy_offsets
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings
 from kqeq.frames.label_checks import Survey
 from kqeq.frames.labels import Labels
@@ -124,10 +127,12 @@ def fit_potential(
     for frame in frames:
         if settings.charges is not None:
             try:
-                settings.charges.check_structure(frame.structure)
+                settings.charges.check_structure(remaining(frame.structure, settings.baseline))
             except KQEqError as error:
                 raise type(error)(f"frame {frame.index}: {error}") from None
-        elif frame.structure.external_field.any():
+        elif frame.structure.external_field.any() and not (
+            settings.baseline is not None and settings.baseline.capabilities.field
+        ):
             raise InputError(
                 f"frame {frame.index} is in an external field, but a model without charges has nothing for the field "
                 "to act on; fit with charges=kqeq.QEq(), or leave such frames out"
@@ -148,8 +153,22 @@ def fit_potential(
         raise InputError("a model without charges needs energies or forces, and no frame has any")
 
     warn_contradictions(frames, {**DEFAULT_NOISE, **settings.noise}["energy"])
-    if settings.baseline is not None and has_energy:
-        frames = subtract_baseline(frames, settings.baseline)
+    settings = replace(settings, baseline=used_baseline(settings.baseline, has_energy=has_energy))
+    if settings.baseline is not None:
+        frames, shifted, told = subtract_baseline(
+            frames,
+            settings.baseline,
+            charge_aware=settings.charge_aware is not None,
+            leave_out_failed=settings.leave_out_failed,
+        )
+        notes += told
+        settings = replace(settings, baseline=shifted)
+        kept = {frame.index for frame in frames}
+        if len(kept) < len(pairs):
+            pairs = [pair for i, pair in enumerate(pairs) if i in kept]
+            used = dict(Counter(kind for frame in frames for kind in frame.labels.kinds))
+            species = tuple(sorted({z for frame in frames for z in frame.structure.species}))
+        structures = [frame.structure for frame in frames]
     parameters = _parameters(frames, structures, species, settings, short_range, has_energy)
     noise = {**DEFAULT_NOISE, **settings.noise}
     linear = settings.charges is None or (parameters.learned is None and used.keys() <= LINEAR_KINDS)
@@ -211,7 +230,7 @@ def fit_potential(
         seconds=0.0,
         notes=tuple(notes),
     )
-    charges = [structure.total_charge for structure in structures]
+    charges = [structure.total_charge for structure, _ in pairs]
     result = finish(parameters, solution, noise, settings, report, charges, has_energy, started)
     result = _check_origin(replace(result, frames=frames), settings)
     if settings.charge_aware is None or parameters.energy is None:
@@ -402,7 +421,7 @@ def _potential(
         electronegativity=electronegativity,
         charges=parameters.charge_model(u),
         short_range=short_range,
-        baseline=settings.baseline if has_energy else None,
+        baseline=settings.baseline,
         training_charges=training_charges,
         has_energy=has_energy,
         sites=sites,

@@ -7,6 +7,7 @@ key                               shape    meaning
 ``info["fragment_charges"]``      (k,)     charge of each fragment in ascending order of the labels, e
 ``arrays["reference_charges"]``   (N,)     charges that split-charge models start from, e
 ``arrays["external_potential"]``  (N,)     potential from outside at each atom, V (embedding)
+``info["multiplicity"]``          ()       2S + 1, for baselines with electrons; validated by them
 ================================  =======  ====================================================================
 
 Fragment and reference charges also are sources of the total charge and have to sum to it.
@@ -59,7 +60,7 @@ def charge_sums(atoms: Atoms, where: object) -> list[tuple[str, float]]:
 def site_data_key(atoms: Atoms) -> tuple[bytes | None, ...]:
     """Equal for frames that carry the same optional data; to notice changes, for which no values are checked."""
     values = [atoms.arrays.get(key) for key in ARRAY_KEYS]
-    values += [atoms.info.get(key) for key in INFO_KEYS]
+    values += [atoms.info.get(key) for key in (*INFO_KEYS, "multiplicity")]
     return tuple(None if value is None else np.asarray(value).tobytes() for value in values)
 
 
@@ -112,7 +113,17 @@ def read_site_data(atoms: Atoms, total_charge: float, where: object) -> dict[str
     if "external_potential" in atoms.arrays:
         name = 'atoms.arrays["external_potential"]'
         data["external_potential"] = _numbers(atoms.arrays["external_potential"], n, name, where)
+    if atoms.info.get("multiplicity") is not None:
+        data["multiplicity"] = _multiplicity(atoms.info["multiplicity"])
     return data
+
+
+def _multiplicity(value: Any) -> float:
+    """A number; NaN for anything else, which those who use it refuse: others must not stumble over a label."""
+    try:
+        return float(np.asarray(value, dtype=np.float64).reshape(()))
+    except (TypeError, ValueError):
+        return float("nan")
 
 
 def assign_fragments(atoms: Atoms, groups: Sequence[Sequence[int]], charges: Sequence[float]) -> Atoms:

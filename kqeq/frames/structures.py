@@ -49,6 +49,8 @@ class Structure:
         Charges that split-charge models start from, e; sums to ``total_charge``.
     external_potential : (N,) array, optional
         Electrostatic potential that acts on the charges from outside, V.
+    multiplicity : float, optional
+        2S + 1, for baselines with electrons; ``None`` leaves it to them.
     """
 
     numbers: IntArray
@@ -61,6 +63,7 @@ class Structure:
     fragment_charges: FloatArray | None = None
     reference_charges: FloatArray | None = None
     external_potential: FloatArray | None = None
+    multiplicity: float | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -81,7 +84,7 @@ class Structure:
         return float(abs(np.linalg.det(self.cell)))
 
     def under(self, total_charge: float, external_field: FloatArray) -> Structure:
-        """The same geometry under another total charge and field.
+        """The same geometry under another total charge and field; a multiplicity belongs to a total charge.
 
         Raises
         ------
@@ -96,7 +99,13 @@ class Structure:
                 "has fragment charges or reference charges that sum to the former; give new ones that sum to "
                 f'{total_charge:g} e (atoms.info["fragment_charges"], atoms.arrays["reference_charges"])'
             )
-        return replace(self, total_charge=total_charge, external_field=external_field)
+        same = abs(total_charge - self.total_charge) < 1e-8
+        return replace(
+            self,
+            total_charge=total_charge,
+            external_field=external_field,
+            multiplicity=self.multiplicity if same else None,
+        )
 
 
 @dataclass(frozen=True, eq=False)

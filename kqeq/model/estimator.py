@@ -18,7 +18,7 @@ from sklearn.base import BaseEstimator
 
 from kqeq.backend import Device, devices
 from kqeq.backend.devices import check_precision
-from kqeq.baselines.baseline import resolve_baseline
+from kqeq.baselines import resolve_baseline
 from kqeq.charges import QEq
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError, ModelNotFittedError, UnsupportedError
@@ -80,8 +80,11 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         rest, from all labels and from polarizabilities, with priors around the defaults; the values are in
         ``potential_.charges`` and in the report.  Hardness, polarizability and softness that it marks with ``"kernel"``
         depend on the environment of the atom as well.
-    baseline : None, "zbl" or ase.calculators.calculator.Calculator
-        Subtracted from energies, forces and stresses before the fit and added in prediction.
+    baseline : None, str, ase.calculators.calculator.Calculator or an object of :mod:`kqeq.baselines`
+        What is known before the fit: subtracted from the labels and added in prediction.  ``"gfn2"``, ``"gfn1"`` and
+        ``"ipea1"`` are tight binding, which knows total charge, field and dipole (extra ``xtb``); ``"zbl"`` keeps atoms
+        apart; ``"d4:pbe0"`` and ``"d3:pbe0"`` are dispersion; ``"gfn2+zbl"`` is a sum.  Results of training frames are
+        kept on disk (:mod:`kqeq.baselines.store`) and computed in parallel under ``joblib.parallel_config(n_jobs=...)``.
     noise : dict, optional
         Standard deviations that the fit tolerates: ``energy`` (eV/atom; an energy of N atoms gets √N times
         this), ``forces`` (eV/Å), ``stress`` (eV/Å³), ``dipole`` (e·Å), ``charges`` (e), ``polarizability``
@@ -109,7 +112,14 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     charge_aware : ChargeKernel, optional
         Lets the short-range energy see the charges, so that it can tell charge states of one geometry apart.  Fitted
         in a second stage, with electronegativities and site parameters held; dipole, polarizability, chemical
-        potential and hardness are derivatives of the total energy then, and the dipole is not Σ q r.
+        potential and hardness are derivatives of the total energy then, and the dipole is not Σ q r.  On a baseline
+        that holds the total charge these are the charges of the whole model, and ``charges=None`` is allowed.
+    charge_from : {"baseline", "model"}
+        Who carries the total charge on top of a baseline that can.  ``"baseline"``: it is evaluated at the total charge,
+        and the charge model solves for charges that sum to zero; the correction is the same for all charge states of a
+        geometry unless ``charge_aware`` lets it see the charges.  ``"model"``: the baseline is kept neutral, and
+        differences between charge states are those of the charge model alone.  :func:`kqeq.choose_charge_from` compares
+        them on left-out frames.
 
     Attributes
     ----------
@@ -138,6 +148,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         site_kernel: SOAPKernel | Sequence[SOAPKernel] | None = None,
         solver: str = "auto",
         charge_aware: ChargeKernel | None = None,
+        charge_from: str = "baseline",
     ) -> None:
         # a default object of its own for every model, so that set_params never reaches another
         self.electronegativity = (
@@ -155,6 +166,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.site_kernel = site_kernel
         self.solver = solver
         self.charge_aware = charge_aware
+        self.charge_from = charge_from
 
     # ------------------------------------------------------------------ fit
 
@@ -170,6 +182,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         optimize: str | None = None,
         cache: str | PathLike[str] | DiskCache | None = None,
         device: str | Device = "cpu",
+        leave_out_failed: bool = False,
     ) -> KQEq:
         """Fit to labelled frames.
 
@@ -199,6 +212,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         device : {"cpu", "cuda", "auto"}
             Where to compute features, sums over frames and steps (:mod:`kqeq.backend.devices`); results do not
             depend on it.
+        leave_out_failed : bool
+            Leave out frames whose baseline does not converge; otherwise they are named and refused.
 
         Returns
         -------
@@ -220,7 +235,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         check_values("fit", given, _FIT_RULES)
         targets = self.targets if targets is None else targets
         charges_key = self.charges_key if charges_key is None else charges_key
-        settings = replace(self._settings(targets), optimize=optimize)
+        settings = replace(
+            self._settings(targets), optimize=optimize, leave_out_failed=bool(leave_out_failed)
+        )
         check_settings(settings)
         noise = settings.noise["forces"]
         found = survey(frames, self._keys(charges_key), weights=sample_weight, force_noise=noise)
@@ -295,7 +312,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             electronegativity=kernel_tuple(self.electronegativity),
             short_range=kernel_tuple(self.short_range),
             charges=self.charges,
-            baseline=resolve_baseline(self.baseline),
+            baseline=resolve_baseline(self.baseline, self.charge_from),
             noise=complete_noise(self.noise),
             targets=None if targets is None else tuple(targets),
             e0=None if self.e0 is None else element_energies(self.e0),
@@ -402,7 +419,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         predictions, _ = devices.run(device, work)
         if posterior is not None:
             both = track(zip(predictions, structures, strict=True), "uncertainty", total=len(structures))
-            predictions = [with_uncertainty(p, posterior, s, chosen) for p, s in both]
+            predictions = [with_uncertainty(p, posterior, s, chosen, potential.baseline) for p, s in both]
         return predictions[0] if single else predictions
 
     # ------------------------------------------------------------- evaluate

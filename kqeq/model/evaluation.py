@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ase import Atoms
 
 from kqeq.backend import CPU, Device
+from kqeq.baselines.store import stored
 from kqeq.errors import InputError, LabelWarning
 from kqeq.fitting.dipole_origin import other_origin
 from kqeq.fitting.metrics import Evaluation, compare
@@ -88,11 +90,12 @@ def evaluate_pairs(
         skipped = dict.fromkeys(("energy", "forces", "stress"), reason)
     for i, (structure, _) in enumerate(pairs):
         potential.check(structure, f"frame {i}")
-    predictions = potential.predict_many([structure for structure, _ in pairs], wanted, device=device)
+    kept = replace(potential, baseline=stored(potential.baseline))
+    predictions = kept.predict_many([structure for structure, _ in pairs], wanted, device=device)
     if posterior is not None:
         known = posterior
         predictions = (
-            with_uncertainty(prediction, known, structure, wanted)
+            with_uncertainty(prediction, known, structure, wanted, potential.baseline)
             for prediction, (structure, _) in zip(predictions, pairs, strict=True)
         )
     ions: list[tuple[Structure, FloatArray, FloatArray]] = []

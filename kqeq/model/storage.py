@@ -30,7 +30,9 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 from scipy import sparse
 
-from kqeq.baselines.baseline import Baseline, resolve_baseline
+from kqeq.baselines import Baseline, Sum, resolve_baseline
+from kqeq.baselines.combine import parts_of
+from kqeq.baselines.shift import PREFIX, shift_from_name
 from kqeq.charges import charge_model_from_dict
 from kqeq.charges.base import ENVIRONMENT_KINDS, ChargeModel
 from kqeq.charges.parameters import ElementParameters
@@ -129,6 +131,7 @@ def _content(model: KQEq, *, posterior: bool) -> tuple[dict[str, Any], dict[str,
         "training_charges": list(potential.training_charges),
         "has_energy": potential.has_energy,
         "baseline": None if potential.baseline is None else potential.baseline.name,
+        "baseline_given": _name_given(model),
         "charges": None if potential.charges is None else potential.charges.to_dict(),
         "parts": parts,
         "sites": list(potential.sites),
@@ -196,7 +199,7 @@ def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
         raise ModelFileError(
             f"{source} lacks a part of the model or holds a wrong one ({reason}); {remedy}"
         ) from None
-    spec, resolved = _baseline(header.get("baseline"), baseline)
+    spec, resolved = _baseline(header, baseline)
     try:
         model = _build(header, arrays, spec, resolved)
     except Exception as error:  # settings pass through many constructors, each with checks of its own
@@ -382,18 +385,35 @@ def _coupled_posterior(
     return CoupledPosterior(potential, part, u, lower, stored["noise"])
 
 
-def _baseline(name: str | None, given: Any) -> tuple[Any, Baseline | None]:
+def _name_given(model: KQEq) -> str | None:
+    """The name of the baseline before ``charge_from`` changed it; in files only."""
+    given = resolve_baseline(model.baseline)
+    return None if given is None else given.name
+
+
+def _baseline(header: Mapping[str, Any], given: Any) -> tuple[Any, Baseline | None]:
+    """What the user would have written for the baseline, and the baseline itself."""
+    name = header.get("baseline")
     if name is None:
         if given is not None:
             raise InputError("a baseline was given, but the model was fitted without one")
         return None, None
-    spec = given if given is not None else (name if name.partition(":")[0] == "zbl" else None)
+    charge_from = header["settings"].get("charge_from", "baseline")
+    spec = given
     if spec is None:
-        raise InputError(
-            f"the model was fitted on top of the calculator {name}, which the file does not hold; "
-            "pass it: kqeq.load(path, baseline=calculator)"
-        )
-    resolved = resolve_baseline(spec)
+        spec = header.get("baseline_given") or name
+        try:
+            return spec, resolve_baseline(name)
+        except InputError:
+            raise InputError(
+                f"the model was fitted on top of the calculator {name}, which the file does not hold; "
+                "pass it: kqeq.load(path, baseline=calculator)"
+            ) from None
+    # constants by total charge are part of the fit, not of what the user gives
+    _, mark, shift = name.partition(f"+{PREFIX}:")
+    resolved = resolve_baseline(spec, charge_from)
+    if mark and resolved is not None:
+        resolved = Sum([*parts_of(resolved), shift_from_name(f"{PREFIX}:{shift}")])
     if resolved is not None and resolved.name != name:
         raise InputError(f"the model was fitted on top of {name}, but the baseline given is {resolved.name}")
     return spec, resolved

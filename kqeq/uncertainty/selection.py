@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kqeq.backend.linalg import solve_lower
+from kqeq.baselines import remaining
 from kqeq.errors import InputError, UnsupportedError
 from kqeq.fitting.parameters import KernelPart
 from kqeq.frames.labels import standard_deviation
@@ -106,7 +107,7 @@ def select(model: KQEq, pool: Atoms | Sequence[Atoms], n: int, *, quantity: str 
     for i, atoms in enumerate(frames):
         structure = read_structure(atoms, index=i, prefix=model.label_prefix)
         potential.check(structure, describe(atoms, i))
-        structures.append(structure)
+        structures.append(remaining(structure, potential.baseline))
     if kind == "dipole" and any(structure.periodic for structure in structures):
         raise InputError('the pool holds periodic cells, whose dipole is not defined; use quantity="energy"')
     candidates = [
