@@ -253,8 +253,9 @@ def test_labels_that_are_all_zero_are_named(kind):
     if kind == "forces":
         mixed = [water(energy=-1.0, forces=FORCES), water(energy=-1.0, forces=value)]
         loud(mixed, r"the forces of frame 1 \(1 in all\) are exactly zero")
+    cell = Atoms(WATER.numbers, WATER.positions, cell=9 * np.eye(3), pbc=kind == "stress")
     loud(
-        [water(energy=-1.0, **{kind: value}) for _ in range(3)],
+        [water(energy=-1.0, atoms=cell, **{kind: value}) for _ in range(3)],
         f"the {kind} labels of all 3 frames are exactly zero",
     )
 
