@@ -19,6 +19,8 @@ MOVED = {
     "kqeq.fitting.cache": "kqeq.fitting.rows.cache",
     "kqeq.fitting.features": "kqeq.fitting.rows.features",
     "kqeq.fitting.hyperparameters": "kqeq.fitting.evidence.hyperparameters",
+    "kqeq.labels": "kqeq.frames.labels",
+    "kqeq.neighbours": "kqeq.frames.neighbours",
     "kqeq.optimise": "kqeq.analysis.optimization",
     "kqeq.plots": "kqeq.analysis.plots",
     "kqeq.remainder": "kqeq.uncertainty.remainder",

@@ -1,8 +1,5 @@
-"""Kernels on descriptors: settings, feature maps, representatives, dependence on charge."""
+"""Kernel models of site quantities: settings, feature maps, representatives, dependence on charge."""
 
-from __future__ import annotations
+from kqeq.kernels.settings import SOAPKernel, default_electronegativity, default_short_range
 
-from kqeq.kernels.feature_map import Directions, FeatureMap, Similarity
-from kqeq.kernels.settings import SOAPKernel
-
-__all__ = ["Directions", "FeatureMap", "SOAPKernel", "Similarity"]
+__all__ = ["SOAPKernel", "default_electronegativity", "default_short_range"]
