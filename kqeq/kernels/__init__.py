@@ -1,5 +1,15 @@
-"""Kernel models of site quantities: settings, feature maps, representatives, dependence on charge."""
+"""Kernels on descriptors: settings, feature maps, representatives, dependence on charge."""
 
+from __future__ import annotations
+
+from kqeq.kernels.feature_map import Directions, FeatureMap, Similarity
 from kqeq.kernels.settings import SOAPKernel, default_electronegativity, default_short_range
 
-__all__ = ["SOAPKernel", "default_electronegativity", "default_short_range"]
+__all__ = [
+    "Directions",
+    "FeatureMap",
+    "SOAPKernel",
+    "Similarity",
+    "default_electronegativity",
+    "default_short_range",
+]
