@@ -11,13 +11,16 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 MOVED = {
-    "kqeq.baseline": "kqeq.baselines.baseline",
+    "kqeq.baseline": "kqeq.baselines",
     "kqeq.charge_kernel": "kqeq.kernels.charge_kernel",
     "kqeq.config": "kqeq.model.config",
     "kqeq.devices": "kqeq.backend.devices",
     "kqeq.estimator": "kqeq.model.estimator",
     "kqeq.fitting.cache": "kqeq.fitting.rows.cache",
+    "kqeq.fitting.features": "kqeq.fitting.rows.features",
     "kqeq.fitting.hyperparameters": "kqeq.fitting.evidence.hyperparameters",
+    "kqeq.labels": "kqeq.frames.labels",
+    "kqeq.neighbours": "kqeq.frames.neighbours",
     "kqeq.optimise": "kqeq.analysis.optimization",
     "kqeq.plots": "kqeq.analysis.plots",
     "kqeq.remainder": "kqeq.uncertainty.remainder",

@@ -280,7 +280,7 @@ def test_frames_without_forces_need_no_derivatives(parameters, water_systems):
     plain = compute_features(TrainingFrame(structure, Labels(energy=0.0), 0), parameters)
     assert plain.positions is None
     assert plain.strain is None
-    assert plain.chi_state is None
+    assert plain.states is None
     full = compute_features(TrainingFrame(structure, labels(len(structure)), 0), parameters)
     assert full.positions.shape == (3 * len(structure), parameters.energy.size)
     np.testing.assert_array_equal(plain.chi, full.chi)

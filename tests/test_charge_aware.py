@@ -62,7 +62,12 @@ def models(water_training):
         ).fit(water_training)
         rng = np.random.default_rng(3)
         powers = [
-            replace(own, coefficients={z: rng.normal(size=len(c)) for z, c in own.coefficients.items()})
+            replace(
+                own,
+                terms=tuple(
+                    (m, {z: rng.normal(size=len(c)) for z, c in own_.items()}) for m, own_ in own.terms
+                ),
+            )
             for own in model.potential_.charge_powers
         ]
         model.potential_ = replace(model.potential_, charge_powers=tuple(powers))
@@ -245,7 +250,9 @@ def test_rows_are_derivatives_of_predictions(name, condition, models):
 
     def predict(u):
         powers = [
-            kqeq.potential.SiteModel(part.feature_map, part.feature_map.coefficients(part.delta * own), zero)
+            kqeq.potential.SiteModel(
+                ((part.feature_maps[0], part.feature_maps[0].coefficients(part.deltas[0] * own)),), zero
+            )
             for own in u[: 3 * size].reshape(3, size)
         ]
         offsets = {
@@ -365,6 +372,10 @@ def test_files(pair, water_training, tmp_path, posterior):
     assert (tmp_path / "again.kqeq").read_bytes() == (tmp_path / "m.kqeq").read_bytes()
 
 
+def with_remainder(part, value):
+    return part.with_kernels([replace(kernel, remainder=value) for kernel in part.kernels])
+
+
 def test_uncertainty_of_energies_is_that_of_the_product_kernel(pair, water_training):
     """Against k k_q between all atoms: with the prior alone, variance is δ² Σ k_q(q_i, q_j) k(p_i, p_j)."""
     model = pair[1]
@@ -375,11 +386,15 @@ def test_uncertainty_of_energies_is_that_of_the_product_kernel(pair, water_train
     prior = replace(posterior, lower=np.eye(size), part=replace(posterior.part, offset_spread=0.0))
     view = CoupledUncertain(prior, structure, forces=True)
     q = model.predict(water_training[4]).charges
-    product = (1.0 + np.outer(q, q) / 0.25) ** 2 * view.kernel(view.feature_map)
-    assert view.variance("energy")[0] == pytest.approx(posterior.part.delta**2 * product.sum(), rel=1e-9)
+    product = (1.0 + np.outer(q, q) / 0.25) ** 2 * view.kernel(posterior.part.feature_maps[0])
+    assert view.variance("energy")[0] == pytest.approx(
+        posterior.part.deltas[0] ** 2 * product.sum(), rel=1e-9
+    )
     known = CoupledUncertain(posterior, structure, forces=True)
-    half = CoupledUncertain(replace(posterior, part=replace(posterior.part, remainder=0.5)), structure)
-    none = CoupledUncertain(replace(posterior, part=replace(posterior.part, remainder=0.0)), structure)
+    half, none = (
+        CoupledUncertain(replace(posterior, part=with_remainder(posterior.part, value)), structure)
+        for value in (0.5, 0.0)
+    )
     whole = CoupledUncertain(posterior, structure)
     middle = 0.5 * (none.variance("energy") + whole.variance("energy"))
     assert half.variance("energy")[0] == pytest.approx(middle[0], rel=1e-9)
@@ -405,14 +420,14 @@ def test_uncertainty_of_forces_is_that_of_the_derivative_of_the_energy(pair, wat
         positions = structure.positions.copy()
         positions.flat[k] += sign * h
         moved = replace(structure, positions=positions)
-        rows = view.feature_map.descriptor.evaluate(moved, derivatives=False).values
+        rows = posterior.part.feature_maps[0].descriptor.evaluate(moved, derivatives=False).values
         ends.append((rows, model.potential_.predict(moved).charges))
     total = 0.0
     for (a, qa), sa in zip(ends, (1.0, -1.0), strict=True):
         for (b, qb), sb in zip(ends, (1.0, -1.0), strict=True):
-            dots = np.where(view.same, (a @ b.T) ** view.feature_map.zeta, 0.0)
+            dots = np.where(view.same, (a @ b.T) ** posterior.part.feature_maps[0].zeta, 0.0)
             total += sa * sb * np.sum((1.0 + np.outer(qa, qb) / 0.25) ** 2 * dots)
-    expected = posterior.part.delta**2 * total / (2.0 * h) ** 2
+    expected = posterior.part.deltas[0] ** 2 * total / (2.0 * h) ** 2
     assert variance[k] == pytest.approx(expected, rel=2e-2)
     assert expected > 1e-3
 

@@ -51,7 +51,7 @@ def full_covariance(model, pool, kind):
             weights[start : start + len(m), a:b] = m
             start += len(m)
         kernel = (numbers[:, None] == numbers) * (values @ values.T) ** part.feature_map.zeta
-        own = stacked[:, part.columns][:, : part.kernel_size]
+        own = stacked[:, part.columns]
         total = total + part.delta**2 * weights @ kernel @ weights.T - own @ own.T
     return total, np.cumsum([0, *map(len, rows)])
 

@@ -216,7 +216,8 @@ def test_frozen_parameters_have_the_layout_and_no_columns(layouts):
 
 def test_steps_are_limited_at_the_representatives(layouts):
     parameters = layouts["dipoles"]
-    feature_map, part = parameters.environment.feature_map, parameters.environment.parts["hardness"]
+    (part,) = parameters.environment.parts["hardness"].kernels
+    feature_map = part.feature_map
     rows = feature_map.columns[8]
     step = np.zeros(parameters.size)
     step[part.columns] = 0.0
@@ -245,8 +246,9 @@ def made(water_training):
     rng = np.random.default_rng(0)
     sites = {}
     for kind, model in start.potential_.sites.items():
-        weights = 0.6 * rng.normal(size=model.feature_map.size)
-        sites[kind] = replace(model, coefficients=model.feature_map.coefficients(weights))
+        (feature_map,) = model.feature_maps
+        weights = 0.6 * rng.normal(size=feature_map.size)
+        sites[kind] = replace(model, terms=((feature_map, feature_map.coefficients(weights)),))
     truth = replace(start.potential_, sites=sites)
     for atoms in frames:
         prediction = truth.predict(read_structure(atoms))
@@ -388,7 +390,7 @@ def test_polarizabilities_alone_teach_the_kernels(own, made):
     ).fit(made)
     errors = [m.evaluate(made)["polarizability"].rmse for m in (model, before)]
     assert errors[0] < 0.2 * errors[1]
-    parts = model.posterior_.parameters.environment.parts
+    parts = {k: p.kernels[0] for k, p in model.posterior_.parameters.environment.parts.items()}
     assert {kind: part.delta for kind, part in parts.items()} == (
         dict.fromkeys(parts, 0.4) if own else {kind: ENVIRONMENT_SPREADS[kind] for kind in parts}
     )
@@ -413,7 +415,7 @@ def test_evidence_learns_their_spread(made):
         targets=["dipole", "polarizability"],
     )
     model.fit(made[:8], optimize="evidence")
-    part = model.posterior_.parameters.environment.parts["polarizability"]
+    part = model.posterior_.parameters.kernels["polarizability"]
     assert part.delta != ENVIRONMENT_SPREADS["polarizability"]
     assert f"polarizability delta {part.delta:.3g}" in str(model.fit_report_)
 
@@ -518,7 +520,7 @@ def test_variance_of_a_dense_model_is_that_of_the_gaussian_process(kind, made):
 
         direction = np.random.default_rng(0).normal(size=len(structure))
         expected = central_difference(lambda t, d=direction: value(t, d), 1e-2)
-        assert_close(mapped[id(part)] @ direction, expected, rtol=1e-6, at_least=1e-5)
+        assert_close(mapped[id(part.kernels[0])] @ direction, expected, rtol=1e-6, at_least=1e-5)
     rows = BLOCKS[kind](line, True)[1]
     variance = view.variance(kind)
     from kqeq.backend.linalg import solve_lower
@@ -553,7 +555,7 @@ def test_forces_are_derivatives_of_the_energy_in_their_uncertainty_too(made):
         weights = {"energy": np.ones(len(atoms)), "chi": line.state.charges, **line.site_slopes}
         rows = {
             name: part.feature_map.descriptor.evaluate(structure).values
-            for name, part in parameters.parts.items()
+            for name, part in parameters.kernels.items()
         }
         return BLOCKS["energy"](line, True)[1][0], rows, weights
 
@@ -562,7 +564,7 @@ def test_forces_are_derivatives_of_the_energy_in_their_uncertainty_too(made):
         nodes = {k: view(index, k * h) for k in (-3, -2, -1, 1, 2, 3)}
         jacobian = central_difference(lambda t, nodes=nodes: nodes[round(t / h)][0], h)
         expected, missed = jacobian @ cov @ jacobian, {}
-        for name, part in parameters.parts.items():
+        for name, part in parameters.kernels.items():
 
             def covariance(s, t, name=name, part=part, nodes=nodes):
                 a, b = nodes[round(s / h)], nodes[round(t / h)]
@@ -572,7 +574,7 @@ def test_forces_are_derivatives_of_the_energy_in_their_uncertainty_too(made):
             prior = central_difference(
                 lambda s, covariance=covariance: central_difference(lambda t: covariance(s, t), h), h
             )
-            kernel_rows = jacobian[part.columns][: part.kernel_size]
+            kernel_rows = jacobian[part.columns]
             missed[name] = prior - kernel_rows @ kernel_rows
         # rounding of the differences: second derivatives of energies of eV
         assert min(missed.values()) > -1e-7 and len(missed) == 5

@@ -124,7 +124,7 @@ def test_the_training_set_is_not_stored(file, water_training):
     content = members(file)
     header = json.loads(content["header.json"])
     assert header["format"] == "kqeq-model"
-    assert header["version"] == 1
+    assert header["version"] == 2
     assert header["kqeq"] == kqeq.__version__
     assert "positions" not in content["header.json"].decode()
     arrays = {name for name in content if name != "header.json"}
@@ -319,10 +319,10 @@ def test_other_zip_files(tmp_path):
         refuses(path, r"no (kqeq )?model file, or is truncated or damaged")
 
 
-@pytest.mark.parametrize("version", [2, 99, "2", None, 1.5])
+@pytest.mark.parametrize("version", [3, 99, "2", None, 1.5])
 def test_newer_files(file, version):
     edit_header(file, lambda header: header.update(version=version, kqeq="9.9.9"))
-    refuses(file, r"written by kqeq 9\.9\.9.*reads versions up to 1. Upgrade with pip install --upgrade kqeq")
+    refuses(file, r"written by kqeq 9\.9\.9.*reads versions up to 2. Upgrade with pip install --upgrade kqeq")
 
 
 class Bomb:
@@ -414,8 +414,8 @@ def test_headers_of_the_wrong_type(file, key):
         lambda h: h["settings"]["electronegativity"].update(colour="red"),
         lambda h: h["settings"]["electronegativity"].update(r_cut=-1.0),
         lambda h: h["settings"]["charges"].update(model="Unheard"),
-        lambda h: h["parts"]["short_range"].update(species=[1]),
-        lambda h: h["parts"]["short_range"].update(elements=["O", "Qq"]),
+        lambda h: h["parts"]["short_range"]["kernels"][0].update(species=[1]),
+        lambda h: h["parts"]["short_range"]["kernels"][0].update(elements=["O", "Qq"]),
         lambda h: h.update(species=["O", "Qq"]),
         lambda h: h["report"].update(colour="red"),
     ],
@@ -692,3 +692,38 @@ def test_leftovers_of_killed_saves_are_removed_by_the_next(tmp_path):
     with atomic_path(target) as temporary:
         temporary.write_text("whole")
     assert {p.name for p in tmp_path.iterdir()} == {target.name, living.name, *(p.name for p in keep)}
+
+
+def test_posteriors_of_earlier_files_have_another_order(water_training, tmp_path):
+    """Electronegativities first, and no word about it: the same uncertainties, and frames can be added."""
+    from conftest import small_kernel
+
+    model = KQEq(small_kernel(3.5), small_kernel(4.0, zeta=4), noise=NOISE).fit(water_training[::2])
+    model.save(tmp_path / "new.kqeq", posterior=True)
+    first, second = model.posterior_.parameters.energy.columns, model.posterior_.parameters.chi.columns
+    assert first.start == 0 and second.stop == model.posterior_.parameters.size
+    order = np.r_[np.arange(second.start, second.stop), np.arange(first.stop)]
+    lower = np.linalg.cholesky((model.posterior_.lower @ model.posterior_.lower.T)[np.ix_(order, order)])
+
+    def turn(content):
+        header = json.loads(content["header.json"])
+        del header["posterior"]["energy_first"]
+        content["header.json"] = json.dumps(header).encode()
+        for name, values in (("u", model.posterior_.u[order]), ("lower", lower)):
+            buffer = io.BytesIO()
+            np.save(buffer, values)
+            content[f"posterior/{name}.npy"] = buffer.getvalue()
+
+    model.save(tmp_path / "old.kqeq", posterior=True)
+    rewrite(tmp_path / "old.kqeq", turn)
+    old, new = (kqeq.load(tmp_path / name) for name in ("old.kqeq", "new.kqeq"))
+    assert old.posterior_.parameters.chi.columns.start == 0
+    atoms = next(a for a in water_training if a.info.get("total_charge", 0) == 0)
+    a, b = (m.predict(atoms, uncertainty=True) for m in (old, new))
+    for name in ("energy_std", "forces_std", "charges_std", "dipole_std"):
+        np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-6)
+    a, b = (m.update(water_training[1::3]).predict(atoms) for m in (old, new))
+    np.testing.assert_allclose(a.forces, b.forces, atol=1e-5)
+    assert np.abs(a.forces).max() > 0.1
+    old.save(tmp_path / "again.kqeq", posterior=True)
+    assert kqeq.load(tmp_path / "again.kqeq").posterior_.parameters.chi.columns.start == 0

@@ -13,16 +13,17 @@ from scipy.stats import multivariate_normal
 from checks import bare
 from conftest import NOISE, small_kernel
 from kqeq import KQEq
-from kqeq.baselines.baseline import ZBL
+from kqeq.baselines import ZBL
+from kqeq.fitting.baseline_labels import subtract_baseline
 from kqeq.fitting.evidence import hyperparameters as ev
 from kqeq.fitting.evidence.evidence import DualEvidence, Evidence, _chunk_kinds
 from kqeq.fitting.least_squares.solver import _stalled, minimise
 from kqeq.fitting.metrics import compare
 from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.rows.features import TrainingFrame
-from kqeq.fitting.rows.targets import subtract_baseline
 from kqeq.frames.labels import Labels, read_frames
 from kqeq.frames.structures import read_structure
+from kqeq.uncertainty.posterior import Uncertain
 from kqeq.uncertainty.remainder import leave_out
 
 pytestmark = pytest.mark.filterwarnings("ignore::kqeq.errors.RepresentativesWarning")
@@ -82,11 +83,11 @@ def test_labels_lose_the_baseline_in_every_kind():
     """What is fitted plus the baseline are the labels, with their signs, stress included."""
     baseline = ZBL(inner=0.8, outer=1.4)
     structure = read_structure(crystal())
-    energy, gradient, strain = baseline.evaluate(structure)
+    energy, gradient, strain = baseline.evaluate(structure)[:3]
     rng = np.random.default_rng(0)
     stress = rng.normal(size=(3, 3))
     labels = Labels(energy=-3.0, forces=rng.normal(size=(6, 3)), stress=stress + stress.T)
-    (left,) = (f.labels for f in subtract_baseline([TrainingFrame(structure, labels, 0)], baseline))
+    (left,) = (f.labels for f in subtract_baseline([TrainingFrame(structure, labels, 0)], baseline)[0])
     assert np.abs(strain).max() > 0.1
     assert left.energy + energy == pytest.approx(labels.energy)
     np.testing.assert_allclose(left.forces - gradient, labels.forces, atol=1e-12)
@@ -230,3 +231,18 @@ def test_calibration_knows_the_weights(water_model, water_training):
     assert widths[0][1] < widths[1][1]
     for calibration, mean in widths:
         assert calibration.mean_z2 == pytest.approx(mean, rel=1e-9)
+
+
+def test_uncertain_forces_follow_the_factor_of_what_is_missed(water_training):
+    """Their variance is linear in κ, with a slope that is not zero."""
+    model = KQEq(small_kernel(3.0), small_kernel(3.0), noise=NOISE, max_iterations=60).fit(water_training)
+    posterior, structure = model.posterior_, read_structure(bare(water_training[0]))
+
+    def variance(factor):
+        parameters = posterior.parameters.with_remainders({"energy": factor, "chi": factor})
+        view = Uncertain(dataclasses.replace(posterior, parameters=parameters), structure, forces=True)
+        return view.variance("forces")
+
+    one, two, four = variance(1.0), variance(2.0), variance(4.0)
+    assert (two - one).max() > 1e-3 * one.max()
+    np.testing.assert_allclose(four - one, 3.0 * (two - one), rtol=1e-6, atol=1e-9 * one.max())

@@ -162,7 +162,8 @@ def polarizability(
     """
     geometry = fix(model, atoms, total_charge, external_field)
     require_charges(geometry.potential, "polarizability")
-    total = defined(geometry.predict(("polarizability",)).polarizability, "the polarizability")
+    found = geometry.predict(("polarizability",))
+    total = defined(found.polarizability, "the polarizability", found.undefined.get("polarizability"))
     atomic = remainder = None
     if not geometry.structure.periodic:
         atomic = _atomic_polarizability(geometry)
@@ -268,7 +269,8 @@ def charge_response(
     """
     geometry = fix(model, atoms, total_charge, external_field)
     require_charges(geometry.potential, "response to charge")
-    charge = geometry.structure.total_charge
+    charge, first = geometry.structure.total_charge, geometry.predict(())
+    defined(first.chemical_potential, "the response to charge", first.undefined.get("chemical_potential"))
 
     def values(change: float) -> FloatArray:
         prediction = geometry.under(total_charge=charge + change).predict(())

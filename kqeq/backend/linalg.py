@@ -33,7 +33,7 @@ def described(what: str, remedy: str) -> Iterator[None]:
         raise ConvergenceError(str(error).replace("the equations were", f"{what} was", 1)) from None
 
 
-def factorise(matrix: Array, what: str = "the matrix", remedy: str = "") -> Array:
+def factorise(matrix: Array, what: str = "the matrix", remedy: str = "", *, overwrite: bool = False) -> Array:
     """Lower Cholesky factor of a symmetric positive definite matrix.
 
     Parameters
@@ -41,13 +41,15 @@ def factorise(matrix: Array, what: str = "the matrix", remedy: str = "") -> Arra
     matrix : (n, n) array
     what, remedy : str
         Complete the message of the error, unless the caller does so with :func:`described`.
+    overwrite : bool
+        Whether the factor may take the place of the matrix.
 
     Raises
     ------
     NotPositiveDefiniteError
         If the matrix is indefinite, singular to working precision, or not finite.
     """
-    lower = cholesky(matrix)
+    lower = cholesky(matrix, overwrite=overwrite)
     if lower is None:
         raise NotPositiveDefiniteError(f"{what} is not positive definite; {remedy}")
     return lower

@@ -123,7 +123,13 @@ class Descriptor(Protocol):
         """Lay directions (M, F) out once for :meth:`feature_gradients` of many structures."""
 
     def feature_gradients(
-        self, state: Any, centres: IntArray, directions: Any, coefficients: Array
+        self,
+        state: Any,
+        centres: IntArray,
+        directions: Any,
+        coefficients: Array,
+        *,
+        projections: Array | None = None,
     ) -> FeatureGradients:
         """Derivatives of f_m = Σ_i f_im with ∂f_im/∂p_i = C_im d_m, for all m at once.
 
@@ -137,6 +143,8 @@ class Descriptor(Protocol):
             d_m in the layout of the state.
         coefficients : (n, M) array
             C_im, one row for each of ``centres``.
+        projections : (n, M) array, optional
+            p_i · d_m, if known.
 
         Raises
         ------

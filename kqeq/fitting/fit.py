@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -12,11 +15,14 @@ from ase.data import chemical_symbols
 
 from kqeq import elements
 from kqeq.backend.linalg import solve_lower
+from kqeq.baselines import remaining
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
-from kqeq.errors import InputError, KQEqError
+from kqeq.errors import InputError, KQEqError, LabelWarning
+from kqeq.fitting.baseline_labels import subtract_baseline, used_baseline
 from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
 from kqeq.fitting.checkpoint import fingerprint
 from kqeq.fitting.contradictions import warn_contradictions
+from kqeq.fitting.dipole_origin import MAX_IONS, far_from_ions, other_origin
 from kqeq.fitting.evidence.hyperparameters import learn
 from kqeq.fitting.least_squares.solver import Solution
 from kqeq.fitting.minimisation import minimise_from, solve, warn_unconverged
@@ -26,14 +32,16 @@ from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.blocks import LINEAR_KINDS
 from kqeq.fitting.rows.cache import CacheFolder
 from kqeq.fitting.rows.features import TrainingFrame
-from kqeq.fitting.rows.targets import choose_labels, energy_offsets, subtract_baseline
+from kqeq.fitting.rows.targets import choose_labels, energy_offsets
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings
+from kqeq.frames.label_checks import Survey
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure
 from kqeq.io.atomic_write import check_writable
 from kqeq.io.progress import say, track
-from kqeq.kernels.feature_map import FeatureMap, SOAPKernel
+from kqeq.kernels.feature_map import FeatureMap
 from kqeq.kernels.representatives import build_feature_map
+from kqeq.kernels.settings import Kernels
 from kqeq.potential.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
 
@@ -76,6 +84,15 @@ class FitResult:
     frames: Sequence[TrainingFrame] = ()
     coupled: CoupledFit | None = None
 
+    def with_survey(self, found: Survey) -> FitResult:
+        """The same with what was noticed about the frames in the report."""
+        report = replace(
+            self.report,
+            ignored={**self.report.ignored, **found.ignored},
+            notes=(*found.notes, *self.report.notes),
+        )
+        return replace(self, report=report)
+
 
 def fit_potential(
     pairs: Sequence[tuple[Structure, Labels]],
@@ -110,10 +127,12 @@ def fit_potential(
     for frame in frames:
         if settings.charges is not None:
             try:
-                settings.charges.check_structure(frame.structure)
+                settings.charges.check_structure(remaining(frame.structure, settings.baseline))
             except KQEqError as error:
                 raise type(error)(f"frame {frame.index}: {error}") from None
-        elif frame.structure.external_field.any():
+        elif frame.structure.external_field.any() and not (
+            settings.baseline is not None and settings.baseline.capabilities.field
+        ):
             raise InputError(
                 f"frame {frame.index} is in an external field, but a model without charges has nothing for the field "
                 "to act on; fit with charges=kqeq.QEq(), or leave such frames out"
@@ -134,8 +153,22 @@ def fit_potential(
         raise InputError("a model without charges needs energies or forces, and no frame has any")
 
     warn_contradictions(frames, {**DEFAULT_NOISE, **settings.noise}["energy"])
-    if settings.baseline is not None and has_energy:
-        frames = subtract_baseline(frames, settings.baseline)
+    settings = replace(settings, baseline=used_baseline(settings.baseline, has_energy=has_energy))
+    if settings.baseline is not None:
+        frames, shifted, told = subtract_baseline(
+            frames,
+            settings.baseline,
+            charge_aware=settings.charge_aware is not None,
+            leave_out_failed=settings.leave_out_failed,
+        )
+        notes += told
+        settings = replace(settings, baseline=shifted)
+        kept = {frame.index for frame in frames}
+        if len(kept) < len(pairs):
+            pairs = [pair for i, pair in enumerate(pairs) if i in kept]
+            used = dict(Counter(kind for frame in frames for kind in frame.labels.kinds))
+            species = tuple(sorted({z for frame in frames for z in frame.structure.species}))
+        structures = [frame.structure for frame in frames]
     parameters = _parameters(frames, structures, species, settings, short_range, has_energy)
     noise = {**DEFAULT_NOISE, **settings.noise}
     linear = settings.charges is None or (parameters.learned is None and used.keys() <= LINEAR_KINDS)
@@ -175,9 +208,12 @@ def fit_potential(
             parameters.parts[settings.charges.environment[0]] if settings.charges else None
         )
     counts = {
-        name: {chemical_symbols[z]: rows.shape[0] for z, rows in part.feature_map.representatives.items()}
+        name if len(part.kernels) == 1 else f"{name} {number}": {
+            chemical_symbols[z]: rows.shape[0] for z, rows in kernel.feature_map.representatives.items()
+        }
         for name, part in maps.items()
-        if part is not None and part.feature_map is not None
+        if part is not None
+        for number, kernel in enumerate(part.kernels, start=1)
     }
     notes += environment_notes(parameters, solution.u)
     report = FitReport(
@@ -194,9 +230,9 @@ def fit_potential(
         seconds=0.0,
         notes=tuple(notes),
     )
-    charges = [structure.total_charge for structure in structures]
+    charges = [structure.total_charge for structure, _ in pairs]
     result = finish(parameters, solution, noise, settings, report, charges, has_energy, started)
-    result = replace(result, frames=frames)
+    result = _check_origin(replace(result, frames=frames), settings)
     if settings.charge_aware is None or parameters.energy is None:
         return result
     coupled = fit_charge_aware(frames, result.potential, parameters.energy, noise, settings.charge_aware)
@@ -206,6 +242,27 @@ def fit_potential(
     )
     report = replace(result.report, notes=(*result.report.notes, note), seconds=time.perf_counter() - started)
     return replace(result, potential=coupled.potential, report=report, coupled=coupled)
+
+
+def _check_origin(result: FitResult, settings: FitSettings) -> FitResult:
+    """Note, and warn of, dipole labels of ions that count from another origin."""
+    ions = [
+        (frame.structure, frame.labels.dipole)
+        for frame in result.frames
+        if frame.labels.dipole is not None and frame.structure.total_charge and not frame.structure.periodic
+    ]
+    ions = ions[:: max(1, -(-len(ions) // MAX_IONS))]
+    predictions = result.potential.predict_many([s for s, _ in ions], ("dipole",), device=settings.device)
+    triples = [
+        (structure, label, prediction.dipole)
+        for (structure, label), prediction in zip(ions, predictions, strict=True)
+        if prediction.dipole is not None
+    ]
+    note = other_origin(triples) or far_from_ions(ions)
+    if note is None:
+        return result
+    warnings.warn(note, LabelWarning, stacklevel=4)
+    return replace(result, report=replace(result.report, notes=(*result.report.notes, note)))
 
 
 def finish(
@@ -252,50 +309,60 @@ def _parameters(
     structures: Sequence[Structure],
     species: tuple[int, ...],
     settings: FitSettings,
-    short_range: SOAPKernel | None,
+    short_range: Kernels | None,
     has_energy: bool,
 ) -> Parameters:
     """Choose representatives and lay the parameters out."""
 
-    def build(kernel: SOAPKernel | None, role: str) -> FeatureMap | None:
-        if kernel is None:
-            return None
-        return build_feature_map(
-            kernel,
-            structures,
-            species,
-            progress=lambda items: track(items, f"{role} environments"),
-            role=role,
-        )
+    def build(kernels: Kernels | None, role: str) -> list[FeatureMap]:
+        return [
+            build_feature_map(
+                kernel,
+                structures,
+                species,
+                progress=lambda items: track(items, f"{role} environments"),
+                role=role,
+            )
+            for kernel in kernels or ()
+        ]
 
     energy_mean = energy_offsets(frames, species, settings.e0) if has_energy else None
-    chi_kernel, numbers = settings.electronegativity, np.array(species)
+    numbers = np.array(species)
     chi_defaults = (
         elements.electronegativity(numbers) if settings.charges is not None else np.zeros(len(species))
     )
-    chi_map, site_map, site_deltas = build(chi_kernel, "electronegativity"), None, {}
-    if settings.charges is not None:
-        given = None if settings.site_kernel is None else settings.site_kernel.delta
-        for kind in settings.charges.environment:
-            site_deltas[kind] = ENVIRONMENT_SPREADS[kind] if given is None else float(given)
-    if site_deltas:
-        site_map = chi_map if settings.site_kernel is None else build(settings.site_kernel, "site parameter")
+    chi_maps = build(settings.electronegativity, "electronegativity")
+    site_maps: list[FeatureMap] = []
+    site_deltas: dict[str, list[float]] = {}
+    if settings.charges is not None and settings.charges.environment:
+        given = settings.site_kernel
+        site_maps = chi_maps if given is None else build(given, "site parameter")
+        # the spread of kernels that are shared is that of another quantity
+        spreads = [None] * len(site_maps) if given is None else [kernel.delta for kernel in given]
+        site_deltas = {
+            kind: kernel_spreads(spreads, ENVIRONMENT_SPREADS[kind]) for kind in settings.charges.environment
+        }
+    chi_spreads = [kernel.delta for kernel in settings.electronegativity or ()]
+    energy_spreads = [kernel.delta for kernel in short_range or ()]
     return Parameters.build(
         species,
         charges=settings.charges,
-        chi_map=chi_map,
-        chi_delta=CHI_DELTA if chi_kernel is None or chi_kernel.delta is None else float(chi_kernel.delta),
+        chi_kernels=list(zip(chi_maps, kernel_spreads(chi_spreads, CHI_DELTA), strict=True)),
         chi_mean=dict(zip(species, map(float, chi_defaults), strict=True)),
         chi_spread=CHI_SPREAD,
-        energy_map=build(short_range, "short-range"),
-        energy_delta=(
-            ENERGY_DELTA if short_range is None or short_range.delta is None else float(short_range.delta)
+        energy_kernels=list(
+            zip(build(short_range, "short-range"), kernel_spreads(energy_spreads, ENERGY_DELTA), strict=True)
         ),
         energy_mean=energy_mean,
         energy_spread=0.0 if settings.e0 is not None else ENERGY_SPREAD,
-        site_map=site_map,
+        site_maps=site_maps,
         site_deltas=site_deltas,
     )
+
+
+def kernel_spreads(given: Sequence[float | None], default: float) -> list[float]:
+    """δ of every kernel of a sum; those not given share the variance of the role's default equally."""
+    return [default / math.sqrt(len(given)) if delta is None else float(delta) for delta in given]
 
 
 def environment_notes(parameters: Parameters, u: FloatArray) -> list[str]:
@@ -305,11 +372,10 @@ def environment_notes(parameters: Parameters, u: FloatArray) -> list[str]:
         return []
     notes = []
     for kind in environment.parts:
-        weights = environment.weights(kind, u)
-        words = []
-        for z, columns in environment.feature_map.columns.items():
-            values = environment.feature_map.lower[z] @ weights[columns]  # at the representatives
-            words.append(f"{chemical_symbols[z]} {np.std(values):.2g}")
+        words = [
+            f"{chemical_symbols[z]} {np.std(values):.2g}"
+            for z, values in environment.at_representatives(kind, u).items()
+        ]
         notes.append(f"{kind}: the logarithm varies among environments by {', '.join(words)}")
     return notes
 
@@ -340,29 +406,22 @@ def _potential(
     chi, energy = parameters.chi, parameters.energy
     species = parameters.species
     electronegativity = short_range = None
-    if chi is not None and chi.feature_map is not None:
-        electronegativity = SiteModel(
-            chi.feature_map, chi.feature_map.coefficients(chi.kernel_weights(u)), chi.offsets(u)
-        )
-    if energy is not None and energy.feature_map is not None:
-        short_range = SiteModel(
-            energy.feature_map,
-            energy.feature_map.coefficients(energy.kernel_weights(u)),
-            dict.fromkeys(species, 0.0),
-        )
+    if chi is not None and chi.kernels:
+        electronegativity = SiteModel(chi.terms(u), chi.offsets(u))
+    if energy is not None and energy.kernels:
+        short_range = SiteModel(energy.terms(u), dict.fromkeys(species, 0.0))
     sites = {}
     if parameters.environment is not None:
         environment = parameters.environment
         for kind in environment.parts:
-            coefficients = environment.feature_map.coefficients(environment.weights(kind, u))
-            sites[kind] = SiteModel(environment.feature_map, coefficients, dict.fromkeys(species, 0.0))
+            sites[kind] = SiteModel(environment.terms(kind, u), dict.fromkeys(species, 0.0))
     return Potential(
         species=species,
         energy_offsets=energy.offsets(u) if energy is not None else dict.fromkeys(species, 0.0),
         electronegativity=electronegativity,
         charges=parameters.charge_model(u),
         short_range=short_range,
-        baseline=settings.baseline if has_energy else None,
+        baseline=settings.baseline,
         training_charges=training_charges,
         has_energy=has_energy,
         sites=sites,

@@ -1,10 +1,10 @@
 """The vector of fit parameters and what each stretch of it means.
 
-All parameters u are standardised: their prior is N(0, 1).  With the scales below
+All parameters u are standardised: their prior is N(0, 1).  With the scales below, and sums over kernels b,
 
-    χ_i  = χ̄(Z_i) + δ_χ Φ_i u_kernel + s_χ u_{Z_i}
-    E_sr + Σ e0 = Σ_i ( ē0(Z_i) + δ_sr Φ'_i u_kernel + s_e u_{Z_i} )
-    ln θ_i = ln default(Z_i) + spread · u_{Z_i} + δ_θ Φ_i u_kernel
+    χ_i  = χ̄(Z_i) + Σ_b δ_χb Φ_ib u_b + s_χ u_{Z_i}
+    E_sr + Σ e0 = Σ_i ( ē0(Z_i) + Σ_b δ_b Φ'_ib u_b + s_e u_{Z_i} )
+    ln θ_i = ln default(Z_i) + spread · u_{Z_i} + Σ_b δ_θb Φ_ib u_b
 
 where θ is a hardness, width, polarizability or softness that the charge model marks with ``"learn"`` or ``"kernel"``
 (the last term with ``"kernel"`` only).
@@ -15,7 +15,7 @@ kernel; P = p_χ + Z + p_sr + Z + L + K p_θ in all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,37 +28,104 @@ from kqeq.typing import Array, FloatArray, IntArray
 
 
 @dataclass(frozen=True, eq=False)
-class SitePart:
-    """The parameters of one site quantity: electronegativity, short-range energy, or the logarithm of a θ.
+class KernelPart:
+    """The parameters of one kernel of a site quantity.
 
     Attributes
     ----------
-    feature_map : FeatureMap or None
-        ``None`` if the quantity has offsets only.
+    feature_map : FeatureMap
     delta : float
-        Prior standard deviation of the kernel part.
-    offset_mean : dict of int to float
-        Prior mean of the offset by element.
-    offset_spread : float
-        Prior standard deviation of the offsets; 0 fixes them.
+        Prior standard deviation of what it adds to the quantity.
     columns : slice
-        Its stretch of the parameter vector: kernel features, then one per element in ``offset_mean``.
+        Its stretch of the parameter vector.
     remainder : float
         Variance of what the sparse features miss, relative to what the prior says it is
         (:mod:`kqeq.uncertainty.remainder`).
     """
 
-    feature_map: FeatureMap | None
+    feature_map: FeatureMap
     delta: float
-    offset_mean: dict[int, float]
-    offset_spread: float
     columns: slice
     remainder: float = 1.0
 
     @property
+    def size(self) -> int:
+        """Number of features."""
+        return self.feature_map.size
+
+    def weights(self, u: Array) -> Array:
+        """Weights of the unscaled features Φ: δ u."""
+        return self.delta * u[self.columns]
+
+
+@dataclass(frozen=True, eq=False)
+class SitePart:
+    """The parameters of one site quantity: electronegativity, short-range energy, or the logarithm of a θ.
+
+    Attributes
+    ----------
+    kernels : tuple of KernelPart
+        What is summed; their columns follow each other.  Empty if the quantity has offsets only.
+    offset_mean : dict of int to float
+        Prior mean of the offset by element.
+    offset_spread : float
+        Prior standard deviation of the offsets; 0 fixes them.
+    columns : slice
+        Its stretch of the parameter vector: features of the kernels, then one per element in ``offset_mean``.
+    """
+
+    kernels: tuple[KernelPart, ...]
+    offset_mean: dict[int, float]
+    offset_spread: float
+    columns: slice
+
+    @classmethod
+    def build(
+        cls,
+        kernels: Sequence[tuple[FeatureMap, float]],
+        offset_mean: dict[int, float],
+        offset_spread: float,
+        start: int,
+    ) -> SitePart:
+        """Lay kernels (feature map, δ) and offsets out from the column ``start`` on."""
+        parts, stop = [], start
+        for feature_map, delta in kernels:
+            parts.append(KernelPart(feature_map, float(delta), slice(stop, stop + feature_map.size)))
+            stop += feature_map.size
+        return cls(tuple(parts), offset_mean, offset_spread, slice(start, stop + len(offset_mean)))
+
+    @property
     def kernel_size(self) -> int:
-        """Number of kernel features."""
-        return 0 if self.feature_map is None else self.feature_map.size
+        """Number of features of all kernels."""
+        return sum(kernel.size for kernel in self.kernels)
+
+    @property
+    def feature_maps(self) -> tuple[FeatureMap, ...]:
+        """Those of the kernels, in their order."""
+        return tuple(kernel.feature_map for kernel in self.kernels)
+
+    @property
+    def deltas(self) -> tuple[float, ...]:
+        """Those of the kernels, in their order."""
+        return tuple(kernel.delta for kernel in self.kernels)
+
+    def scales(self) -> FloatArray:
+        """δ of the kernel of every feature, (kernel_size,)."""
+        return np.repeat(self.deltas, [kernel.size for kernel in self.kernels]).astype(np.float64)
+
+    def scale(self, features: Array) -> Array:
+        """Unscaled features of all kernels (..., kernel_size) times their δ."""
+        if len(self.kernels) == 1:
+            return self.kernels[0].delta * features
+        return asarray_like(self.scales(), features) * features
+
+    def terms(self, u: Array) -> tuple[tuple[FeatureMap, dict[int, FloatArray]], ...]:
+        """Feature map and kernel coefficients of every kernel at the parameters u."""
+        return tuple((k.feature_map, k.feature_map.coefficients(k.weights(u))) for k in self.kernels)
+
+    def with_kernels(self, kernels: Sequence[KernelPart]) -> SitePart:
+        """The same columns with other scales."""
+        return replace(self, kernels=tuple(kernels))
 
     @property
     def size(self) -> int:
@@ -74,10 +141,6 @@ class SitePart:
     def mean(self, numbers: IntArray) -> FloatArray:
         """Prior mean of every atom, (N,)."""
         return np.array([self.offset_mean[int(z)] for z in numbers])
-
-    def kernel_weights(self, u: Array) -> Array:
-        """Weights of the unscaled features Φ: δ u."""
-        return self.delta * u[self.columns][: self.kernel_size]
 
     def offsets(self, u: FloatArray) -> dict[int, float]:
         """Offsets by element at the parameters u."""
@@ -118,7 +181,7 @@ class EnvironmentPart:
 
     Attributes
     ----------
-    feature_map : FeatureMap
+    feature_maps : tuple of FeatureMap
         Shared by all kinds.
     parts : dict of str to SitePart
         By kind; without offsets, which are the learned element parameters.
@@ -126,13 +189,31 @@ class EnvironmentPart:
         Parameters at which the dependence is held; then nothing depends on its columns.
     """
 
-    feature_map: FeatureMap
+    feature_maps: tuple[FeatureMap, ...]
     parts: Mapping[str, SitePart]
     fixed: FloatArray | None = None
 
     def weights(self, kind: str, u: Array) -> Array:
-        """Weights of the unscaled features Φ: δ u."""
-        return self.parts[kind].kernel_weights(u if self.fixed is None else asarray_like(self.fixed, u))
+        """Weights of the unscaled features Φ of all kernels: δ u."""
+        part = self.parts[kind]
+        return part.scale(self._at(u)[part.columns])
+
+    def terms(self, kind: str, u: Array) -> tuple[tuple[FeatureMap, dict[int, FloatArray]], ...]:
+        """Feature map and kernel coefficients of every kernel of a kind."""
+        return self.parts[kind].terms(self._at(u))
+
+    def _at(self, u: Array) -> Array:
+        return u if self.fixed is None else asarray_like(self.fixed, u)
+
+    def at_representatives(self, kind: str, u: FloatArray) -> dict[int, FloatArray]:
+        """Logarithms at the representatives of every element, those of all kernels one after the other: δ L u."""
+        part = self.parts[kind]
+        found: dict[int, list[FloatArray]] = {}
+        for kernel in part.kernels:
+            weights = kernel.weights(self._at(u))
+            for z, columns in kernel.feature_map.columns.items():
+                found.setdefault(z, []).append(kernel.feature_map.lower[z] @ weights[columns])
+        return {z: np.concatenate(values) for z, values in found.items()}
 
     def apply(self, sites: SiteParameters, features: Array, u: FloatArray) -> SiteParameters:
         """Site parameters (those of the elements) with their dependence on features Φ (N, p_θ)."""
@@ -204,45 +285,51 @@ class Parameters:
         species: tuple[int, ...],
         *,
         charges: ChargeModel | None,
-        chi_map: FeatureMap | None,
-        chi_delta: float,
+        chi_kernels: Sequence[tuple[FeatureMap, float]],
         chi_mean: dict[int, float],
         chi_spread: float,
-        energy_map: FeatureMap | None,
-        energy_delta: float,
+        energy_kernels: Sequence[tuple[FeatureMap, float]],
         energy_mean: dict[int, float] | None,
         energy_spread: float,
         elements: ElementParameters | None = None,
-        site_map: FeatureMap | None = None,
-        site_deltas: Mapping[str, float] | None = None,
+        site_maps: Sequence[FeatureMap] = (),
+        site_deltas: Mapping[str, Sequence[float]] | None = None,
+        energy_first: bool = True,
     ) -> Parameters:
         """Lay the parameters out; ``energy_mean=None`` leaves the energy part away.
 
-        ``elements`` are the learned element parameters; by default what the charge model marks with ``"learn"`` or
-        ``"kernel"``.  ``site_map`` and ``site_deltas``, by kind, are for those marked with ``"kernel"``.
+        Those of the energy come first, because predictions are linear in them: what concerns them alone in the normal
+        equations is computed once (:mod:`kqeq.fitting.least_squares.equations`).  Files of earlier versions hold them
+        behind those of the electronegativities, ``energy_first=False``.
+
+        Kernels are feature maps with their δ.  ``elements`` are the learned element parameters; by default what the
+        charge model marks with ``"learn"`` or ``"kernel"``.  ``site_maps`` and ``site_deltas`` (by kind, one for each
+        map) are for those marked with ``"kernel"``.
         """
         start = 0
         chi = energy = learned = environment = None
+        sizes = {
+            "chi": 0 if charges is None else sum(m.size for m, _ in chi_kernels) + len(species),
+            "energy": 0 if energy_mean is None else sum(m.size for m, _ in energy_kernels) + len(species),
+        }
+        starts = {}
+        for name in ("energy", "chi") if energy_first else ("chi", "energy"):
+            starts[name] = start
+            start += sizes[name]
         if charges is not None:
-            size = (chi_map.size if chi_map is not None else 0) + len(species)
-            chi = SitePart(chi_map, chi_delta, chi_mean, chi_spread, slice(start, start + size))
-            start += size
+            chi = SitePart.build(chi_kernels, chi_mean, chi_spread, starts["chi"])
         if energy_mean is not None:
-            size = (energy_map.size if energy_map is not None else 0) + len(species)
-            energy = SitePart(
-                energy_map, energy_delta, energy_mean, energy_spread, slice(start, start + size)
-            )
-            start += size
+            energy = SitePart.build(energy_kernels, energy_mean, energy_spread, starts["energy"])
         if charges is not None and charges.to_learn:
             elements = ElementParameters.build(charges, species) if elements is None else elements
             learned = LearnedPart(elements, slice(start, start + elements.size))
             start += elements.size
-        if site_map is not None and site_deltas:
+        if site_maps and site_deltas:
             parts = {}
-            for kind, delta in site_deltas.items():
-                parts[kind] = SitePart(site_map, delta, {}, 0.0, slice(start, start + site_map.size))
-                start += site_map.size
-            environment = EnvironmentPart(site_map, parts)
+            for kind, deltas in site_deltas.items():
+                parts[kind] = SitePart.build(list(zip(site_maps, deltas, strict=True)), {}, 0.0, start)
+                start = parts[kind].columns.stop
+            environment = EnvironmentPart(tuple(site_maps), parts)
         return cls(species, chi, charges, energy, start, learned, environment)
 
     @property
@@ -258,6 +345,60 @@ class Parameters:
         if environment is not None:
             environment = replace(environment, parts={kind: parts[kind] for kind in environment.parts})
         return replace(self, chi=parts.get("chi"), energy=parts.get("energy"), environment=environment)
+
+    def without_energy(self) -> Parameters:
+        """Those of the charges alone, for labels that do not depend on the others; the last ones of the vector."""
+        if self.energy is None:
+            return self
+        assert self.energy_first
+        first = self.energy.size
+
+        def earlier(columns: slice) -> slice:
+            return slice(columns.start - first, columns.stop - first)
+
+        def moved(part: SitePart) -> SitePart:
+            kernels = tuple(replace(kernel, columns=earlier(kernel.columns)) for kernel in part.kernels)
+            return replace(part, kernels=kernels, columns=earlier(part.columns))
+
+        learned, environment = self.learned, self.environment
+        if learned is not None:
+            learned = replace(learned, columns=earlier(learned.columns))
+        if environment is not None:
+            parts = {kind: moved(part) for kind, part in environment.parts.items()}
+            fixed = None if environment.fixed is None else environment.fixed[first:]
+            environment = replace(environment, parts=parts, fixed=fixed)
+        return replace(
+            self,
+            chi=None if self.chi is None else moved(self.chi),
+            energy=None,
+            size=self.size - first,
+            learned=learned,
+            environment=environment,
+        )
+
+    @property
+    def energy_first(self) -> bool:
+        """Whether the parameters of the energy come before those of the electronegativities."""
+        return self.energy is None or self.energy.columns.start == 0
+
+    @property
+    def kernels(self) -> dict[str, KernelPart]:
+        """All kernels by name: that of the part, with a number from 1 on where it is a sum of several."""
+        return {
+            name if len(part.kernels) == 1 else f"{name} {number}": kernel
+            for name, part in self.parts.items()
+            for number, kernel in enumerate(part.kernels, start=1)
+        }
+
+    def with_kernels(self, kernels: Mapping[str, KernelPart]) -> Parameters:
+        """The same layout with other kernels under (some of) the names of :attr:`kernels`."""
+        names = iter(self.kernels)
+        return self.with_parts(
+            {
+                name: part.with_kernels([kernels.get(next(names), kernel) for kernel in part.kernels])
+                for name, part in self.parts.items()
+            }
+        )
 
     @property
     def site_columns(self) -> slice:
@@ -301,7 +442,7 @@ class Parameters:
             of_kind = np.array([k == kind for k in elements.kinds])
             shifts = np.where(of_kind, elements.spread, 0.0) * (numbers[:, None] == elements.species)
             mixing[rows, :count] = asarray_like(shifts, features)
-            mixing[rows, part.columns.start - first : part.columns.stop - first] = part.delta * features
+            mixing[rows, part.columns.start - first : part.columns.stop - first] = part.scale(features)
         logarithms = logarithmic_directions(sites, tuple(parts))
         blocks = {}
         for kind in dict.fromkeys(elements.kinds):
@@ -327,11 +468,11 @@ class Parameters:
         return replace(self, charges=self.charge_model(u), learned=None, environment=environment)
 
     def with_remainders(self, values: Mapping[str, float]) -> Parameters:
-        """The same with other :attr:`SitePart.remainder` of the named :attr:`parts`."""
-        return self.with_parts(
+        """The same with other :attr:`KernelPart.remainder` of the named :attr:`kernels`."""
+        return self.with_kernels(
             {
-                name: replace(part, remainder=float(values.get(name, part.remainder)))
-                for name, part in self.parts.items()
+                name: replace(kernel, remainder=float(values.get(name, kernel.remainder)))
+                for name, kernel in self.kernels.items()
             }
         )
 
@@ -360,11 +501,9 @@ class Parameters:
             offsets = dict(
                 zip(zip(elements.kinds, elements.species.tolist(), strict=True), shifts, strict=True)
             )
-            feature_map = self.environment.feature_map
             for kind in self.environment.parts:
-                weights = self.environment.weights(kind, step)
-                for z, columns in feature_map.columns.items():
-                    moved = feature_map.lower[z] @ weights[columns] + offsets[kind, z]
+                for z, values in self.environment.at_representatives(kind, step).items():
+                    moved = values + offsets[kind, z]
                     largest = max(largest, float(np.abs(moved).max()))
         return 1.0 if largest <= STEP_LIMIT else STEP_LIMIT / largest
 
@@ -373,6 +512,7 @@ __all__ = [
     "PATIENCE",
     "STEP_LIMIT",
     "EnvironmentPart",
+    "KernelPart",
     "LearnedPart",
     "Parameters",
     "SiteDirections",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kqeq.backend import CPU, Device
-from kqeq.baselines.baseline import Baseline
+from kqeq.baselines import CHARGE_FROM, Baseline
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError
 from kqeq.fitting.least_squares.equations import SOLVERS
@@ -27,11 +27,14 @@ from kqeq.io.rules import (
     whole,
 )
 from kqeq.kernels.charge_kernel import ChargeKernel
-from kqeq.kernels.feature_map import SOAPKernel
+from kqeq.kernels.settings import Kernels, SOAPKernel
+from kqeq.potential.on_baseline import sees_baseline
 
 _DEVIATION = number(above=0)
 
-_KERNEL = instance(SOAPKernel, "settings of a kernel, kqeq.SOAPKernel(...)")
+_ONE = instance(SOAPKernel, "settings of a kernel, kqeq.SOAPKernel(...)")
+
+_KERNEL = _ONE | sequence(_ONE, "a list of them, which are summed")
 
 _CHARGES = protocol(
     ("bind", "check_settings", "check_structure", "site_parameters"),
@@ -44,7 +47,8 @@ RULES: Mapping[str, Rule] = {
     "site_kernel": _KERNEL | NOTHING,
     "charges": _CHARGES | NOTHING,
     "charge_aware": instance(ChargeKernel, "kqeq.ChargeKernel(...)") | NOTHING,
-    "targets": sequence(NAME, 'a list of label kinds, for example ["energy", "forces"]') | NOTHING,
+    "targets": NAME | sequence(NAME, 'a list of label kinds, for example ["energy", "forces"]') | NOTHING,
+    "charge_from": choice(*CHARGE_FROM),
     "charges_key": NAME | NOTHING,
     "label_prefix": TEXT,
     "max_iterations": whole(minimum=1),
@@ -70,8 +74,9 @@ class FitSettings:
 
     Attributes
     ----------
-    electronegativity : SOAPKernel or None
-    short_range : SOAPKernel or None
+    electronegativity : tuple of SOAPKernel or None
+        Kernels that are summed.
+    short_range : tuple of SOAPKernel or None
     charges : ChargeModel or None
     baseline : Baseline or None
     noise : mapping of str to float
@@ -83,18 +88,20 @@ class FitSettings:
     max_iterations : int
     optimize : "evidence" or None
         What noises and prior spreads are learned by; ``None`` keeps the given ones.
-    site_kernel : SOAPKernel or None
+    site_kernel : tuple of SOAPKernel or None
         For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
     solver : {"auto", "cholesky", "qr"}
         How the linear problem of each step is solved (:mod:`kqeq.fitting.least_squares.equations`).
     charge_aware : ChargeKernel or None
         How the short-range energy depends on charges.
+    leave_out_failed : bool
+        Leave out frames whose baseline does not converge, instead of refusing.
     device : Device
         Where to compute; results do not depend on it.
     """
 
-    electronegativity: SOAPKernel | None
-    short_range: SOAPKernel | None
+    electronegativity: Kernels | None
+    short_range: Kernels | None
     charges: ChargeModel | None
     baseline: Baseline | None = None
     noise: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_NOISE))
@@ -102,9 +109,10 @@ class FitSettings:
     e0: Mapping[int, float] | None = None
     max_iterations: int = 30
     optimize: str | None = None
-    site_kernel: SOAPKernel | None = None
+    site_kernel: Kernels | None = None
     charge_aware: ChargeKernel | None = None
     solver: str = "auto"
+    leave_out_failed: bool = False
     device: Device = CPU
 
 
@@ -144,8 +152,8 @@ def check_settings(settings: FitSettings) -> None:
     InputError
     """
     check_values("KQEq", {name: getattr(settings, name) for name in RULES if hasattr(settings, name)}, RULES)
-    for kernel in (settings.electronegativity, settings.short_range, settings.site_kernel):
-        if kernel is not None:
+    for kernels in (settings.electronegativity, settings.short_range, settings.site_kernel):
+        for kernel in kernels or ():
             kernel.check()
     if settings.charges is not None:
         settings.charges.check_settings()
@@ -170,11 +178,18 @@ def check_settings(settings: FitSettings) -> None:
         )
     if settings.charge_aware is not None:
         settings.charge_aware.check()
-        if settings.charges is None or settings.short_range is None:
+        on_baseline = sees_baseline(settings.baseline, True)
+        if (settings.charges is None and not on_baseline) or settings.short_range is None:
             raise InputError(
                 "charge_aware makes the short-range energy depend on charges, but the model has no "
-                f"{'charges' if settings.charges is None else 'short-range energy'}: charges and short_range may "
+                f"{'short-range energy' if settings.short_range is None else 'charges'}: charges and short_range may "
                 "not be None with it"
+            )
+        if settings.baseline is not None and settings.baseline.capabilities.holds_charge and not on_baseline:
+            raise InputError(
+                f"charge_aware lets the short-range energy tell charge states apart, but the baseline "
+                f"{settings.baseline.name} holds the total charge and gives no charges of atoms; leave charge_aware out, "
+                'or let the model carry the charge: charge_from="model"'
             )
     check_noise(settings.noise)
     for kind in settings.targets or ():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sklearn.base import BaseEstimator
 
 from kqeq.descriptors.soap.descriptor import SOAPDescriptor
+from kqeq.descriptors.soap.weighting import Weighting
 from kqeq.io.rules import NOTHING, Rule, check_settings, choice, number, whole
 
 DEFAULT_REPRESENTATIVES = 300
@@ -49,6 +50,9 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         the short-range energy).  ``None`` takes the default of the role.
     smooth : {"none", "switch"}
         Treatment of the outer cutoff; see :class:`kqeq.descriptors.soap.SOAPDescriptor`.
+    weighting : dict, optional
+        Radial weighting of neighbours with the settings of :class:`dscribe.descriptors.SOAP`, for example
+        ``{"function": "pow", "r0": 2.0, "c": 1.0, "d": 1.0, "m": 4.0}``: those that are near count more.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         selection: str = "fps",
         delta: float | None = None,
         smooth: str = "switch",
+        weighting: Mapping[str, Any] | None = None,
     ) -> None:
         self.r_cut = r_cut
         self.n_max = n_max
@@ -72,6 +77,7 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         self.selection = selection
         self.delta = delta
         self.smooth = smooth
+        self.weighting = weighting
 
     def descriptor(self) -> SOAPDescriptor:
         """The descriptor that these settings stand for; validates its part of them."""
@@ -81,6 +87,7 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
             l_max=self.l_max,
             sigma=self.sigma,
             smooth=self.smooth,  # type: ignore[arg-type]  # the descriptor validates it
+            weighting=Weighting.of(self.weighting),
         )
 
     def check(self) -> None:
@@ -96,7 +103,23 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
 
     def to_dict(self) -> dict[str, Any]:
         """Parameters as plain data."""
-        return dict(self.get_params(deep=False))
+        settings = dict(self.get_params(deep=False))
+        if self.weighting is None:
+            del settings["weighting"]  # files that do without can be read by versions that do not know it
+        else:
+            settings["weighting"] = dict(self.weighting)
+        return settings
+
+
+Kernels = tuple[SOAPKernel, ...]
+"""The kernels of a sum."""
+
+
+def kernel_tuple(given: SOAPKernel | Sequence[SOAPKernel] | None) -> Kernels | None:
+    """One kernel, or a sequence of kernels that are summed, as a tuple; ``None`` stays."""
+    if given is None or isinstance(given, SOAPKernel):
+        return None if given is None else (given,)
+    return tuple(given)
 
 
 def default_electronegativity() -> SOAPKernel:
@@ -112,7 +135,9 @@ def default_short_range() -> SOAPKernel:
 __all__ = [
     "DEFAULT_REPRESENTATIVES",
     "SELECTIONS",
+    "Kernels",
     "SOAPKernel",
     "default_electronegativity",
     "default_short_range",
+    "kernel_tuple",
 ]

@@ -1,12 +1,18 @@
 """Settings of a model from a TOML file, under the names that :class:`kqeq.KQEq` uses.
 
     targets = ["energy", "forces", "dipole"]
-    baseline = "zbl"
+    baseline = "gfn2"            # tight binding below the model; or "zbl", "gfn2+zbl", "d4:pbe0"
+    charge_from = "baseline"     # it carries the total charge; "model" keeps it neutral
 
     [electronegativity]          # settings that are not named keep the defaults of this kernel
     r_cut = 4.5
 
-    [short_range]
+    [[short_range]]              # several tables are kernels that are summed
+    r_cut = 5.0
+
+    [[short_range]]
+    r_cut = 2.5
+    sigma = 0.2
     n_representatives = 600
 
     [charges]
@@ -93,7 +99,7 @@ def model_from_dict(data: Mapping[str, Any]) -> KQEq:
         "site_kernel": default_electronegativity,
     }
     for name in kernels.keys() & settings.keys():
-        settings[name] = _part(name, settings[name], partial(_kernel, name, kernels[name]()))
+        settings[name] = _kernels(name, settings[name], kernels[name])
     if "charges" in settings:
         settings["charges"] = _part("charges", settings["charges"], _charges)
     if "charge_aware" in settings:
@@ -102,7 +108,7 @@ def model_from_dict(data: Mapping[str, Any]) -> KQEq:
         if name in settings:
             settings[name] = _numbers(name, settings[name])
     if "baseline" in settings:
-        NAME.require(settings["baseline"], "baseline", 'for example "zbl"')
+        NAME.require(settings["baseline"], "baseline", 'for example "gfn2" or "zbl"')
     for name, rule in RULES.items():
         if name in settings:
             rule.require(settings[name], name)
@@ -121,11 +127,18 @@ def _part(name: str, value: Any, build: Callable[[dict[str, Any]], Any]) -> Any:
     return build(value)
 
 
-def _kernel(name: str, kernel: SOAPKernel, table: dict[str, Any]) -> SOAPKernel:
+def _kernels(name: str, value: Any, default: Callable[[], SOAPKernel]) -> Any:
+    """One kernel, or several from an array of tables."""
+    if isinstance(value, list) and value and all(isinstance(table, dict) for table in value):
+        return [_kernel(f"{name} {number}", default(), table) for number, table in enumerate(value, start=1)]
+    return _part(name, value, partial(_kernel, name, default()))
+
+
+def _kernel(name: str, kernel: SOAPKernel, table: dict[str, Any]) -> Any:
     return _filled(name, kernel, table)
 
 
-def _charge_kernel(table: dict[str, Any]) -> ChargeKernel:
+def _charge_kernel(table: dict[str, Any]) -> Any:
     return _filled("charge_aware", ChargeKernel(), table)
 
 

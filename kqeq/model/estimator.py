@@ -18,7 +18,7 @@ from sklearn.base import BaseEstimator
 
 from kqeq.backend import Device, devices
 from kqeq.backend.devices import check_precision
-from kqeq.baselines.baseline import resolve_baseline
+from kqeq.baselines import resolve_baseline
 from kqeq.charges import QEq
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError, ModelNotFittedError, UnsupportedError
@@ -28,13 +28,19 @@ from kqeq.fitting.metrics import Evaluation
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.cache import DiskCache, disk_cache
 from kqeq.fitting.rows.targets import element_energies
-from kqeq.fitting.settings import RULES, FitSettings, complete_noise
+from kqeq.fitting.settings import RULES, FitSettings, check_settings, complete_noise
 from kqeq.fitting.update import update_potential
-from kqeq.frames.labels import LabelKeys, read_frames
+from kqeq.frames.label_checks import survey
+from kqeq.frames.labels import LabelKeys
 from kqeq.io.progress import track
 from kqeq.io.rules import NOTHING, PATH, Rule, check_values, instance
 from kqeq.kernels.charge_kernel import ChargeKernel
-from kqeq.kernels.feature_map import SOAPKernel, default_electronegativity, default_short_range
+from kqeq.kernels.settings import (
+    SOAPKernel,
+    default_electronegativity,
+    default_short_range,
+    kernel_tuple,
+)
 from kqeq.model.evaluation import evaluate_pairs, read_structures
 from kqeq.potential.potential import Potential, Prediction, check_properties
 from kqeq.potential.prediction import PredictOptions
@@ -64,17 +70,21 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    electronegativity : SOAPKernel or None
-        Kernel of the electronegativities; ``None`` (with ``charges=None``) for a short-range potential alone.
-    short_range : SOAPKernel or None
-        Kernel of the short-range energy; ``None`` for charges alone.
+    electronegativity : SOAPKernel, sequence of SOAPKernel, or None
+        Kernel of the electronegativities, or several that are summed, each with its own descriptor, representatives
+        and prior spread; ``None`` (with ``charges=None``) for a short-range potential alone.
+    short_range : SOAPKernel, sequence of SOAPKernel, or None
+        Kernel of the short-range energy, or several that are summed; ``None`` for charges alone.
     charges : charge model or None
         ``kqeq.QEq()`` by default.  Element parameters that it marks with ``"learn"`` are fitted together with the
         rest, from all labels and from polarizabilities, with priors around the defaults; the values are in
         ``potential_.charges`` and in the report.  Hardness, polarizability and softness that it marks with ``"kernel"``
         depend on the environment of the atom as well.
-    baseline : None, "zbl" or ase.calculators.calculator.Calculator
-        Subtracted from energies, forces and stresses before the fit and added in prediction.
+    baseline : None, str, ase.calculators.calculator.Calculator or an object of :mod:`kqeq.baselines`
+        What is known before the fit: subtracted from the labels and added in prediction.  ``"gfn2"``, ``"gfn1"`` and
+        ``"ipea1"`` are tight binding, which knows total charge, field and dipole (extra ``xtb``); ``"zbl"`` keeps atoms
+        apart; ``"d4:pbe0"`` and ``"d3:pbe0"`` are dispersion; ``"gfn2+zbl"`` is a sum.  Results of training frames are
+        kept on disk (:mod:`kqeq.baselines.store`) and computed in parallel under ``joblib.parallel_config(n_jobs=...)``.
     noise : dict, optional
         Standard deviations that the fit tolerates: ``energy`` (eV/atom; an energy of N atoms gets √N times
         this), ``forces`` (eV/Å), ``stress`` (eV/Å³), ``dipole`` (e·Å), ``charges`` (e), ``polarizability``
@@ -86,14 +96,15 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     charges_key : str, optional
         Name of the array with partition charges, for example ``"hirshfeld"``.
     label_prefix : str
-        Prefix of label names in ``atoms.info`` and ``atoms.arrays``, for example ``"REF_"``.
+        Prefix of label names in ``atoms.info`` and ``atoms.arrays``, for example ``"REF_"``; charge and field are
+        found with and without.
     e0 : dict, optional
         Energies of the elements by symbol, eV; fitted where ``None``.
     max_iterations : int
         Of the Gauss–Newton solver.
-    site_kernel : SOAPKernel, optional
-        Kernel of the logarithms of the parameters marked with ``"kernel"``; its ``delta`` is their prior standard
-        deviation around the element's value (by default 0.2, for softness 0.3).  ``None`` shares descriptors and
+    site_kernel : SOAPKernel or sequence of SOAPKernel, optional
+        Kernel (or a sum) of the logarithms of the parameters marked with ``"kernel"``; its ``delta`` is their prior
+        standard deviation around the element's value (by default 0.2, for softness 0.3).  ``None`` shares descriptors and
         representatives with the electronegativity.
     solver : {"auto", "cholesky", "qr"}
         How the linear problem of each step is solved.  ``"auto"`` takes normal equations and a Cholesky factorisation
@@ -101,7 +112,14 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     charge_aware : ChargeKernel, optional
         Lets the short-range energy see the charges, so that it can tell charge states of one geometry apart.  Fitted
         in a second stage, with electronegativities and site parameters held; dipole, polarizability, chemical
-        potential and hardness are derivatives of the total energy then, and the dipole is not Σ q r.
+        potential and hardness are derivatives of the total energy then, and the dipole is not Σ q r.  On a baseline
+        that holds the total charge these are the charges of the whole model, and ``charges=None`` is allowed.
+    charge_from : {"baseline", "model"}
+        Who carries the total charge on top of a baseline that can.  ``"baseline"``: it is evaluated at the total charge,
+        and the charge model solves for charges that sum to zero; the correction is the same for all charge states of a
+        geometry unless ``charge_aware`` lets it see the charges.  ``"model"``: the baseline is kept neutral, and
+        differences between charge states are those of the charge model alone.  :func:`kqeq.choose_charge_from` compares
+        them on left-out frames.
 
     Attributes
     ----------
@@ -117,8 +135,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        electronegativity: SOAPKernel | None = _DEFAULT,
-        short_range: SOAPKernel | None = _DEFAULT,
+        electronegativity: SOAPKernel | Sequence[SOAPKernel] | None = _DEFAULT,
+        short_range: SOAPKernel | Sequence[SOAPKernel] | None = _DEFAULT,
         charges: ChargeModel | None = _DEFAULT,
         baseline: Any = None,
         noise: Mapping[str, float] | None = None,
@@ -127,9 +145,10 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         label_prefix: str = "",
         e0: Mapping[str, float] | None = None,
         max_iterations: int = 30,
-        site_kernel: SOAPKernel | None = None,
+        site_kernel: SOAPKernel | Sequence[SOAPKernel] | None = None,
         solver: str = "auto",
         charge_aware: ChargeKernel | None = None,
+        charge_from: str = "baseline",
     ) -> None:
         # a default object of its own for every model, so that set_params never reaches another
         self.electronegativity = (
@@ -147,6 +166,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.site_kernel = site_kernel
         self.solver = solver
         self.charge_aware = charge_aware
+        self.charge_from = charge_from
 
     # ------------------------------------------------------------------ fit
 
@@ -162,6 +182,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         optimize: str | None = None,
         cache: str | PathLike[str] | DiskCache | None = None,
         device: str | Device = "cpu",
+        leave_out_failed: bool = False,
     ) -> KQEq:
         """Fit to labelled frames.
 
@@ -169,8 +190,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         ----------
         frames : ase.Atoms or sequence of ase.Atoms
             Labels are taken from ``atoms.info``, ``atoms.arrays`` and the single-point results that ASE
-            attaches on reading; total charge and field from ``atoms.info["total_charge"]`` and
-            ``atoms.info["external_field"]``; an optional weight from ``atoms.info["weight"]``.
+            attaches on reading (:class:`kqeq.frames.labels.LabelKeys`); total charge and field as
+            :mod:`kqeq.frames.conditions` says; an optional weight from ``atoms.info["weight"]``.
         y : None
             Ignored; the labels are in the frames.
         sample_weight : sequence of float, optional
@@ -191,6 +212,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         device : {"cpu", "cuda", "auto"}
             Where to compute features, sums over frames and steps (:mod:`kqeq.backend.devices`); results do not
             depend on it.
+        leave_out_failed : bool
+            Leave out frames whose baseline does not converge; otherwise they are named and refused.
 
         Returns
         -------
@@ -212,17 +235,22 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         check_values("fit", given, _FIT_RULES)
         targets = self.targets if targets is None else targets
         charges_key = self.charges_key if charges_key is None else charges_key
-        settings = replace(self._settings(targets), optimize=optimize)
-        keys = self._keys(charges_key)
-        pairs = list(read_frames(frames, keys, weights=sample_weight))
+        settings = replace(
+            self._settings(targets), optimize=optimize, leave_out_failed=bool(leave_out_failed)
+        )
+        check_settings(settings)
+        noise = settings.noise["forces"]
+        found = survey(frames, self._keys(charges_key), weights=sample_weight, force_noise=noise)
         disk = disk_cache(cache)
 
         def work(where: Device) -> FitResult:
             with nullcontext() if disk is None else disk.open() as folder:
-                return fit_potential(pairs, replace(settings, device=where), resume=resume, cache=folder)
+                return fit_potential(
+                    found.pairs, replace(settings, device=where), resume=resume, cache=folder
+                )
 
         result, _ = devices.run(device, work)
-        self._keep(result, charges_key, calibrate=optimize is not None)
+        self._keep(result.with_survey(found), charges_key, calibrate=optimize is not None)
         return self
 
     def update(self, frames: Any, *, sample_weight: Sequence[float] | None = None) -> KQEq:
@@ -253,9 +281,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
                 "a charge-aware model is fitted in two stages, and its posterior is that of the second alone; fit "
                 "again to all frames"
             )
-        pairs = list(read_frames(frames, self._keys(self.charges_key_), weights=sample_weight))
         result = update_potential(
-            pairs,
+            survey(frames, self._keys(self.charges_key_), weights=sample_weight).pairs,
             self._settings(None),
             potential,
             posterior.parameters,
@@ -282,21 +309,21 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         if isinstance(targets, str):
             targets = (targets,)
         return FitSettings(
-            electronegativity=self.electronegativity,
-            short_range=self.short_range,
+            electronegativity=kernel_tuple(self.electronegativity),
+            short_range=kernel_tuple(self.short_range),
             charges=self.charges,
-            baseline=resolve_baseline(self.baseline),
+            baseline=resolve_baseline(self.baseline, self.charge_from),
             noise=complete_noise(self.noise),
             targets=None if targets is None else tuple(targets),
             e0=None if self.e0 is None else element_energies(self.e0),
             max_iterations=self.max_iterations,
-            site_kernel=self.site_kernel,
+            site_kernel=kernel_tuple(self.site_kernel),
             solver=self.solver,
             charge_aware=self.charge_aware,
         )
 
     def _keys(self, charges_key: str | None) -> LabelKeys:
-        return LabelKeys.prefixed(self.label_prefix, charges=charges_key)
+        return LabelKeys.prefixed(self.label_prefix, charges_key)
 
     def _set_fitted(
         self,
@@ -381,9 +408,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         chosen = check_properties(properties)
         single_precision = check_precision(precision)
         single = isinstance(frames, Atoms)
-        structures = read_structures(
-            potential, frames, total_charge=total_charge, external_field=external_field
-        )
+        given = {"total_charge": total_charge, "external_field": external_field, "prefix": self.label_prefix}
+        structures = read_structures(potential, frames, **given)
         posterior = require_posterior(self.posterior_) if uncertainty else None
 
         def work(where: Device) -> list[Prediction]:
@@ -393,7 +419,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         predictions, _ = devices.run(device, work)
         if posterior is not None:
             both = track(zip(predictions, structures, strict=True), "uncertainty", total=len(structures))
-            predictions = [with_uncertainty(p, posterior, s, chosen) for p, s in both]
+            predictions = [with_uncertainty(p, posterior, s, chosen, potential.baseline) for p, s in both]
         return predictions[0] if single else predictions
 
     # ------------------------------------------------------------- evaluate
@@ -421,7 +447,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         """
         potential = self.fitted()
         posterior = require_posterior(self.posterior_) if calibration else None
-        pairs = list(read_frames(frames, self._keys(self.charges_key_)))
+        pairs = survey(frames, self._keys(self.charges_key_)).pairs
         result, _ = devices.run(
             device,
             lambda where: evaluate_pairs(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from ase.data import chemical_symbols
 
+from kqeq.baselines import CHARGE_FROM
 from kqeq.charges.base import ENVIRONMENT_KINDS, SITE_KINDS
 from kqeq.charges.recipe import KERNEL, LEARN, SOLVERS
 from kqeq.io.schema import (
@@ -55,8 +56,12 @@ _KERNEL = table(
     selection=text(SELECTIONS),
     delta=optional(_POSITIVE),
     smooth=text(),
+    maybe={"weighting": optional(mapping(anything))},
     more=True,
 )
+
+_KERNELS = either(_KERNEL, sequence(_KERNEL, shortest=1))
+"""One kernel, or a sum of several."""
 
 _ELEMENT_VALUES = optional(either(mapping(number(low=-1e6, high=1e6)), text((LEARN, KERNEL))))
 _SOLVED: dict[str, Checker] = {"solver": text(SOLVERS), "accuracy": number(low=1e-11, high=1e-2)}
@@ -100,8 +105,8 @@ def _charge_model(value: Any, place: str, *, inner: bool = False) -> None:
 
 
 _SETTINGS = table(
-    electronegativity=optional(_KERNEL),
-    short_range=optional(_KERNEL),
+    electronegativity=optional(_KERNELS),
+    short_range=optional(_KERNELS),
     charges=optional(_charge_model),
     noise=optional(mapping(_POSITIVE)),
     targets=optional(either(text(), sequence(text()))),
@@ -110,9 +115,10 @@ _SETTINGS = table(
     e0=optional(mapping(_ENERGY)),
     max_iterations=number(low=1, high=1e9, whole=True),
     maybe={
-        "site_kernel": optional(_KERNEL),
+        "site_kernel": optional(_KERNELS),
         "solver": text(),
         "charge_aware": optional(anything),
+        "charge_from": text(CHARGE_FROM),
     },
     more=True,
 )
@@ -144,16 +150,32 @@ _REPORT = table(
     maybe={"learned": mapping(table(default=_FREE, value=_FREE, error=_FREE))},
 )
 
-_PART = table(
-    zeta=number(low=0.01, high=1000.0),
-    species=sequence(number(low=1, high=len(_SYMBOLS), whole=True), shortest=1, distinct=True),
-    offsets=mapping(_ENERGY, _SYMBOLS),
-    elements=sequence(_SYMBOL, shortest=1, distinct=True),
-    maybe={"features": text()},
+_DESCRIPTOR = table(
+    r_cut=number(low=0.1, high=100.0),
+    n_max=number(low=1, high=100, whole=True),
+    l_max=number(low=0, high=50, whole=True),
+    sigma=number(low=1e-3, high=100.0),
+    smooth=text(),
+    maybe={"weighting": mapping(anything)},
 )
 
+_TERM = table(
+    features=text(),
+    descriptor=_DESCRIPTOR,
+    zeta=number(low=0.01, high=1000.0),
+    species=sequence(number(low=1, high=len(_SYMBOLS), whole=True), shortest=1, distinct=True),
+    elements=sequence(_SYMBOL, shortest=1, distinct=True),
+)
+
+_PART = table(offsets=mapping(_ENERGY, _SYMBOLS), kernels=sequence(_TERM, shortest=1))
+
 _PRIOR = optional(
-    table(delta=_NOT_NEGATIVE, mean=mapping(_ENERGY, _SYMBOLS), spread=_NOT_NEGATIVE),
+    table(
+        deltas=sequence(_NOT_NEGATIVE),
+        mean=mapping(_ENERGY, _SYMBOLS),
+        spread=_NOT_NEGATIVE,
+        maybe={"delta": _NOT_NEGATIVE},  # in files of version 1
+    ),
 )
 
 _ELEMENT_PRIOR = table(
@@ -168,11 +190,16 @@ _POSTERIOR = table(
     chi=_PRIOR,
     energy=_PRIOR,
     elements=optional(_ELEMENT_PRIOR),
-    sites=mapping(_NOT_NEGATIVE, ENVIRONMENT_KINDS),
+    sites=mapping(sequence(_NOT_NEGATIVE), ENVIRONMENT_KINDS),
     remainders=mapping(_NOT_NEGATIVE),
 )
 
-_COUPLED_POSTERIOR = table(noise=mapping(_POSITIVE), coupled=_PRIOR, remainder=_NOT_NEGATIVE)
+_COUPLED_POSTERIOR = table(
+    noise=mapping(_POSITIVE),
+    coupled=_PRIOR,
+    remainders=sequence(_NOT_NEGATIVE),
+    maybe={"remainder": _NOT_NEGATIVE},  # in files of version 1
+)
 
 _HEADER = table(
     format=text(),
@@ -189,6 +216,7 @@ _HEADER = table(
     parts=mapping(optional(_PART)),
     report=_REPORT,
     maybe={
+        "baseline_given": optional(text()),
         "sites": sequence(text(ENVIRONMENT_KINDS), distinct=True),
         "charge_kernel": optional(
             table(order=number(low=1, high=MAX_ORDER, whole=True), scale=number(low=1e-6, high=1e6))
@@ -229,6 +257,11 @@ def power_names(order: int) -> tuple[str, ...]:
     return tuple(f"power{b}" for b in range(1, order + 1))
 
 
+def kernel_name(part: str, number: int) -> str:
+    """Name of the arrays of a kernel of a part; numbers start at 1."""
+    return part if number == 1 else f"{part}.{number}"
+
+
 def check_model(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
     """Check a whole model file.
 
@@ -256,7 +289,11 @@ def check_model(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
         "the model has electronegativities without charges, or charges without electronegativities",
     )
     _agree(any(parts[name] is not None for name in PARTS), "the model has no part at all")
-    _agree(header["charges"] is not None or not (kinds or aware), "the model lacks the charges of its parts")
+    on_baseline = aware is not None and header["baseline"] is not None  # its charges may be all there are
+    _agree(
+        header["charges"] is not None or not (kinds or (aware and not on_baseline)),
+        "the model lacks the charges of its parts",
+    )
     _agree(aware is None or parts["short_range"] is not None, "the model lacks its short-range energy")
     for name in (*PARTS, "charges"):
         stored = header["charges"] if name == "charges" else parts[name]
@@ -264,9 +301,10 @@ def check_model(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
             (stored is None) == (header["settings"][name] is None), f"settings and content differ in {name}"
         )
     used: set[str] = set()
-    for position, name in enumerate(expected):
+    before: set[str] = set()
+    for name in expected:
         if parts[name] is not None:
-            _check_part(name, header, arrays, used, expected[:position])
+            _check_part(name, header, arrays, used, before)
     if header.get("posterior") is not None:
         check_arrays(_POSTERIOR_ARRAYS, arrays, used)
         _agree(
@@ -277,32 +315,37 @@ def check_model(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
 
 
 def _check_part(
-    name: str, header: Mapping[str, Any], arrays: Mapping[str, Any], used: set[str], before: list[str]
+    name: str, header: Mapping[str, Any], arrays: Mapping[str, Any], used: set[str], before: set[str]
 ) -> None:
-    """Check one part of a model; its features may be those of a part ``before``."""
+    """Check the kernels of one part of a model; their features may be those of kernels ``before``."""
     part, species = header["parts"][name], header["species"]
-    place = f"header.parts.{name}"
     numbers = [chemical_symbols.index(symbol) for symbol in species]
-    for key, found, wanted in (
-        ("elements", set(part["elements"]), set(species)),
-        ("offsets", set(part["offsets"]), set(species)),
-        ("species", part["species"], numbers),
-    ):
-        _agree(found == wanted, f"{place}.{key} does not name the species of the model")
-    home = part.get("features", name)
     _agree(
-        home == name or (home in before and header["parts"][home] is not None),
-        f"{place} shares the features of {home!r}, which the file does not hold",
+        set(part["offsets"]) == set(species),
+        f"header.parts.{name}.offsets does not name the species of the model",
     )
-    for element in part["elements"]:
-        names = {"part": home, "element": element}
-        check_arrays(_REPRESENTATIVES[:1], arrays, used, **names)
-        shape = arrays[f"{home}/{element}/shape"]
-        dimensions = {"rows": int(shape[0]), "features": int(shape[1])}
-        check_arrays(_COEFFICIENTS, arrays, used, dimensions, part=name, element=element)
-        if home == name:
-            check_arrays(_REPRESENTATIVES[1:], arrays, used, dimensions, **names)
-            _check_rows(arrays, f"{home}/{element}", dimensions["features"])
+    for position, term in enumerate(part["kernels"], start=1):
+        own, home = kernel_name(name, position), term["features"]
+        place = f"header.parts.{name}.kernels[{position - 1}]"
+        for key, found, wanted in (
+            ("elements", set(term["elements"]), set(species)),
+            ("species", term["species"], numbers),
+        ):
+            _agree(found == wanted, f"{place}.{key} does not name the species of the model")
+        _agree(
+            home == own or home in before,
+            f"{place} shares the features of {home!r}, which the file does not hold",
+        )
+        for element in term["elements"]:
+            names = {"part": home, "element": element}
+            check_arrays(_REPRESENTATIVES[:1], arrays, used, **names)
+            shape = arrays[f"{home}/{element}/shape"]
+            dimensions = {"rows": int(shape[0]), "features": int(shape[1])}
+            check_arrays(_COEFFICIENTS, arrays, used, dimensions, part=own, element=element)
+            if home == own:
+                check_arrays(_REPRESENTATIVES[1:], arrays, used, dimensions, **names)
+                _check_rows(arrays, f"{home}/{element}", dimensions["features"])
+        before.add(own)
 
 
 def _check_rows(arrays: Mapping[str, Any], prefix: str, features: int) -> None:
@@ -318,4 +361,4 @@ def _agree(good: bool, problem: str) -> None:
         raise SchemaError(problem)
 
 
-__all__ = ["PARTS", "check_model", "power_names"]
+__all__ = ["PARTS", "check_model", "kernel_name", "power_names"]

@@ -1,13 +1,15 @@
 """The model file: one ZIP archive of a JSON header and plain arrays, versioned, no pickle, written atomically.
 
-Layout, version 1::
+Layout, version 2::
 
     header.json          format, version, library version, settings, element offsets, report
-    <part>/<Z>/data|indices|indptr    representatives of one element, sparse rows (part: electronegativity, short_range,
-                                      or a kind of site parameter), unless the part shares them with another
-    <part>/<Z>/coefficients           kernel coefficients
-    power1, power2 ...                parts of a charge-aware short-range energy, which share its representatives
+    <kernel>/<Z>/data|indices|indptr  representatives of one element, sparse rows, unless shared with another kernel
+    <kernel>/<Z>/coefficients         kernel coefficients
     posterior/lower, posterior/u      optional: Cholesky factor of the posterior precision, parameters
+
+where a kernel is named like its part (electronegativity, short_range, a kind of site parameter, or power1, power2 ...
+of a charge-aware short-range energy, which share its representatives); further kernels of a sum are <part>.2, <part>.3
+and so on.  Version 1 knew one kernel for each part, with the descriptor of the settings.
 
 The training set is not stored.
 """
@@ -19,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,26 +30,30 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 from scipy import sparse
 
-from kqeq.baselines.baseline import Baseline, resolve_baseline
+from kqeq.baselines import Baseline, Sum, resolve_baseline
+from kqeq.baselines.combine import parts_of
+from kqeq.baselines.shift import PREFIX, shift_from_name
 from kqeq.charges import charge_model_from_dict
 from kqeq.charges.base import ENVIRONMENT_KINDS, ChargeModel
 from kqeq.charges.parameters import ElementParameters
-from kqeq.errors import InputError, ModelFileError, OutputError
+from kqeq.descriptors.base import Descriptor
+from kqeq.descriptors.soap.descriptor import SOAPDescriptor
+from kqeq.errors import InputError, ModelFileError, OutputError, UnsupportedError
 from kqeq.fitting.least_squares.solver import Iteration
 from kqeq.fitting.parameters import LearnedPart, Parameters, SitePart
 from kqeq.fitting.report import FitReport
 from kqeq.io.archive import read_archive, write_archive
-from kqeq.io.schema import SchemaError
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.feature_map import FeatureMap, SOAPKernel
+from kqeq.kernels.settings import kernel_tuple
 from kqeq.model.estimator import KQEq
-from kqeq.model.layout import PARTS, check_model, power_names
+from kqeq.model.layout import PARTS, check_model, kernel_name, power_names
 from kqeq.potential.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
 from kqeq.uncertainty.posterior import AnyPosterior, CoupledPosterior, Posterior
 
 FORMAT = "kqeq-model"
-VERSION = 1
+VERSION = 2
 
 
 def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = False) -> None:
@@ -85,24 +91,28 @@ def _content(model: KQEq, *, posterior: bool) -> tuple[dict[str, Any], dict[str,
         if part is None:
             parts[name] = None
             continue
-        feature_map = part.feature_map
-        shared = homes.get(feature_map)
-        homes.setdefault(feature_map, name)
-        parts[name] = {
-            "features": name if shared is None else shared,
-            "zeta": feature_map.zeta,
-            "species": list(feature_map.species),
-            "offsets": _by_symbol(part.offsets),
-            "elements": [chemical_symbols[z] for z in feature_map.representatives],
-        }
-        for z, rows in feature_map.representatives.items():
-            prefix = f"{name}/{chemical_symbols[z]}"
-            if shared is None:
-                arrays[f"{prefix}/data"] = rows.data
-                arrays[f"{prefix}/indices"] = rows.indices
-                arrays[f"{prefix}/indptr"] = rows.indptr
-                arrays[f"{prefix}/shape"] = np.array(rows.shape)
-            arrays[f"{prefix}/coefficients"] = part.coefficients[z]
+        kernels = []
+        for number, (feature_map, coefficients) in enumerate(part.terms, start=1):
+            own = kernel_name(name, number)
+            home = homes.setdefault(feature_map, own)
+            kernels.append(
+                {
+                    "features": home,
+                    "descriptor": _descriptor_settings(feature_map.descriptor),
+                    "zeta": feature_map.zeta,
+                    "species": list(feature_map.species),
+                    "elements": [chemical_symbols[z] for z in feature_map.representatives],
+                }
+            )
+            for z, rows in feature_map.representatives.items():
+                prefix = f"{own}/{chemical_symbols[z]}"
+                if home == own:
+                    arrays[f"{prefix}/data"] = rows.data
+                    arrays[f"{prefix}/indices"] = rows.indices
+                    arrays[f"{prefix}/indptr"] = rows.indptr
+                    arrays[f"{prefix}/shape"] = np.array(rows.shape)
+                arrays[f"{prefix}/coefficients"] = coefficients[z]
+        parts[name] = {"offsets": _by_symbol(part.offsets), "kernels": kernels}
     stored_posterior = None
     if posterior:
         known = model.posterior_
@@ -121,6 +131,7 @@ def _content(model: KQEq, *, posterior: bool) -> tuple[dict[str, Any], dict[str,
         "training_charges": list(potential.training_charges),
         "has_energy": potential.has_energy,
         "baseline": None if potential.baseline is None else potential.baseline.name,
+        "baseline_given": _name_given(model),
         "charges": None if potential.charges is None else potential.charges.to_dict(),
         "parts": parts,
         "sites": list(potential.sites),
@@ -137,15 +148,16 @@ def _stored_posterior(known: AnyPosterior, potential: Potential) -> dict[str, An
         return {
             "noise": dict(known.noise),
             "coupled": _prior(known.part),
-            "remainder": known.part.remainder,
+            "remainders": [kernel.remainder for kernel in known.part.kernels],
         }
     return {
         "noise": dict(known.noise),
+        "energy_first": known.parameters.energy_first,
         "chi": _prior(known.parameters.chi),
         "energy": _prior(known.parameters.energy),
         "elements": _element_prior(known.parameters.learned),
-        "sites": {kind: known.parameters.parts[kind].delta for kind in potential.sites},
-        "remainders": {name: part.remainder for name, part in known.parameters.parts.items()},
+        "sites": {kind: list(known.parameters.parts[kind].deltas) for kind in potential.sites},
+        "remainders": {name: kernel.remainder for name, kernel in known.parameters.kernels.items()},
     }
 
 
@@ -180,12 +192,14 @@ def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
     )
     remedy = "it is damaged: copy it again, or save the model again with model.save(path)"
     try:
+        header = _upgrade(header)
         check_model(header, arrays)
-    except SchemaError as error:
+    except Exception as error:  # of a header of an older version anything may be missing
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelFileError(
-            f"{source} lacks a part of the model or holds a wrong one ({error}); {remedy}"
+            f"{source} lacks a part of the model or holds a wrong one ({reason}); {remedy}"
         ) from None
-    spec, resolved = _baseline(header.get("baseline"), baseline)
+    spec, resolved = _baseline(header, baseline)
     try:
         model = _build(header, arrays, spec, resolved)
     except Exception as error:  # settings pass through many constructors, each with checks of its own
@@ -209,7 +223,12 @@ def _settings(model: KQEq) -> dict[str, Any]:
     """Constructor arguments as plain data."""
     settings = model.get_params(deep=False)
     settings.pop("baseline")
-    for name in ("electronegativity", "short_range", "charges", "site_kernel", "charge_aware"):
+    for name in ("electronegativity", "short_range", "site_kernel"):
+        given = settings[name]
+        if given is not None:
+            several = isinstance(given, (list, tuple))
+            settings[name] = [kernel.to_dict() for kernel in given] if several else given.to_dict()
+    for name in ("charges", "charge_aware"):
         settings[name] = None if settings[name] is None else settings[name].to_dict()
     if settings["targets"] is not None and not isinstance(settings["targets"], str):
         settings["targets"] = list(settings["targets"])
@@ -219,24 +238,20 @@ def _settings(model: KQEq) -> dict[str, Any]:
 def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: Baseline | None) -> KQEq:
     settings = dict(header["settings"])
     for name in ("electronegativity", "short_range", "site_kernel"):
-        settings[name] = None if settings.get(name) is None else SOAPKernel(**settings[name])
+        settings[name] = _kernel_settings(settings.get(name))
     settings["charges"] = None if settings["charges"] is None else charge_model_from_dict(settings["charges"])
     aware = settings.get("charge_aware")
     settings["charge_aware"] = None if aware is None else ChargeKernel(**aware)
     model = KQEq(**settings, baseline=spec)
     _check_settings(model)
     charges = header["charges"]  # with learned values in place of "learn"
-    kernels = {
-        **dict.fromkeys(ENVIRONMENT_KINDS, model.site_kernel or model.electronegativity),
-        "electronegativity": model.electronegativity,
-        "short_range": model.short_range,
-    }
     models: dict[str, SiteModel | None] = {}
+    maps: dict[str, FeatureMap] = {}
     kinds, aware = header.get("sites", []), header.get("charge_kernel")
     charge_kernel = None if aware is None else ChargeKernel(**aware)
     powers = () if charge_kernel is None else power_names(charge_kernel.order)
     for name in (*PARTS, *kinds, *powers):
-        models[name] = _site_model(header, arrays, name, kernels.get(name, model.short_range), models)
+        models[name] = _site_model(header["parts"][name], arrays, name, maps)
     potential = Potential(
         species=tuple(atomic_numbers[symbol] for symbol in header["species"]),
         energy_offsets=_by_number(header["energy_offsets"]),
@@ -261,8 +276,8 @@ def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: 
 
 def _check_settings(model: KQEq) -> None:
     """Refuse kernels that could not have been fitted; a descriptor may not even be possible to build."""
-    for kernel in (model.electronegativity, model.short_range, model.site_kernel):
-        if kernel is not None:
+    for kernels in (model.electronegativity, model.short_range, model.site_kernel):
+        for kernel in kernel_tuple(kernels) or ():
             kernel.check()
     if model.charge_aware is not None:
         model.charge_aware.check()
@@ -282,7 +297,7 @@ def _prior(part: SitePart | None) -> dict[str, Any] | None:
     """The prior of one part of the parameters as plain data."""
     if part is None:
         return None
-    return {"delta": part.delta, "mean": _by_symbol(part.offset_mean), "spread": part.offset_spread}
+    return {"deltas": list(part.deltas), "mean": _by_symbol(part.offset_mean), "spread": part.offset_spread}
 
 
 def _element_prior(part: LearnedPart | None) -> dict[str, Any] | None:
@@ -296,6 +311,13 @@ def _element_prior(part: LearnedPart | None) -> dict[str, Any] | None:
         "start": elements.start.tolist(),
         "spread": elements.spread.tolist(),
     }
+
+
+def _with_spreads(model: SiteModel | None, prior: Mapping[str, Any] | None) -> list[tuple[FeatureMap, float]]:
+    """The kernels of a part with their prior spreads."""
+    if model is None or prior is None:
+        return []
+    return list(zip(model.feature_maps, map(float, prior["deltas"]), strict=True))
 
 
 def _elements(stored: Mapping[str, Any] | None) -> ElementParameters | None:
@@ -322,20 +344,19 @@ def _posterior(
     parameters = Parameters.build(
         potential.species,
         charges=charges,
-        chi_map=None if chi_site is None else chi_site.feature_map,
-        chi_delta=0.0 if chi is None else chi["delta"],
+        chi_kernels=_with_spreads(chi_site, chi),
         chi_mean={} if chi is None else _by_number(chi["mean"]),
         chi_spread=0.0 if chi is None else chi["spread"],
-        energy_map=None if energy_site is None else energy_site.feature_map,
-        energy_delta=0.0 if energy is None else energy["delta"],
+        energy_kernels=_with_spreads(energy_site, energy),
         energy_mean=None if energy is None else _by_number(energy["mean"]),
         energy_spread=0.0 if energy is None else energy["spread"],
         elements=_elements(stored["elements"]),
-        site_map=next((own.feature_map for own in potential.sites.values()), None),
+        site_maps=next((own.feature_maps for own in potential.sites.values()), ()),
         site_deltas={kind: stored["sites"][kind] for kind in potential.sites},
+        energy_first=stored.get("energy_first", False),  # files of version 0.1 do not say
     )
     parameters = parameters.with_remainders(stored["remainders"])
-    u, lower = arrays["posterior/u"], arrays["posterior/lower"]
+    u, lower = arrays["posterior/u"], np.asfortranarray(arrays["posterior/lower"])  # as a fit leaves it
     if u.shape != (parameters.size,) or lower.shape != (parameters.size, parameters.size):
         raise ValueError("the posterior does not fit the parameters")
     return Posterior(parameters, u, lower, stored["noise"])
@@ -348,30 +369,51 @@ def _coupled_posterior(
     prior, short_range = stored["coupled"], potential.short_range
     if short_range is None or potential.charge_kernel is None:
         raise ValueError("the posterior belongs to a short-range energy that the file does not hold")
-    mean, size = _by_number(prior["mean"]), short_range.feature_map.size
-    columns = slice(0, size + len(mean))
-    part = SitePart(
-        short_range.feature_map, prior["delta"], mean, prior["spread"], columns, stored["remainder"]
+    mean = _by_number(prior["mean"])
+    part = SitePart.build(_with_spreads(short_range, prior), mean, prior["spread"], 0)
+    part = part.with_kernels(
+        [
+            replace(kernel, remainder=float(value))
+            for kernel, value in zip(part.kernels, stored["remainders"], strict=True)
+        ]
     )
-    u, lower = arrays["posterior/u"], arrays["posterior/lower"]
+    size = part.kernel_size
+    u, lower = arrays["posterior/u"], np.asfortranarray(arrays["posterior/lower"])  # as a fit leaves it
     expected = (potential.charge_kernel.order + 1) * size + len(mean)
     if u.shape != (expected,) or lower.shape != (expected, expected):
         raise ValueError("the posterior does not fit the parameters")
     return CoupledPosterior(potential, part, u, lower, stored["noise"])
 
 
-def _baseline(name: str | None, given: Any) -> tuple[Any, Baseline | None]:
+def _name_given(model: KQEq) -> str | None:
+    """The name of the baseline before ``charge_from`` changed it; in files only."""
+    given = resolve_baseline(model.baseline)
+    return None if given is None else given.name
+
+
+def _baseline(header: Mapping[str, Any], given: Any) -> tuple[Any, Baseline | None]:
+    """What the user would have written for the baseline, and the baseline itself."""
+    name = header.get("baseline")
     if name is None:
         if given is not None:
             raise InputError("a baseline was given, but the model was fitted without one")
         return None, None
-    spec = given if given is not None else (name if name.partition(":")[0] == "zbl" else None)
+    charge_from = header["settings"].get("charge_from", "baseline")
+    spec = given
     if spec is None:
-        raise InputError(
-            f"the model was fitted on top of the calculator {name}, which the file does not hold; "
-            "pass it: kqeq.load(path, baseline=calculator)"
-        )
-    resolved = resolve_baseline(spec)
+        spec = header.get("baseline_given") or name
+        try:
+            return spec, resolve_baseline(name)
+        except InputError:
+            raise InputError(
+                f"the model was fitted on top of the calculator {name}, which the file does not hold; "
+                "pass it: kqeq.load(path, baseline=calculator)"
+            ) from None
+    # constants by total charge are part of the fit, not of what the user gives
+    _, mark, shift = name.partition(f"+{PREFIX}:")
+    resolved = resolve_baseline(spec, charge_from)
+    if mark and resolved is not None:
+        resolved = Sum([*parts_of(resolved), shift_from_name(f"{PREFIX}:{shift}")])
     if resolved is not None and resolved.name != name:
         raise InputError(f"the model was fitted on top of {name}, but the baseline given is {resolved.name}")
     return spec, resolved
@@ -383,34 +425,91 @@ def _site_models(potential: Potential) -> dict[str, SiteModel | None]:
     return {name: getattr(potential, name) for name in PARTS} | dict(potential.sites) | powers
 
 
-def _site_model(
-    header: dict[str, Any],
-    arrays: dict[str, Any],
-    name: str,
-    kernel: SOAPKernel | None,
-    before: Mapping[str, SiteModel | None],
-) -> SiteModel | None:
-    """The kernel model of one part; its features may be those of a part ``before``."""
-    stored = header["parts"][name]
-    if stored is None or kernel is None:
+def _kernel_settings(stored: Any) -> Any:
+    """Kernel settings, one or a list of them, from plain data."""
+    if stored is None:
         return None
-    coefficients: dict[int, FloatArray] = {
-        atomic_numbers[symbol]: arrays[f"{name}/{symbol}/coefficients"] for symbol in stored["elements"]
-    }
-    home = stored.get("features", name)
-    if home == name:
-        feature_map = _feature_map(stored, arrays, name, kernel)
+    kernels = [SOAPKernel(**own) for own in (stored if isinstance(stored, list) else [stored])]
+    for kernel in kernels:
+        kernel.check()
+    return kernels if isinstance(stored, list) else kernels[0]
+
+
+def _descriptor_settings(descriptor: Descriptor) -> dict[str, Any]:
+    """Settings of a descriptor as plain data."""
+    if not isinstance(descriptor, SOAPDescriptor):
+        raise UnsupportedError(f"a model with the descriptor {descriptor!r} cannot be stored")
+    settings = asdict(descriptor)
+    if descriptor.weighting is None:
+        del settings["weighting"]
     else:
-        owner = before[home]
-        if owner is None:
-            raise ValueError(f"{name} shares the features of {home}, which the file does not hold")
-        feature_map = owner.feature_map
-    return SiteModel(feature_map, coefficients, _by_number(stored["offsets"]))
+        settings["weighting"] = descriptor.weighting.to_dict()
+    return settings
 
 
-def _feature_map(
-    stored: Mapping[str, Any], arrays: dict[str, Any], name: str, kernel: SOAPKernel
-) -> FeatureMap:
+def _upgrade(header: dict[str, Any]) -> dict[str, Any]:
+    """The header of an older version in the layout of this one."""
+    if header["version"] >= 2:
+        return header
+    header = dict(header)
+    settings = header["settings"]
+    site_kernel = settings.get("site_kernel") or settings["electronegativity"]
+    kernels = {
+        **dict.fromkeys(ENVIRONMENT_KINDS, site_kernel),
+        "electronegativity": settings["electronegativity"],
+    }
+    parts: dict[str, Any] = {}
+    for name, stored in header["parts"].items():
+        kernel = kernels.get(name, settings["short_range"])
+        if stored is None or kernel is None:
+            parts[name] = None
+            continue
+        own = {key: value for key, value in stored.items() if key != "offsets"}
+        own.setdefault("features", name)
+        own["descriptor"] = _descriptor_settings(SOAPKernel(**kernel).descriptor())
+        parts[name] = {"offsets": stored["offsets"], "kernels": [own]}
+    header["parts"] = parts
+    if header.get("posterior") is not None:
+        known = dict(header["posterior"])
+        for name in ("chi", "energy", "coupled"):
+            if known.get(name) is not None:
+                known[name] = {**known[name], "deltas": [known[name]["delta"]]}
+        if "sites" in known:
+            known["sites"] = {kind: [delta] for kind, delta in known["sites"].items()}
+        if "remainder" in known:
+            known["remainders"] = [known["remainder"]]
+        header["posterior"] = known
+    return header
+
+
+def _site_model(
+    stored: Mapping[str, Any] | None, arrays: dict[str, Any], name: str, maps: dict[str, FeatureMap]
+) -> SiteModel | None:
+    """The kernel model of one part; its features may be those of a kernel before, in ``maps``."""
+    if stored is None:
+        return None
+    terms = []
+    for number, kernel in enumerate(stored["kernels"], start=1):
+        own = kernel_name(name, number)
+        coefficients: dict[int, FloatArray] = {
+            atomic_numbers[symbol]: arrays[f"{own}/{symbol}/coefficients"] for symbol in kernel["elements"]
+        }
+        home = kernel["features"]
+        if home == own:
+            maps[own] = _feature_map(kernel, arrays, own)
+        elif home not in maps:
+            raise ValueError(f"{own} shares the features of {home}, which the file does not hold")
+        feature_map = maps[home]
+        for z, rows in feature_map.representatives.items():
+            if coefficients[z].shape != (rows.shape[0],):
+                raise ValueError(f"the arrays of {chemical_symbols[z]} in {own} do not fit together")
+        terms.append((feature_map, coefficients))
+    if not terms:
+        raise ValueError(f"{name} has no kernel")
+    return SiteModel(tuple(terms), _by_number(stored["offsets"]))
+
+
+def _feature_map(stored: Mapping[str, Any], arrays: dict[str, Any], name: str) -> FeatureMap:
     representatives: dict[int, sparse.csr_array] = {}
     for symbol in stored["elements"]:
         prefix = f"{name}/{symbol}"
@@ -419,7 +518,8 @@ def _feature_map(
             shape=(int(arrays[f"{prefix}/shape"][0]), int(arrays[f"{prefix}/shape"][1])),
         )
     species = tuple(int(z) for z in stored["species"])
-    feature_map = FeatureMap(kernel.descriptor(), float(stored["zeta"]), representatives, species)
+    descriptor = SOAPDescriptor(**stored["descriptor"])
+    feature_map = FeatureMap(descriptor, float(stored["zeta"]), representatives, species)
     features = max(block.stop for block in feature_map.descriptor.block_slices(species).values())
     for z, rows in representatives.items():
         if z not in species or rows.shape[1] != features:

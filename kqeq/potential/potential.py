@@ -1,6 +1,6 @@
 """A fitted potential: frozen parameters in, predictions out.
 
-    E = Σ e0(Z_i) + E_sr(r) + E_el(χ(r), Q, field) + E_baseline(r)
+    E = Σ e0(Z_i) + E_sr(r) + E_el(χ(r), Q − Q_baseline, field) + E_baseline(r, Q_baseline, field)
 
 This module knows nothing of fitting and of ASE.
 
@@ -18,17 +18,20 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from kqeq.backend import CPU, Device, asarray_like, blas, namespace, to_float, to_numpy, zeros
-from kqeq.baselines.baseline import Baseline
+from kqeq.baselines import Baseline, remaining
 from kqeq.charges.base import ChargeModel, ChargeSystem, SiteParameters
 from kqeq.charges.parameters import multiply_sites
 from kqeq.descriptors import evaluate_states, longest_cutoff
-from kqeq.descriptors.base import Descriptor, DescriptorState
+from kqeq.descriptors.base import Descriptor
 from kqeq.errors import InputError, UndeterminedWarning, UnsupportedError
 from kqeq.frames.neighbours import Pairs
 from kqeq.frames.structures import Structure
+from kqeq.kernels import sums
 from kqeq.kernels.charge_kernel import ChargeCoupling, ChargeKernel
-from kqeq.kernels.feature_map import FeatureMap, Similarity, evaluate_environments
+from kqeq.kernels.feature_map import FeatureMap, evaluate_environments
+from kqeq.kernels.sums import Similarities, States
 from kqeq.potential.charged import Charged
+from kqeq.potential.on_baseline import OnBaseline
 from kqeq.potential.prediction import PROPERTIES, Prediction, check_properties
 from kqeq.typing import Array, FloatArray, IntArray
 
@@ -38,38 +41,36 @@ BATCH_ATOMS = 512
 
 @dataclass(frozen=True, eq=False)
 class SiteModel:
-    """One scalar per atom as a function of its environment: offset of the element plus kernel expansion.
+    """One scalar per atom as a function of its environment: offset of the element plus kernel expansions.
 
     Attributes
     ----------
-    feature_map : FeatureMap
-    coefficients : dict of int to (M,) array
-        Kernel coefficients by element, prior scale included.
+    terms : tuple of (FeatureMap, dict of int to (M,) array)
+        At least one kernel: its features, and its coefficients by element, prior scale included.
     offsets : dict of int to float
-        Value of each element without the kernel part.
+        Value of each element without the kernels.
     """
 
-    feature_map: FeatureMap
-    coefficients: Mapping[int, FloatArray]
+    terms: tuple[tuple[FeatureMap, Mapping[int, FloatArray]], ...]
     offsets: Mapping[int, float]
 
-    def evaluate(self, similarities: Sequence[Similarity], numbers: IntArray) -> Array:
+    @property
+    def feature_maps(self) -> tuple[FeatureMap, ...]:
+        """Those of the kernels, in their order."""
+        return tuple(feature_map for feature_map, _ in self.terms)
+
+    def evaluate(self, similarities: Similarities, numbers: IntArray) -> Array:
         """Values of all atoms, (N,)."""
         table = np.zeros(max(self.offsets) + 1)
         table[list(self.offsets)] = list(self.offsets.values())
-        values = self.feature_map.expand(similarities, len(numbers), self.coefficients)
+        values = sums.expand(self.terms, similarities, len(numbers))
         return asarray_like(table[numbers], values) + values
 
-    def descriptor_gradient(
-        self,
-        similarities: Sequence[Similarity],
-        state: DescriptorState,
-        weights: Array | None = None,
-    ) -> Array:
-        """weights_i ∂f_i/∂p_i, (N, F)."""
-        return self.feature_map.descriptor_gradient(
-            similarities, state.values.shape, self.coefficients, weights
-        )
+    def descriptor_gradients(
+        self, similarities: Similarities, states: States, weights: Array | None = None
+    ) -> dict[Descriptor, Array]:
+        """weights_i ∂f_i/∂p_i for each descriptor, (N, F) each."""
+        return sums.descriptor_gradients(self.terms, similarities, states, weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +117,7 @@ class Potential:
     def feature_maps(self) -> list[FeatureMap]:
         """The feature maps of all kernel models, each once."""
         parts = (self.electronegativity, self.short_range, *self.sites.values())
-        return list(dict.fromkeys(part.feature_map for part in parts if part is not None))
+        return list(dict.fromkeys(m for part in parts if part is not None for m in part.feature_maps))
 
     @property
     def descriptors(self) -> list[Descriptor]:
@@ -145,17 +146,32 @@ class Potential:
                 f"{', '.join(chemical_symbols[z] for z in self.species)} only. Add frames with the missing elements "
                 "to the training set and fit again"
             )
+        if self.baseline is not None:
+            self.baseline.check(structure)
         if self.charges is not None:
-            self.charges.check(structure)
-        elif structure.external_field.any():
+            self.charges.check(remaining(structure, self.baseline))
+        elif structure.external_field.any() and not self._baseline_feels_fields:
             raise InputError(
                 f"{where} is in an external field, but the model has no charges for the field to act on; "
                 "fit with charges=kqeq.QEq(), or remove the field"
             )
 
-    def site_parameters(
-        self, numbers: IntArray, similarities: Mapping[FeatureMap, Sequence[Similarity]]
-    ) -> SiteParameters | None:
+    @property
+    def _baseline_feels_fields(self) -> bool:
+        return self.baseline is not None and self.baseline.capabilities.field
+
+    @property
+    def has_charges(self) -> bool:
+        """Whether a charge model or the baseline gives charges."""
+        return self.charges is not None or (
+            self.baseline is not None and self.baseline.capabilities.holds_charge
+        )
+
+    def in_session(self) -> Potential:
+        """The same for structures that follow each other: the baseline may start from where it ended."""
+        return self if self.baseline is None else replace(self, baseline=self.baseline.session())
+
+    def site_parameters(self, numbers: IntArray, similarities: Similarities) -> SiteParameters | None:
         """Hardness and the like of every atom in its environment; ``None`` without charges.
 
         Parameters
@@ -166,16 +182,13 @@ class Potential:
         """
         if self.charges is None:
             return None
-        logarithms = {
-            kind: model.evaluate(similarities[model.feature_map], numbers)
-            for kind, model in self.sites.items()
-        }
+        logarithms = {kind: model.evaluate(similarities, numbers) for kind, model in self.sites.items()}
         return multiply_sites(self.charges.site_parameters(numbers), logarithms)
 
     def bind(
         self,
         structure: Structure,
-        similarities: Mapping[FeatureMap, Sequence[Similarity]],
+        similarities: Similarities,
         *,
         device: Device = CPU,
     ) -> ChargeSystem | None:
@@ -183,12 +196,12 @@ class Potential:
         if self.charges is None:
             return None
         sites = self.site_parameters(structure.numbers, similarities)
-        return self.charges.bind(structure, sites, device=device)
+        return self.charges.bind(remaining(structure, self.baseline), sites, device=device)
 
     def charged(
         self,
         structure: Structure,
-        similarities: Mapping[FeatureMap, Sequence[Similarity]],
+        similarities: Similarities,
         system: ChargeSystem | None = None,
         *,
         device: Device = CPU,
@@ -200,17 +213,19 @@ class Potential:
         if self.electronegativity is None or self.charges is None:
             return None
         numbers = structure.numbers
-        chi = self.electronegativity.evaluate(similarities[self.electronegativity.feature_map], numbers)
+        chi = self.electronegativity.evaluate(similarities, numbers)
         sites = self.site_parameters(numbers, similarities)
         assert sites is not None
         sites = sites.on(device.like)
-        system = self.charges.bind(structure, sites, device=device) if system is None else system
-        state = system.solve(chi, structure.external_field, structure.total_charge)
+        own = remaining(structure, self.baseline)
+        system = self.charges.bind(own, sites, device=device) if system is None else system
+        state = system.solve(chi, own.external_field, own.total_charge)
         return Charged(system, state, sites, tuple(self.sites)), chi
 
     def warn_if_undetermined(self, structure: Structure) -> None:
         """Warn when a charge state is asked for whose chemical potential no label has fixed."""
-        if self.charges is None or len(self.training_charges) != 1:
+        held = self.baseline is not None and self.baseline.capabilities.holds_charge
+        if self.charges is None or len(self.training_charges) != 1 or held:
             return
         (only,) = self.training_charges
         if abs(structure.total_charge - only) > 1e-6:
@@ -290,8 +305,8 @@ class Potential:
         self,
         structure: Structure,
         properties: Collection[str],
-        states: Mapping[Descriptor, DescriptorState],
-        similarities: Mapping[FeatureMap, Sequence[Similarity]],
+        states: States,
+        similarities: Similarities,
         system: ChargeSystem | None = None,
         *,
         device: Device = CPU,
@@ -312,23 +327,27 @@ class Potential:
         strain = zeros((3, 3), device.like)
 
         def pull(model: SiteModel, weights: Array | None = None) -> None:
-            """Add weights_i ∂f_i/∂p_i to the gradient of the model's descriptor."""
-            descriptor = model.feature_map.descriptor
-            own = model.descriptor_gradient(similarities[model.feature_map], states[descriptor], weights)
-            gradients[descriptor] = gradients.get(descriptor, 0.0) + own
+            """Add weights_i ∂f_i/∂p_i to the gradients of the model's descriptors."""
+            for descriptor, own in model.descriptor_gradients(similarities, states, weights).items():
+                gradients[descriptor] = gradients.get(descriptor, 0.0) + own
 
         found = self.charged(structure, similarities, system, device=device)
         charged, chi = (None, None) if found is None else found
+        base = OnBaseline.at(
+            self.baseline, structure, properties, sees_charges=self.charge_kernel is not None
+        )
         energy_short_range = 0.0
         if self.short_range is not None:
-            near = similarities[self.short_range.feature_map]
             powers = (self.short_range, *self.charge_powers)
-            expansions = [model.evaluate(near, numbers) for model in powers]
+            expansions = [model.evaluate(similarities, numbers) for model in powers]
             weights = [None]
             energy_short_range = to_float(namespace(device.like).sum(expansions[0]))
-            if self.charge_kernel is not None and charged is not None:
-                coupling = ChargeCoupling.at(self.charge_kernel, charged.state.charges, expansions)
-                charged = replace(charged, coupling=coupling)
+            if self.charge_kernel is not None:
+                own_charges = None if charged is None else charged.state.charges
+                seen = asarray_like(base.seen(own_charges), device.like)
+                coupling = ChargeCoupling.at(self.charge_kernel, seen, expansions)
+                base = base.couple(coupling)
+                charged = None if charged is None else replace(charged, coupling=coupling)
                 energy_short_range = coupling.energy
                 weights = [None, *(coupling.weights[b, :] for b in range(1, len(powers)))]
             for model, own in zip(powers, weights, strict=True):
@@ -348,23 +367,20 @@ class Potential:
             strain += pulled_back.strain
         positions, strain = to_numpy(positions), to_numpy(strain)
 
-        energy_baseline = 0.0
-        if self.baseline is not None:
-            energy_baseline, base_gradient, base_strain = self.baseline.evaluate(structure)
-            positions += base_gradient
-            strain += base_strain
+        positions += base.gradient()
+        strain += base.strain()
 
         # each costs a whole solution where no matrix is factored
         responses = charged is not None and (
             charged.system.responses_are_cheap or "polarizability" in properties
         )
         energy_electrostatic = 0.0 if charged is None else charged.state.energy
-        return Prediction(
-            energy=energy_offsets + energy_short_range + energy_electrostatic + energy_baseline,
+        prediction = Prediction(
+            energy=energy_offsets + energy_short_range + energy_electrostatic + base.energy,
             energy_offsets=energy_offsets,
             energy_short_range=energy_short_range,
             energy_electrostatic=energy_electrostatic,
-            energy_baseline=energy_baseline,
+            energy_baseline=base.energy,
             forces=-positions if "forces" in properties else None,
             stress=_stress(strain, structure) if "stress" in properties else None,
             charges=None if charged is None else to_numpy(charged.state.charges),
@@ -381,6 +397,7 @@ class Potential:
             total_charge=structure.total_charge,
             external_field=structure.external_field,
         )
+        return base.complete(prediction, properties, charged)
 
 
 def _on_host(values: Array | None) -> FloatArray | None:

@@ -8,7 +8,7 @@ quantity is f = δ Φ u + g with a Gaussian process g of covariance
 
 that no label constrains (theory section 3).  g is mapped through the same linear map m as Φ, so
 
-    var = |L⁻¹ jᵀ|² + Σ_parts κ ( δ² m K mᵀ − |j_kernel|² )
+    var = |L⁻¹ jᵀ|² + Σ_kernels κ ( δ² m K mᵀ − |j_kernel|² )
 
 with κ = 1 unless a fit by evidence has learned it (:mod:`kqeq.uncertainty.remainder`), K the kernel between all atoms
 of the structure, j_kernel = δ m Φ the part's stretch of j.  If every training environment is a representative this is the
@@ -41,17 +41,19 @@ from functools import cached_property
 import numpy as np
 
 from kqeq.backend.linalg import solve_lower
+from kqeq.baselines import Baseline, remaining
 from kqeq.charges.base import Response
 from kqeq.charges.parameters import logarithmic_directions
 from kqeq.descriptors import evaluate_states
 from kqeq.errors import UnsupportedError
 from kqeq.fitting.charge_aware import ChargeView, CoupledFit
-from kqeq.fitting.parameters import Parameters, SitePart
+from kqeq.fitting.parameters import KernelPart, Parameters, SitePart
 from kqeq.fitting.rows.blocks import BLOCKS, Linearisation
 from kqeq.fitting.rows.features import TrainingFrame, compute_features
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure
 from kqeq.kernels.feature_map import FeatureMap
+from kqeq.potential.on_baseline import extras_for, sees_baseline
 from kqeq.potential.potential import Potential, Prediction
 from kqeq.typing import BoolArray, FloatArray
 
@@ -92,12 +94,12 @@ class LinearMap:
     ----------
     rows : (n, P) array
         Derivative with respect to the parameters.
-    sites : tuple of (SitePart, (n, N) array)
-        Derivative with respect to the values of each kernel part at the atoms.
+    sites : tuple of (KernelPart, (n, N) array)
+        Derivative with respect to what each kernel adds to its quantity at the atoms.
     """
 
     rows: FloatArray
-    sites: tuple[tuple[SitePart, FloatArray], ...]
+    sites: tuple[tuple[KernelPart, FloatArray], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,36 +197,32 @@ class Uncertain(_Environments):
 
     def __init__(self, posterior: Posterior, structure: Structure, *, forces: bool = False) -> None:
         self.posterior = posterior
-        maps = {part.feature_map for part in self._kernel_parts().values()}
-        super().__init__(structure, [m for m in maps if m is not None])
         parameters = posterior.parameters
+        super().__init__(structure, dict.fromkeys(k.feature_map for k in parameters.kernels.values()))
         labels = Labels(forces=np.zeros((len(structure), 3))) if forces else Labels(energy=0.0)
         frame = TrainingFrame(structure, labels, 0)
         self.line = Linearisation(frame, compute_features(frame, parameters), parameters, posterior.u)
-
-    def _kernel_parts(self) -> dict[str, SitePart]:
-        parts = self.posterior.parameters.parts
-        return {name: part for name, part in parts.items() if part.feature_map is not None}
 
     def linear_map(self, kind: str) -> LinearMap:
         """Derivatives of energy, dipole or charges; forces depend on derivatives of the sites as well."""
         parameters = self.posterior.parameters
         rows = BLOCKS[kind](self.line, True)[1]
         assert rows is not None
-        sites = []
-        if kind == "energy" and parameters.energy is not None and parameters.energy.feature_map is not None:
-            sites.append((parameters.energy, np.ones((1, len(self.structure)))))
+        sites: list[tuple[KernelPart, FloatArray]] = []
+        if kind == "energy" and parameters.energy is not None:
+            ones = np.ones((1, len(self.structure)))
+            sites += [(kernel, ones) for kernel in parameters.energy.kernels]
         if parameters.chi is not None and self.line.state is not None:
             if kind == "energy":
                 change: FloatArray | None = self.line.state.electronegativity_gradient()[None, :]
             else:
                 change = getattr(self._site_response, kind)
-            if parameters.chi.feature_map is not None and change is not None:
-                sites.append((parameters.chi, change))
+            if change is not None:
+                sites += [(kernel, change) for kernel in parameters.chi.kernels]
             for name, slopes in self.line.site_slopes.items():
                 change = slopes[None, :] if kind == "energy" else getattr(self._responses[name], kind)
                 if change is not None:
-                    sites.append((parameters.parts[name], change))
+                    sites += [(kernel, change) for kernel in parameters.parts[name].kernels]
         return LinearMap(rows, tuple(sites))
 
     @cached_property
@@ -253,25 +251,23 @@ class Uncertain(_Environments):
         else:
             mapped = self.linear_map(kind)
             rows, remainder = mapped.rows, np.zeros(len(mapped.rows))
-            for part, missed in self.missed(mapped):
-                remainder += part.remainder * missed
+            for kernel, missed in self.missed(mapped):
+                remainder += kernel.remainder * missed
         scaled = solve_lower(self.posterior.lower, rows.T)
         return np.asarray(np.einsum("pn,pn->n", scaled, scaled) + remainder)
 
-    def missed(self, mapped: LinearMap) -> Iterator[tuple[SitePart, FloatArray]]:
-        """Prior variance of each component that the sparse features of each kernel part miss, (n,)."""
-        for part, sites in mapped.sites:
-            assert part.feature_map is not None
-            prior = np.einsum("ni,ij,nj->n", sites, self.kernel(part.feature_map), sites, optimize=True)
-            yield part, np.maximum(part.delta**2 * prior - _explained(part, mapped.rows), 0.0)
+    def missed(self, mapped: LinearMap) -> Iterator[tuple[KernelPart, FloatArray]]:
+        """Prior variance of each component that the sparse features of each kernel miss, (n,)."""
+        for kernel, sites in mapped.sites:
+            prior = np.einsum("ni,ij,nj->n", sites, self.kernel(kernel.feature_map), sites, optimize=True)
+            yield kernel, np.maximum(kernel.delta**2 * prior - _explained(kernel, mapped.rows), 0.0)
 
     def _force_remainder(self, rows: FloatArray) -> FloatArray:
         """What sparse features miss in each force component, (3N,)."""
         atoms = len(self.structure)
         result = np.zeros(3 * atoms)
         parameters, line = self.posterior.parameters, self.line
-        for name, part in self._kernel_parts().items():
-            assert part.feature_map is not None
+        for name, part in parameters.parts.items():
             if part is parameters.energy:
                 slopes, values = np.ones(atoms), np.zeros((3 * atoms, atoms))
             else:
@@ -285,15 +281,17 @@ class Uncertain(_Environments):
                     values = values + line.site_jacobian.positions @ response.charges
                 for kind, change in line.site_slope_response(response).items():
                     values = values + line.site_jacobians[kind].positions @ change
-            prior = self._gradient_prior(part.feature_map, slopes, values)
-            result += part.remainder * np.maximum(part.delta**2 * prior - _explained(part, rows), 0.0)
+            for kernel in part.kernels:
+                prior = self._gradient_prior(kernel.feature_map, slopes, values)
+                missed = kernel.delta**2 * prior - _explained(kernel, rows)
+                result += kernel.remainder * np.maximum(missed, 0.0)
         return result
 
 
-def _explained(part: SitePart, rows: FloatArray) -> FloatArray:
+def _explained(kernel: KernelPart, rows: FloatArray) -> FloatArray:
     """|j_kernel|² of each row: the prior variance that the sparse features carry, (n,)."""
-    kernel = rows[:, part.columns][:, : part.kernel_size]
-    return np.asarray(np.einsum("np,np->n", kernel, kernel))
+    own = rows[:, kernel.columns]
+    return np.asarray(np.einsum("np,np->n", own, own))
 
 
 class CoupledUncertain(_Environments):
@@ -313,10 +311,15 @@ class CoupledUncertain(_Environments):
     def __init__(self, posterior: CoupledPosterior, structure: Structure, *, forces: bool = False) -> None:
         self.posterior = posterior
         kernel = posterior.potential.charge_kernel
-        assert kernel is not None and posterior.part.feature_map is not None
-        self.feature_map = posterior.part.feature_map
-        super().__init__(structure, [self.feature_map])
-        self.view = ChargeView(posterior.potential, structure, kernel, derivatives=forces)
+        assert kernel is not None
+        super().__init__(structure, posterior.part.feature_maps)
+        potential, base = posterior.potential, None
+        if potential.baseline is not None and sees_baseline(potential.baseline, True):
+            knows = potential.baseline.capabilities
+            kinds = ("forces",) if forces else ()
+            base = potential.baseline.evaluate(structure, extras_for(structure, kinds, knows, True))
+        own = remaining(structure, potential.baseline)
+        self.view = ChargeView(potential, own, kernel, derivatives=forces, base=base)
 
     def variance(self, kind: str) -> FloatArray:
         """Posterior variance of the energy (1,) or of the forces (3N,)."""
@@ -326,18 +329,24 @@ class CoupledUncertain(_Environments):
         result = np.einsum("pn,pn->n", scaled, scaled)
         moved = view.charge_derivatives() if kind == "forces" else None
         for b, (value, slope) in enumerate(zip(view.values, view.slopes, strict=True)):
-            if moved is None:
-                prior = np.atleast_1d(value @ self.kernel(self.feature_map) @ value)
-            else:
-                prior = self._gradient_prior(self.feature_map, value, moved * slope)
-            own = rows[:, b * size : (b + 1) * size]
-            missed = np.maximum(part.delta**2 * prior - np.einsum("np,np->n", own, own), 0.0)
-            result += part.remainder * missed
+            for kernel in part.kernels:
+                if moved is None:
+                    prior = np.atleast_1d(value @ self.kernel(kernel.feature_map) @ value)
+                else:
+                    prior = self._gradient_prior(kernel.feature_map, value, moved * slope)
+                first = b * size + kernel.columns.start - part.columns.start
+                own = rows[:, first : first + kernel.size]
+                missed = np.maximum(kernel.delta**2 * prior - np.einsum("np,np->n", own, own), 0.0)
+                result += kernel.remainder * missed
         return np.asarray(result)
 
 
 def with_uncertainty(
-    prediction: Prediction, posterior: AnyPosterior, structure: Structure, properties: Collection[str]
+    prediction: Prediction,
+    posterior: AnyPosterior,
+    structure: Structure,
+    properties: Collection[str],
+    baseline: Baseline | None = None,
 ) -> Prediction:
     """A prediction with its standard deviations filled in.
 
@@ -349,6 +358,8 @@ def with_uncertainty(
         The validated structure that was predicted.
     properties : collection of str
         ``forces`` among them adds those of the forces, which cost most.
+    baseline : Baseline, optional
+        What the model was fitted on top of; it has no uncertainty of its own.
 
     Returns
     -------
@@ -360,15 +371,16 @@ def with_uncertainty(
         return _coupled(prediction, posterior, structure, "forces" in properties)
     has_energy = posterior.parameters.energy is not None
     forces = "forces" in properties and has_energy
-    view = Uncertain(posterior, structure, forces=forces)
+    view = Uncertain(posterior, remaining(structure, baseline), forces=forces)
     found: dict[str, FloatArray | None] = dict.fromkeys(KINDS)
     if has_energy:
         found["energy"] = view.variance("energy")
     if forces:
         found["forces"] = view.variance("forces")
-    if prediction.charges is not None:
+    own = posterior.parameters.chi is not None
+    if prediction.charges is not None and own:
         found["charges"] = view.variance("charges")
-    if prediction.dipole is not None:
+    if prediction.dipole is not None and own:
         found["dipole"] = view.variance("dipole")
     std = {kind: None if value is None else np.sqrt(value) for kind, value in found.items()}
     return replace(

@@ -6,14 +6,14 @@ and smooth part of the quantity; the fine rest of real energies is much smaller 
 clusters: a few thousandths of the variance).  So its variance gets a factor κ of its own for each kernel, chosen for
 the best predictions of frames that are left out: with the labels of frame f left out, all in closed form,
 
-    y_f − ŷ_f = (1 − H_ff)⁻¹ r_f,     variance (1 − H_ff)⁻¹ + Σ_parts κ ρ_f,        H_ff = J_f H⁻¹ J_fᵀ
+    y_f − ŷ_f = (1 − H_ff)⁻¹ r_f,     variance (1 − H_ff)⁻¹ + Σ_kernels κ ρ_f,        H_ff = J_f H⁻¹ J_fᵀ
 
 in units of the noise, with r_f the residuals of the fit and ρ_f what the features miss.  κ maximises the sum of the log
 densities of energies, dipoles and charges (Geisser & Eddy 1979, *J. Am. Stat. Assoc.* 74, 153; Sundararajan & Keerthi
 2001, *Neural Comput.* 13, 1103), next to a broad log-normal prior around 1.  What is left out comes from the training
 distribution: where environments are unlike any of it, errors may exceed what κ promises.
 
-Dimensions: n labels of one frame, m labels of all frames, k kernel parts.
+Dimensions: n labels of one frame, m labels of all frames, k kernels.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def leave_out(posterior: Posterior, frames: Sequence[TrainingFrame]) -> LeftOut:
     frames : sequence of TrainingFrame
         As they were fitted.
     """
-    names, known = _names(posterior), posterior.parameters.parts
+    names, known = list(posterior.parameters.kernels), posterior.parameters.kernels
     errors, variances, missed = [], [], []
     for frame in track(frames, "left out", total=len(frames)):
         view = Uncertain(posterior, frame.structure, forces=frame.needs_gradients)
@@ -88,10 +88,10 @@ def leave_out(posterior: Posterior, frames: Sequence[TrainingFrame]) -> LeftOut:
         for kind in frame.labels.kinds:
             stop = start + target_vector(frame, kind).size
             if kind in KINDS and frame.labels.weight > 0.0:
-                scale = frame.labels.weight / deviation(frame, kind, posterior.noise) ** 2
+                scale = deviation(frame, kind, posterior.noise) ** -2
                 own = np.zeros((stop - start, len(names)))
-                for part, values in view.missed(view.linear_map(kind)):
-                    own[:, [known[name] is part for name in names]] = scale * values[:, None]
+                for kernel, values in view.missed(view.linear_map(kind)):
+                    own[:, [known[name] is kernel for name in names]] = scale * values[:, None]
                 errors.append(error[start:stop])
                 variances.append(variance[start:stop])
                 missed.append(own)
@@ -121,7 +121,7 @@ def learn_remainder(posterior: Posterior, frames: Sequence[TrainingFrame]) -> tu
     """
     from scipy.optimize import minimize
 
-    names = _names(posterior)
+    names = list(posterior.parameters.kernels)
     if not names:
         return posterior, "no kernel: nothing is missed"
     chosen = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, MOST_FRAMES).astype(int))]
@@ -142,11 +142,6 @@ def learn_remainder(posterior: Posterior, frames: Sequence[TrainingFrame]) -> tu
     text = ", ".join(f"{name} {factor:.3g}" for name, factor in factors.items())
     learned = replace(posterior, parameters=posterior.parameters.with_remainders(factors))
     return learned, f"variance of what sparse features miss, relative to the prior: {text}"
-
-
-def _names(posterior: Posterior) -> list[str]:
-    """Kernel parts."""
-    return [name for name, part in posterior.parameters.parts.items() if part.feature_map is not None]
 
 
 __all__ = ["KINDS", "LeftOut", "learn_remainder", "leave_out", "log_density"]

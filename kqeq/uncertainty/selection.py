@@ -25,10 +25,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kqeq.backend.linalg import solve_lower
+from kqeq.baselines import remaining
 from kqeq.errors import InputError, UnsupportedError
-from kqeq.fitting.parameters import SitePart
+from kqeq.fitting.parameters import KernelPart
+from kqeq.frames.labels import standard_deviation
 from kqeq.frames.structures import Structure, as_frames, describe, read_structure
 from kqeq.io.progress import track
+from kqeq.kernels.feature_map import FeatureMap
 from kqeq.typing import FloatArray
 from kqeq.uncertainty.posterior import CoupledPosterior, Posterior, Uncertain, require_posterior
 
@@ -49,7 +52,7 @@ class _Candidate:
     ----------
     scaled : (P, n) array
         L⁻¹ Jᵀ.
-    sites : tuple of (part, (n, N) array, (n, p) array, (N, F) array)
+    sites : tuple of (kernel, (n, N) array, (n, p) array, (N, F) array)
         For every kernel part: derivative of the values with respect to the atoms, the kernel part of J, descriptors.
     variance : (n, n) array
         Posterior covariance.
@@ -59,7 +62,7 @@ class _Candidate:
 
     structure: Structure
     scaled: FloatArray
-    sites: tuple[tuple[SitePart, FloatArray, FloatArray, FloatArray], ...]
+    sites: tuple[tuple[KernelPart, FloatArray, FloatArray, FloatArray], ...]
     variance: FloatArray
     noise: float
 
@@ -102,9 +105,9 @@ def select(model: KQEq, pool: Atoms | Sequence[Atoms], n: int, *, quantity: str 
         raise InputError(f"n is {n!r}; expected a whole number from 1 to {len(frames)}, the size of the pool")
     structures = []
     for i, atoms in enumerate(frames):
-        structure = read_structure(atoms, index=i)
+        structure = read_structure(atoms, index=i, prefix=model.label_prefix)
         potential.check(structure, describe(atoms, i))
-        structures.append(structure)
+        structures.append(remaining(structure, potential.baseline))
     if kind == "dipole" and any(structure.periodic for structure in structures):
         raise InputError('the pool holds periodic cells, whose dipole is not defined; use quantity="energy"')
     candidates = [
@@ -131,14 +134,13 @@ def _candidate(posterior: Posterior, structure: Structure, kind: str) -> _Candid
     scaled = solve_lower(posterior.lower, mapped.rows.T)
     variance = scaled.T @ scaled
     sites = []
-    for part, weights in mapped.sites:
-        assert part.feature_map is not None
-        kernel_rows = mapped.rows[:, part.columns][:, : part.kernel_size]
-        missed = part.delta**2 * weights @ view.kernel(part.feature_map) @ weights.T
-        variance = variance + part.remainder * (missed - kernel_rows @ kernel_rows.T)
-        sites.append((part, weights, kernel_rows, view.values[part.feature_map]))
-    noise = posterior.noise[kind] * (np.sqrt(len(structure)) if kind == "energy" else 1.0)
-    return _Candidate(structure, scaled, tuple(sites), variance, float(noise))
+    for kernel, weights in mapped.sites:
+        kernel_rows = mapped.rows[:, kernel.columns]
+        missed = kernel.delta**2 * weights @ view.kernel(kernel.feature_map) @ weights.T
+        variance = variance + kernel.remainder * (missed - kernel_rows @ kernel_rows.T)
+        sites.append((kernel, weights, kernel_rows, view.values[kernel.feature_map]))
+    noise = standard_deviation(kind, posterior.noise, len(structure))
+    return _Candidate(structure, scaled, tuple(sites), variance, noise)
 
 
 def _greedy(candidates: Sequence[_Candidate], n: int) -> list[int]:
@@ -172,22 +174,19 @@ def _greedy(candidates: Sequence[_Candidate], n: int) -> list[int]:
 def _covariance(first: _Candidate, second: _Candidate) -> FloatArray:
     """Posterior covariance of the values of two frames, (n, n')."""
     total = first.scaled.T @ second.scaled
-    for (part, weights, rows, values), (_, others, other_rows, other_values) in zip(
+    for (own, weights, rows, values), (_, others, other_rows, other_values) in zip(
         first.sites, second.sites, strict=True
     ):
-        assert part.feature_map is not None
-        kernel = _cross_kernel(part, first.structure, values, second.structure, other_values)
-        missed = part.delta**2 * weights @ kernel @ others.T - rows @ other_rows.T
-        total = total + part.remainder * missed
+        kernel = _cross_kernel(own.feature_map, first.structure, values, second.structure, other_values)
+        missed = own.delta**2 * weights @ kernel @ others.T - rows @ other_rows.T
+        total = total + own.remainder * missed
     return np.asarray(total)
 
 
 def _cross_kernel(
-    part: SitePart, first: Structure, values: FloatArray, second: Structure, others: FloatArray
+    feature_map: FeatureMap, first: Structure, values: FloatArray, second: Structure, others: FloatArray
 ) -> FloatArray:
     """K between the atoms of two structures, (N, N'); blocks of elements that only one has meet zeros."""
-    feature_map = part.feature_map
-    assert feature_map is not None
     dots = np.zeros((len(first), len(second)))
     if first.species == second.species:
         dots = values @ others.T

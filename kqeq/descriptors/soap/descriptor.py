@@ -1,7 +1,7 @@
 """SOAP descriptors as dscribe defines them, with derivatives that cost about as much as the values.
 
 The settings and the radial basis (α, β) are dscribe's; the rows equal ``dscribe.descriptors.SOAP.create``
-(``rbf="gto"``, no weighting, no compression) normalised to one, for the elements present.
+(``rbf="gto"``, no compression) normalised to one, for the elements present.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from kqeq.descriptors.soap.host import adjoint, parallel
 from kqeq.descriptors.soap.host import features as host_features
 from kqeq.descriptors.soap.host.adjoint import SOAPState
 from kqeq.descriptors.soap.host.features import Directions
+from kqeq.descriptors.soap.weighting import Weighting
 from kqeq.errors import InputError
 from kqeq.frames.neighbours import Pairs, find_pairs
 from kqeq.frames.structures import Structure
@@ -68,6 +69,9 @@ class SOAPDescriptor:
         for r_cut 4.5, n_max 8, l_max 6; 4e-5 for 4.0, 4, 3).  A longer sharp padding was measured, too, and
         is worse in every respect: twice dscribe's padding doubles the pairs, changes rows by 3e-3 and
         leaves a jump (4e-7; 5e-5 for σ = 0.3 Å).
+    weighting : Weighting or dict, optional
+        Weight of neighbours by distance (:class:`kqeq.descriptors.soap.weighting.Weighting`), or dscribe's settings of
+        it, for example ``{"function": "pow", "r0": 2.0, "c": 1.0, "d": 1.0, "m": 4.0}``.
 
     Raises
     ------
@@ -80,6 +84,7 @@ class SOAPDescriptor:
     l_max: int
     sigma: float = 0.5
     smooth: Smoothing = "none"
+    weighting: Weighting | None = None
 
     def __post_init__(self) -> None:
         check_values("SOAP", {name: getattr(self, name) for name in _RULES}, _RULES)
@@ -87,6 +92,7 @@ class SOAPDescriptor:
             object.__setattr__(self, name, float(getattr(self, name)))
         for name in ("n_max", "l_max"):
             object.__setattr__(self, name, int(getattr(self, name)))
+        object.__setattr__(self, "weighting", Weighting.of(self.weighting))
 
     @property
     def cutoff(self) -> float:
@@ -179,6 +185,8 @@ class SOAPDescriptor:
         centres: IntArray,
         directions: Array | Directions,
         coefficients: Array,
+        *,
+        projections: Array | None = None,
     ) -> FeatureGradients:
         """Derivatives of f_m = Σ_i f_im with ∂f_im/∂p_i = C_im d_m, for all m at once.
 
@@ -192,6 +200,8 @@ class SOAPDescriptor:
             once with :meth:`prepare_directions`.
         coefficients : (n, M) array
             C_im.
+        projections : (n, M) array, optional
+            p_i · d_m, if known.
 
         Raises
         ------
@@ -199,8 +209,8 @@ class SOAPDescriptor:
             If shapes do not agree.
         """
         if isinstance(state, SOAPState):
-            return host_features.feature_gradients(state, centres, directions, coefficients)
-        return array_features.feature_gradients(state, centres, directions, coefficients)
+            return host_features.feature_gradients(state, centres, directions, coefficients, projections)
+        return array_features.feature_gradients(state, centres, directions, coefficients, projections)
 
 
 @lru_cache(maxsize=64)
@@ -210,7 +220,7 @@ def _tables(descriptor: SOAPDescriptor) -> adjoint.Tables:
     if descriptor.smooth == "switch":
         padding = radial.cutoff - descriptor.r_cut
         inner, outer = (descriptor.r_cut + factor * padding for factor in SWITCH_RANGE)
-    return adjoint.make_tables(radial, inner, outer)
+    return adjoint.make_tables(radial, inner, outer, descriptor.weighting)
 
 
 __all__ = ["SWITCH_RANGE", "SOAPDescriptor", "Smoothing"]

@@ -247,13 +247,12 @@ def _inverse(lower: FloatArray) -> FloatArray:
 def column_groups(parameters: Parameters) -> tuple[tuple[str, IntArray], ...]:
     """The columns that share a prior spread, with a name: kernels and offsets of all parts."""
     groups: list[tuple[str, IntArray]] = []
+    names = iter(parameters.kernels)
     for name, part in parameters.parts.items():
-        start = part.columns.start
-        kernel = np.arange(start, start + part.kernel_size)
-        offsets = np.arange(start + part.kernel_size, start + part.kernel_size + len(part.offset_mean))
-        if len(kernel):
-            groups.append((f"{name} delta", kernel))
+        for kernel in part.kernels:
+            groups.append((f"{next(names)} delta", np.arange(kernel.columns.start, kernel.columns.stop)))
         if part.offset_spread > 0.0:
+            offsets = np.arange(part.columns.stop - len(part.offset_mean), part.columns.stop)
             groups.append((f"{name} spread", offsets))
     return tuple(groups)
 
@@ -309,9 +308,10 @@ def _blocks(chunk: Chunk, u: FloatArray) -> Iterator[tuple[str, FloatArray, Floa
         start = 0
         for kind in frame.labels.kinds:
             stop = start + target_vector(frame, kind).size
-            scale = deviation(frame, kind, chunk.noise) / math.sqrt(frame.labels.weight)
-            constant = -(stop - start) * (math.log(scale) + 0.5 * math.log(2.0 * math.pi))
-            yield kind, rows[start:stop], targets[start:stop], constant
+            scale = deviation(frame, kind, chunk.noise)
+            if math.isfinite(scale):  # a label without weight says nothing, about the noise neither
+                constant = -(stop - start) * (math.log(scale) + 0.5 * math.log(2.0 * math.pi))
+                yield kind, rows[start:stop], targets[start:stop], constant
             start = stop
 
 

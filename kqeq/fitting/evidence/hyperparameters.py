@@ -43,7 +43,7 @@ MAX_STEPS = 6
 ZETA_RANGE = (1.0, 8.0)
 """Powers of the kernel stay between these."""
 
-FORMAT, VERSION = "kqeq-evidence-checkpoint", 2
+FORMAT, VERSION = "kqeq-evidence-checkpoint", 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,30 +102,39 @@ def rescale(
     names = [name for name, _ in column_groups(parameters)]
     spreads = dict(zip(names, np.exp(theta[len(evidence.names) :]), strict=True))
 
-    scaled = {
-        name: replace(
-            part,
-            delta=part.delta * float(spreads.get(f"{name} delta", 1.0)),
-            offset_spread=part.offset_spread * float(spreads.get(f"{name} spread", 1.0)),
-        )
-        for name, part in parameters.parts.items()
+    kernels = {
+        name: replace(kernel, delta=kernel.delta * float(spreads.get(f"{name} delta", 1.0)))
+        for name, kernel in parameters.kernels.items()
     }
-    return parameters.with_parts(scaled), new_noise
+    scaled = parameters.with_kernels(kernels)
+    parts = {
+        name: replace(part, offset_spread=part.offset_spread * float(spreads.get(f"{name} spread", 1.0)))
+        for name, part in scaled.parts.items()
+    }
+    return scaled.with_parts(parts), new_noise
 
 
 def with_zeta(parameters: Parameters, zeta: float) -> Parameters:
     """The same representatives of the electronegativities under another power of the dot product."""
     part = parameters.chi
-    assert part is not None and part.feature_map is not None
-    return replace(parameters, chi=replace(part, feature_map=replace(part.feature_map, zeta=zeta)))
+    assert part is not None and len(part.kernels) == 1
+    kernel = part.kernels[0]
+    changed = replace(kernel, feature_map=replace(kernel.feature_map, zeta=zeta))
+    return replace(parameters, chi=part.with_kernels([changed]))
+
+
+def _zeta(parameters: Parameters) -> float | None:
+    """The power of the kernel of the electronegativities, where there is one kernel."""
+    kernels = () if parameters.chi is None else parameters.chi.kernels
+    return kernels[0].feature_map.zeta if len(kernels) == 1 else None
 
 
 def describe(parameters: Parameters, noise: Mapping[str, float], kinds: Sequence[str], value: float) -> str:
     """One line on where the search stands."""
     words = [f"noise {kind} {noise[kind]:.3g}" for kind in kinds]
+    for name, kernel in parameters.kernels.items():
+        words.append(f"{name} delta {kernel.delta:.3g} zeta {kernel.feature_map.zeta:.3g}")
     for name, part in parameters.parts.items():
-        if part.feature_map is not None:
-            words.append(f"{name} delta {part.delta:.3g} zeta {part.feature_map.zeta:.3g}")
         if part.offset_spread > 0.0:
             words.append(f"{name} spread {part.offset_spread:.3g}")
     return f"log evidence {value:.2f}: " + ", ".join(words)
@@ -252,17 +261,17 @@ def _learn_linear(
 
     if state is None:
         found = best(first, ())
-        chi = found.parameters.chi
-        if chi is None or chi.feature_map is None:
+        zeta = _zeta(found.parameters)
+        if zeta is None:
             return save(replace(found, finished=True))
-        state = save(replace(found, powers=PowerSearch({chi.feature_map.zeta: found.value})))
+        state = save(replace(found, powers=PowerSearch({zeta: found.value})))
     while not state.finished:
-        powers, part = state.powers, state.parameters.chi
-        assert powers is not None and part is not None and part.feature_map is not None
+        powers, now = state.powers, _zeta(state.parameters)
+        assert powers is not None and now is not None
         beside = [
             (
                 sign,
-                round(float(np.clip(part.feature_map.zeta * math.exp(sign * powers.step), *ZETA_RANGE)), 3),
+                round(float(np.clip(now * math.exp(sign * powers.step), *ZETA_RANGE)), 3),
             )
             for sign in (powers.direction, -powers.direction)
         ]
@@ -291,10 +300,12 @@ def _bounds(
     """Bounds on the change of each logarithm: within the ranges around the given values, and within ``trust``."""
     pairs = [(first[1][kind], now[1][kind], NOISE_RANGE) for kind in evidence.names]
     for name, _ in column_groups(now[0]):
-        part, what = name.split()
-        given, current = first[0].parts[part], now[0].parts[part]
-        attribute = "delta" if what == "delta" else "offset_spread"
-        pairs.append((getattr(given, attribute), getattr(current, attribute), SPREAD_RANGE))
+        owner, what = name.rsplit(maxsplit=1)
+        if what == "delta":
+            pairs.append((first[0].kernels[owner].delta, now[0].kernels[owner].delta, SPREAD_RANGE))
+        else:
+            spreads = (first[0].parts[owner].offset_spread, now[0].parts[owner].offset_spread)
+            pairs.append((*spreads, SPREAD_RANGE))
     return [
         (max(math.log(low * start / own), -trust), min(math.log(high * start / own), trust))
         for start, own, (low, high) in pairs
@@ -307,19 +318,19 @@ def _bounds(
 def _write(path: str | PathLike[str] | None, mark: str, state: Learned) -> None:
     if path is None:
         return
-    parts = {name: [part.delta, part.offset_spread] for name, part in state.parameters.parts.items()}
     header: dict[str, Any] = {
         "fingerprint": mark,
         "noise": state.noise,
-        "parts": parts,
+        "deltas": {name: kernel.delta for name, kernel in state.parameters.kernels.items()},
+        "spreads": {name: part.offset_spread for name, part in state.parameters.parts.items()},
         "value": state.value,
         "table": list(state.table),
         "finished": state.finished,
     }
-    powers, chi = state.powers, state.parameters.chi
-    if powers is not None and chi is not None and chi.feature_map is not None:
+    powers = state.powers
+    if powers is not None:
         header["powers"] = {
-            "zeta": chi.feature_map.zeta,
+            "zeta": _zeta(state.parameters),
             "tried": [list(pair) for pair in powers.tried.items()],
             "direction": powers.direction,
             "step": powers.step,
@@ -339,11 +350,18 @@ def _read(path: str | PathLike[str], mark: str, parameters: Parameters) -> Learn
                 f"{source} is the checkpoint of another fit: settings, frames or labels differ; continue with the "
                 f"same ones, or {remedy}"
             )
-        parts = {}
-        for name, part in parameters.parts.items():
-            delta, spread = header["parts"][name]
-            parts[name] = replace(part, delta=float(delta), offset_spread=float(spread))
-        own = parameters.with_parts(parts)
+        own = parameters.with_kernels(
+            {
+                name: replace(kernel, delta=float(header["deltas"][name]))
+                for name, kernel in parameters.kernels.items()
+            }
+        )
+        own = own.with_parts(
+            {
+                name: replace(part, offset_spread=float(header["spreads"][name]))
+                for name, part in own.parts.items()
+            }
+        )
         noise = {str(kind): float(value) for kind, value in header["noise"].items()}
         powers = None
         if "powers" in header:

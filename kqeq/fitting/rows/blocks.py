@@ -11,14 +11,13 @@ Dimensions: N atoms, P parameters, n rows of one label.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from kqeq.backend import asarray_like, namespace, zeros
+from kqeq.backend import asarray_like, empty, namespace, zeros
 from kqeq.charges.base import ChargeState, ChargeSystem, Response, SiteParameters
 from kqeq.charges.parameters import (
     contract_sites,
@@ -29,6 +28,8 @@ from kqeq.descriptors.base import FeatureGradients, SiteJacobian
 from kqeq.fitting.least_squares.solver import JacobianKind
 from kqeq.fitting.parameters import Parameters, SiteDirections
 from kqeq.fitting.rows.features import FrameFeatures, TrainingFrame
+from kqeq.frames.labels import standard_deviation
+from kqeq.kernels import sums
 from kqeq.typing import Array, FloatArray
 
 
@@ -118,60 +119,48 @@ class Linearisation:
     @cached_property
     def site_jacobians(self) -> dict[str, SiteJacobian]:
         """∂ln θ_i/∂r and ∂ln θ_i/∂ε of the site parameters that depend on the environment."""
-        environment, state = self.parameters.environment, self.features.site_state
-        if environment is None or state is None:
+        environment, states = self.parameters.environment, self.features.states
+        if environment is None or states is None:
             return {}
-        feature_map = environment.feature_map
-        near = feature_map.similarities(state, self.frame.structure.numbers)
-        shape = state.values.shape
-        coefficients = {
-            kind: feature_map.coefficients(environment.weights(kind, self.there))
-            for kind in environment.parts
-        }
+        near = sums.find_similarities(environment.feature_maps, states, self.frame.structure.numbers)
         return {
-            kind: state.site_jacobian(feature_map.descriptor_gradient(near, shape, own))
-            for kind, own in coefficients.items()
+            kind: sums.site_jacobian(environment.terms(kind, self.there), near, states)
+            for kind in environment.parts
         }
 
     @cached_property
     def site_feature_gradients(self) -> dict[str, FeatureGradients]:
         """Σ_i ∂E/∂ln θ_i ∂²ln θ_i/∂r∂u for the kernel parameters of each kind."""
-        environment, state = self.parameters.environment, self.features.site_state
-        if environment is None or state is None or environment.fixed is not None:
+        environment, states = self.parameters.environment, self.features.states
+        if environment is None or states is None or environment.fixed is not None:
             return {}
         numbers = self.frame.structure.numbers
         return {
-            kind: environment.feature_map.feature_gradients(
-                state, numbers, environment.parts[kind].delta * slopes
+            kind: sums.feature_gradients(
+                environment.feature_maps, states, numbers, slopes, environment.parts[kind].deltas
             )
             for kind, slopes in self.site_slopes.items()
         }
 
     @cached_property
-    def _chi_coefficients(self) -> dict[int, Array]:
-        part = self.parameters.chi
-        assert part is not None and part.feature_map is not None
-        return part.feature_map.coefficients(part.kernel_weights(self.there))
-
-    @cached_property
     def site_jacobian(self) -> SiteJacobian | None:
         """∂χ_i/∂r and ∂χ_i/∂ε at the current parameters."""
-        part, state = self.parameters.chi, self.features.chi_state
-        if part is None or part.feature_map is None or state is None:
+        part, states = self.parameters.chi, self.features.states
+        if part is None or not part.kernels or states is None:
             return None
-        near = part.feature_map.similarities(state, self.frame.structure.numbers)
-        return state.site_jacobian(
-            part.feature_map.descriptor_gradient(near, state.values.shape, self._chi_coefficients)
-        )
+        near = sums.find_similarities(part.feature_maps, states, self.frame.structure.numbers)
+        return sums.site_jacobian(part.terms(self.there), near, states)
 
     @cached_property
     def chi_gradients(self) -> FeatureGradients | None:
         """Σ_i g_i ∂²χ_i/∂r∂u for the kernel parameters."""
-        part, state = self.parameters.chi, self.features.chi_state
-        if part is None or part.feature_map is None or state is None or self.state is None:
+        part, states = self.parameters.chi, self.features.states
+        if part is None or not part.kernels or states is None or self.state is None:
             return None
-        weights = part.delta * self.state.electronegativity_gradient()
-        return part.feature_map.feature_gradients(state, self.frame.structure.numbers, weights)
+        weights = self.state.electronegativity_gradient()
+        return sums.feature_gradients(
+            part.feature_maps, states, self.frame.structure.numbers, weights, part.deltas
+        )
 
 
 def _energy(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
@@ -347,9 +336,8 @@ def target_vector(frame: TrainingFrame, kind: str) -> FloatArray:
 
 
 def deviation(frame: TrainingFrame, kind: str, noise: Mapping[str, float]) -> float:
-    """Standard deviation of one label: energies get σ_E √N, and weights divide the variance."""
-    scale = np.sqrt(len(frame.structure)) if kind == "energy" else 1.0
-    return float(noise[kind] * scale)
+    """Standard deviation of every component of a label of a frame: :func:`kqeq.frames.labels.standard_deviation`."""
+    return standard_deviation(kind, noise, len(frame.structure), frame.labels.weight)
 
 
 def _linear_rows(frame: TrainingFrame, features: FrameFeatures, kind: str, size: int) -> Array:
@@ -357,7 +345,7 @@ def _linear_rows(frame: TrainingFrame, features: FrameFeatures, kind: str, size:
     if kind == "energy" and features.energy is not None:
         return features.energy[None, :]
     if kind == "forces" and features.positions is not None:
-        return -features.positions
+        return features.positions  # of the energy: the sign is put where rows are scaled
     if kind == "stress" and features.strain is not None:
         return to_stress(features.strain, frame.structure.volume)
     return zeros((target_vector(frame, kind).size, size), features.device.like)
@@ -393,17 +381,26 @@ def frame_rows(
     """
     line = Linearisation(frame, features, parameters, u, copy)
     linear_size = 0 if parameters.energy is None else parameters.energy.size
-    residuals, jacobians = [], []
-    for kind in frame.labels.kinds:
-        value, rows = BLOCKS[kind](line, jacobian == "full")
-        if jacobian == "linear":
+    # without charges there are no other parameters
+    linear_only = jacobian == "linear" or (jacobian == "full" and linear_size == parameters.size)
+    targets = {kind: target_vector(frame, kind) for kind in frame.labels.kinds}
+    stacked = None
+    if jacobian != "none":
+        shape = (sum(map(len, targets.values())), linear_size if linear_only else parameters.size)
+        stacked = empty(shape, features.device.like)
+    residuals, start = [], 0
+    for kind, target in targets.items():
+        value, rows = BLOCKS[kind](line, jacobian == "full" and not linear_only)
+        if linear_only:
             rows = _linear_rows(frame, features, kind, linear_size)
-        scale = math.sqrt(frame.labels.weight) / deviation(frame, kind, noise)
-        residuals.append(scale * (line.put(target_vector(frame, kind)) - value))
-        if rows is not None:
-            jacobians.append(scale * rows)
-    xp = namespace(residuals[0])
-    return xp.concat(residuals), xp.concat(jacobians) if jacobians else None
+        scale = 1.0 / deviation(frame, kind, noise)
+        residuals.append(scale * (line.put(target) - value))
+        stop = start + len(target)
+        if stacked is not None and rows is not None:
+            # the derivative of a force is that of the energy with another sign
+            stacked[start:stop, :] = (-scale if linear_only and kind == "forces" else scale) * rows
+        start = stop
+    return namespace(residuals[0]).concat(residuals), stacked
 
 
 __all__ = [

@@ -109,10 +109,10 @@ class CacheFolder:
     path: Path
     budget: int
 
-    def files(self, maps: Sequence[FeatureMap | None]) -> CacheFiles:
-        """The part of the folder that belongs to some feature maps; what others have taken is not available.
+    def files(self, maps: Sequence[Sequence[FeatureMap]]) -> CacheFiles:
+        """The part of the folder that belongs to some feature maps (by what they are for).
 
-        Nothing is, if the folder is there no more.
+        What others have taken is not available; nothing is, if the folder is there no more.
         """
         name = _hash_maps(maps)
         target = self.path / name
@@ -168,7 +168,7 @@ class CacheFiles:
             try:
                 with os.fdopen(descriptor, "wb") as handle:
                     handle.write(self._head(target, values))
-                    handle.write(memoryview(values).cast("B"))
+                    handle.write(values.data)
                 os.replace(name, target)
             except BaseException:
                 with suppress(OSError):
@@ -181,7 +181,7 @@ class CacheFiles:
     def _head(self, file: Path, values: FloatArray) -> bytes:
         """What stands before the numbers: how many, and a sum over them and over what they belong to."""
         owner = f"{file.parent.name}/{file.name}".encode()
-        return _HEAD.pack(_MAGIC, len(values), zlib.crc32(memoryview(values).cast("B"), zlib.crc32(owner)))
+        return _HEAD.pack(_MAGIC, len(values), zlib.crc32(values.data, zlib.crc32(owner)))
 
     def _file(self, structure: Structure) -> Path:
         digest = hashlib.sha256()
@@ -190,17 +190,16 @@ class CacheFiles:
         return self.path / f"{digest.hexdigest()[:40]}.features"
 
 
-def _hash_maps(maps: Sequence[FeatureMap | None]) -> str:
+def _hash_maps(maps: Sequence[Sequence[FeatureMap]]) -> str:
     digest = hashlib.sha256(__version__.encode())
-    for feature_map in maps:
+    for role in maps:
         digest.update(b"map")
-        if feature_map is None:
-            continue
-        digest.update(f"{feature_map.descriptor!r} {feature_map.zeta!r} {feature_map.species!r}".encode())
-        for z, rows in feature_map.representatives.items():
-            digest.update(f"{z} {rows.shape}".encode())
-            for part in (rows.data, rows.indices, rows.indptr):
-                digest.update(part.tobytes())
+        for feature_map in role:
+            digest.update(f"{feature_map.descriptor!r} {feature_map.zeta!r} {feature_map.species!r}".encode())
+            for z, rows in feature_map.representatives.items():
+                digest.update(f"{z} {rows.shape}".encode())
+                for part in (rows.data, rows.indices, rows.indptr):
+                    digest.update(part.tobytes())
     return digest.hexdigest()[:40]
 
 

@@ -269,7 +269,8 @@ def evaluate(
 
     own = np.zeros((n_atoms, width))  # the centre itself: r = 0, only l = 0
     for slot in range(n_species):
-        own[slots == slot, slot * n_radial : (slot + 1) * n_radial] = tables.angular.recursion[0, 0]
+        columns = slice(slot * n_radial, (slot + 1) * n_radial)
+        own[slots == slot, columns] = tables.centre * tables.angular.recursion[0, 0]
     own = asarray_like(own, like)
     everyone = np.arange(n_atoms)
     coefficients: list[list[Array]] = [[] for _ in range(degrees)]

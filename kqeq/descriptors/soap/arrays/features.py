@@ -17,7 +17,11 @@ from kqeq.typing import Array, IntArray
 
 
 def feature_gradients(
-    state: ArraySOAPState, centres: IntArray, directions: Array, coefficients: Array
+    state: ArraySOAPState,
+    centres: IntArray,
+    directions: Array,
+    coefficients: Array,
+    projections: Array | None = None,
 ) -> FeatureGradients:
     """See :meth:`kqeq.descriptors.base.Descriptor.feature_gradients`.
 
@@ -40,9 +44,9 @@ def feature_gradients(
             zeros((3 * n_atoms, n_directions), state.values), zeros((9, n_directions), state.values)
         )
     index = asarray_like(host, state.values)
-    rows = xp.take(state.values, index, axis=0)
     scaled = coefficients * inverse_or_zero(xp.take(state.norms, index))[:, None]
-    projections = rows @ xp.permute_dims(directions, (1, 0))
+    if projections is None:
+        projections = xp.take(state.values, index, axis=0) @ xp.permute_dims(directions, (1, 0))
     along = state.pair_gradients(state.values, normalised=False)
     n_species, width = len(state.species), int(state.coefficients[0].shape[2])
     inner = state.tables.degrees * state.tables.n_radial * width

@@ -14,6 +14,7 @@ import numpy as np
 from kqeq.descriptors.base import PositionGradient, SiteJacobian
 from kqeq.descriptors.soap.basis import LANES, Harmonics, RadialBasis, feature_count, harmonics
 from kqeq.descriptors.soap.host import parallel
+from kqeq.descriptors.soap.weighting import Weighting
 from kqeq.errors import InputError
 from kqeq.frames.neighbours import Pairs
 from kqeq.frames.structures import Structure
@@ -49,6 +50,8 @@ class Tables:
         a[l, k] padded with zeros to a multiple of ``LANES``.
     inner, cutoff : float
         Neighbours fade out between these distances (sharply if they are equal), Å.
+    weighting : Weighting, optional
+        Weight of neighbours by distance.
     """
 
     radial: RadialBasis
@@ -56,6 +59,12 @@ class Tables:
     exponents: FloatArray
     inner: float
     cutoff: float
+    weighting: Weighting | None = None
+
+    @property
+    def centre(self) -> float:
+        """Weight of the centre itself."""
+        return 1.0 if self.weighting is None else self.weighting.centre
 
     @property
     def n_radial(self) -> int:
@@ -68,12 +77,14 @@ class Tables:
         return int(self.radial.exponents.shape[0])
 
 
-def make_tables(radial: RadialBasis, inner: float, cutoff: float) -> Tables:
+def make_tables(
+    radial: RadialBasis, inner: float, cutoff: float, weighting: Weighting | None = None
+) -> Tables:
     """Pad the radial basis for the kernels and add the harmonics."""
     degrees, n_radial = radial.exponents.shape
     exponents = np.zeros((degrees, -(-n_radial // LANES) * LANES))
     exponents[:, :n_radial] = radial.exponents
-    return Tables(radial, harmonics(degrees - 1), exponents, inner, cutoff)
+    return Tables(radial, harmonics(degrees - 1), exponents, inner, cutoff, weighting)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +100,7 @@ class SortedPairs:
     vectors : (3, P) array
         r_ij, Å.
     switch : (2, P) array
-        f and f'/r of the switching function.
+        f and f'/r of the factor on a neighbour: switching function times weight.
     """
 
     start: IntArray
@@ -247,12 +258,13 @@ def sort_pairs(pairs: Pairs, slots: IntArray, n_species: int, tables: Tables) ->
         switch,
     )
     kept = int(start[-1])
-    return SortedPairs(
-        start,
-        np.ascontiguousarray(indices[:, :kept]),
-        np.ascontiguousarray(vectors[:, :kept]),
-        np.ascontiguousarray(switch[:, :kept]),
-    )
+    vectors = np.ascontiguousarray(vectors[:, :kept])
+    switch = np.ascontiguousarray(switch[:, :kept])
+    if tables.weighting is not None:
+        distances = np.sqrt(np.einsum("ap,ap->p", vectors, vectors))
+        weight, slope = tables.weighting(distances)
+        switch = np.stack([switch[0] * weight, switch[1] * weight + switch[0] * slope / distances])
+    return SortedPairs(start, np.ascontiguousarray(indices[:, :kept]), vectors, switch)
 
 
 def evaluate(structure: Structure, pairs: Pairs, tables: Tables) -> SOAPState:
@@ -277,6 +289,7 @@ def evaluate(structure: Structure, pairs: Pairs, tables: Tables) -> SOAPState:
             listed.vectors,
             listed.switch,
             slots,
+            tables.centre,
             tables.exponents,
             tables.radial.weights,
             tables.radial.prefactors,

@@ -93,7 +93,11 @@ def _matrices(tables: Tables, n_species: int, rows: FloatArray, first: int, last
 
 
 def feature_gradients(
-    state: SOAPState, centres: IntArray, directions: FloatArray | Directions, coefficients: FloatArray
+    state: SOAPState,
+    centres: IntArray,
+    directions: FloatArray | Directions,
+    coefficients: FloatArray,
+    projections: FloatArray | None = None,
 ) -> FeatureGradients:
     """See :meth:`kqeq.descriptors.base.Descriptor.feature_gradients`."""
     prepared = directions if isinstance(directions, Directions) else None
@@ -118,7 +122,9 @@ def feature_gradients(
     norms = state.norms[centres]
     inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
     scaled = np.ascontiguousarray(coefficients * inverse[:, None])
-    projections = state.values[centres] @ rows.T
+    if projections is None:
+        projections = state.values[centres] @ rows.T
+    projections = np.ascontiguousarray(projections)
     if prepared is not None:
         _accumulate(centres, prepared.matrices, _Target(state, scaled, projections, positions, strain))
         return FeatureGradients(positions, strain)

@@ -269,7 +269,7 @@ def _multiply(vector: Any, matrix: Any, out: Any) -> None:
 
 
 @njit(
-    "void(int64, int64, int64[::1], float64[:, ::1], float64[:, ::1], int64[::1], float64[:, ::1],"
+    "void(int64, int64, int64[::1], float64[:, ::1], float64[:, ::1], int64[::1], float64, float64[:, ::1],"
     " float64[:, :, ::1], float64[::1], float64[:, ::1], float64[:, :, ::1], float64[:, ::1], float64[::1])",
     cache=True,
     nogil=True,
@@ -283,6 +283,7 @@ def expand(
     vectors: Any,
     switch: Any,
     slots: Any,
+    centre: float,
     exponents: Any,
     weights: Any,
     prefactors: Any,
@@ -297,6 +298,8 @@ def expand(
     ----------
     start, vectors, switch
         From ``pair_kernels.sort_pairs``.
+    centre : float
+        Weight of the centre itself.
     exponents : (l_max + 1, n4) array
         a[l, k], padded to a multiple of four radial functions (with anything).
     weights, prefactors, recursion
@@ -318,7 +321,7 @@ def expand(
         sums[:] = 0.0
         # the centre itself: r = 0, only l = 0
         for k in range(n_radial):
-            sums[slots[i], 0, k] = recursion[0, 0]
+            sums[slots[i], 0, k] = centre * recursion[0, 0]
         begin, end = start[i * n_species], start[(i + 1) * n_species]
         for block in range(begin, end, BLOCK):
             count = min(BLOCK, end - block)

@@ -131,7 +131,7 @@ def announced_compilation() -> Iterator[None]:
     """
     from numba.core import event  # numba is slow to load and not needed by everybody
 
-    class Compilation(event.Listener):  # type: ignore[misc]
+    class Compilation(event.Listener):
         def on_start(self, event: Any) -> None:
             function = getattr(event.data.get("dispatcher"), "py_func", None)
             if str(getattr(function, "__module__", "")).startswith(_PACKAGE) and not _said:
