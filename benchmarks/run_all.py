@@ -180,7 +180,7 @@ def descriptors(quick: bool, gpu: Device | None) -> Iterator[Line]:
 def kernels(quick: bool, gpu: Device | None) -> Iterator[Line]:
     """Kernel expansion with 400 representatives per element and its gradient by descriptors."""
     sources = [read_structure(water_box(5, seed=seed)) for seed in (2, 3)]
-    model = built_model(sources, charges=False)._fitted().short_range
+    model = built_model(sources, charges=False).fitted().short_range
     for side in (2, 5) if quick else (2, 5, 10):
         structure = read_structure(water_box(side))
         for precision in ("float64", "float32"):

@@ -16,7 +16,7 @@ MODULES = {
     "kqeq.datasets": "Packaged data",
     "kqeq.charges": "Charge models and what belongs to them",
     "kqeq.kernels.charge_kernel": "A short-range energy that sees charges",
-    "kqeq.analysis.optimise": "Geometry optimisation",
+    "kqeq.analysis.optimization": "Geometry optimisation",
     "kqeq.analysis.plots": "Figures",
     "kqeq.model.config": "Settings files",
     "kqeq.baselines": "Baselines",

@@ -32,8 +32,6 @@ LAYERS = (
 
 LAZY = {
     ("kqeq.model.estimator", "kqeq.model.storage"),
-    ("kqeq.descriptors.soap.host.adjoint", "kqeq.descriptors.soap.host.features"),
-    ("kqeq.descriptors.soap.arrays.expansion", "kqeq.descriptors.soap.arrays.features"),
 }
 """Circles that are cut by an import inside a function."""
 

@@ -65,6 +65,13 @@ def assert_same(first, second):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
 
 
+def assert_close(first, second):
+    """A frame alone and one among others: products of other sizes are rounded differently."""
+    for name in ("chi", "energy", "positions"):
+        np.testing.assert_allclose(getattr(first, name), getattr(second, name), rtol=0, atol=1e-12)
+    assert first.strain is None and second.strain is None
+
+
 def test_a_fit_gives_the_same_bits(water_training, tmp_path, no_memory, computed):
     plain = make().fit(water_training)
     without = len(computed)
@@ -123,7 +130,7 @@ def test_what_is_read_is_what_was_computed(opened, computed):
         second = store.get(i)
         assert len(computed) == count
         assert_same(second, first)
-        assert_same(first, compute_features(frame, parameters))
+        assert_close(first, compute_features(frame, parameters))
         assert list(second.states) == list(first.states)
         for descriptor, state in second.states.items():
             np.testing.assert_array_equal(state.values, first.states[descriptor].values)
@@ -195,7 +202,7 @@ def test_damaged_files_are_computed_again(damage, opened, computed):
         assert files.write(frames[0].structure, np.zeros(7))
     count = len(computed)
     assert_same(FeatureStore(frames, parameters, 0, files).get(0), first)
-    assert len(computed) == count + 1
+    assert frames[0] in computed[count:]
     assert path.read_bytes() == content
 
 
@@ -229,7 +236,7 @@ def test_a_full_disk_does_not_stop_a_fit(opened, monkeypatch):
 
     monkeypatch.setattr(caches.os, "replace", full)
     store = FeatureStore(frames, parameters, 0, files)
-    assert_same(store.get(0), compute_features(frames[0], parameters))
+    assert_close(store.get(0), compute_features(frames[0], parameters))
     assert list(files.path.iterdir()) == []
 
 
@@ -270,7 +277,9 @@ def test_worker_processes_share_the_folder(water_training, tmp_path, no_memory, 
     disk = kqeq.DiskCache(tmp_path, keep=True)
     with joblib.parallel_config(backend="threading", n_jobs=2):
         cached = make().fit(water_training, cache=disk)
-    np.testing.assert_array_equal(cached.posterior_.u, plain.posterior_.u)
+    # workers return sums that are added, one process adds to the same ones
+    scale = np.abs(plain.posterior_.u).max()
+    np.testing.assert_allclose(cached.posterior_.u, plain.posterior_.u, rtol=0, atol=1e-10 * scale)
     assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == len(water_training)
 
 
@@ -292,7 +301,7 @@ def test_bad_input(water_training, tmp_path):
         make().fit(water_training, cache=tmp_path / "missing")
     with pytest.raises(InputError, match="positive number of bytes"):
         make().fit(water_training, cache=kqeq.DiskCache(tmp_path, budget=0))
-    with pytest.raises(InputError, match=r"expected a folder, kqeq\.DiskCache"):
+    with pytest.raises(InputError, match=r"folder, or kqeq\.DiskCache"):
         make().fit(water_training, cache=3)
 
 

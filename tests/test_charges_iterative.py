@@ -337,7 +337,6 @@ def test_no_matrix_and_fields_that_are_not_defined():
 
 def test_no_convergence_names_the_residual():
     matrix = np.diag(np.linspace(1.0, 1e4, 50))
-    options = {"max_iterations": 5, "what": "the problem", "remedy": "none"}
     with pytest.raises(ConvergenceError, match=r"not solved in 5 iterations: the estimated error is \d"):
         conjugate_gradients(
             lambda v: matrix @ v,
@@ -347,7 +346,7 @@ def test_no_convergence_names_the_residual():
             np.zeros(50),
             lambda v: v,
             tolerance=1e-8,
-            **options,
+            max_iterations=5,
         )
 
 

@@ -112,8 +112,8 @@ def test_equals_compiled_kernels(device, make, smooth, memory):
     centres = np.array([3, 0, 5])
     directions = rng.normal(size=(7, gradient.shape[1]))
     coefficients = rng.normal(size=(3, 7))
-    expected_features = reference.feature_gradients(centres, directions, coefficients)
-    features = state.feature_gradients(centres, put(directions), put(coefficients))
+    expected_features = descriptor.feature_gradients(reference, centres, directions, coefficients)
+    features = descriptor.feature_gradients(state, centres, put(directions), put(coefficients))
     close(features.positions, expected_features.positions)
     close(features.strain, expected_features.strain)
 
@@ -128,8 +128,8 @@ def test_isolated_atoms(device, l_max):
     ones = asarray_like(np.ones(state.values.shape), device.like)
     assert not to_numpy(state.adjoint(ones).positions).any()
     one = np.array([1])
-    assert not to_numpy(state.feature_gradients(one, ones, ones[:1, :2]).positions).any()
-    assert state.feature_gradients(one, ones[:0, :], ones[:1, :0]).positions.shape == (6, 0)
+    assert not to_numpy(descriptor.feature_gradients(state, one, ones, ones[:1, :2]).positions).any()
+    assert descriptor.feature_gradients(state, one, ones[:0, :], ones[:1, :0]).positions.shape == (6, 0)
 
 
 def test_chunks_respect_memory_and_cover_everything():
@@ -154,14 +154,15 @@ def test_packing_round_trip(species, n, degrees):
 
 
 def test_wrong_shapes_are_refused():
-    state = SOAPDescriptor(3.0, 2, 1).evaluate_arrays(read_structure(methanol()), np.zeros(1))
+    descriptor = SOAPDescriptor(3.0, 2, 1)
+    state = descriptor.evaluate_arrays(read_structure(methanol()), np.zeros(1))
     n, f = state.values.shape
     with pytest.raises(InputError, match="gradient"):
         state.adjoint(np.zeros((n, f + 1)))
     with pytest.raises(InputError, match="directions"):
-        state.feature_gradients(np.array([0]), np.zeros((2, f + 1)), np.zeros((1, 2)))
+        descriptor.feature_gradients(state, np.array([0]), np.zeros((2, f + 1)), np.zeros((1, 2)))
     with pytest.raises(InputError, match="coefficients"):
-        state.feature_gradients(np.array([0]), np.zeros((2, f)), np.zeros((2, 2)))
+        descriptor.feature_gradients(state, np.array([0]), np.zeros((2, f)), np.zeros((2, 2)))
 
 
 def test_derivatives_move_only_what_is_given():
@@ -180,5 +181,5 @@ def test_derivatives_move_only_what_is_given():
         state.site_jacobian(gradient)
     assert (moved.to_device, moved.to_host, moved.scalars) == ([], [], 0)
     with record_transfers() as moved:
-        state.feature_gradients(np.array([0, 2]), gradient, gradient[:2, : len(structure)])
+        descriptor.feature_gradients(state, np.array([0, 2]), gradient, gradient[:2, : len(structure)])
     assert (moved.to_device, moved.to_host) == ([16], [])

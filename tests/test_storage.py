@@ -692,3 +692,38 @@ def test_leftovers_of_killed_saves_are_removed_by_the_next(tmp_path):
     with atomic_path(target) as temporary:
         temporary.write_text("whole")
     assert {p.name for p in tmp_path.iterdir()} == {target.name, living.name, *(p.name for p in keep)}
+
+
+def test_posteriors_of_earlier_files_have_another_order(water_training, tmp_path):
+    """Electronegativities first, and no word about it: the same uncertainties, and frames can be added."""
+    from conftest import small_kernel
+
+    model = KQEq(small_kernel(3.5), small_kernel(4.0, zeta=4), noise=NOISE).fit(water_training[::2])
+    model.save(tmp_path / "new.kqeq", posterior=True)
+    first, second = model.posterior_.parameters.energy.columns, model.posterior_.parameters.chi.columns
+    assert first.start == 0 and second.stop == model.posterior_.parameters.size
+    order = np.r_[np.arange(second.start, second.stop), np.arange(first.stop)]
+    lower = np.linalg.cholesky((model.posterior_.lower @ model.posterior_.lower.T)[np.ix_(order, order)])
+
+    def turn(content):
+        header = json.loads(content["header.json"])
+        del header["posterior"]["energy_first"]
+        content["header.json"] = json.dumps(header).encode()
+        for name, values in (("u", model.posterior_.u[order]), ("lower", lower)):
+            buffer = io.BytesIO()
+            np.save(buffer, values)
+            content[f"posterior/{name}.npy"] = buffer.getvalue()
+
+    model.save(tmp_path / "old.kqeq", posterior=True)
+    rewrite(tmp_path / "old.kqeq", turn)
+    old, new = (kqeq.load(tmp_path / name) for name in ("old.kqeq", "new.kqeq"))
+    assert old.posterior_.parameters.chi.columns.start == 0
+    atoms = next(a for a in water_training if a.info.get("total_charge", 0) == 0)
+    a, b = (m.predict(atoms, uncertainty=True) for m in (old, new))
+    for name in ("energy_std", "forces_std", "charges_std", "dipole_std"):
+        np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-6)
+    a, b = (m.update(water_training[1::3]).predict(atoms) for m in (old, new))
+    np.testing.assert_allclose(a.forces, b.forces, atol=1e-5)
+    assert np.abs(a.forces).max() > 0.1
+    old.save(tmp_path / "again.kqeq", posterior=True)
+    assert kqeq.load(tmp_path / "again.kqeq").posterior_.parameters.chi.columns.start == 0

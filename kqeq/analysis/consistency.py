@@ -20,6 +20,7 @@ from kqeq.analysis.entry import CHARGE_STEP, FIELD_STEP, derivative, potential_o
 from kqeq.analysis.results import Result
 from kqeq.calculator import KQEqCalculator
 from kqeq.errors import InputError, KQEqError
+from kqeq.frames.conditions import under_conditions
 from kqeq.frames.structures import Structure, as_frames
 from kqeq.potential.fixed_geometry import FixedGeometry
 from kqeq.potential.potential import Potential, Prediction
@@ -159,7 +160,11 @@ def check_consistency(
     checks = [_worst(name, found) for name, found in collected.items()]
     times = energies = np.zeros(0)
     if steps and potential.has_energy:
-        check, times, energies = _dynamics(model, everything[chosen[0]], int(chosen[0]), int(steps))
+        first = structures[0]
+        start = under_conditions(
+            everything[chosen[0]], first.total_charge, first.external_field, model.label_prefix
+        )
+        check, times, energies = _dynamics(model, start, int(chosen[0]), int(steps))
         checks.append(check)
     return Consistency(tuple(checks), tuple(int(i) for i in chosen), times, energies)
 

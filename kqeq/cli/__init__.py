@@ -7,19 +7,31 @@ interrupted.  The heavy modules are imported inside the commands, so that ``kqeq
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TextIO
 
 from kqeq._version import __version__
 from kqeq.cli.analysis import add_analysis, add_conditions
-from kqeq.cli.files import FRAMES, read_frames, read_one, with_results, write_frames, write_json
+from kqeq.cli.files import (
+    FRAMES,
+    check_output,
+    read_frames,
+    read_one,
+    with_results,
+    write_frames,
+    write_json,
+)
 from kqeq.errors import InputError, KQEqError, KQEqWarning
+
+OUTPUT = "file to write: extended XYZ, or what the ending says (.traj, .json, .db ...)"
+"""Help for arguments that name frames to write."""
 
 OK, NOT_CONVERGED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -83,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("model", metavar="MODEL", help="model file")
     predict.add_argument("frames", metavar="FRAMES", help=FRAMES)
-    predict.add_argument("-o", "--output", required=True, metavar="OUT.xyz", help="extended XYZ to write")
+    predict.add_argument("-o", "--output", required=True, metavar="OUT.xyz", help=OUTPUT)
     predict.set_defaults(run=_predict)
 
     optimize = commands.add_parser(
@@ -95,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     optimize.add_argument(
         "structure", metavar="IN.xyz", help="file with one structure; FILE@-1 takes the last"
     )
-    optimize.add_argument("-o", "--output", required=True, metavar="OUT.xyz", help="extended XYZ to write")
+    optimize.add_argument("-o", "--output", required=True, metavar="OUT.xyz", help=OUTPUT)
     add_conditions(optimize)
     optimize.add_argument(
         "--fmax", type=float, default=0.01, metavar="F", help="largest force, eV/Å (%(default)s)"
@@ -116,6 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    _open_streams()
     arguments = build_parser().parse_args(_plain_numbers(sys.argv[1:] if argv is None else argv))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -131,10 +144,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("kqeq: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # the reader of the output has gone (kqeq ... | head); keep Python from complaining at exit as well
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # the reader of the output has gone (kqeq ... | head)
+        _abandon_output()
         return OK
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT, errno.EFBIG):
+            raise
+        _abandon_output()
+        print(f"kqeq: error: cannot write the output: {error.strerror or error}", file=sys.stderr)
+        return BAD_INPUT
     return code
+
+
+def _open_streams() -> None:
+    """Put something in the place of streams that the caller has closed (kqeq ... >&-): Python has None there."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
+def _abandon_output() -> None:
+    """Keep Python from complaining at exit as well about an output that cannot be written."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # ------------------------------------------------------------------- commands
@@ -191,10 +223,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from kqeq.io.atomic_write import check_writable
     from kqeq.model.storage import load_model
 
-    check_writable(arguments.output)
+    check_output(arguments.output)
     model = load_model(arguments.model)
     frames = read_frames([arguments.frames])
     predictions = model.predict(frames)
@@ -208,17 +239,22 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _optimize(arguments: argparse.Namespace) -> int:
-    from kqeq.analysis.optimise import optimise
-    from kqeq.io.atomic_write import check_writable
+    from kqeq.analysis.optimization import optimize
     from kqeq.model.storage import load_model
 
-    check_writable(arguments.output)
+    check_output(arguments.output)
     model = load_model(arguments.model)
-    atoms = read_one(arguments.structure, "optimised", charge=arguments.charge, field=arguments.field)
+    atoms = read_one(
+        arguments.structure,
+        "optimised",
+        charge=arguments.charge,
+        field=arguments.field,
+        prefix=model.label_prefix,
+    )
     print(f"{'step':>5} {'energy (eV)':>18} {'largest force (eV/Å)':>22}")
-    result = optimise(
-        atoms,
+    result = optimize(
         model,
+        atoms,
         fmax=arguments.fmax,
         observer=lambda step, energy, force: print(f"{step:5d} {energy:18.6f} {force:22.6f}", flush=True),
     )

@@ -276,7 +276,7 @@ class ChargeAwareProblem:
                 known = view.electrostatics(kind) + block @ u
                 if kind == "energy":
                     known = known + self.part.mean(frame.structure.numbers).sum()
-                scale = np.sqrt(frame.labels.weight) / deviation(frame, kind, self.noise)
+                scale = 1.0 / deviation(frame, kind, self.noise)
                 residuals.append(scale * (target_vector(frame, kind) - known))
                 blocks.append(scale * block)
             yield np.concatenate(residuals), np.concatenate(blocks)

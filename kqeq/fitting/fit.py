@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +17,12 @@ from kqeq import elements
 from kqeq.backend.linalg import solve_lower
 from kqeq.baselines import remaining
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
-from kqeq.errors import InputError, KQEqError
+from kqeq.errors import InputError, KQEqError, LabelWarning
 from kqeq.fitting.baseline_labels import subtract_baseline, used_baseline
 from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
 from kqeq.fitting.checkpoint import fingerprint
-from kqeq.fitting.consistency import warn_contradictions
+from kqeq.fitting.contradictions import warn_contradictions
+from kqeq.fitting.dipole_origin import MAX_IONS, far_from_ions, other_origin
 from kqeq.fitting.evidence.hyperparameters import learn
 from kqeq.fitting.least_squares.solver import Solution
 from kqeq.fitting.minimisation import minimise_from, solve, warn_unconverged
@@ -32,6 +34,7 @@ from kqeq.fitting.rows.cache import CacheFolder
 from kqeq.fitting.rows.features import TrainingFrame
 from kqeq.fitting.rows.targets import choose_labels, energy_offsets
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings
+from kqeq.frames.label_checks import Survey
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure
 from kqeq.io.atomic_write import check_writable
@@ -80,6 +83,15 @@ class FitResult:
     noise: dict[str, float]
     frames: Sequence[TrainingFrame] = ()
     coupled: CoupledFit | None = None
+
+    def with_survey(self, found: Survey) -> FitResult:
+        """The same with what was noticed about the frames in the report."""
+        report = replace(
+            self.report,
+            ignored={**self.report.ignored, **found.ignored},
+            notes=(*found.notes, *self.report.notes),
+        )
+        return replace(self, report=report)
 
 
 def fit_potential(
@@ -220,7 +232,7 @@ def fit_potential(
     )
     charges = [structure.total_charge for structure, _ in pairs]
     result = finish(parameters, solution, noise, settings, report, charges, has_energy, started)
-    result = replace(result, frames=frames)
+    result = _check_origin(replace(result, frames=frames), settings)
     if settings.charge_aware is None or parameters.energy is None:
         return result
     coupled = fit_charge_aware(frames, result.potential, parameters.energy, noise, settings.charge_aware)
@@ -230,6 +242,27 @@ def fit_potential(
     )
     report = replace(result.report, notes=(*result.report.notes, note), seconds=time.perf_counter() - started)
     return replace(result, potential=coupled.potential, report=report, coupled=coupled)
+
+
+def _check_origin(result: FitResult, settings: FitSettings) -> FitResult:
+    """Note, and warn of, dipole labels of ions that count from another origin."""
+    ions = [
+        (frame.structure, frame.labels.dipole)
+        for frame in result.frames
+        if frame.labels.dipole is not None and frame.structure.total_charge and not frame.structure.periodic
+    ]
+    ions = ions[:: max(1, -(-len(ions) // MAX_IONS))]
+    predictions = result.potential.predict_many([s for s, _ in ions], ("dipole",), device=settings.device)
+    triples = [
+        (structure, label, prediction.dipole)
+        for (structure, label), prediction in zip(ions, predictions, strict=True)
+        if prediction.dipole is not None
+    ]
+    note = other_origin(triples) or far_from_ions(ions)
+    if note is None:
+        return result
+    warnings.warn(note, LabelWarning, stacklevel=4)
+    return replace(result, report=replace(result.report, notes=(*result.report.notes, note)))
 
 
 def finish(

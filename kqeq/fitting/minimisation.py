@@ -38,14 +38,16 @@ def _start(problem: FitProblem, solver: str) -> FloatArray:
     Energies are quadratic in electronegativities; from here the quadratic model is good, from zero it is not.
     Site parameters, if any are learned, are fitted to the polarizabilities before, which depend on nothing else.
     """
-    parameters, start = problem.parameters, np.zeros(problem.size)
+    parameters = problem.parameters.without_energy()
+    start = np.zeros(parameters.size)
     if parameters.learned is not None:
         found = _fit_part(problem, parameters, frozenset({"polarizability"}), solver, linear=False)
         start = start if found is None else found
         parameters = parameters.freeze(start)
     found = _fit_part(problem, parameters, LINEAR_KINDS, solver, linear=True)
     # one leaves the electronegativities at zero, the other the site parameters
-    return start if found is None else start + found
+    start = start if found is None else start + found
+    return np.concatenate([np.zeros(problem.size - parameters.size), start])
 
 
 def _fit_part(
@@ -62,9 +64,8 @@ def _fit_part(
         return None
     budget = None if linear else problem.budget
     part = FitProblem(frames, parameters, problem.noise, linear=linear, budget=budget, device=problem.device)
-    start = np.zeros(problem.size)
     try:
-        return minimise_problem(part, start, solver=solver).u
+        return minimise_problem(part, np.zeros(part.size), solver=solver).u
     finally:
         part.close()
 

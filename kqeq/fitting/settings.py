@@ -47,7 +47,7 @@ RULES: Mapping[str, Rule] = {
     "site_kernel": _KERNEL | NOTHING,
     "charges": _CHARGES | NOTHING,
     "charge_aware": instance(ChargeKernel, "kqeq.ChargeKernel(...)") | NOTHING,
-    "targets": sequence(NAME, 'a list of label kinds, for example ["energy", "forces"]') | NOTHING,
+    "targets": NAME | sequence(NAME, 'a list of label kinds, for example ["energy", "forces"]') | NOTHING,
     "charge_from": choice(*CHARGE_FROM),
     "charges_key": NAME | NOTHING,
     "label_prefix": TEXT,
@@ -195,7 +195,7 @@ def check_settings(settings: FitSettings) -> None:
     for kind in settings.targets or ():
         if kind not in BLOCKS:
             raise unknown_name(kind, BLOCKS, "targets holds")
-        if kind == "polarizability" and not (settings.charges is not None and settings.charges.learned):
+        if kind == "polarizability" and not (settings.charges is not None and settings.charges.to_learn):
             raise InputError(
                 "targets holds 'polarizability', which no parameter of this fit changes: electronegativities do not "
                 'determine it. Mark element parameters with "learn", for example charges=kqeq.AtomicDipoles('

@@ -21,7 +21,7 @@ from dataclasses import replace
 
 from kqeq.errors import InputError
 from kqeq.fitting.baseline_labels import subtract_baseline
-from kqeq.fitting.consistency import warn_contradictions
+from kqeq.fitting.contradictions import warn_contradictions
 from kqeq.fitting.fit import FitResult, finish
 from kqeq.fitting.least_squares.equations import Prior
 from kqeq.fitting.minimisation import minimise_problem, warn_unconverged

@@ -24,6 +24,12 @@ from ase import Atoms
 from kqeq.errors import InputError
 from kqeq.typing import FloatArray, IntArray
 
+ARRAY_KEYS = ("fragments", "reference_charges", "external_potential")
+"""What is read from ``atoms.arrays``."""
+
+INFO_KEYS = ("fragment_charges",)
+"""What is read from ``atoms.info``."""
+
 _ROUNDING = 1e-4
 """Sums of charges may differ from the total by this much (e): files are rounded.  The difference is spread."""
 
@@ -53,8 +59,8 @@ def charge_sums(atoms: Atoms, where: object) -> list[tuple[str, float]]:
 
 def site_data_key(atoms: Atoms) -> tuple[bytes | None, ...]:
     """Equal for frames that carry the same optional data; to notice changes, for which no values are checked."""
-    values = [atoms.arrays.get(key) for key in ("fragments", "reference_charges", "external_potential")]
-    values += [atoms.info.get(key) for key in ("fragment_charges", "multiplicity")]
+    values = [atoms.arrays.get(key) for key in ARRAY_KEYS]
+    values += [atoms.info.get(key) for key in (*INFO_KEYS, "multiplicity")]
     return tuple(None if value is None else np.asarray(value).tobytes() for value in values)
 
 
@@ -205,8 +211,11 @@ def _fragments(value: Any, n: int, where: object) -> IntArray:
 def _numbers(value: Any, length: int | None, name: str, where: object) -> FloatArray:
     """A vector of finite numbers."""
     try:
-        array = np.atleast_1d(np.asarray(value, dtype=np.float64))
-    except (TypeError, ValueError):
+        raw = np.asarray(value)
+        array = np.atleast_1d(np.asarray(raw, dtype=np.float64))
+        if raw.dtype.kind in "bc":
+            array = np.full((1, 1), np.nan)
+    except (TypeError, ValueError, OverflowError):
         array = np.full((1, 1), np.nan)
     if array.ndim != 1 or not np.isfinite(array).all() or (length is not None and len(array) != length):
         expected = "a list of finite numbers" if length is None else f"{length} finite numbers, one per atom"
@@ -216,4 +225,4 @@ def _numbers(value: Any, length: int | None, name: str, where: object) -> FloatA
     return array
 
 
-__all__ = ["assign_fragments", "charge_sums", "read_site_data", "site_data_key"]
+__all__ = ["ARRAY_KEYS", "INFO_KEYS", "assign_fragments", "charge_sums", "read_site_data", "site_data_key"]

@@ -132,6 +132,24 @@ class Similarity:
 
 
 @dataclass(frozen=True, eq=False)
+class SummedFeatures:
+    """Σ_i Φ_i over the atoms of a structure.
+
+    Attributes
+    ----------
+    values : (p,) array
+    positions : (3N, p) array or None
+        Its derivative with respect to positions.
+    strain : (9, p) array or None
+        Its strain derivative.
+    """
+
+    values: Array
+    positions: Array | None
+    strain: Array | None
+
+
+@dataclass(frozen=True, eq=False)
 class FeatureMap:
     """Sparse kernel features Φ of environments, and their derivatives.
 
@@ -303,10 +321,62 @@ class FeatureMap:
         for near in self.similarities(state, numbers):
             z = near.element
             slopes = xp.take(weights, near.index)[:, None] * _slope(near.dots, self.zeta)
-            raw = state.feature_gradients(near.centres, self._directions(state.species, z, like), slopes)
+            directions = self._directions(state.species, z, like)
+            raw = self.descriptor.feature_gradients(state, near.centres, directions, slopes)
             positions[:, columns[z]] = solve_lower(self._lower(z, like), raw.positions.T).T
             strain[:, columns[z]] = solve_lower(self._lower(z, like), raw.strain.T).T
         return FeatureGradients(positions, strain)
+
+    def summed_many(
+        self,
+        states: Sequence[DescriptorState],
+        numbers: Sequence[IntArray],
+        gradients: Sequence[bool],
+        strains: Sequence[bool],
+    ) -> list[SummedFeatures]:
+        """Σ_i Φ_i of several structures of the same elements, with derivatives where they are asked for.
+
+        One product with the representatives of each element, and one solution, serve all of them: for small structures
+        both are limited by reading the representatives.
+
+        Parameters
+        ----------
+        states, numbers : sequences
+            Descriptors and atomic numbers.
+        gradients, strains : sequences of bool
+            Whether derivatives with respect to positions, and to strain, are wanted.
+        """
+        like = states[0].values
+        xp = namespace(like)
+        sizes = [
+            (1, 3 * len(own) if gradient else 0, 9 if strain else 0)
+            for own, gradient, strain in zip(numbers, gradients, strains, strict=True)
+        ]
+        stack = zeros((sum(map(sum, sizes)), self.size), like)
+        columns = self.columns
+        for same in zip(*self.similarities_many(states, numbers), strict=True):
+            z = same[0].element
+            raw = []
+            for near, state, (_, positions, strain) in zip(same, states, sizes, strict=True):
+                raw.append(xp.sum(_power(near.dots, self.zeta), axis=0)[None, :])
+                if not positions and not strain:
+                    continue
+                slopes = _slope(near.dots, self.zeta)
+                directions = self._directions(state.species, z, like)
+                found = self.descriptor.feature_gradients(
+                    state, near.centres, directions, slopes, projections=near.dots
+                )
+                raw += [found.positions] if positions else []
+                raw += [found.strain] if strain else []
+            stack[:, columns[z]] = solve_lower(self._lower(z, like), xp.concat(raw).T).T
+        results, start = [], 0
+        for size in sizes:
+            ends = [start + part for part in (1, size[0] + size[1], sum(size))]
+            positions = stack[ends[0] : ends[1], :] if size[1] else None
+            strain = stack[ends[1] : ends[2], :] if size[2] else None
+            results.append(SummedFeatures(stack[start, :], positions, strain))
+            start = ends[2]
+        return results
 
     def coefficients(self, weights: Array) -> dict[int, Array]:
         """Kernel coefficients c = L⁻ᵀ w by element, where w is, so that f_i = Σ_m k(p_i, p_m) c_m."""
@@ -453,6 +523,7 @@ __all__ = [
     "Kernels",
     "SOAPKernel",
     "Similarity",
+    "SummedFeatures",
     "default_electronegativity",
     "default_short_range",
     "evaluate_environments",

@@ -28,9 +28,10 @@ from kqeq.fitting.metrics import Evaluation
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.cache import DiskCache, disk_cache
 from kqeq.fitting.rows.targets import element_energies
-from kqeq.fitting.settings import RULES, FitSettings, complete_noise
+from kqeq.fitting.settings import RULES, FitSettings, check_settings, complete_noise
 from kqeq.fitting.update import update_potential
-from kqeq.frames.labels import LabelKeys, read_frames
+from kqeq.frames.label_checks import survey
+from kqeq.frames.labels import LabelKeys
 from kqeq.io.progress import track
 from kqeq.io.rules import NOTHING, PATH, Rule, check_values, instance
 from kqeq.kernels.charge_kernel import ChargeKernel
@@ -95,7 +96,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     charges_key : str, optional
         Name of the array with partition charges, for example ``"hirshfeld"``.
     label_prefix : str
-        Prefix of label names in ``atoms.info`` and ``atoms.arrays``, for example ``"REF_"``.
+        Prefix of label names in ``atoms.info`` and ``atoms.arrays``, for example ``"REF_"``; charge and field are
+        found with and without.
     e0 : dict, optional
         Energies of the elements by symbol, eV; fitted where ``None``.
     max_iterations : int
@@ -188,8 +190,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         ----------
         frames : ase.Atoms or sequence of ase.Atoms
             Labels are taken from ``atoms.info``, ``atoms.arrays`` and the single-point results that ASE
-            attaches on reading; total charge and field from ``atoms.info["total_charge"]`` and
-            ``atoms.info["external_field"]``; an optional weight from ``atoms.info["weight"]``.
+            attaches on reading (:class:`kqeq.frames.labels.LabelKeys`); total charge and field as
+            :mod:`kqeq.frames.conditions` says; an optional weight from ``atoms.info["weight"]``.
         y : None
             Ignored; the labels are in the frames.
         sample_weight : sequence of float, optional
@@ -236,16 +238,19 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         settings = replace(
             self._settings(targets), optimize=optimize, leave_out_failed=bool(leave_out_failed)
         )
-        keys = self._keys(charges_key)
-        pairs = list(read_frames(frames, keys, weights=sample_weight))
+        check_settings(settings)
+        noise = settings.noise["forces"]
+        found = survey(frames, self._keys(charges_key), weights=sample_weight, force_noise=noise)
         disk = disk_cache(cache)
 
         def work(where: Device) -> FitResult:
             with nullcontext() if disk is None else disk.open() as folder:
-                return fit_potential(pairs, replace(settings, device=where), resume=resume, cache=folder)
+                return fit_potential(
+                    found.pairs, replace(settings, device=where), resume=resume, cache=folder
+                )
 
         result, _ = devices.run(device, work)
-        self._keep(result, charges_key, calibrate=optimize is not None)
+        self._keep(result.with_survey(found), charges_key, calibrate=optimize is not None)
         return self
 
     def update(self, frames: Any, *, sample_weight: Sequence[float] | None = None) -> KQEq:
@@ -269,16 +274,15 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         ModelNotFittedError, InputError, UnsupportedError
             Also if the model was loaded from a file without its posterior.
         """
-        potential = self._fitted()
+        potential = self.fitted()
         posterior = require_posterior(self.posterior_, "adding frames needs")
         if isinstance(posterior, CoupledPosterior):
             raise UnsupportedError(
                 "a charge-aware model is fitted in two stages, and its posterior is that of the second alone; fit "
                 "again to all frames"
             )
-        pairs = list(read_frames(frames, self._keys(self.charges_key_), weights=sample_weight))
         result = update_potential(
-            pairs,
+            survey(frames, self._keys(self.charges_key_), weights=sample_weight).pairs,
             self._settings(None),
             potential,
             posterior.parameters,
@@ -319,7 +323,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         )
 
     def _keys(self, charges_key: str | None) -> LabelKeys:
-        return LabelKeys.prefixed(self.label_prefix, charges=charges_key)
+        return LabelKeys.prefixed(self.label_prefix, charges_key)
 
     def _set_fitted(
         self,
@@ -337,7 +341,13 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self._on_disk = False  # whether some file holds this fit
         self.species_ = tuple(chemical_symbols[z] for z in potential.species)
 
-    def _fitted(self) -> Potential:
+    def fitted(self) -> Potential:
+        """The potential that was fitted.
+
+        Raises
+        ------
+        ModelNotFittedError
+        """
         potential: Potential | None = getattr(self, "potential_", None)
         if potential is None:
             raise ModelNotFittedError(
@@ -394,13 +404,12 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         ModelNotFittedError, InputError, UnsupportedError, DeviceError
             Also if uncertainties are asked of a model that was loaded without its posterior.
         """
-        potential = self._fitted()
+        potential = self.fitted()
         chosen = check_properties(properties)
         single_precision = check_precision(precision)
         single = isinstance(frames, Atoms)
-        structures = read_structures(
-            potential, frames, total_charge=total_charge, external_field=external_field
-        )
+        given = {"total_charge": total_charge, "external_field": external_field, "prefix": self.label_prefix}
+        structures = read_structures(potential, frames, **given)
         posterior = require_posterior(self.posterior_) if uncertainty else None
 
         def work(where: Device) -> list[Prediction]:
@@ -436,9 +445,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         ModelNotFittedError, InputError, UnsupportedError
             Also if calibration is asked of a model that was loaded without its posterior.
         """
-        potential = self._fitted()
+        potential = self.fitted()
         posterior = require_posterior(self.posterior_) if calibration else None
-        pairs = list(read_frames(frames, self._keys(self.charges_key_)))
+        pairs = survey(frames, self._keys(self.charges_key_)).pairs
         result, _ = devices.run(
             device,
             lambda where: evaluate_pairs(

@@ -45,6 +45,7 @@ from kqeq.fitting.report import FitReport
 from kqeq.io.archive import read_archive, write_archive
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.feature_map import FeatureMap, SOAPKernel
+from kqeq.kernels.settings import kernel_tuple
 from kqeq.model.estimator import KQEq
 from kqeq.model.layout import PARTS, check_model, kernel_name, power_names
 from kqeq.potential.potential import Potential, SiteModel
@@ -82,7 +83,7 @@ def _rescue(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> Path | None
 
 def _content(model: KQEq, *, posterior: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Header and arrays of a fitted model."""
-    potential = model._fitted()
+    potential = model.fitted()
     arrays: dict[str, Any] = {}
     parts: dict[str, Any] = {}
     homes: dict[FeatureMap, str] = {}
@@ -151,6 +152,7 @@ def _stored_posterior(known: AnyPosterior, potential: Potential) -> dict[str, An
         }
     return {
         "noise": dict(known.noise),
+        "energy_first": known.parameters.energy_first,
         "chi": _prior(known.parameters.chi),
         "energy": _prior(known.parameters.energy),
         "elements": _element_prior(known.parameters.learned),
@@ -274,8 +276,8 @@ def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: 
 
 def _check_settings(model: KQEq) -> None:
     """Refuse kernels that could not have been fitted; a descriptor may not even be possible to build."""
-    for kernel in (model.electronegativity, model.short_range, model.site_kernel):
-        if kernel is not None:
+    for kernels in (model.electronegativity, model.short_range, model.site_kernel):
+        for kernel in kernel_tuple(kernels) or ():
             kernel.check()
     if model.charge_aware is not None:
         model.charge_aware.check()
@@ -284,8 +286,8 @@ def _check_settings(model: KQEq) -> None:
 def _check_charges(potential: Potential) -> None:
     """Refuse charge models that do not work for the elements of the model."""
     if potential.charges is not None:
-        if potential.charges.learned:
-            raise ValueError(f"the values of {', '.join(potential.charges.learned)} are missing")
+        if potential.charges.to_learn:
+            raise ValueError(f"the values of {', '.join(potential.charges.to_learn)} are missing")
         potential.charges.site_parameters(np.array(potential.species))
     if potential.charge_kernel is not None:
         potential.charge_kernel.check()
@@ -351,6 +353,7 @@ def _posterior(
         elements=_elements(stored["elements"]),
         site_maps=next((own.feature_maps for own in potential.sites.values()), ()),
         site_deltas={kind: stored["sites"][kind] for kind in potential.sites},
+        energy_first=stored.get("energy_first", False),  # files of version 0.1 do not say
     )
     parameters = parameters.with_remainders(stored["remainders"])
     u, lower = arrays["posterior/u"], np.asfortranarray(arrays["posterior/lower"])  # as a fit leaves it

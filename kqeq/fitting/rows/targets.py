@@ -36,7 +36,7 @@ def choose_labels(
 ) -> tuple[list[TrainingFrame], dict[str, int], dict[str, str]]:
     """Keep the labels to fit; say which are used and which are ignored, and why."""
     has_charges = settings.charges is not None
-    learning = settings.charges is not None and bool(settings.charges.learned)
+    learning = settings.charges is not None and bool(settings.charges.to_learn)
     ignored: dict[str, str] = {}
 
     def reason(kind: str) -> str | None:
