@@ -19,6 +19,7 @@ from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
 from kqeq.fitting.checkpoint import fingerprint
 from kqeq.fitting.consistency import warn_contradictions
 from kqeq.fitting.evidence.hyperparameters import learn
+from kqeq.fitting.evidence.left_out import learn_left_out
 from kqeq.fitting.least_squares.solver import Solution
 from kqeq.fitting.minimisation import minimise_from, solve, warn_unconverged
 from kqeq.fitting.parameters import Parameters
@@ -142,7 +143,19 @@ def fit_potential(
     noise = {**DEFAULT_NOISE, **settings.noise}
     linear = settings.charges is None or (parameters.learned is None and used.keys() <= LINEAR_KINDS)
     learned = None
-    if settings.optimize is not None:
+    if settings.optimize == "left-out":
+        learned = learn_left_out(
+            frames,
+            parameters,
+            noise,
+            linear=linear,
+            solve=lambda problem, u: minimise_from(problem, settings, u),
+            report=say,
+            held=settings.held,
+            device=settings.device,
+            cache=cache,
+        )
+    elif settings.optimize is not None:
         learned = learn(
             frames,
             parameters,
@@ -155,6 +168,7 @@ def fit_potential(
             device=settings.device,
             cache=cache,
         )
+    if learned is not None:
         parameters, noise = learned.parameters, learned.noise
         notes += learned.table
     problem = FitProblem(frames, parameters, noise, linear=linear, device=settings.device, cache=cache)

@@ -51,7 +51,7 @@ RULES: Mapping[str, Rule] = {
     "label_prefix": TEXT,
     "max_iterations": whole(minimum=1),
     "solver": choice(*SOLVERS),
-    "optimize": choice("evidence") | NOTHING,
+    "optimize": choice("left-out", "evidence") | NOTHING,
 }
 """Settings of a fit, and of the estimator, by name; noise has a check of its own (:func:`check_noise`)."""
 
@@ -84,8 +84,10 @@ class FitSettings:
     e0 : mapping of int to float or None
         Energies of elements, eV; ``None`` fits them.
     max_iterations : int
-    optimize : "evidence" or None
+    optimize : "left-out", "evidence" or None
         What noises and prior spreads are learned by; ``None`` keeps the given ones.
+    held : tuple of str
+        Label kinds whose noise is not learned.
     site_kernel : tuple of SOAPKernel or None
         For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
     solver : {"auto", "cholesky", "qr"}
@@ -105,6 +107,7 @@ class FitSettings:
     e0: Mapping[int, float] | None = None
     max_iterations: int = 30
     optimize: str | None = None
+    held: tuple[str, ...] = ()
     site_kernel: Kernels | None = None
     charge_aware: ChargeKernel | None = None
     solver: str = "auto"

@@ -1,0 +1,521 @@
+"""Hyperparameters by the density of labels of frames that are left out, in closed form.
+
+At a linearisation ŷ = c + J u, in units of the noise and with prior u ~ N(0, 1), the labels of a frame f are predicted
+from all others with
+
+    y_f − ŷ_f = (1 − H_ff)⁻¹ r_f,    covariance (1 − H_ff)⁻¹,    H_ff = J_f H⁻¹ J_fᵀ,    H = JᵀJ + 1
+
+(theory section 7; Sundararajan & Keerthi 2001, *Neural Comput.* 13, 1103, for blocks of labels instead of single ones).
+Where labels are fewer than parameters the same comes from their covariance C = JJᵀ + 1:  (1 − H_ff)⁻¹ = ([C⁻¹]_ff)⁻¹ and
+y_f − ŷ_f = ([C⁻¹]_ff)⁻¹ (C⁻¹ t)_f.
+
+The sum of log densities judges prior spreads, noises and kernels by predictions.  The marginal likelihood
+(:mod:`kqeq.fitting.evidence.evidence`) judges them by whether the whole set of labels is a typical draw from the prior,
+which it never is where the model is wrong in form.
+
+Dimensions: P parameters, n labels, m labels of the frames that are left out, K label kinds, G groups of columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kqeq.backend import CPU, Device, blas, to_numpy
+from kqeq.backend.linalg import factorise, solve_lower
+from kqeq.errors import NotPositiveDefiniteError
+from kqeq.fitting.evidence.evidence import (
+    AnyEvidence,
+    DualEvidence,
+    Evidence,
+    KindSums,
+    column_groups,
+    inverse_of,
+)
+from kqeq.fitting.evidence.hyperparameters import Learned, describe, rescale
+from kqeq.fitting.least_squares.solver import Solution
+from kqeq.fitting.parameters import Parameters, SitePart
+from kqeq.fitting.problem import FitProblem
+from kqeq.fitting.rows.blocks import deviation, target_vector
+from kqeq.fitting.rows.cache import CacheFolder
+from kqeq.fitting.rows.features import TrainingFrame
+from kqeq.typing import FloatArray, IntArray
+
+NOISE_RANGE = (1.0 / 30.0, 100.0)
+"""Learned noises stay within these multiples of the given ones."""
+
+SPREAD_RANGE = (1e-3, 100.0)
+"""Learned prior spreads stay within these multiples of the given ones."""
+
+STEPS = (math.log(4.0), math.log(2.0))
+"""Steps of the search in the logarithm of a noise or spread, one after the other."""
+
+PRIOR = math.log(30.0)
+"""Standard deviation of those logarithms around what was given: settles what labels leave open."""
+
+MOST_LABELS = 1500
+"""Labels of frames that are left out, where rows are not kept for all."""
+
+ROUNDS = 2
+"""Linearisations of a fit that is not linear."""
+
+UNEARNED = 1e-3
+"""Log density per label that a kernel has to earn to stay."""
+
+
+Block = tuple[IntArray, FloatArray, FloatArray, FloatArray]
+"""Labels left out together; eigenvalues of the precision of their errors, errors along its eigenvectors, and these."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well left-out frames are predicted.
+
+    Attributes
+    ----------
+    density : float
+        Sum of the log densities of their labels.
+    errors : dict of str to float
+        Root-mean-square error by label kind: eV/atom for energies, else in the unit of the label.
+    """
+
+    density: float
+    errors: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class LeftOut:
+    """Predictions of left-out frames as a function of noises and spreads, around one linearisation.
+
+    Attributes
+    ----------
+    evidence : Evidence or DualEvidence
+        Sums of all frames.
+    kind, owner : (m,) int arrays
+        Kind of every label that is left out, and the frame it is left out with.
+    units : (m,) array
+        From units of the accumulated noise to errors.
+    places : (m,) int array
+        Where the labels are among the rows of a :class:`DualEvidence`.
+    rows, targets : (m, P), (m,) arrays
+        Theirs, beside an :class:`Evidence`.
+    """
+
+    evidence: AnyEvidence
+    kind: IntArray
+    owner: IntArray
+    units: FloatArray
+    places: IntArray
+    rows: FloatArray | None = None
+    targets: FloatArray | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Label kinds, in the order of theta."""
+        return self.evidence.names
+
+    @property
+    def size(self) -> int:
+        """K + G."""
+        return self.evidence.size
+
+    def evaluate(self, theta: FloatArray) -> Score:
+        """Score at logarithms (K + G,) of noises and spreads relative to the accumulated ones.
+
+        Raises
+        ------
+        NotPositiveDefiniteError
+            If rounding makes a matrix indefinite.
+        """
+        with blas.one_thread():
+            if isinstance(self.evidence, DualEvidence):
+                return self._dual(self.evidence, theta)
+            return self._primal(self.evidence, theta)
+
+    def _primal(self, evidence: Evidence, theta: FloatArray) -> Score:
+        assert self.rows is not None and self.targets is not None
+        lower, u, columns = posterior(evidence, theta)
+        noise = np.exp(theta[: len(self.names)])[self.kind]
+        rows = self.rows * (columns / noise[:, None])
+        residual = self.targets / noise - rows @ u
+        scaled = solve_lower(lower, rows.T)
+
+        def blocks() -> Iterator[Block]:
+            for own in self._frames():
+                part = scaled[:, own]
+                values, vectors = np.linalg.eigh(np.eye(len(own)) - part.T @ part)
+                # labels that only their own frame determines make it nearly singular
+                values = np.maximum(values, 1e-10)
+                yield own, values, vectors.T @ residual[own] / values, vectors
+
+        return self._score(blocks(), noise)
+
+    def _dual(self, evidence: DualEvidence, theta: FloatArray) -> Score:
+        lower, weights = evidence.solve(theta)
+        inverse = inverse_of(lower)
+
+        def blocks() -> Iterator[Block]:
+            for own in self._frames():
+                there = self.places[own]
+                values, vectors = np.linalg.eigh(inverse[np.ix_(there, there)])
+                values = np.maximum(values, 1e-300)
+                yield own, values, vectors.T @ weights[there] / values, vectors
+
+        return self._score(blocks(), np.ones(len(self.kind)))
+
+    def _frames(self) -> Iterator[IntArray]:
+        """Labels of each frame that is left out; they are side by side."""
+        ends = np.flatnonzero(np.diff(self.owner)) + 1
+        yield from np.split(np.arange(len(self.owner)), ends)
+
+    def _score(self, blocks: Iterator[Block], noise: FloatArray) -> Score:
+        """From eigenvalues and eigenvectors of the precision of each block of errors, and the errors along them."""
+        density = -float(np.log(noise).sum())
+        errors = np.empty(len(self.kind))
+        for own, values, along, vectors in blocks:
+            density += 0.5 * float(np.log(values).sum() - values @ along**2)
+            errors[own] = vectors @ along
+        errors *= noise * self.units
+        found = {
+            name: float(np.sqrt(np.mean(errors[self.kind == k] ** 2)))
+            for k, name in enumerate(self.names)
+            if (self.kind == k).any()
+        }
+        return Score(density, found)
+
+    def parameters(self, theta: FloatArray) -> FloatArray:
+        """The most probable parameters, (P,)."""
+        if isinstance(self.evidence, DualEvidence):
+            return self.evidence.parameters(theta)
+        return posterior(self.evidence, theta)[1]
+
+
+def posterior(evidence: Evidence, theta: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Cholesky factor of H, the most probable parameters, and the factors of all columns."""
+    columns = evidence.scales(theta)
+    size = len(columns)
+    hessian, rhs = np.zeros((size, size)), np.zeros(size)
+    weights = np.exp(-2.0 * theta[: len(evidence.names)])
+    for weight, sums in zip(weights, evidence.kinds.values(), strict=True):
+        hessian += weight * sums.gram
+        rhs += weight * sums.rhs
+    hessian *= columns[:, None]
+    hessian *= columns
+    hessian[np.diag_indices_from(hessian)] += 1.0
+    lower = factorise(hessian, "the matrix of the normal equations", "raise the smallest noise")
+    u = solve_lower(lower, solve_lower(lower, columns * rhs), transposed=True)
+    return lower, u, columns
+
+
+def collect(problem: FitProblem, u: FloatArray) -> LeftOut:
+    """Rows and sums of all frames at ``u``.
+
+    Where labels are fewer than parameters all rows are kept; otherwise Gram matrices, and rows of frames (evenly spread)
+    with :data:`MOST_LABELS` labels.
+    """
+    names = sorted({kind for frame in problem.frames for kind in frame.labels.kinds})
+    groups = tuple(columns for _, columns in column_groups(problem.parameters))
+    total = sum(frame.n_labels for frame in problem.frames)
+    dual = total < problem.size
+    share = 1.0 if dual else min(1.0, MOST_LABELS / total)
+    sums = {name: _Sums(problem.size) for name in names}
+    kept: list[tuple[FloatArray, FloatArray, IntArray, IntArray, FloatArray]] = []
+    taken = 0.0
+    frames = iter(problem.frames)
+    with blas.one_thread():
+        for number, (found, jacobian) in enumerate(problem.rows(u, jacobian="full")):
+            frame = next(frames)
+            assert jacobian is not None
+            if frame.labels.weight == 0.0:
+                continue
+            residual, rows = to_numpy(found), to_numpy(jacobian)
+            targets = residual + rows @ u
+            kinds, units, start = [], [], 0
+            for kind in frame.labels.kinds:
+                stop = start + target_vector(frame, kind).size
+                scale = deviation(frame, kind, problem.noise) / math.sqrt(frame.labels.weight)
+                kinds.append(np.full(stop - start, names.index(kind)))
+                units.append(np.full(stop - start, scale / (len(frame.structure) if kind == "energy" else 1)))
+                if not dual:
+                    sums[kind].add(rows[start:stop], targets[start:stop])
+                start = stop
+            taken += share
+            if taken >= 1.0 - 1e-9:
+                taken -= 1.0
+                own = np.concatenate(kinds)
+                kept.append((rows, targets, own, np.full(len(own), number), np.concatenate(units)))
+    parts = [np.concatenate(part) for part in zip(*kept, strict=True)]
+    all_rows, all_targets, numbers, owner, all_units = parts
+    places = np.arange(len(numbers))
+    if dual:
+        order = np.argsort(numbers, kind="stable")
+        by_kind = {name: (all_rows[numbers == k], all_targets[numbers == k]) for k, name in enumerate(names)}
+        places[order] = np.arange(len(numbers))
+        return LeftOut(DualEvidence.build(by_kind, groups, 0.0), numbers, owner, all_units, places)
+    evidence = Evidence({name: sums[name].finish() for name in names}, groups, 0.0)
+    return LeftOut(evidence, numbers, owner, all_units, places, all_rows, all_targets)
+
+
+class _Sums:
+    """Gram matrix of the labels of one kind, from rows that wait until they are many."""
+
+    def __init__(self, size: int) -> None:
+        self.total = KindSums(np.zeros((size, size)), np.zeros(size), 0.0, 0)
+        self.waiting: list[tuple[FloatArray, FloatArray]] = []
+        self.count = 0
+
+    def add(self, rows: FloatArray, targets: FloatArray) -> None:
+        self.waiting.append((rows, targets))
+        self.count += len(targets)
+        if self.count >= 512:
+            self.finish()
+
+    def finish(self) -> KindSums:
+        if self.waiting:
+            rows = np.concatenate([r for r, _ in self.waiting])
+            targets = np.concatenate([t for _, t in self.waiting])
+            self.total.add(KindSums(rows.T @ rows, rows.T @ targets, float(targets @ targets), len(targets)))
+            self.waiting, self.count = [], 0
+        return self.total
+
+
+def search(
+    left_out: LeftOut, bounds: Sequence[tuple[float, float]], centre: FloatArray | None = None
+) -> tuple[FloatArray, Score]:
+    """Noises and spreads under which left-out frames are most probable: one coordinate after the other.
+
+    Parameters
+    ----------
+    left_out : LeftOut
+    bounds : sequence of (float, float)
+        On every logarithm; equal ones hold it.
+    centre : (K + G,) array, optional
+        Mean of the (wide) prior on the logarithms; zero by default.
+
+    Returns
+    -------
+    (K + G,) array, Score
+    """
+    middle = np.zeros(left_out.size) if centre is None else centre
+    known: dict[tuple[float, ...], tuple[float, Score | None]] = {}
+
+    def value(theta: FloatArray) -> tuple[float, Score | None]:
+        key = tuple(np.round(theta, 6))
+        if key not in known:
+            try:
+                score = left_out.evaluate(theta)
+                known[key] = (score.density - 0.5 * float(np.sum((theta - middle) ** 2)) / PRIOR**2, score)
+            except NotPositiveDefiniteError:
+                known[key] = (-math.inf, None)
+        return known[key]
+
+    best = np.array([min(max(0.0, low), high) for low, high in bounds])
+    for step in STEPS:
+        moved = True
+        while moved:
+            moved = False
+            for i, (low, high) in enumerate(bounds):
+                if high - low < 1e-9:
+                    continue
+                for sign in (1.0, -1.0):
+                    while True:
+                        candidate = best.copy()
+                        candidate[i] = min(max(best[i] + sign * step, low), high)
+                        if candidate[i] == best[i] or not value(candidate)[0] > value(best)[0] + 0.1:
+                            break
+                        best, moved = candidate, True
+    score = value(best)[1]
+    if score is None:
+        raise NotPositiveDefiniteError("the normal equations are singular at every noise; raise the noises")
+    return best, score
+
+
+def unearned(left_out: LeftOut, parameters: Parameters, theta: FloatArray) -> list[str]:
+    """Kernels without which left-out frames are predicted as well; those of the energy and of χ, never all of a part."""
+    names = [name for name, _ in column_groups(parameters)]
+    dropped: list[str] = []
+    theta = theta.copy()
+    enough = UNEARNED * len(left_out.kind) + 1.0
+    now = left_out.evaluate(theta).density
+    for part_name in ("energy", "chi"):
+        part = parameters.parts.get(part_name)
+        if part is None:
+            continue
+        candidates = [name for name, kernel in parameters.kernels.items() if kernel in part.kernels]
+        while len(candidates) > 1:
+            trials = {}
+            for name in candidates:
+                trial = theta.copy()
+                trial[len(left_out.names) + names.index(f"{name} delta")] = math.log(1e-8)
+                trials[name] = (left_out.evaluate(trial).density, trial)
+            least = max(trials, key=lambda name: trials[name][0])
+            if trials[least][0] < now - enough:
+                break
+            now, theta = trials[least]
+            candidates.remove(least)
+            dropped.append(least)
+    return dropped
+
+
+def learn_left_out(
+    frames: Sequence[TrainingFrame],
+    parameters: Parameters,
+    noise: Mapping[str, float],
+    *,
+    linear: bool,
+    solve: Callable[[FitProblem, FloatArray | None], Solution],
+    report: Callable[[str], None] = lambda _: None,
+    held: Sequence[str] = (),
+    device: Device = CPU,
+    cache: CacheFolder | None = None,
+) -> Learned:
+    """Learn noises and prior spreads, and leave kernels away that do not earn their place.
+
+    With charges, the short-range energy is settled alone first, where it is linear; then all together around fits.
+
+    Parameters
+    ----------
+    frames, parameters, noise, linear, solve, report, device, cache
+        As for :func:`kqeq.fitting.evidence.hyperparameters.learn`.
+    held : sequence of str
+        Label kinds whose noise stays as it is given.
+
+    Returns
+    -------
+    Learned
+    """
+    first, table, alone = dict(noise), [], None
+    noise = dict(noise)
+
+    def linearise(
+        own: Sequence[TrainingFrame], at: Parameters, u: FloatArray | None, closed: bool
+    ) -> tuple[LeftOut, FloatArray]:
+        problem = FitProblem(own, at, noise, linear=closed, device=device, cache=cache)
+        try:
+            point = np.zeros(problem.size) if closed else solve(problem, u).u
+            return collect(problem, point), point
+        finally:
+            problem.close()
+
+    def improve(
+        own: Sequence[TrainingFrame], at: Parameters, u: FloatArray | None, closed: bool
+    ) -> tuple[Parameters, dict[str, float], FloatArray, Score, float]:
+        left_out, _ = linearise(own, at, u, closed)
+        theta, score = search(left_out, _bounds(left_out, at, first, noise, held, closed))
+        dropped = unearned(left_out, at, theta)
+        moved, new = rescale(at, noise, left_out, theta)
+        point = left_out.parameters(theta)
+        if dropped:
+            moved, kept = moved.without(dropped)
+            point = point[kept]
+        text = describe(moved, new, list(left_out.names), score.density, "left-out log density")
+        text += f"; left-out errors {_words(score)}"
+        if dropped:
+            text += f"; dropped {', '.join(dropped)}"
+        table.append(text)
+        report(text)
+        return moved, new, point, score, float(np.abs(theta).max())
+
+    if linear:
+        parameters, noise, start, score, _ = improve(frames, parameters, None, True)
+        return Learned(parameters, noise, start, score.density, tuple(table), True)
+    if parameters.chi is not None and parameters.energy is not None and parameters.energy.kernels:
+        only, part = _short_range(frames, parameters)
+        if part is not None:
+            found, noise, _, alone, _ = improve(only, part, None, True)
+            parameters = _adopt(parameters, found)
+    point: FloatArray | None = None
+    for _ in range(ROUNDS):
+        parameters, noise, point, score, change = improve(frames, parameters, point, False)
+        if change < 1.0:
+            break
+    if alone is not None and "forces" in alone.errors and "forces" in score.errors:
+        gain = score.errors["forces"] / alone.errors["forces"]
+        text = (
+            f"forces of left-out frames: {1e3 * score.errors['forces']:.3g} meV/Å, without charges "
+            f"{1e3 * alone.errors['forces']:.3g}"
+        )
+        if gain > 1.05:
+            text += "; charges do not pay here for forces: compare with electronegativity=None, charges=None"
+        table.append(text)
+    assert point is not None
+    return Learned(parameters, noise, point, score.density, tuple(table), True)
+
+
+def _words(score: Score) -> str:
+    factors = {
+        "energy": (1e3, "meV/atom"),
+        "forces": (1e3, "meV/Å"),
+        "dipole": (1.0, "e·Å"),
+        "charges": (1.0, "e"),
+    }
+    words = []
+    for kind, error in score.errors.items():
+        factor, unit = factors.get(kind, (1.0, ""))
+        words.append(f"{kind} {factor * error:.3g} {unit}".rstrip())
+    return ", ".join(words)
+
+
+def _bounds(
+    left_out: LeftOut,
+    parameters: Parameters,
+    first: Mapping[str, float],
+    noise: Mapping[str, float],
+    held: Sequence[str],
+    closed: bool,
+) -> list[tuple[float, float]]:
+    """Bounds on the change of each logarithm: noises around those given, spreads of kernels; offsets are held."""
+    reach = math.inf if closed else math.log(16.0)
+    bounds = []
+    for kind in left_out.names:
+        low, high = (math.log(factor * first[kind] / noise[kind]) for factor in NOISE_RANGE)
+        bounds.append((0.0, 0.0) if kind in held else (max(low, -reach), min(high, reach)))
+    for name, _ in column_groups(parameters):
+        low, high = (math.log(factor) for factor in SPREAD_RANGE)
+        kernel = name.endswith(" delta")
+        bounds.append((max(low, -reach), min(high, reach)) if kernel else (0.0, 0.0))
+    return bounds
+
+
+def _short_range(
+    frames: Sequence[TrainingFrame], parameters: Parameters
+) -> tuple[list[TrainingFrame], Parameters | None]:
+    """The short-range energy alone, and the labels it is determined by."""
+    assert parameters.energy is not None
+    kept = []
+    for frame in frames:
+        labels = replace(frame.labels, **{k: None for k in frame.labels.kinds if k not in _SHORT_RANGE})  # type: ignore[arg-type]
+        if labels.kinds and not frame.structure.external_field.any():
+            kept.append(replace(frame, labels=labels))
+    if not kept:
+        return [], None
+    energy = parameters.energy
+    kernels = list(zip(energy.feature_maps, energy.deltas, strict=True))
+    part = SitePart.build(kernels, energy.offset_mean, energy.offset_spread, 0)
+    return kept, Parameters(parameters.species, None, None, part, part.columns.stop)
+
+
+_SHORT_RANGE = ("energy", "forces", "stress")
+
+
+def _adopt(parameters: Parameters, alone: Parameters) -> Parameters:
+    """Spreads of the short-range kernels from a model without charges, without those that it dropped."""
+    assert parameters.energy is not None and alone.energy is not None
+    deltas = {id(kernel.feature_map): kernel.delta for kernel in alone.energy.kernels}
+    kernels = {
+        name: replace(kernel, delta=deltas[id(kernel.feature_map)])
+        for name, kernel in parameters.kernels.items()
+        if kernel in parameters.energy.kernels and id(kernel.feature_map) in deltas
+    }
+    gone = [
+        name
+        for name, kernel in parameters.kernels.items()
+        if kernel in parameters.energy.kernels and id(kernel.feature_map) not in deltas
+    ]
+    return parameters.with_kernels(kernels).without(gone)[0]
+
+
+__all__ = ["LeftOut", "Score", "collect", "learn_left_out", "posterior", "search", "unearned"]
