@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -14,7 +15,7 @@ from ase.data import chemical_symbols
 from kqeq import elements
 from kqeq.backend.linalg import solve_lower
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
-from kqeq.errors import InputError, KQEqError
+from kqeq.errors import InputError, KQEqError, RepresentativesWarning
 from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
 from kqeq.fitting.checkpoint import fingerprint
 from kqeq.fitting.consistency import warn_contradictions
@@ -174,9 +175,9 @@ def fit_potential(
     problem = FitProblem(frames, parameters, noise, linear=linear, device=settings.device, cache=cache)
     try:
         solution = (
-            solve(problem, settings, resume)
-            if learned is None
-            else minimise_from(problem, settings, learned.u)
+            minimise_from(problem, settings, learned.u)
+            if learned is not None and (resume is None or settings.optimize == "evidence")
+            else solve(problem, settings, resume, None if learned is None else learned.u)
         )
     finally:
         problem.close()
@@ -277,16 +278,19 @@ def _parameters(
     """Choose representatives and lay the parameters out."""
 
     def build(kernels: Kernels | None, role: str) -> list[FeatureMap]:
-        return [
-            build_feature_map(
-                kernel,
-                structures,
-                species,
-                progress=lambda items: track(items, f"{role} environments"),
-                role=role,
-            )
-            for kernel in kernels or ()
-        ]
+        with warnings.catch_warnings():
+            if settings.automatic:
+                warnings.simplefilter("ignore", RepresentativesWarning)
+            return [
+                build_feature_map(
+                    kernel,
+                    structures,
+                    species,
+                    progress=lambda items: track(items, f"{role} environments"),
+                    role=role,
+                )
+                for kernel in kernels or ()
+            ]
 
     energy_mean = energy_offsets(frames, species, settings.e0) if has_energy else None
     numbers = np.array(species)

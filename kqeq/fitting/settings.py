@@ -27,7 +27,7 @@ from kqeq.io.rules import (
     whole,
 )
 from kqeq.kernels.charge_kernel import ChargeKernel
-from kqeq.kernels.settings import Kernels, SOAPKernel
+from kqeq.kernels.settings import AUTO, Kernels, SOAPKernel
 
 _DEVIATION = number(above=0)
 
@@ -41,8 +41,8 @@ _CHARGES = protocol(
 )
 
 RULES: Mapping[str, Rule] = {
-    "electronegativity": _KERNEL | NOTHING,
-    "short_range": _KERNEL | NOTHING,
+    "electronegativity": _KERNEL | choice(AUTO) | NOTHING,
+    "short_range": _KERNEL | choice(AUTO) | NOTHING,
     "site_kernel": _KERNEL | NOTHING,
     "charges": _CHARGES | NOTHING,
     "charge_aware": instance(ChargeKernel, "kqeq.ChargeKernel(...)") | NOTHING,
@@ -51,7 +51,7 @@ RULES: Mapping[str, Rule] = {
     "label_prefix": TEXT,
     "max_iterations": whole(minimum=1),
     "solver": choice(*SOLVERS),
-    "optimize": choice("left-out", "evidence") | NOTHING,
+    "optimize": choice(AUTO, "left-out", "evidence") | NOTHING,
 }
 """Settings of a fit, and of the estimator, by name; noise has a check of its own (:func:`check_noise`)."""
 
@@ -88,6 +88,8 @@ class FitSettings:
         What noises and prior spreads are learned by; ``None`` keeps the given ones.
     held : tuple of str
         Label kinds whose noise is not learned.
+    automatic : bool
+        Whether kernels are not the user's: that there are fewer environments than representatives is no news then.
     site_kernel : tuple of SOAPKernel or None
         For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
     solver : {"auto", "cholesky", "qr"}
@@ -108,6 +110,7 @@ class FitSettings:
     max_iterations: int = 30
     optimize: str | None = None
     held: tuple[str, ...] = ()
+    automatic: bool = False
     site_kernel: Kernels | None = None
     charge_aware: ChargeKernel | None = None
     solver: str = "auto"

@@ -39,6 +39,7 @@ from kqeq.fitting.report import FitReport
 from kqeq.io.archive import read_archive, write_archive
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.feature_map import FeatureMap, SOAPKernel
+from kqeq.kernels.settings import AUTO
 from kqeq.model.estimator import KQEq
 from kqeq.potential.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
@@ -180,7 +181,7 @@ def _settings(model: KQEq) -> dict[str, Any]:
     settings.pop("baseline")
     for name in ("electronegativity", "short_range", "site_kernel"):
         given = settings[name]
-        if given is not None:
+        if given is not None and not isinstance(given, str):
             several = isinstance(given, (list, tuple))
             settings[name] = [kernel.to_dict() for kernel in given] if several else given.to_dict()
     for name in ("charges", "charge_aware"):
@@ -353,8 +354,8 @@ def _kernel_name(part: str, number: int) -> str:
 
 def _kernel_settings(stored: Any) -> Any:
     """Kernel settings, one or a list of them, from plain data."""
-    if stored is None:
-        return None
+    if stored is None or stored == AUTO:
+        return stored
     kernels = [SOAPKernel(**own) for own in (stored if isinstance(stored, list) else [stored])]
     for kernel in kernels:
         kernel.check()

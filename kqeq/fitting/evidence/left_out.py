@@ -47,7 +47,7 @@ from kqeq.typing import FloatArray, IntArray
 NOISE_RANGE = (1.0 / 30.0, 100.0)
 """Learned noises stay within these multiples of the given ones."""
 
-SPREAD_RANGE = (1e-3, 100.0)
+SPREAD_RANGE = (1e-3, 8.0)
 """Learned prior spreads stay within these multiples of the given ones."""
 
 STEPS = (math.log(4.0), math.log(2.0))
@@ -56,11 +56,17 @@ STEPS = (math.log(4.0), math.log(2.0))
 PRIOR = math.log(30.0)
 """Standard deviation of those logarithms around what was given: settles what labels leave open."""
 
+ENOUGH = 0.3
+"""Gain of log density for which the search goes on."""
+
+FEW_LABELS = 500
+"""Labels that the large steps of a search look at."""
+
 MOST_LABELS = 1500
 """Labels of frames that are left out, where rows are not kept for all."""
 
-ROUNDS = 2
-"""Linearisations of a fit that is not linear."""
+WITH_CHARGES = math.log(4.0)
+"""How far noises of energies and forces may move from those without charges: a linearisation judges them less well."""
 
 UNEARNED = 1e-3
 """Log density per label that a kernel has to earn to stay."""
@@ -101,7 +107,7 @@ class LeftOut:
     places : (m,) int array
         Where the labels are among the rows of a :class:`DualEvidence`.
     rows, targets : (m, P), (m,) arrays
-        Theirs, beside an :class:`Evidence`.
+        Theirs.
     """
 
     evidence: AnyEvidence
@@ -109,8 +115,25 @@ class LeftOut:
     owner: IntArray
     units: FloatArray
     places: IntArray
-    rows: FloatArray | None = None
-    targets: FloatArray | None = None
+    rows: FloatArray
+    targets: FloatArray
+
+    def few(self) -> LeftOut:
+        """The same with about :data:`FEW_LABELS` labels, of frames evenly spread, and no others."""
+        every = -(-len(self.kind) // FEW_LABELS)
+        if every == 1:
+            return self
+        frames = [own for i, own in enumerate(self._frames()) if i % every == 0]
+        chosen = np.concatenate(frames)
+        return _dual(
+            self.names,
+            self.evidence.groups,
+            self.kind[chosen],
+            self.owner[chosen],
+            self.units[chosen],
+            self.rows[chosen],
+            self.targets[chosen],
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -136,7 +159,6 @@ class LeftOut:
             return self._primal(self.evidence, theta)
 
     def _primal(self, evidence: Evidence, theta: FloatArray) -> Score:
-        assert self.rows is not None and self.targets is not None
         lower, u, columns = posterior(evidence, theta)
         noise = np.exp(theta[: len(self.names)])[self.kind]
         rows = self.rows * (columns / noise[:, None])
@@ -173,7 +195,7 @@ class LeftOut:
 
     def _score(self, blocks: Iterator[Block], noise: FloatArray) -> Score:
         """From eigenvalues and eigenvectors of the precision of each block of errors, and the errors along them."""
-        density = -float(np.log(noise).sum())
+        density = -float(np.log(noise * self.units).sum())
         errors = np.empty(len(self.kind))
         for own, values, along, vectors in blocks:
             density += 0.5 * float(np.log(values).sum() - values @ along**2)
@@ -249,14 +271,27 @@ def collect(problem: FitProblem, u: FloatArray) -> LeftOut:
                 kept.append((rows, targets, own, np.full(len(own), number), np.concatenate(units)))
     parts = [np.concatenate(part) for part in zip(*kept, strict=True)]
     all_rows, all_targets, numbers, owner, all_units = parts
-    places = np.arange(len(numbers))
     if dual:
-        order = np.argsort(numbers, kind="stable")
-        by_kind = {name: (all_rows[numbers == k], all_targets[numbers == k]) for k, name in enumerate(names)}
-        places[order] = np.arange(len(numbers))
-        return LeftOut(DualEvidence.build(by_kind, groups, 0.0), numbers, owner, all_units, places)
+        return _dual(tuple(names), groups, numbers, owner, all_units, all_rows, all_targets)
     evidence = Evidence({name: sums[name].finish() for name in names}, groups, 0.0)
-    return LeftOut(evidence, numbers, owner, all_units, places, all_rows, all_targets)
+    return LeftOut(evidence, numbers, owner, all_units, np.arange(len(numbers)), all_rows, all_targets)
+
+
+def _dual(
+    names: tuple[str, ...],
+    groups: tuple[IntArray, ...],
+    kind: IntArray,
+    owner: IntArray,
+    units: FloatArray,
+    rows: FloatArray,
+    targets: FloatArray,
+) -> LeftOut:
+    """With the covariance of the labels themselves."""
+    order = np.argsort(kind, kind="stable")
+    places = np.empty(len(kind), dtype=np.int64)
+    places[order] = np.arange(len(kind))
+    by_kind = {name: (rows[kind == k], targets[kind == k]) for k, name in enumerate(names)}
+    return LeftOut(DualEvidence.build(by_kind, groups, 0.0), kind, owner, units, places, rows, targets)
 
 
 class _Sums:
@@ -282,65 +317,81 @@ class _Sums:
         return self.total
 
 
-def search(
-    left_out: LeftOut, bounds: Sequence[tuple[float, float]], centre: FloatArray | None = None
-) -> tuple[FloatArray, Score]:
+def search(left_out: LeftOut, bounds: Sequence[tuple[float, float]]) -> tuple[FloatArray, Score]:
     """Noises and spreads under which left-out frames are most probable: one coordinate after the other.
+
+    Large steps are taken on few frames where there are many.
 
     Parameters
     ----------
     left_out : LeftOut
     bounds : sequence of (float, float)
         On every logarithm; equal ones hold it.
-    centre : (K + G,) array, optional
-        Mean of the (wide) prior on the logarithms; zero by default.
 
     Returns
     -------
     (K + G,) array, Score
+
+    Raises
+    ------
+    NotPositiveDefiniteError
+        If the normal equations are singular wherever they are tried.
     """
-    middle = np.zeros(left_out.size) if centre is None else centre
-    known: dict[tuple[float, ...], tuple[float, Score | None]] = {}
-
-    def value(theta: FloatArray) -> tuple[float, Score | None]:
-        key = tuple(np.round(theta, 6))
-        if key not in known:
-            try:
-                score = left_out.evaluate(theta)
-                known[key] = (score.density - 0.5 * float(np.sum((theta - middle) ** 2)) / PRIOR**2, score)
-            except NotPositiveDefiniteError:
-                known[key] = (-math.inf, None)
-        return known[key]
-
     best = np.array([min(max(0.0, low), high) for low, high in bounds])
-    for step in STEPS:
-        moved = True
-        while moved:
-            moved = False
-            for i, (low, high) in enumerate(bounds):
-                if high - low < 1e-9:
-                    continue
-                for sign in (1.0, -1.0):
-                    while True:
-                        candidate = best.copy()
-                        candidate[i] = min(max(best[i] + sign * step, low), high)
-                        if candidate[i] == best[i] or not value(candidate)[0] > value(best)[0] + 0.1:
-                            break
-                        best, moved = candidate, True
-    score = value(best)[1]
+    score = None
+    for step, judge in zip(STEPS, (left_out.few(), left_out), strict=True):
+        best, score = _climb(judge, bounds, best, step)
     if score is None:
         raise NotPositiveDefiniteError("the normal equations are singular at every noise; raise the noises")
     return best, score
 
 
-def unearned(left_out: LeftOut, parameters: Parameters, theta: FloatArray) -> list[str]:
+def _climb(
+    left_out: LeftOut, bounds: Sequence[tuple[float, float]], start: FloatArray, step: float
+) -> tuple[FloatArray, Score | None]:
+    """Uphill in steps of one size, coordinate by coordinate, until none is better."""
+    known: dict[tuple[float, ...], tuple[float, Score | None]] = {}
+
+    def value(theta: FloatArray) -> float:
+        key = tuple(np.round(theta, 6))
+        if key not in known:
+            try:
+                score = left_out.evaluate(theta)
+                known[key] = (score.density - 0.5 * float(theta @ theta) / PRIOR**2, score)
+            except NotPositiveDefiniteError:
+                known[key] = (-math.inf, None)
+        return known[key][0]
+
+    best, moved = start, True
+    while moved:
+        moved = False
+        for i, (low, high) in enumerate(bounds):
+            if high - low < 1e-9:
+                continue
+            for sign in (1.0, -1.0):
+                went = False
+                while True:
+                    candidate = best.copy()
+                    candidate[i] = min(max(best[i] + sign * step, low), high)
+                    if candidate[i] == best[i] or not value(candidate) > value(best) + ENOUGH:
+                        break
+                    best, moved, went = candidate, True, True
+                if went:
+                    break
+    value(best)
+    return best, known[tuple(np.round(best, 6))][1]
+
+
+def unearned(
+    left_out: LeftOut, parameters: Parameters, theta: FloatArray, parts: Sequence[str] = ("energy", "chi")
+) -> list[str]:
     """Kernels without which left-out frames are predicted as well; those of the energy and of χ, never all of a part."""
     names = [name for name, _ in column_groups(parameters)]
     dropped: list[str] = []
     theta = theta.copy()
     enough = UNEARNED * len(left_out.kind) + 1.0
     now = left_out.evaluate(theta).density
-    for part_name in ("energy", "chi"):
+    for part_name in parts:
         part = parameters.parts.get(part_name)
         if part is None:
             continue
@@ -360,6 +411,17 @@ def unearned(left_out: LeftOut, parameters: Parameters, theta: FloatArray) -> li
     return dropped
 
 
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """A fit: what it was asked for, where it ended, and how well it predicts left-out frames there."""
+
+    parameters: Parameters
+    noise: dict[str, float]
+    u: FloatArray
+    left_out: LeftOut
+    score: Score
+
+
 def learn_left_out(
     frames: Sequence[TrainingFrame],
     parameters: Parameters,
@@ -374,7 +436,9 @@ def learn_left_out(
 ) -> Learned:
     """Learn noises and prior spreads, and leave kernels away that do not earn their place.
 
-    With charges, the short-range energy is settled alone first, where it is linear; then all together around fits.
+    With charges, the short-range energy is settled alone, where it is linear and the judgement exact; then spreads of the
+    electronegativities, the noise of dipoles and, within limits, the other noises around a fit.  What that gives is
+    fitted and judged again; where it is worse, half the way is tried, and the best is kept.
 
     Parameters
     ----------
@@ -387,62 +451,73 @@ def learn_left_out(
     -------
     Learned
     """
-    first, table, alone = dict(noise), [], None
-    noise = dict(noise)
+    first = dict(noise)
+    table: list[str] = []
 
-    def linearise(
-        own: Sequence[TrainingFrame], at: Parameters, u: FloatArray | None, closed: bool
-    ) -> tuple[LeftOut, FloatArray]:
-        problem = FitProblem(own, at, noise, linear=closed, device=device, cache=cache)
+    def tell(at: Parameters, own: Mapping[str, float], score: Score, dropped: Sequence[str] = ()) -> None:
+        text = describe(at, own, list(score.errors), score.density, "left-out log density")
+        text += f"; left-out errors {_words(score)}"
+        table.append(f"{text}; dropped {', '.join(dropped)}" if dropped else text)
+        report(table[-1])
+
+    def at(
+        own: Sequence[TrainingFrame],
+        candidate: Parameters,
+        noises: dict[str, float],
+        start: FloatArray | None,
+    ) -> _Point:
+        closed = linear or candidate.chi is None
+        problem = FitProblem(own, candidate, noises, linear=closed, device=device, cache=cache)
         try:
-            point = np.zeros(problem.size) if closed else solve(problem, u).u
-            return collect(problem, point), point
+            u = np.zeros(problem.size) if closed else solve(problem, start).u
+            left_out = collect(problem, u)
         finally:
             problem.close()
+        return _Point(candidate, noises, u, left_out, left_out.evaluate(np.zeros(left_out.size)))
 
-    def improve(
-        own: Sequence[TrainingFrame], at: Parameters, u: FloatArray | None, closed: bool
-    ) -> tuple[Parameters, dict[str, float], FloatArray, Score, float]:
-        left_out, _ = linearise(own, at, u, closed)
-        theta, score = search(left_out, _bounds(left_out, at, first, noise, held, closed))
-        dropped = unearned(left_out, at, theta)
-        moved, new = rescale(at, noise, left_out, theta)
-        point = left_out.parameters(theta)
+    def settle(own: Sequence[TrainingFrame], candidate: Parameters) -> tuple[Learned, Score]:
+        """A linear problem."""
+        point = at(own, candidate, first, None)
+        theta, score = search(point.left_out, _bounds(point, held))
+        dropped = unearned(point.left_out, candidate, theta)
+        found, noises = rescale(candidate, first, point.left_out, theta)
+        u = point.left_out.parameters(theta)
         if dropped:
-            moved, kept = moved.without(dropped)
-            point = point[kept]
-        text = describe(moved, new, list(left_out.names), score.density, "left-out log density")
-        text += f"; left-out errors {_words(score)}"
-        if dropped:
-            text += f"; dropped {', '.join(dropped)}"
-        table.append(text)
-        report(text)
-        return moved, new, point, score, float(np.abs(theta).max())
+            found, kept = found.without(dropped)
+            u = u[kept]
+        tell(found, noises, score, dropped)
+        return Learned(found, noises, u, score.density, tuple(table), True), score
 
     if linear:
-        parameters, noise, start, score, _ = improve(frames, parameters, None, True)
-        return Learned(parameters, noise, start, score.density, tuple(table), True)
+        return settle(frames, parameters)[0]
+    alone, now = None, dict(first)
     if parameters.chi is not None and parameters.energy is not None and parameters.energy.kernels:
         only, part = _short_range(frames, parameters)
         if part is not None:
-            found, noise, _, alone, _ = improve(only, part, None, True)
-            parameters = _adopt(parameters, found)
-    point: FloatArray | None = None
-    for _ in range(ROUNDS):
-        parameters, noise, point, score, change = improve(frames, parameters, point, False)
-        if change < 1.0:
+            settled, alone = settle(only, part)
+            parameters, now = _adopt(parameters, settled.parameters), dict(settled.noise)
+    start = at(frames, parameters, now, None)
+    theta, _ = search(start.left_out, _bounds(start, held, _SHORT_RANGE))
+    dropped = unearned(start.left_out, parameters, theta, ("chi",))
+    best = start
+    for part_of in (1.0, 0.5):
+        candidate, noises = rescale(parameters, now, start.left_out, part_of * theta)
+        u = start.left_out.parameters(part_of * theta)
+        if dropped:
+            candidate, kept = candidate.without(dropped)
+            u = u[kept]
+        point = at(frames, candidate, noises, u)
+        if point.score.density > best.score.density:
+            best = point
             break
-    if alone is not None and "forces" in alone.errors and "forces" in score.errors:
-        gain = score.errors["forces"] / alone.errors["forces"]
-        text = (
-            f"forces of left-out frames: {1e3 * score.errors['forces']:.3g} meV/Å, without charges "
-            f"{1e3 * alone.errors['forces']:.3g}"
-        )
-        if gain > 1.05:
-            text += "; charges do not pay here for forces: compare with electronegativity=None, charges=None"
+    tell(best.parameters, best.noise, best.score, dropped if best is not start else ())
+    if alone is not None and "forces" in alone.errors and "forces" in best.score.errors:
+        mine, without = (1e3 * score.errors["forces"] for score in (best.score, alone))
+        text = f"forces of left-out frames: {mine:.3g} meV/Å with charges, {without:.3g} meV/Å without"
+        if mine > 1.05 * without:
+            text += "; charges do not pay for forces here: compare with electronegativity=None, charges=None"
         table.append(text)
-    assert point is not None
-    return Learned(parameters, noise, point, score.density, tuple(table), True)
+    return Learned(best.parameters, best.noise, best.u, best.score.density, tuple(table), True)
 
 
 def _words(score: Score) -> str:
@@ -459,24 +534,19 @@ def _words(score: Score) -> str:
     return ", ".join(words)
 
 
-def _bounds(
-    left_out: LeftOut,
-    parameters: Parameters,
-    first: Mapping[str, float],
-    noise: Mapping[str, float],
-    held: Sequence[str],
-    closed: bool,
-) -> list[tuple[float, float]]:
-    """Bounds on the change of each logarithm: noises around those given, spreads of kernels; offsets are held."""
-    reach = math.inf if closed else math.log(16.0)
+def _bounds(point: _Point, held: Sequence[str], settled: Sequence[str] = ()) -> list[tuple[float, float]]:
+    """Bounds on the change of each logarithm: spreads of offsets are held, those of the energy if it is settled."""
     bounds = []
-    for kind in left_out.names:
-        low, high = (math.log(factor * first[kind] / noise[kind]) for factor in NOISE_RANGE)
-        bounds.append((0.0, 0.0) if kind in held else (max(low, -reach), min(high, reach)))
-    for name, _ in column_groups(parameters):
+    for kind in point.left_out.names:
+        low, high = (math.log(factor) for factor in NOISE_RANGE)
+        if kind in settled:
+            low, high = max(low, -WITH_CHARGES), min(high, WITH_CHARGES)
+        bounds.append((0.0, 0.0) if kind in held else (low, high))
+    for name, _ in column_groups(point.parameters):
         low, high = (math.log(factor) for factor in SPREAD_RANGE)
-        kernel = name.endswith(" delta")
-        bounds.append((max(low, -reach), min(high, reach)) if kernel else (0.0, 0.0))
+        if settled and name.startswith("energy"):
+            low, high = -WITH_CHARGES, WITH_CHARGES
+        bounds.append((low, high) if name.endswith(" delta") else (0.0, 0.0))
     return bounds
 
 
