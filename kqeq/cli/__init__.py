@@ -41,6 +41,13 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument("-o", "--output", required=True, metavar="MODEL", help="model file to write (*.kqeq)")
     fit.add_argument("--config", metavar="FILE.toml", help="settings; defaults and all labels found without")
     fit.add_argument("--validation", metavar="FRAMES", help="evaluate the fitted model on these frames")
+    fit.add_argument(
+        "--optimize",
+        choices=("auto", "left-out", "evidence"),
+        default="auto",
+        help="how noises and prior spreads are learned; auto: by left-out frames where no kernel is given",
+    )
+    fit.add_argument("--quick", action="store_true", help="one fit with the settings as they are, no search")
     fit.set_defaults(run=_fit)
 
     evaluate = commands.add_parser(
@@ -127,7 +134,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     model = KQEq() if arguments.config is None else load_config(arguments.config)
     frames = read_frames(arguments.train)
     validation = [] if arguments.validation is None else read_frames([arguments.validation])
-    model.fit(frames)
+    model.fit(frames, optimize=None if arguments.quick else arguments.optimize)
     print(model.fit_report_)
     model.save(arguments.output)
     print(f"model written to {arguments.output}")

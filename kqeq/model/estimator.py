@@ -194,9 +194,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             that do not help (:mod:`kqeq.fitting.evidence.left_out`).  ``"auto"`` does so where kernels are ``"auto"``;
             ``None`` is one fit with the settings as they are.
             ``"evidence"``: learn the noise of every label kind, the prior spreads (δ of the kernels, spreads of the
-            offsets) and, for fits to dipoles or charges alone, ζ of the electronegativities by maximising the marginal likelihood
-            (:mod:`kqeq.fitting.evidence.hyperparameters`).  The given values are the start and the centre of bounds;
-            what was learned is in ``posterior_`` and in the report; uncertainties are calibrated
+            offsets) and, for fits to dipoles or charges alone, ζ of the electronegativities by maximising the marginal
+            likelihood (:mod:`kqeq.fitting.evidence.hyperparameters`).  The given values are the start and the centre
+            of bounds; what was learned is in ``posterior_`` and in the report; uncertainties are calibrated
             (:mod:`kqeq.uncertainty.remainder`).
         cache : path-like or DiskCache, optional
             A folder on a fast disk for kernel features that memory has no room for; :class:`kqeq.DiskCache` says more.

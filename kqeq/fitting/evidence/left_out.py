@@ -47,8 +47,11 @@ from kqeq.typing import FloatArray, IntArray
 NOISE_RANGE = (1.0 / 30.0, 100.0)
 """Learned noises stay within these multiples of the given ones."""
 
-SPREAD_RANGE = (1e-3, 8.0)
+SPREAD_RANGE = (1e-3, 30.0)
 """Learned prior spreads stay within these multiples of the given ones."""
+
+MOST_CHI = 8.0
+"""Those of electronegativities grow less: beyond some 10 eV/e they are no electronegativities, and extrapolate badly."""
 
 STEPS = (math.log(4.0), math.log(2.0))
 """Steps of the search in the logarithm of a noise or spread, one after the other."""
@@ -243,7 +246,7 @@ def collect(problem: FitProblem, u: FloatArray) -> LeftOut:
     total = sum(frame.n_labels for frame in problem.frames)
     dual = total < problem.size
     share = 1.0 if dual else min(1.0, MOST_LABELS / total)
-    sums = {name: _Sums(problem.size) for name in names}
+    sums = {} if dual else {name: _Sums(problem.size) for name in names}
     kept: list[tuple[FloatArray, FloatArray, IntArray, IntArray, FloatArray]] = []
     taken = 0.0
     frames = iter(problem.frames)
@@ -546,6 +549,8 @@ def _bounds(point: _Point, held: Sequence[str], settled: Sequence[str] = ()) -> 
         low, high = (math.log(factor) for factor in SPREAD_RANGE)
         if settled and name.startswith("energy"):
             low, high = -WITH_CHARGES, WITH_CHARGES
+        elif name.startswith("chi"):
+            high = math.log(MOST_CHI)
         bounds.append((low, high) if name.endswith(" delta") else (0.0, 0.0))
     return bounds
 
