@@ -56,6 +56,9 @@ MOST_CHI = 8.0
 STEPS = (math.log(4.0), math.log(2.0))
 """Steps of the search in the logarithm of a noise or spread, one after the other."""
 
+LEAD = math.log(6.0)
+"""How much larger and smaller spreads are where one kernel leads."""
+
 PRIOR = math.log(30.0)
 """Standard deviation of those logarithms around what was given: settles what labels leave open."""
 
@@ -320,16 +323,26 @@ class _Sums:
         return self.total
 
 
-def search(left_out: LeftOut, bounds: Sequence[tuple[float, float]]) -> tuple[FloatArray, Score]:
+def search(
+    left_out: LeftOut,
+    bounds: Sequence[tuple[float, float]],
+    starts: Sequence[FloatArray] = (),
+    *,
+    rough: bool = False,
+) -> tuple[FloatArray, Score]:
     """Noises and spreads under which left-out frames are most probable: one coordinate after the other.
 
-    Large steps are taken on few frames where there are many.
+    Large steps are taken on few frames where there are many, and from several starts; the best of them goes on.
 
     Parameters
     ----------
     left_out : LeftOut
     bounds : sequence of (float, float)
         On every logarithm; equal ones hold it.
+    starts : sequence of (K + G,) arrays
+        Beside zero.
+    rough : bool
+        Small steps on few frames, too.
 
     Returns
     -------
@@ -340,13 +353,35 @@ def search(left_out: LeftOut, bounds: Sequence[tuple[float, float]]) -> tuple[Fl
     NotPositiveDefiniteError
         If the normal equations are singular wherever they are tried.
     """
-    best = np.array([min(max(0.0, low), high) for low, high in bounds])
-    score = None
-    for step, judge in zip(STEPS, (left_out.few(), left_out), strict=True):
-        best, score = _climb(judge, bounds, best, step)
+    few = left_out.few()
+    low, high = np.array(bounds).T
+    reached = [
+        _climb(few, bounds, np.clip(start, low, high), STEPS[0])
+        for start in (np.zeros(left_out.size), *starts)
+    ]
+    best = max(reached, key=lambda found: -math.inf if found[1] is None else _value(found[1], found[0]))[0]
+    best, score = _climb(few if rough else left_out, bounds, best, STEPS[1])
     if score is None:
         raise NotPositiveDefiniteError("the normal equations are singular at every noise; raise the noises")
     return best, score
+
+
+def _value(score: Score, theta: FloatArray) -> float:
+    """Log density and log prior."""
+    return score.density - 0.5 * float(theta @ theta) / PRIOR**2
+
+
+def _one_leads(left_out: LeftOut, parameters: Parameters) -> list[FloatArray]:
+    """Starts at which one kernel of the energy is much larger than the others."""
+    names = [name for name, _ in column_groups(parameters)]
+    own = [i for i, name in enumerate(names) if name.startswith("energy") and name.endswith(" delta")]
+    starts = []
+    for leader in own if len(own) > 1 else ():
+        start = np.zeros(left_out.size)
+        start[[len(left_out.names) + i for i in own]] = -LEAD
+        start[len(left_out.names) + leader] = LEAD
+        starts.append(start)
+    return starts
 
 
 def _climb(
@@ -360,7 +395,7 @@ def _climb(
         if key not in known:
             try:
                 score = left_out.evaluate(theta)
-                known[key] = (score.density - 0.5 * float(theta @ theta) / PRIOR**2, score)
+                known[key] = (_value(score, theta), score)
             except NotPositiveDefiniteError:
                 known[key] = (-math.inf, None)
         return known[key][0]
@@ -481,7 +516,8 @@ def learn_left_out(
     def settle(own: Sequence[TrainingFrame], candidate: Parameters) -> tuple[Learned, Score]:
         """A linear problem."""
         point = at(own, candidate, first, None)
-        theta, score = search(point.left_out, _bounds(point, held))
+        starts = _one_leads(point.left_out, candidate)
+        theta, score = search(point.left_out, _bounds(point, held), starts)
         dropped = unearned(point.left_out, candidate, theta)
         found, noises = rescale(candidate, first, point.left_out, theta)
         u = point.left_out.parameters(theta)
@@ -500,7 +536,7 @@ def learn_left_out(
             settled, alone = settle(only, part)
             parameters, now = _adopt(parameters, settled.parameters), dict(settled.noise)
     start = at(frames, parameters, now, None)
-    theta, _ = search(start.left_out, _bounds(start, held, _SHORT_RANGE))
+    theta, _ = search(start.left_out, _bounds(start, held, _SHORT_RANGE), rough=True)
     dropped = unearned(start.left_out, parameters, theta, ("chi",))
     best = start
     for part_of in (1.0, 0.5):
