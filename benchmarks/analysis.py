@@ -8,7 +8,7 @@
 ``nve``          10 ps of a charged cluster in a field: drift of the conserved energy
 ``relaxation``   ions in fields to 0.01 eV/Å, centre of mass held
 ``geometries``   relaxed Ag3 and Zn3O3 by charge state, bond lengths against DFT
-``ionisation``   vertical ionisation energy and electron affinity of Zn3O3 on test frames, against DFT
+``ionization``   vertical ionization energy and electron affinity of Zn3O3 on test frames, against DFT
 ``infrared``     spectra and Born charges of water and N-methylacetamide against DFT
 
 Sections whose DFT data are not there say so and are skipped.
@@ -29,7 +29,7 @@ from ase.md.verlet import VelocityVerlet
 import kqeq
 from common import Row, main, row
 from kqeq import analysis
-from kqeq.analysis.optimise import optimise
+from kqeq.analysis.optimization import optimize
 from kqeq.analysis.vibrations import Infrared
 from kqeq.cli.demo import ag3_settings
 from kqeq.constants import COULOMB
@@ -153,10 +153,10 @@ def _differences(name: str, model: kqeq.KQEq, ion: Atoms) -> Iterator[Row]:
 def diagnosis(quick: bool) -> Iterator[Row]:
     alkanes = [a for a in kqeq.datasets.load("polarizability") if 2 <= sum(a.numbers == 6) <= 5]
     for name, charges in {"QEq": kqeq.QEq(), "ACKS2 + dipoles, learned": LEARNED}.items():
-        targets = ["dipole", "polarizability"] if charges.learned else ["dipole"]
+        targets = ["dipole", "polarizability"] if charges.to_learn else ["dipole"]
         model = kqeq.KQEq(small(4.0), None, charges=charges, targets=targets).fit(alkanes)
         found = analysis.diagnose(model)
-        target = "< 1.3" if charges.learned else ">= 1.3"
+        target = "< 1.3" if charges.to_learn else ">= 1.3"
         yield row(
             f"{name}, fitted on C2 to C5: growth exponent at C12", found.growth.exponents[-1], "", target
         )
@@ -247,7 +247,7 @@ def salt() -> kqeq.KQEq:
 def nve(quick: bool) -> Iterator[Row]:
     """Na9Cl8(+) at 300 K, 1 fs steps, 0.05 V/Å; momentum grows, since the field pulls on the charge."""
     _, test = kqeq.datasets.split("nacl")
-    start = optimise(bare(next(a for a in test if len(a) == 17)), salt(), total_charge=1, fmax=0.02)
+    start = optimize(salt(), bare(next(a for a in test if len(a) == 17)), total_charge=1, fmax=0.02)
     atoms = start.atoms
     atoms.info = {}
     field = np.array([0.0, 0.0, 0.05])
@@ -307,7 +307,7 @@ def relaxation(quick: bool) -> Iterator[Row]:
         fitted = salt() if "Na" in name else model
         for strength in (0.0, 0.1):
             field = np.array([0.0, 0.0, strength])
-            end = optimise(bare(atoms), fitted, total_charge=charge, external_field=field, fmax=0.01)
+            end = optimize(fitted, bare(atoms), total_charge=charge, external_field=field, fmax=0.01)
             state = f"{name} in {strength:g} V/Å"
             yield row(f"{state}: largest force after {end.steps} steps", end.max_force, "eV/Å", "<= 0.01")
             moved = np.linalg.norm(end.atoms.get_center_of_mass() - bare(atoms).get_center_of_mass())
@@ -388,7 +388,7 @@ def geometries(quick: bool) -> Iterator[Row]:
             for atoms in starts[: 2 if quick else None]:
                 if not (atoms.numbers == reference.numbers).all():
                     raise ValueError(f"{system}: the atoms of the relaxed geometry are in another order")
-                end = optimise(atoms, model, total_charge=charge, fmax=0.01).atoms
+                end = optimize(model, atoms, total_charge=charge, fmax=0.01).atoms
                 deviations.append(bond_deviation(end, reference))
             deviation, count = deviations[0]
             yield row(
@@ -413,10 +413,10 @@ def _fitted(name: str, settings: dict, frames: list[Atoms]) -> kqeq.KQEq:
     return _MODELS[name]
 
 
-# ---------------------------------------------------------------------------------------------- ionisation
+# ---------------------------------------------------------------------------------------------- ionization
 
 
-def ionisation(quick: bool) -> Iterator[Row]:
+def ionization(quick: bool) -> Iterator[Row]:
     """Trained on Zn3O3 and Zn3O3(+) of their own dynamics and both ions at neutral geometries."""
     if missing("zno_vertical", ": DFT energies of Zn3O3(+) and Zn3O3(-) at neutral test geometries"):
         return
@@ -440,10 +440,10 @@ def ionisation(quick: bool) -> Iterator[Row]:
                     continue
                 sign = round(float(ion.info["total_charge"]))
                 reference = sign * (ion.get_potential_energy() - frame.get_potential_energy())
-                found = analysis.ionisation(model, bare(frame))
-                value = found.vertical_ionisation_energy if sign == 1 else found.vertical_electron_affinity
+                found = analysis.ionization(model, bare(frame))
+                value = found.vertical_ionization_energy if sign == 1 else found.vertical_electron_affinity
                 errors[sign].append(value - reference)
-        for sign, what in ((1, "ionisation energy"), (-1, "electron affinity")):
+        for sign, what in ((1, "ionization energy"), (-1, "electron affinity")):
             if errors[sign]:
                 rmse = float(np.sqrt(np.mean(np.square(errors[sign]))))
                 count = len(errors[sign])
@@ -568,7 +568,7 @@ SECTIONS = {
     "nve": nve,
     "relaxation": relaxation,
     "geometries": geometries,
-    "ionisation": ionisation,
+    "ionization": ionization,
     "infrared": infrared,
 }
 

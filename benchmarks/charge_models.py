@@ -259,7 +259,7 @@ def fields(quick: bool) -> Iterator[Row]:
     }
     for name, model in cases.items():
         # element parameters first, then electronegativities: dipoles alone hardly tell the former
-        fixed = learn_from_polarizabilities(model, *labelled(train[:TRAIN])) if model.learned else model
+        fixed = learn_from_polarizabilities(model, *labelled(train[:TRAIN])) if model.to_learn else model
         estimator = kqeq.KQEq(kernel, None, charges=fixed, targets=["dipole"], noise={"dipole": 0.003})
         estimator.fit(train)
         predictions = [estimator.predict(f, properties=["dipole", "polarizability"]) for f in test]

@@ -2,7 +2,7 @@
 
 Na9Cl8(+) is relaxed without a field, then in fields along z, each time from the geometry before. Two things
 are special about a charged cluster in a field. It feels the net force $Q\\,\\mathbf{E}$ and would fly away
-for ever: `kqeq.analysis.optimise.optimise` (and `kqeq optimize`) hold the centre of mass. And it feels a torque, which
+for ever: `kqeq.analysis.optimize` (and `kqeq optimize`) hold the centre of mass. And it feels a torque, which
 is left alone: the weakest field turns the cluster until its dipole points along the field, and only then
 stronger fields stretch it.
 
@@ -22,7 +22,7 @@ from ase import Atoms
 
 import example
 import kqeq
-from kqeq.analysis.optimise import optimise
+from kqeq.analysis.optimization import optimize
 from kqeq.constants import COULOMB
 
 FIELDS = (0.0, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15)  # V/Å
@@ -39,7 +39,7 @@ def main(argv=None):
 
     results, rows, turned = [], [], None
     for field in FIELDS[:: 3 if options.quick else 1]:
-        result = optimise(atoms, model, total_charge=CHARGE, external_field=(0, 0, field), fmax=0.005)
+        result = optimize(model, atoms, total_charge=CHARGE, external_field=(0, 0, field), fmax=0.005)
         assert result.converged, f"{field} V/Å: {result.max_force} eV/Å after {result.steps} steps"
         drift = np.abs(result.atoms.get_center_of_mass()).max()
         assert drift < 1e-6 or not result.held_centre_of_mass

@@ -15,6 +15,10 @@ class InputError(KQEqError, ValueError):
     """An argument, a frame or a label that cannot be used as given."""
 
 
+class OutputError(InputError, OSError):
+    """A file that cannot be written: a full disk, or whatever else the operating system says."""
+
+
 class UnsupportedError(KQEqError, NotImplementedError):
     """A meaningful request that this version, or this charge model, cannot answer."""
 
@@ -74,6 +78,7 @@ __all__ = [
     "ModelNotFittedError",
     "NotPositiveDefiniteError",
     "NumericsWarning",
+    "OutputError",
     "RepresentativesWarning",
     "UndeterminedWarning",
     "UnsupportedError",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import multiprocessing
+import shutil
 
 import joblib
 import numpy as np
@@ -64,6 +65,13 @@ def assert_same(first, second):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
 
 
+def assert_close(first, second):
+    """A frame alone and one among others: products of other sizes are rounded differently."""
+    for name in ("chi", "energy", "positions"):
+        np.testing.assert_allclose(getattr(first, name), getattr(second, name), rtol=0, atol=1e-12)
+    assert first.strain is None and second.strain is None
+
+
 def test_a_fit_gives_the_same_bits(water_training, tmp_path, no_memory, computed):
     plain = make().fit(water_training)
     without = len(computed)
@@ -122,7 +130,7 @@ def test_what_is_read_is_what_was_computed(opened, computed):
         second = store.get(i)
         assert len(computed) == count
         assert_same(second, first)
-        assert_same(first, compute_features(frame, parameters))
+        assert_close(first, compute_features(frame, parameters))
         assert list(second.states) == list(first.states)
         for descriptor, state in second.states.items():
             np.testing.assert_array_equal(state.values, first.states[descriptor].values)
@@ -162,7 +170,9 @@ def test_other_structures_have_other_files(opened):
     assert len(names) == 4
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "other size"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "empty", "foreign", "other size", "a block", "one bit", "longer", "another's"]
+)
 def test_damaged_files_are_computed_again(damage, opened, computed):
     folder, frames, parameters = opened
     files = folder.files(maps(parameters))
@@ -175,11 +185,24 @@ def test_damaged_files_are_computed_again(damage, opened, computed):
         path.write_bytes(b"")
     elif damage == "foreign":
         path.write_text("the notes of last week")
+    elif damage == "a block":
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes(512) + content[middle + 512 :])
+    elif damage == "one bit":
+        path.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    elif damage == "longer":
+        path.write_bytes(content + bytes(8))
+    elif damage == "another's":
+        FeatureStore(frames, parameters, 0, files).get(1)
+        (other,) = set(files.path.iterdir()) - {path}
+        path.write_bytes(other.read_bytes())
+        other.unlink()
+        computed.pop()
     else:
-        np.save(path, np.zeros(7))
+        assert files.write(frames[0].structure, np.zeros(7))
     count = len(computed)
     assert_same(FeatureStore(frames, parameters, 0, files).get(0), first)
-    assert len(computed) == count + 1
+    assert frames[0] in computed[count:]
     assert path.read_bytes() == content
 
 
@@ -211,9 +234,9 @@ def test_a_full_disk_does_not_stop_a_fit(opened, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(caches.os, "replace", full)
     store = FeatureStore(frames, parameters, 0, files)
-    assert_same(store.get(0), compute_features(frames[0], parameters))
+    assert_close(store.get(0), compute_features(frames[0], parameters))
     assert list(files.path.iterdir()) == []
 
 
@@ -254,7 +277,9 @@ def test_worker_processes_share_the_folder(water_training, tmp_path, no_memory, 
     disk = kqeq.DiskCache(tmp_path, keep=True)
     with joblib.parallel_config(backend="threading", n_jobs=2):
         cached = make().fit(water_training, cache=disk)
-    np.testing.assert_array_equal(cached.posterior_.u, plain.posterior_.u)
+    # workers return sums that are added, one process adds to the same ones
+    scale = np.abs(plain.posterior_.u).max()
+    np.testing.assert_allclose(cached.posterior_.u, plain.posterior_.u, rtol=0, atol=1e-10 * scale)
     assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == len(water_training)
 
 
@@ -276,5 +301,32 @@ def test_bad_input(water_training, tmp_path):
         make().fit(water_training, cache=tmp_path / "missing")
     with pytest.raises(InputError, match="positive number of bytes"):
         make().fit(water_training, cache=kqeq.DiskCache(tmp_path, budget=0))
-    with pytest.raises(InputError, match=r"expected a folder, kqeq\.DiskCache"):
+    with pytest.raises(InputError, match=r"folder, or kqeq\.DiskCache"):
         make().fit(water_training, cache=3)
+
+
+@pytest.mark.parametrize("when", ["at once", "later"])
+def test_a_folder_that_vanishes_slows_a_fit_and_no_more(
+    water_training, tmp_path, no_memory, monkeypatch, when
+):
+    """Removed before the first frame, or after some were stored."""
+    plain = make().fit(water_training)
+    calls = []
+    owner, name = (caches.CacheFiles, "write") if when == "later" else (caches.CacheFolder, "files")
+    original = getattr(owner, name)
+
+    def vanishing(self, *args):
+        calls.append(self.path)
+        if len(calls) == (4 if when == "later" else 1):
+            shutil.rmtree(tmp_path / "cache")
+        return original(self, *args)
+
+    monkeypatch.setattr(owner, name, vanishing)
+    (tmp_path / "cache").mkdir()
+    for keep in (False, True):
+        calls.clear()
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        cached = make().fit(water_training, cache=kqeq.DiskCache(tmp_path / "cache", keep=keep))
+        assert calls
+        assert not (tmp_path / "cache").exists()
+        np.testing.assert_array_equal(cached.posterior_.u, plain.posterior_.u)

@@ -19,7 +19,7 @@ from charge_checks import (
 )
 from kqeq import elements
 from kqeq.charges import ACKS2, QEq, charge_model_from_dict
-from kqeq.charges.softness import DEFAULT_CUTOFF, DEFAULT_DECAY, Links, default_softness, switched_decay
+from kqeq.charges.softness import DEFAULT_CUTOFF, DEFAULT_DECAY, Bonds, default_softness, switched_decay
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, NotPositiveDefiniteError, UnsupportedError
 from kqeq.frames.structures import Structure
@@ -55,7 +55,7 @@ def test_bordered_system_of_the_theory_gives_the_same_solution():
     case = conditions(ACKS2(), "open", 1.0)
     system, state = case.system(), case.state()
     atoms = len(case.chi)
-    laplacian = system.links.laplacian().toarray()
+    laplacian = system.flow.bonds.laplacian().toarray()
     assert_allclose(laplacian.sum(axis=0), 0.0, atol=1e-12)
     matrix = np.block([[system.hessian, np.eye(atoms)], [np.eye(atoms), -laplacian]])
     phi = -case.structure.positions @ case.field
@@ -74,9 +74,9 @@ def test_flows_minimise_the_energy_of_the_pairs():
     """Direct minimisation over the flows p of χᵀq + ½qᵀAq + ½Σp²/k − field·Σqr."""
     case = conditions(ACKS2(), "open", 1.0)
     system, state = case.system(), case.state()
-    links, atoms = system.links, len(case.chi)
-    half = links.i < links.j
-    i, j, k = links.i[half], links.j[half], links.softness[half]
+    bonds, atoms = system.flow.bonds, len(case.chi)
+    half = bonds.i < bonds.j
+    i, j, k = bonds.i[half], bonds.j[half], bonds.softness[half]
     incidence = np.zeros((atoms, half.sum()))
     incidence[i, np.arange(len(i))], incidence[j, np.arange(len(i))] = 1.0, -1.0
     linear = case.chi - case.structure.positions @ case.field
@@ -104,8 +104,8 @@ def test_softness_of_a_bond_is_the_geometric_mean_and_vanishes_smoothly(decay):
 
     bond = float(elements.width(np.array([6, 8])).sum())
     pair = Structure(np.array([6, 8]), np.array([[0.0, 0, 0], [bond, 0, 0]]))
-    links = Links.build(pair, np.array([0.2, 0.05]), DEFAULT_DECAY, DEFAULT_CUTOFF)
-    assert_allclose(links.softness, np.sqrt(0.2 * 0.05))
+    bonds = Bonds.build(pair, np.array([0.2, 0.05]), DEFAULT_DECAY, DEFAULT_CUTOFF)
+    assert_allclose(bonds.softness, np.sqrt(0.2 * 0.05))
 
 
 def test_default_softness_follows_from_polarizability_and_radius():
@@ -317,7 +317,7 @@ def test_models_survive_plain_data():
 
 def test_learned_parameters_take_their_place():
     model = ACKS2(softness="learn", hardness={"O": 9.0})
-    assert model.learned == ("softness",)
+    assert model.to_learn == ("softness",)
     given = model.with_parameters({"softness": {"O": 0.3}, "hardness": {"H": 5.0}})
     assert given.softness == {"O": 0.3} and given.hardness == {"O": 9.0, "H": 5.0}
     assert isinstance(Case(given, geometry(), electronegativity(), NO_FIELD).state().energy, float)

@@ -206,13 +206,15 @@ def test_models_come_from_configuration_tables():
 
 def test_learned_parameters_take_their_place():
     model = AtomicDipoles(QEq(hardness="learn"), polarizability="learn")
-    assert set(model.learned) == {"hardness", "polarizability"}
+    assert set(model.to_learn) == {"hardness", "polarizability"}
+    with pytest.warns(DeprecationWarning, match="to_learn"):
+        assert model.learned == model.to_learn
     with pytest.raises(UnsupportedError, match="learn_from_polarizabilities"):
         model.check(geometry())
     given = model.with_parameters(
         {"hardness": dict.fromkeys("HCNO", 9.0), "polarizability": dict.fromkeys("HCNO", 0.8)}
     )
-    assert given.learned == () and model.learned != ()
+    assert given.to_learn == () and model.to_learn != ()
     assert_allclose(given.site_parameters(np.array([8])).hardness, [9.0])
     assert_allclose(given.site_parameters(np.array([8])).polarizability, [0.8 / COULOMB])
     Case(given, geometry(), electronegativity(), NO_FIELD).state()

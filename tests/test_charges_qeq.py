@@ -236,12 +236,12 @@ def test_wrong_parameters_are_refused(kind, value):
 
 def test_parameters_that_were_not_learned_are_refused_in_prediction():
     model = QEq(hardness="learn")
-    assert model.learned == ("hardness",)
+    assert model.to_learn == ("hardness",)
     with pytest.raises(UnsupportedError, match=r'hardness="learn".*learn_from_polarizabilities'):
         model.check(geometry())
     learned = model.with_parameters({"hardness": {"O": 9.0}})
     learned.check(geometry())
-    assert learned.learned == () and model.hardness == "learn"
+    assert learned.to_learn == () and model.hardness == "learn"
     assert_allclose(learned.site_parameters(np.array([8, 1])).hardness, [9.0, elements.hardness([1])[0]])
 
 

@@ -45,7 +45,7 @@ def test_respond(folder, tmp_path, capsys):
         " at charge 1 e",
         "polarizability (Å³)",
         "Born charges: sum rule",
-        "vertical ionisation energy (eV)",
+        "vertical ionization energy (eV)",
         "dE/dQ (eV/e)",
         "Fukui",
         "change of forces (eV/Å)",
@@ -59,7 +59,7 @@ def test_respond(folder, tmp_path, capsys):
         "polarizability",
         "born_charges",
         "charge_response",
-        "ionisation",
+        "ionization",
         "charge_scan",
         "field_scan",
     }

@@ -419,7 +419,7 @@ def test_vertical_charge_states_lie_at_the_neutral_geometries(frames):
         assert atoms.info["method"] == twin.info["method"]
         difference = atoms.get_potential_energy() - twin.get_potential_energy()
         if atoms.info["total_charge"] == 1:
-            assert 7.5 < difference < 9.5  # ionisation energy
+            assert 7.5 < difference < 9.5  # ionization energy
         else:
             assert -1.5 < difference < -0.3  # minus the electron affinity; nature's is larger
 

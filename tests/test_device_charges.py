@@ -9,6 +9,7 @@ import kqeq
 from device_checks import STRICT, assert_same, on_device, stand_in_only
 from kqeq.backend import CPU, Device, limit_memory, record_transfers
 from kqeq.charges.base import SITE_KINDS, SiteChange
+from kqeq.charges.flow import FreeFlow
 from kqeq.frames.structures import read_structure
 
 MODELS = {
@@ -69,7 +70,7 @@ def values(model, device, boundary):
         "charge": system.respond_total_charge(),
         "sites": state.respond_sites(change),
     }.items():
-        if name == "field" and frame.pbc.all() and system.links is None:
+        if name == "field" and frame.pbc.all() and isinstance(system.flow, FreeFlow):
             continue  # nothing but zeros
         arrays[f"{name}: charges"] = response.charges
         arrays[f"{name}: dipole"] = response.dipole

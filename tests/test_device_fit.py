@@ -112,8 +112,9 @@ def test_jacobians_stay_on_the_device(kernel, water_training):
         model = fit(water_training[:4], STRICT, kernel)
     parameters = model.posterior_.parameters.size
     large = [size for size in moved.to_host if size > 8 * parameters]
-    # the factor of the posterior: of the closed-form start and of the result
-    assert large == [8 * parameters**2] * 2
+    # the factor of the posterior, block by block: of the closed-form start and of the result
+    assert 4 * parameters**2 < sum(large) <= 2 * 8 * parameters**2
+    assert max(large) <= 8 * parameters**2
 
 
 # ------------------------------------------------------------------ pieces

@@ -42,7 +42,7 @@ def short_alkanes():
 def alkane_model(charges, frames):
     """Electronegativities fitted to dipoles; element parameters to polarizabilities where they can be."""
     kernel = small_kernel(3.5)
-    targets = ["dipole", "polarizability"] if charges.learned else ["dipole"]
+    targets = ["dipole", "polarizability"] if charges.to_learn else ["dipole"]
     return kqeq.KQEq(kernel, None, charges=charges, targets=targets).fit(frames)
 
 

@@ -81,7 +81,7 @@ def test_settings_file_of_the_command_line_page(tmp_path):
     ((_, text),) = blocks(DOCS / "cli.md", "toml")
     path = tmp_path / "settings.toml"
     path.write_text(text, encoding="utf-8")
-    assert load_config(path).charges.learned == ("softness", "polarizability")
+    assert load_config(path).charges.to_learn == ("softness", "polarizability")
 
 
 def test_every_example_has_its_figure_and_table():

@@ -43,14 +43,14 @@ def test_table_covers_hydrogen_to_radon_without_gaps():
 @pytest.mark.parametrize("number", sorted(TEXTBOOK))
 def test_energies_agree_with_textbook_values(number):
     element = elements.element_table()[number]
-    ionisation, affinity = TEXTBOOK[number]
-    assert element.ionisation_energy == pytest.approx(ionisation, abs=6e-4)
+    ionization, affinity = TEXTBOOK[number]
+    assert element.ionization_energy == pytest.approx(ionization, abs=6e-4)
     assert element.electron_affinity == pytest.approx(affinity, abs=3e-3)
 
 
 def test_periodic_trends_hold():
     # a shifted row would break these: closed shells bind best, the next atom binds worst
-    energy = {z: e.ionisation_energy for z, e in elements.element_table().items()}
+    energy = {z: e.ionization_energy for z, e in elements.element_table().items()}
     for noble in (2, 10, 18, 36, 54, 86):
         assert energy[noble] == max(energy[z] for z in range(noble - 1, noble + 5))
         assert energy[noble + 1] == min(energy[z] for z in range(noble - 1, noble + 5))

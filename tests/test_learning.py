@@ -32,7 +32,7 @@ def test_parameters_are_laid_out_by_kind_and_element():
     assert parameters.names == ("hardness H", "hardness O", "polarizability H", "polarizability O")
     u = np.array([0.1, -0.2, 0.3, 0.4])
     model = parameters.apply(AtomicDipoles(QEq(hardness=LEARN), LEARN), u)
-    assert model.learned == ()
+    assert model.to_learn == ()
     start = AtomicDipoles(QEq()).site_parameters(np.array([1, 8]))
     sites = model.site_parameters(np.array([1, 8]))
     assert_allclose(sites.hardness, start.hardness * np.exp(SPREADS["hardness"] * u[:2]))

@@ -1,5 +1,10 @@
 """Neighbour lists against ASE's."""
 
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import product
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -148,3 +153,104 @@ def test_finder_along_a_trajectory(skin, full):
 def test_bad_skin_is_refused(skin):
     with pytest.raises(InputError, match="skin"):
         NeighbourFinder(4.0, skin)
+
+
+# ------------------------------- boxes that would divide by zero inside vesin, which no test could survive
+
+
+def brute_force(structure, cutoff):
+    """Pairs (i, j, vector) by trying the images next to the cell, which is far longer than the cutoff."""
+    found = []
+    axes = [(-1, 0, 1) if periodic else (0,) for periodic in structure.pbc]
+    for shift in product(*axes):
+        vectors = structure.positions[None] - structure.positions[:, None] + np.array(shift) @ structure.cell
+        near = np.linalg.norm(vectors, axis=2) < cutoff
+        if shift == (0, 0, 0):
+            np.fill_diagonal(near, False)
+        for i, j in np.argwhere(near):
+            found.append((i, j, vectors[i, j]))
+    i, j, vectors = zip(*found, strict=True)
+    return as_set(np.array(i), np.array(j), np.array(vectors))
+
+
+LONG = {
+    "slab": ([[3000, 0, 0], [1000, 2900, 0], [0, 0, 5]], (1, 1, 0)),
+    "slab with the open direction first": ([[5, 0, 0], [0, 1500, 400], [0, 0, 1500]], (0, 1, 1)),
+    "wire": ([[0, 0, 0], [9e4, 1e4, 0], [0, 0, 0]], (0, 1, 0)),
+    "open": (np.zeros((3, 3)), (0, 0, 0)),
+    "flat cell": ([[900, 0, 0], [300, 900, 0], [100, 100, 8]], (1, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("spread", ["compact", "far", "both"])
+def test_pairs_in_long_boxes(name, spread):
+    cell, pbc = LONG[name]
+    rng = np.random.default_rng(3)
+    positions = rng.uniform(0, 6, (24, 3))
+    flat = np.array([0, 0, 1.0]) if name == "flat cell" else np.ones(3)
+    if spread != "compact":
+        positions[8:16] += np.array([6e4, -20.0, 0.5]) * flat
+    if spread == "both":
+        positions[16:] += np.array([-3e4, 9e4, 0.0]) * flat
+    if np.any(pbc):  # inside the cell, so that the nearest images suffice
+        full = np.array(cell, dtype=float) + np.diag([0.0 if p else 1.0 for p in pbc]) * (not np.all(pbc))
+        fractions = positions @ np.linalg.inv(full)
+        fractions[:, np.array(pbc, dtype=bool)] %= 1.0
+        positions = fractions @ full
+    structure = Structure(
+        np.ones(24, dtype=np.int64), positions, np.array(cell, dtype=float), np.array(pbc, dtype=bool)
+    )
+    expected = brute_force(structure, 3.0)
+    assert len(expected) > 20
+    pairs = find_pairs(structure, 3.0, shifts=True)
+    assert as_set(*pairs.indices.T, pairs.vectors) == expected
+    assert not pairs.shifts[:, ~structure.pbc].any()
+    finder = NeighbourFinder(3.0, 0.5, full=True)
+    for moved in (positions, positions + 0.01, positions + 0.4 * rng.uniform(-1, 1, positions.shape)):
+        later = replace(structure, positions=moved)
+        found = finder.find(later)
+        assert as_set(*found.indices.T, found.vectors) == brute_force(later, 3.0)
+
+
+def test_no_box_kills_the_process():
+    """A grid of lengths in a process of its own: each gives pairs or an InputError."""
+    source = """
+import itertools, numpy as np
+from kqeq.errors import InputError
+from kqeq.frames.neighbours import NeighbourFinder, find_pairs
+from kqeq.frames.neighbours import half_pairs
+from kqeq.frames.structures import Structure
+rng = np.random.default_rng(0)
+refused = done = 0
+for lengths in itertools.product((0.6, 500.0, 3e4, 1e9), repeat=3):
+    for pbc in ((0, 0, 0), (1, 0, 0), (0, 1, 1), (1, 1, 1)):
+        for cutoff in (3.0,):
+            points = rng.random((3, 3)) * lengths
+            s = Structure(np.ones(3, dtype=np.int64), points, np.diag(lengths), np.array(pbc, dtype=bool))
+            try:
+                find_pairs(s, cutoff)
+                NeighbourFinder(cutoff).find(s)
+                if all(pbc) or not any(pbc):
+                    half_pairs(points, np.diag(lengths), np.full(3, all(pbc)), cutoff)
+                done += 1
+            except InputError:
+                refused += 1
+print(done, refused)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, (result.returncode, result.stderr[-500:])
+    done, refused = map(int, result.stdout.split())
+    assert done > 100
+    assert refused > 5
+
+
+def test_cells_that_are_too_thin_are_refused():
+    thin = Structure(np.ones(1, dtype=np.int64), np.zeros((1, 3)), 0.01 * np.eye(3), np.ones(3, dtype=bool))
+    with pytest.raises(InputError, match=r"so thin .*0\.01.* images lie within the cutoff of 6 Å"):
+        find_pairs(thin, 6.0)
+    flat = replace(thin, cell=np.diag([3000.0, 3000.0, 3.0]))
+    with pytest.raises(InputError, match="too elongated for a neighbour list"):
+        find_pairs(flat, 3.0)

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -73,15 +72,26 @@ def test_thread_count(monkeypatch):
         pass
 
 
-def test_announcement(capsys, monkeypatch):
-    monkeypatch.setattr(parallel, "_said", set())
-    for _ in range(2):
-        with parallel.announced("working", after=0.01):
-            time.sleep(0.2)
-    assert capsys.readouterr().err == "kqeq: working\n"
-    with parallel.announced("resting", after=5.0):
-        pass
-    assert capsys.readouterr().err == ""
+def test_only_a_compilation_is_announced(tmp_path):
+    """The first process compiles; the second reads the cache, slowly, and says nothing."""
+    (tmp_path / "kqeq_kernel.py").write_text(
+        "import time\nfrom numba import njit\n"
+        "@njit('float64(float64)', cache=True)\ndef half(x):\n    return x / 2\n"
+        "@njit('float64(float64)', cache=True)\ndef double(x):\n    return 2 * x\n"
+        "time.sleep(1.2)\n"
+    )
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from kqeq.descriptors.soap.host import parallel\n"
+        "print(parallel.load('kqeq_kernel').double(2.0))\n"
+    )
+    said = "kqeq: compiling the descriptor kernels (once; they are cached on disk) ...\n"
+    for expected in (said, ""):
+        result = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+        )
+        assert result.stdout == "4.0\n"
+        assert result.stderr == expected
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

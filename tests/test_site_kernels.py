@@ -201,7 +201,7 @@ def test_frozen_parameters_have_the_layout_and_no_columns(layouts):
     parameters, frame = layouts["dipoles"], labelled(molecule(1, FIELD))
     u = 0.3 * np.random.default_rng(8).normal(size=parameters.size)
     frozen = parameters.freeze(u)
-    assert frozen.size == parameters.size and frozen.charges.learned == ()
+    assert frozen.size == parameters.size and frozen.charges.to_learn == ()
     moved = u.copy()
     moved[parameters.site_columns] += 1.0
     rows = {
@@ -336,7 +336,7 @@ def test_environment_dependence_is_found(fitted, made):
     for kind in ("hardness", "polarizability", "softness"):
         assert f"{kind}: the logarithm varies among environments by H" in text
     assert set(fitted.potential_.sites) == {"hardness", "polarizability", "softness"}
-    assert fitted.potential_.charges.learned == ()
+    assert fitted.potential_.charges.to_learn == ()
     # one feature map for all: descriptors and dot products are computed once
     assert len(fitted.potential_.feature_maps) == 2
     assert plain.potential_.sites == {}
@@ -468,7 +468,7 @@ def test_estimator_conventions():
     assert again.site_kernel is not model.site_kernel
     assert again.get_params()["site_kernel__delta"] == 0.3
     again.set_params(charges__hardness=LEARN, site_kernel__zeta=2)
-    assert again.charges.environment == () and again.charges.learned == ("hardness",)
+    assert again.charges.environment == () and again.charges.to_learn == ("hardness",)
     assert KQEq().site_kernel is None
 
 

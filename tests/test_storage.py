@@ -1,9 +1,12 @@
 """Model files: bit for bit there and back, and what happens when a file is not what it should be."""
 
+import errno
 import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -15,8 +18,8 @@ import kqeq
 from checks import assert_same_prediction, bare
 from conftest import NOISE
 from kqeq import KQEq, QEq
-from kqeq.errors import InputError, KQEqError, ModelFileError, ModelNotFittedError
-from kqeq.io.atomic_write import atomic_path, check_writable
+from kqeq.errors import InputError, KQEqError, ModelFileError, ModelNotFittedError, OutputError
+from kqeq.io.atomic_write import _host, atomic_path, check_writable
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +45,11 @@ def members(path):
 
 
 def rewrite(path, change):
-    """Write the archive again after ``change(members)``."""
+    """Write the archive again after ``change(members)``, without the digest: as version 0.1 wrote files."""
     content = members(path)
+    header = json.loads(content["header.json"])
+    header.pop("digest", None)
+    content["header.json"] = json.dumps(header).encode()
     change(content)
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in content.items():
@@ -224,6 +230,34 @@ def test_a_baseline_that_does_not_belong_is_refused(file):
 
 
 # ------------------------------------------- files that are not what they seem
+
+
+def test_the_digest_notices_what_valid_sums_do_not(file):
+    """Another coefficient, with a ZIP archive that is in perfect order."""
+    content = members(file)
+    name = "short_range/O/coefficients.npy"
+    array = np.load(io.BytesIO(content[name]))
+    array[0] *= 1.000001
+    content[name] = npy(array)
+    with zipfile.ZipFile(file, "w") as archive:
+        for member, data in content.items():
+            archive.writestr(member, data)
+    refuses(file, "does not give the digest in its header")
+
+
+def test_files_without_a_digest_are_read(file, frames, water_model):
+    """As version 0.1 wrote them."""
+    rewrite(file, lambda content: None)
+    assert "digest" not in json.loads(members(file)["header.json"])
+    assert_same_prediction(kqeq.load(file).predict(frames[0]), water_model.predict(frames[0]))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.kqeq")
+    refuses(tmp_path / "pipe.kqeq", "no regular file")
+    with pytest.raises(ModelFileError, match="no regular file"):
+        kqeq.load("/dev/zero")
 
 
 def refuses(path, text):
@@ -516,3 +550,180 @@ def test_saving_an_unfitted_model(tmp_path):
     with pytest.raises(ModelNotFittedError):
         KQEq().save(tmp_path / "m.kqeq")
     assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------- disks that are full, saves that are killed
+
+
+def full_disk(monkeypatch, folder):
+    """Nothing can be written below ``folder`` any more."""
+    original = zipfile.ZipFile.writestr
+
+    def writestr(self, *args, **options):
+        if Path(self.filename).is_relative_to(folder):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", writestr)
+
+
+@pytest.fixture
+def elsewhere(tmp_path_factory, monkeypatch):
+    """The folder for temporary files."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.setattr("kqeq.model.storage.tempfile.gettempdir", lambda: str(folder))
+    return folder
+
+
+@pytest.fixture
+def fitted(water_training, kernel):
+    """A model that no file holds."""
+    return KQEq(kernel(3.0, n_representatives=3), None, targets=["dipole"]).fit(water_training)
+
+
+def test_a_full_disk_does_not_lose_a_fit(fitted, frames, tmp_path, elsewhere, monkeypatch):
+    full_disk(monkeypatch, tmp_path)
+    with pytest.raises(
+        OutputError, match=r"No space left on device; make room, or .*The model was kept at"
+    ) as caught:
+        fitted.save(tmp_path / "m.kqeq")
+    assert isinstance(caught.value, OSError)
+    assert isinstance(caught.value, InputError)
+    assert list(tmp_path.iterdir()) == []
+    (kept,) = elsewhere.iterdir()
+    assert str(kept) in str(caught.value)
+    assert_same_prediction(kqeq.load(kept).predict(frames[0]), fitted.predict(frames[0]))
+
+
+def test_a_model_that_a_file_holds_is_not_kept_twice(
+    fitted, water_training, tmp_path, elsewhere, monkeypatch
+):
+    fitted.save(tmp_path / "m.kqeq")
+    loaded = kqeq.load(tmp_path / "m.kqeq")
+    full_disk(monkeypatch, tmp_path)
+    for model in (fitted, loaded):
+        with pytest.raises(OutputError, match=r"unchanged$"):
+            model.save(tmp_path / "m.kqeq")
+    assert list(elsewhere.iterdir()) == []
+    assert kqeq.load(tmp_path / "m.kqeq").species_ == ("H", "O")
+    loaded.fit(water_training)
+    with pytest.raises(OutputError, match="The model was kept at"):
+        loaded.save(tmp_path / "m.kqeq")
+
+
+def test_where_nothing_can_be_written_the_error_is_still_ours(fitted, tmp_path, monkeypatch):
+    full_disk(monkeypatch, Path("/"))
+    with pytest.raises(OutputError, match="No space left"):
+        fitted.save(tmp_path / "m.kqeq")
+    assert list(tmp_path.iterdir()) == []
+    assert fitted.species_ == ("H", "O")
+
+
+def test_a_mistyped_folder_does_not_lose_a_fit_either(fitted, tmp_path, elsewhere):
+    with pytest.raises(InputError, match=r"create it first\. The model was kept at"):
+        fitted.save(tmp_path / "missing" / "m.kqeq")
+    assert len(list(elsewhere.iterdir())) == 1
+
+
+def test_full_disks_at_the_command_line(tmp_path, water_training, elsewhere, monkeypatch, capsys):
+    from ase.io import write
+
+    from kqeq.cli import main
+
+    train = tmp_path / "train.xyz"
+    write(train, water_training)
+    monkeypatch.setattr(KQEq, "fit", lambda self, frames, **_: _quick_fit(self, frames))
+    (tmp_path / "full").mkdir()
+    full_disk(monkeypatch, tmp_path / "full")
+    assert main(["fit", str(train), "-o", str(tmp_path / "full" / "m.kqeq")]) == 2
+    error = capsys.readouterr().err
+    assert "The model was kept at" in error
+    assert "Traceback" not in error
+    assert len(list(elsewhere.iterdir())) == 1
+
+
+_FIT = KQEq.fit
+
+
+def _quick_fit(model, frames):
+    from conftest import small_kernel
+
+    model.set_params(
+        electronegativity=small_kernel(3.0, n_representatives=3), short_range=None, targets=["dipole"]
+    )
+    return _FIT(model, frames)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
+def test_every_error_of_the_operating_system_is_ours(error, tmp_path):
+    target = tmp_path / "x.json"
+    with pytest.raises(OutputError, match=os.strerror(error)), atomic_path(target):
+        raise OSError(error, os.strerror(error))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_exceptions_pass_unchanged(tmp_path):
+    for error in (ValueError("x"), KeyboardInterrupt(), ModelFileError("x")):
+        with pytest.raises(type(error)) as caught, atomic_path(tmp_path / "x"):
+            raise error
+        assert caught.value is error
+
+
+def test_leftovers_of_killed_saves_are_removed_by_the_next(tmp_path):
+    target = tmp_path / "m.kqeq"
+    code = (
+        "import os, signal, sys\nfrom kqeq.io.atomic_write import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as temporary:\n"
+        "    temporary.write_text('half')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    for _ in range(2):
+        result = subprocess.run([sys.executable, "-c", code, str(target)], check=False)
+        assert result.returncode == -9
+    assert len(list(tmp_path.iterdir())) == 1  # the second removed what the first had left
+    keep = [
+        tmp_path / name
+        for name in (".m.kqeq.swp", ".m.kqeq.notes.kqeq", ".other.kqeq.1-00000000.abcdefgh.kqeq")
+    ]
+    living = tmp_path / f".m.kqeq.{os.getppid()}-{_host()}.abcdefgh.kqeq"
+    ancient = tmp_path / ".m.kqeq.abcdefgh.kqeq"
+    for file in (*keep, living, ancient):
+        file.write_text("x")
+    os.utime(ancient, (0, 0))
+    with atomic_path(target) as temporary:
+        temporary.write_text("whole")
+    assert {p.name for p in tmp_path.iterdir()} == {target.name, living.name, *(p.name for p in keep)}
+
+
+def test_posteriors_of_earlier_files_have_another_order(water_training, tmp_path):
+    """Electronegativities first, and no word about it: the same uncertainties, and frames can be added."""
+    from conftest import small_kernel
+
+    model = KQEq(small_kernel(3.5), small_kernel(4.0, zeta=4), noise=NOISE).fit(water_training[::2])
+    model.save(tmp_path / "new.kqeq", posterior=True)
+    first, second = model.posterior_.parameters.energy.columns, model.posterior_.parameters.chi.columns
+    assert first.start == 0 and second.stop == model.posterior_.parameters.size
+    order = np.r_[np.arange(second.start, second.stop), np.arange(first.stop)]
+    lower = np.linalg.cholesky((model.posterior_.lower @ model.posterior_.lower.T)[np.ix_(order, order)])
+
+    def turn(content):
+        header = json.loads(content["header.json"])
+        del header["posterior"]["energy_first"]
+        content["header.json"] = json.dumps(header).encode()
+        for name, values in (("u", model.posterior_.u[order]), ("lower", lower)):
+            buffer = io.BytesIO()
+            np.save(buffer, values)
+            content[f"posterior/{name}.npy"] = buffer.getvalue()
+
+    model.save(tmp_path / "old.kqeq", posterior=True)
+    rewrite(tmp_path / "old.kqeq", turn)
+    old, new = (kqeq.load(tmp_path / name) for name in ("old.kqeq", "new.kqeq"))
+    assert old.posterior_.parameters.chi.columns.start == 0
+    atoms = next(a for a in water_training if a.info.get("total_charge", 0) == 0)
+    a, b = (m.predict(atoms, uncertainty=True) for m in (old, new))
+    for name in ("energy_std", "forces_std", "charges_std", "dipole_std"):
+        np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-6)
+    a, b = (m.update(water_training[1::3]).predict(atoms) for m in (old, new))
+    np.testing.assert_allclose(a.forces, b.forces, atol=1e-5)
+    assert np.abs(a.forces).max() > 0.1
+    old.save(tmp_path / "again.kqeq", posterior=True)
+    assert kqeq.load(tmp_path / "again.kqeq").posterior_.parameters.chi.columns.start == 0

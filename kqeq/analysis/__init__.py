@@ -3,11 +3,15 @@
     from kqeq import analysis
     analysis.polarizability(model, atoms)            analysis.charge_scan(model, atoms, (-1, 0, 1))
     analysis.born_charges(model, atoms)              analysis.field_scan(model, atoms, (0.0, 0.1, 0.2))
-    analysis.infrared(model, atoms)                  analysis.diagnose(model, atoms)
+    analysis.infrared(model, atoms)                  analysis.optimize(model, atoms)
+    analysis.ionization(model, atoms)                analysis.diagnose(model, atoms)
 
 Results are frozen dataclasses of arrays, with their units in the documentation and in ``units()``, and can be written:
 ``to_dict()``, ``to_json(path)``, ``to_csv(path)``.  Figures are drawn by :mod:`kqeq.analysis.plots`.
 """
+
+import warnings
+from typing import Any
 
 from kqeq.analysis.consistency import Check, Consistency, check_consistency
 from kqeq.analysis.diagnose import diagnose
@@ -19,6 +23,7 @@ from kqeq.analysis.electrostatic import (
     potential_grid,
 )
 from kqeq.analysis.findings import ChainGrowth, Diagnosis, Finding
+from kqeq.analysis.optimization import Optimization, optimize
 from kqeq.analysis.response import (
     BornCharges,
     ChargeResponse,
@@ -30,12 +35,27 @@ from kqeq.analysis.response import (
 from kqeq.analysis.scans import (
     ChargeScan,
     FieldScan,
-    Ionisation,
+    Ionization,
     charge_scan,
     field_scan,
-    ionisation,
+    ionization,
 )
 from kqeq.analysis.vibrations import Infrared, hessian, infrared
+
+_OLD = {"Ionisation": "Ionization", "ionisation": "ionization"}
+"""Names of version 0.1, for one release."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _OLD:
+        warnings.warn(
+            f"kqeq.analysis.{name} is now kqeq.analysis.{_OLD[name]}; the old name goes with the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return globals()[_OLD[name]]
+    raise AttributeError(f"module 'kqeq.analysis' has no attribute {name!r}")
+
 
 __all__ = [
     "BornCharges",
@@ -50,7 +70,8 @@ __all__ = [
     "FieldScan",
     "Finding",
     "Infrared",
-    "Ionisation",
+    "Ionization",
+    "Optimization",
     "Polarizability",
     "PotentialGrid",
     "born_charges",
@@ -64,7 +85,8 @@ __all__ = [
     "field_scan",
     "hessian",
     "infrared",
-    "ionisation",
+    "ionization",
+    "optimize",
     "polarizability",
     "potential_grid",
 ]

@@ -15,15 +15,16 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from kqeq.analysis.dissociation import DissociationScan, connected_fragments, dissociation_scan
-from kqeq.analysis.entry import bare, fix, formula, potential_of
+from kqeq.analysis.entry import conditions_of, fix, formula, potential_of, without_fragments
 from kqeq.analysis.findings import FLAGGED, NOTE, OK, UNTESTED, ChainGrowth, Diagnosis, Finding
 from kqeq.analysis.novelty import Novelty, novelty
+from kqeq.analysis.on_baseline import baseline_findings
 from kqeq.analysis.probes import alkane, atom_chain, chains_for, polar_pair
 from kqeq.analysis.ranges import charge_ranges
 from kqeq.charges import ACKS2, AtomicDipoles, QEq
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, KQEqError
-from kqeq.frames.structures import Structure, conditions, read_structure
+from kqeq.frames.structures import Structure, read_structure
 from kqeq.potential.potential import Potential
 from kqeq.typing import FloatArray
 
@@ -72,6 +73,8 @@ def diagnose(
     potential = potential_of(model)
     names = ", ".join(chemical_symbols[z] for z in potential.species)
     charges = "no charges" if potential.charges is None else describe_charges(potential.charges)
+    if potential.baseline is not None:
+        charges += f" on the baseline {potential.baseline.name}"
     findings: list[Finding] = []
     growth: ChainGrowth | None = None
     scans: dict[str, DissociationScan] = {}
@@ -81,18 +84,21 @@ def diagnose(
         findings.append(finding)
         scans, found = _leakage(model, potential, atoms, total_charge, external_field)
         findings += found
-    else:
+    elif not potential.has_charges:
         findings.append(
             Finding("charges", NOTE, None, None, "", "the model has none: fields and total charge do not act")
         )
+    structure = None
     if atoms is not None:
         geometry = fix(model, atoms, total_charge, external_field)
-        if potential.charges is not None:
+        structure = geometry.structure
+        if potential.has_charges:
             values = geometry.predict(()).charges
             ranges = charge_ranges(geometry.structure.numbers)
             findings.append(_range(values, ranges, geometry.structure))
         distances = novelty(geometry)
         findings.append(_extrapolation(model, atoms, distances, total_charge, external_field))
+    findings += baseline_findings(potential, atoms, structure)
     return Diagnosis(
         model=f"{charges} for {names}",
         findings=tuple(findings),
@@ -107,7 +113,7 @@ def diagnose(
 def describe_charges(charges: Any) -> str:
     """The charge model in a few words."""
     if isinstance(charges, AtomicDipoles):
-        return f"{describe_charges(charges._inner)} with atomic dipoles"
+        return f"{describe_charges(charges.charge_model)} with atomic dipoles"
     name = type(charges).__name__
     return f"{name} with fragments" if getattr(charges, "fragments", False) else name
 
@@ -163,14 +169,14 @@ def _with_fragment(structure: Structure) -> Structure:
 
 
 def _polarisation_remedy(charges: Any) -> str:
-    inner = charges._inner if isinstance(charges, AtomicDipoles) else charges
+    inner = charges.charge_model if isinstance(charges, AtomicDipoles) else charges
     if isinstance(inner, QEq):
         return (
             "charge moves freely over any distance in QEq. Fit with "
             'charges=kqeq.AtomicDipoles(kqeq.ACKS2(softness="learn"), polarizability="learn") on frames that carry '
             "polarizabilities (charge flows along bonds only, atoms polarise on their own)"
         )
-    if isinstance(inner, ACKS2) and not charges.learned:
+    if isinstance(inner, ACKS2) and not charges.to_learn:
         return (
             "the bond softness is too large for these chains: learn it, "
             'kqeq.ACKS2(softness="learn", hardness="learn"), from frames that carry polarizabilities (a few short '
@@ -193,10 +199,10 @@ def _leakage(
         name = f"{chemical_symbols[pair[0]]}-{chemical_symbols[pair[1]]}"
         findings.append(_pull(model, potential, probe, [[0], [1]], 0.0, name, scans))
     if atoms is not None and not atoms.pbc.any() and len(atoms) > 1:
-        charge, _ = conditions(atoms, total_charge=total_charge, external_field=external_field)
+        charge, _ = conditions_of(model, atoms, total_charge, external_field)
         groups, how = _groups(atoms)
         name = f"{formula(atoms)}{f' {charge:+g}' if charge else ''}, {how}"
-        findings.append(_pull(model, potential, bare(atoms), groups, charge, name, scans))
+        findings.append(_pull(model, potential, without_fragments(atoms), groups, charge, name, scans))
     if not findings:
         text = "the model knows one element and no geometry was given: there is nothing to pull apart"
         findings.append(Finding("charge leakage on dissociation", UNTESTED, None, None, "", text))
@@ -301,7 +307,7 @@ def _without_fragments(
 
 
 def _leakage_remedy(charges: Any) -> str:
-    inner = charges._inner if isinstance(charges, AtomicDipoles) else charges
+    inner = charges.charge_model if isinstance(charges, AtomicDipoles) else charges
     if isinstance(inner, QEq):
         return (
             "QEq equalises chemical potentials over any distance. Use charges=kqeq.ACKS2() (no charge flows between "

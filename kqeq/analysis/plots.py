@@ -293,7 +293,7 @@ def save(path: str | PathLike[str], figure: Figure) -> None:
 
 
 def response_figure(title: str, results: Mapping[str, Any]) -> Figure:
-    """What ``kqeq respond`` found: by name, some of polarizability, born_charges, charge_response, ionisation,
+    """What ``kqeq respond`` found: by name, some of polarizability, born_charges, charge_response, ionization,
     field_scan, infrared.
     """  # noqa: D205
     response, born = results.get("charge_response"), results.get("born_charges")

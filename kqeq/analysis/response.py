@@ -9,6 +9,7 @@ Dimensions: N atoms.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -90,11 +91,8 @@ class ChargeResponse(Result):
     charges : (N,) array
         q, e.
     fukui : (N,) array
-        Condensed Fukui function ∂q/∂Q; sums to one.
-    fukui_minus : (N,) array
-        q(Q + 1) − q(Q): where an electron is taken from.
-    fukui_plus : (N,) array
-        q(Q) − q(Q − 1): where an electron is added.  All three are equal where charges are linear in Q.
+        Condensed Fukui function ∂q/∂Q; sums to one.  Charges of every model here are linear in Q, so that f⁺ (where an
+        electron is added) and f⁻ (where one is taken from) are the same.
     chemical_potential : float
         ∂E/∂Q, eV/e: minus the chemical potential of the electrons, so Mulliken's electronegativity.
     hardness : float
@@ -106,12 +104,31 @@ class ChargeResponse(Result):
     numbers: IntArray
     charges: Annotated[FloatArray, "e"]
     fukui: FloatArray
-    fukui_minus: FloatArray
-    fukui_plus: FloatArray
     chemical_potential: Annotated[float, "eV/e"]
     hardness: Annotated[float, "eV/e²"]
     determined: bool
     rows: ClassVar[str] = "numbers"
+
+    @property
+    def fukui_minus(self) -> FloatArray:
+        """Always equal to ``fukui``; goes with the next release."""
+        _warn_fukui("fukui_minus")
+        return self.fukui
+
+    @property
+    def fukui_plus(self) -> FloatArray:
+        """Always equal to ``fukui``; goes with the next release."""
+        _warn_fukui("fukui_plus")
+        return self.fukui
+
+
+def _warn_fukui(name: str) -> None:
+    warnings.warn(
+        f"{name} is always equal to fukui, because charges are linear in the total charge; it goes with the next "
+        "release",
+        DeprecationWarning,
+        stacklevel=3,
+    )
 
 
 def polarizability(
@@ -145,7 +162,8 @@ def polarizability(
     """
     geometry = fix(model, atoms, total_charge, external_field)
     require_charges(geometry.potential, "polarizability")
-    total = defined(geometry.predict(("polarizability",)).polarizability, "the polarizability")
+    found = geometry.predict(("polarizability",))
+    total = defined(found.polarizability, "the polarizability", found.undefined.get("polarizability"))
     atomic = remainder = None
     if not geometry.structure.periodic:
         atomic = _atomic_polarizability(geometry)
@@ -251,7 +269,8 @@ def charge_response(
     """
     geometry = fix(model, atoms, total_charge, external_field)
     require_charges(geometry.potential, "response to charge")
-    charge = geometry.structure.total_charge
+    charge, first = geometry.structure.total_charge, geometry.predict(())
+    defined(first.chemical_potential, "the response to charge", first.undefined.get("chemical_potential"))
 
     def values(change: float) -> FloatArray:
         prediction = geometry.under(total_charge=charge + change).predict(())
@@ -263,8 +282,6 @@ def charge_response(
         numbers=geometry.structure.numbers,
         charges=here[:-1],
         fukui=slope[:-1],
-        fukui_minus=(values(1.0) - here)[:-1],
-        fukui_plus=(here - values(-1.0))[:-1],
         chemical_potential=float(here[-1]),
         hardness=float(slope[-1]),
         determined=len(geometry.potential.training_charges) > 1,

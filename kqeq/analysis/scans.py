@@ -5,6 +5,7 @@ Dimensions: N atoms, K points of the scan.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
@@ -12,11 +13,12 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from ase import Atoms
 
-from kqeq.analysis.entry import fix, potential_of, require_charges
-from kqeq.analysis.optimise import optimise
+from kqeq.analysis.entry import conditions_of, fix, potential_of, require_charges
+from kqeq.analysis.optimization import optimize
 from kqeq.analysis.results import Result
 from kqeq.errors import InputError
-from kqeq.frames.structures import check_field, conditions
+from kqeq.frames.conditions import without_conditions
+from kqeq.frames.structures import check_field
 from kqeq.potential.potential import require_energy_model
 from kqeq.typing import BoolArray, FloatArray, IntArray
 
@@ -60,18 +62,18 @@ class ChargeScan(Result):
 
 
 @dataclass(frozen=True, eq=False)
-class Ionisation(Result):
-    """Ionisation energy and electron affinity of one charge state.
+class Ionization(Result):
+    """Ionization energy and electron affinity of one charge state.
 
     Attributes
     ----------
     total_charge : float
         The state that loses or gains an electron, e.
-    vertical_ionisation_energy : float
+    vertical_ionization_energy : float
         E(Q + 1) − E(Q) at one geometry, eV.
     vertical_electron_affinity : float
         E(Q) − E(Q − 1) at the same geometry, eV.
-    relaxed_ionisation_energy, relaxed_electron_affinity : float or None
+    relaxed_ionization_energy, relaxed_electron_affinity : float or None
         The same with every state at its own minimum (adiabatic, without zero-point energies), eV.
     determined : bool
         Whether frames of more than one total charge were fitted; otherwise the prior alone sets the differences.
@@ -80,13 +82,31 @@ class Ionisation(Result):
     """
 
     total_charge: Annotated[float, "e"]
-    vertical_ionisation_energy: Annotated[float, "eV"]
+    vertical_ionization_energy: Annotated[float, "eV"]
     vertical_electron_affinity: Annotated[float, "eV"]
-    relaxed_ionisation_energy: Annotated[float | None, "eV"]
+    relaxed_ionization_energy: Annotated[float | None, "eV"]
     relaxed_electron_affinity: Annotated[float | None, "eV"]
     determined: bool
     positions: Annotated[FloatArray, "Å"]
     rows: ClassVar[str] = "positions"
+
+    @property
+    def vertical_ionisation_energy(self) -> float:
+        """The name of version 0.1; use ``vertical_ionization_energy``."""
+        _warn_spelling("vertical_ionization_energy")
+        return self.vertical_ionization_energy
+
+    @property
+    def relaxed_ionisation_energy(self) -> float | None:
+        """The name of version 0.1; use ``relaxed_ionization_energy``."""
+        _warn_spelling("relaxed_ionization_energy")
+        return self.relaxed_ionization_energy
+
+
+def _warn_spelling(name: str) -> None:
+    warnings.warn(
+        f"the name is now {name}; the old one goes with the next release", DeprecationWarning, stacklevel=3
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,24 +184,26 @@ def charge_scan(
     states = np.atleast_1d(np.asarray(charges, dtype=np.float64))
     if states.ndim != 1 or len(states) == 0 or not np.isfinite(states).all():
         raise InputError(f"charges is {charges!r}; expected finite numbers, for example (-1, 0, 1)")
-    free = without_charge(atoms)
-    _, field = conditions(free, external_field=external_field)
+    free = without_conditions(atoms, field=False, prefix=model.label_prefix)
+    _, field = conditions_of(model, free, float(states[0]), external_field)
     geometry = fix(model, free, float(states[0]), field)
     predictions = []
     for charge in states:
         there = geometry.under(total_charge=float(charge))
         potential.warn_if_undetermined(there.structure)
-        predictions.append(there.predict(()))
+        predictions.append(there.predict(("dipole",)))
     scan = ChargeScan(
         total_charges=states,
         energies=np.array([p.energy for p in predictions]),
         charges=np.array([p.charges for p in predictions]),
         dipoles=np.array([np.full(3, np.nan) if p.dipole is None else p.dipole for p in predictions]),
-        chemical_potentials=np.array([p.chemical_potential for p in predictions]),
+        chemical_potentials=np.array(
+            [np.nan if p.chemical_potential is None else p.chemical_potential for p in predictions]
+        ),
     )
     if not relax:
         return scan
-    ends = [optimise(free, model, total_charge=float(q), external_field=field, fmax=fmax) for q in states]
+    ends = [optimize(model, free, total_charge=float(q), external_field=field, fmax=fmax) for q in states]
     return replace(
         scan,
         relaxed_energies=np.array([end.prediction.energy for end in ends]),
@@ -191,7 +213,7 @@ def charge_scan(
     )
 
 
-def ionisation(
+def ionization(
     model: Any,
     atoms: Atoms,
     *,
@@ -199,8 +221,8 @@ def ionisation(
     external_field: Any = None,
     relax: bool = False,
     fmax: float = 0.01,
-) -> Ionisation:
-    """Ionisation energy and electron affinity.
+) -> Ionization:
+    """Ionization energy and electron affinity.
 
     Parameters
     ----------
@@ -217,28 +239,28 @@ def ionisation(
 
     Returns
     -------
-    Ionisation
+    Ionization
 
     Raises
     ------
     InputError, UnsupportedError, ModelNotFittedError
         Also if an optimisation does not converge.
     """
-    charge, field = conditions(atoms, total_charge=total_charge, external_field=external_field)
+    charge, field = conditions_of(model, atoms, total_charge, external_field)
     if relax:
         atoms = _relaxed(model, atoms, charge, field, fmax)[0]
     scan = charge_scan(model, atoms, (charge - 1.0, charge, charge + 1.0), external_field=field)
     minus, zero, plus = scan.energies
     relaxed: tuple[float | None, float | None] = (None, None)
     if relax:
-        free = without_charge(atoms)
+        free = without_conditions(atoms, prefix=model.label_prefix)
         ends = [_relaxed(model, free, charge + change, field, fmax)[1] for change in (-1.0, 1.0)]
         relaxed = (float(ends[1] - zero), float(zero - ends[0]))
-    return Ionisation(
+    return Ionization(
         total_charge=charge,
-        vertical_ionisation_energy=float(plus - zero),
+        vertical_ionization_energy=float(plus - zero),
         vertical_electron_affinity=float(zero - minus),
-        relaxed_ionisation_energy=relaxed[0],
+        relaxed_ionization_energy=relaxed[0],
         relaxed_electron_affinity=relaxed[1],
         determined=len(potential_of(model).training_charges) > 1,
         positions=atoms.positions.copy(),
@@ -247,7 +269,7 @@ def ionisation(
 
 def _relaxed(model: Any, atoms: Atoms, charge: float, field: FloatArray, fmax: float) -> tuple[Atoms, float]:
     """The minimum and its energy."""
-    end = optimise(atoms, model, total_charge=charge, external_field=field, fmax=fmax)
+    end = optimize(model, atoms, total_charge=charge, external_field=field, fmax=fmax)
     if not end.converged:
         raise InputError(
             f"the geometry at charge {charge:g} e did not relax to {fmax:g} eV/Å in {end.steps} steps (largest force "
@@ -256,19 +278,10 @@ def _relaxed(model: Any, atoms: Atoms, charge: float, field: FloatArray, fmax: f
     return end.atoms, end.prediction.energy
 
 
-def without_charge(atoms: Atoms) -> Atoms:
-    """A copy without statements about the total charge, for scans over it."""
-    copy: Atoms = atoms.copy()
-    for key in ("total_charge", "charge"):
-        copy.info.pop(key, None)
-    copy.arrays.pop("initial_charges", None)
-    return copy
-
-
 def field_scan(
     model: Any,
     atoms: Atoms,
-    strengths: Sequence[float] = tuple(np.linspace(-1.0, 1.0, 21)),
+    strengths: Sequence[float] | None = None,
     direction: Any = (0.0, 0.0, 1.0),
     *,
     total_charge: Any = None,
@@ -280,8 +293,8 @@ def field_scan(
     ----------
     model : KQEq
     atoms : ase.Atoms
-    strengths : sequence of float
-        V/Å; 1 V/Å is a strong field, 0.02 atomic units.
+    strengths : sequence of float, optional
+        V/Å; 1 V/Å is a strong field, 0.02 atomic units.  By default 21 from −1 to 1.
     direction : (3,) array-like
         Of any length.
     total_charge : float, optional
@@ -297,6 +310,8 @@ def field_scan(
     ------
     InputError, UnsupportedError, ModelNotFittedError
     """
+    if strengths is None:
+        strengths = np.linspace(-1.0, 1.0, 21).tolist()
     steps = np.atleast_1d(np.asarray(strengths, dtype=np.float64))
     if steps.ndim != 1 or len(steps) == 0 or not np.isfinite(steps).all():
         raise InputError(f"strengths is {strengths!r}; expected finite numbers in V/Å")
@@ -307,7 +322,7 @@ def field_scan(
     geometry = fix(model, atoms, total_charge, external_field)
     require_charges(geometry.potential, "response to a field")
     start = geometry.structure.external_field
-    wanted = ("forces",)
+    wanted = ("forces", "dipole")
     predictions = [geometry.under(external_field=start + t * axis).predict(wanted) for t in steps]
     forces = np.array([p.forces for p in predictions])
     rest = geometry.predict(wanted).forces
@@ -327,9 +342,8 @@ def field_scan(
 __all__ = [
     "ChargeScan",
     "FieldScan",
-    "Ionisation",
+    "Ionization",
     "charge_scan",
     "field_scan",
-    "ionisation",
-    "without_charge",
+    "ionization",
 ]

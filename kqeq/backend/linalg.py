@@ -2,35 +2,54 @@
 
 Everything works in the array library, and on the device, of its arguments.
 
-Dimensions: n unknowns, k constraints, c right-hand sides.
+Dimensions: n unknowns, c right-hand sides.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from kqeq.backend import cho_solve, cholesky, eye, inverse, namespace, solve_triangular, to_float
+from kqeq.backend import cholesky, namespace, solve_triangular, to_float
 from kqeq.errors import ConvergenceError, NotPositiveDefiniteError, NumericsWarning
 from kqeq.typing import Array
 
 
-def factorise(matrix: Array, what: str, remedy: str) -> Array:
+@contextmanager
+def described(what: str, remedy: str) -> Iterator[None]:
+    """Say of which matrix a factorisation or iteration inside has failed, and what to do about it.
+
+    Parameters
+    ----------
+    what, remedy : str
+        Subject and end of the message.
+    """
+    try:
+        yield
+    except NotPositiveDefiniteError:
+        raise NotPositiveDefiniteError(f"{what} is not positive definite; {remedy}") from None
+    except ConvergenceError as error:
+        raise ConvergenceError(str(error).replace("the equations were", f"{what} was", 1)) from None
+
+
+def factorise(matrix: Array, what: str = "the matrix", remedy: str = "", *, overwrite: bool = False) -> Array:
     """Lower Cholesky factor of a symmetric positive definite matrix.
 
     Parameters
     ----------
     matrix : (n, n) array
     what, remedy : str
-        Completes the message of the error.
+        Complete the message of the error, unless the caller does so with :func:`described`.
+    overwrite : bool
+        Whether the factor may take the place of the matrix.
 
     Raises
     ------
     NotPositiveDefiniteError
         If the matrix is indefinite, singular to working precision, or not finite.
     """
-    lower = cholesky(matrix)
+    lower = cholesky(matrix, overwrite=overwrite)
     if lower is None:
         raise NotPositiveDefiniteError(f"{what} is not positive definite; {remedy}")
     return lower
@@ -104,95 +123,6 @@ def add_to_diagonal(matrix: Array, values: Array | float) -> Array:
     return xp.reshape(flat, (n, n))
 
 
-@dataclass(frozen=True, eq=False)
-class ConstrainedMinimum:
-    """The quadratic problem  min_y bᵀy + ½ yᵀHy  subject to  Sᵀy = Q,  factored once.
-
-    With a = H⁻¹S and C = Sᵀa the solution is y = s Q − R b, where
-
-        s = a C⁻¹,   R = H⁻¹ − a C⁻¹ aᵀ,   E = ½ QᵀKQ + QᵀsᵀB − ½ bᵀRb,   K = C⁻¹
-
-    (theory section 1).  Where H is positive definite only on Sᵀy = 0, H + βSSᵀ is factored instead;
-    s and R stay the same and K loses β.
-
-    Attributes
-    ----------
-    lower : (n, n) array
-        Cholesky factor of H + βSSᵀ.
-    constraints : (n, k) array
-        S.
-    shape : (n, k) array
-        s, the change of y with the constrained totals.
-    stiffness : (k, k) array
-        K = ∂²E/∂Q².
-    """
-
-    lower: Array
-    constraints: Array
-    shape: Array
-    stiffness: Array
-
-    @classmethod
-    def build(
-        cls, hessian: Array, constraints: Array, *, shift: bool, what: str, remedy: str
-    ) -> ConstrainedMinimum:
-        """Factor the problem.
-
-        Parameters
-        ----------
-        hessian : (n, n) array
-            H, symmetric.
-        constraints : (n, k) array
-            S, of full column rank.
-        shift : bool
-            Whether H may be indefinite across the constraints (slabs): then β is chosen large
-            against H's entries.
-        what, remedy : str
-            Completes the error message.
-
-        Raises
-        ------
-        NotPositiveDefiniteError
-            If there is no minimum.
-        """
-        beta = 0.0
-        lower = None
-        if shift:
-            # how large is large enough depends on how H couples the constraints to the rest
-            across = constraints @ constraints.T
-            xp = namespace(hessian)
-            scale = to_float(xp.max(xp.abs(hessian))) / to_float(xp.max(xp.abs(across)))
-            for factor in (2.0, 2e2, 2e4):
-                beta = factor * scale
-                lower = cholesky(hessian + beta * across)
-                if lower is not None:
-                    break
-            else:
-                raise NotPositiveDefiniteError(f"{what} is not positive definite; {remedy}")
-        else:
-            lower = factorise(hessian, what, remedy)
-        a = cho_solve(lower, constraints)
-        stiffness = inverse(constraints.T @ a)
-        own = beta * eye(int(constraints.shape[1]), constraints)
-        return cls(lower, constraints, a @ stiffness, stiffness - own)
-
-    def respond(self, block: Array) -> Array:
-        """R @ block for a block of shape (n,) or (n, c): minus the change of y with b."""
-        free = cho_solve(self.lower, block)
-        return free - self.shape @ (self.constraints.T @ free)
-
-    def solve(self, linear: Array, totals: Array) -> tuple[Array, Array]:
-        """The minimum for b = ``linear`` (n,) and Q = ``totals`` (k,).
-
-        Returns
-        -------
-        (n,) array, (k,) array
-            y, and ∂E/∂Q.
-        """
-        y = self.shape @ totals - self.respond(linear)
-        return y, self.stiffness @ totals + self.shape.T @ linear
-
-
 def conjugate_gradients(
     product: Callable[[Array], Array],
     linear: Array,
@@ -203,8 +133,6 @@ def conjugate_gradients(
     *,
     tolerance: float,
     max_iterations: int,
-    what: str,
-    remedy: str,
 ) -> tuple[Array, Array]:
     """Minimise bᵀz + ½ zᵀHz + ½ wᵀ(own ∘ Fw) over z = z0 + Fw by conjugate gradients in w.
 
@@ -230,8 +158,6 @@ def conjugate_gradients(
     tolerance : float
         Bound on every element of F times the residual, an estimate of the error of z.
     max_iterations : int
-    what, remedy : str
-        Complete the messages of errors.
 
     Returns
     -------
@@ -258,15 +184,15 @@ def conjugate_gradients(
         if largest <= tolerance:
             return z, slope
         image = product(step)
-        bent = project(image + own * direction)
-        curvature = step @ bent
+        resisting = project(image + own * direction)
+        curvature = step @ resisting
         # lengths stay on the device; two numbers an iteration are read: whether to go on, and whether that makes sense
         if not to_float(curvature) > 0.0:
-            raise NotPositiveDefiniteError(f"{what} is not positive definite; {remedy}")
+            raise NotPositiveDefiniteError("the matrix is not positive definite")
         length = squared / curvature
         z += length * step
         slope += length * image
-        residual -= length * bent
+        residual -= length * resisting
         move = flow(residual)
         largest = to_float(xp.max(xp.abs(move)))
         squared, before = residual @ move, squared
@@ -275,15 +201,15 @@ def conjugate_gradients(
     if largest <= tolerance:
         return z, slope
     raise ConvergenceError(
-        f"{what} was not solved in {max_iterations} iterations: the estimated error is {largest:.1e}, and "
+        f"the equations were not solved in {max_iterations} iterations: the estimated error is {largest:.1e}, and "
         f'{tolerance:.1e} was asked for. Choose a larger accuracy=, or solver="dense" if the matrix fits into memory'
     )
 
 
 __all__ = [
-    "ConstrainedMinimum",
     "add_to_diagonal",
     "conjugate_gradients",
+    "described",
     "factorise",
     "factorise_with_jitter",
     "solve_lower",

@@ -5,7 +5,7 @@ Dimensions: n unknowns, c right-hand sides.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,11 +13,14 @@ from kqeq.backend.arrays import buffer, is_cupy, is_numpy, namespace, together, 
 from kqeq.typing import Array
 
 
-def cholesky(matrix: Array) -> Array | None:
+def cholesky(matrix: Array, *, overwrite: bool = False) -> Array | None:
     """Lower Cholesky factor, or None where there is none or it is not finite.
 
-    LAPACK lets NaN pass, and CuPy by default returns garbage for matrices that are not positive definite.
+    LAPACK lets NaN pass, and CuPy by default returns garbage for matrices that are not positive definite.  With
+    ``overwrite`` a contiguous NumPy matrix becomes the factor (or garbage, where there is none) without a copy.
     """
+    if overwrite and is_numpy(matrix) and matrix.flags.c_contiguous and len(matrix):
+        return _cholesky_in_place(matrix)
     try:
         if is_cupy(matrix):
             import cupyx
@@ -32,6 +35,32 @@ def cholesky(matrix: Array) -> Array | None:
         return None
     xp = namespace(lower)
     return lower if bool(xp.all(xp.isfinite(xp.linalg.diagonal(lower)))) else None
+
+
+def _cholesky_in_place(matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
+    """Column block after column block, so that nearly all of it is one product a block.
+
+    LAPACK's own ``potrf`` runs at half the speed of products here, and wants a copy in another order.
+    """
+    from scipy.linalg.lapack import dpotrf, dtrtrs
+
+    size = len(matrix)
+    for start in range(0, size, _CHOLESKY_BLOCK):
+        stop = min(start + _CHOLESKY_BLOCK, size)
+        if start:
+            matrix[start:, start:stop] -= matrix[start:, :start] @ matrix[start:stop, :start].T
+        own, info = dpotrf(np.asfortranarray(matrix[start:stop, start:stop]), lower=1, clean=1)
+        if info != 0 or not np.isfinite(np.diagonal(own)).all():
+            return None
+        matrix[start:stop, start:stop] = own
+        if stop < size:
+            below, _ = dtrtrs(own, matrix[stop:, start:stop].T, lower=1)
+            matrix[stop:, start:stop] = below.T
+            matrix[start:stop, stop:] = 0.0
+    return matrix
+
+
+_CHOLESKY_BLOCK = 512
 
 
 def solve_triangular(lower: Array, rhs: Array, *, transposed: bool = False) -> Array:

@@ -13,32 +13,17 @@ from typing import ClassVar
 
 import numpy as np
 
-from kqeq.backend import CPU, Device
+from kqeq.backend import Device
 from kqeq.charges.base import SiteParameters
-from kqeq.charges.boundaries import refuse_periodic_field
-from kqeq.charges.cores import SplitChargeCore
-from kqeq.charges.equilibrium import Equilibrium
+from kqeq.charges.boundaries import CHARGED_REFERENCE, refuse_periodic_field
+from kqeq.charges.flow import BondFlow
 from kqeq.charges.fragments import REFERENCES, reference_charges
-from kqeq.charges.recipe import (
-    DEFAULT_ACCURACY,
-    HARDNESS_REMEDY,
-    ElementValues,
-    Recipe,
-    added_diagonal,
-    build_hessian,
-    element_rule,
-    element_values,
-    iterative_remedy,
-)
-from kqeq.charges.softness import DEFAULT_CUTOFF, DEFAULT_DECAY, Links, default_softness
-from kqeq.charges.solvers import DenseSolver, IterativeSolver, Solver
+from kqeq.charges.recipe import DEFAULT_ACCURACY, ElementValues, Recipe, element_rule, element_values
+from kqeq.charges.softness import DEFAULT_CUTOFF, DEFAULT_DECAY, default_softness
 from kqeq.errors import InputError
 from kqeq.frames.structures import Structure
 from kqeq.io.rules import NOTHING, Rule, choice, number
 from kqeq.typing import FloatArray, IntArray
-
-DENSE_LAPLACIAN = 64
-"""Atoms up to which L is an array where A is one (with 12 atoms 0.01 ms instead of 0.05, with 128 as fast)."""
 
 
 class ACKS2(Recipe):
@@ -122,59 +107,14 @@ class ACKS2(Recipe):
 
     def _check_periodic_field(self, structure: Structure, along: FloatArray) -> None:
         if np.abs(reference_charges(structure, self.reference_charges)).max() > 1e-8:
-            refuse_periodic_field(
-                structure,
-                structure.external_field,
-                along,
-                "the reference charges are not zero, and their dipole depends on which periodic image of each atom "
-                "is meant",
-                "start from zero reference charges (a neutral cell without fragment charges)",
-            )
+            refuse_periodic_field(structure, structure.external_field, along, *CHARGED_REFERENCE)
 
-    def assemble(
-        self,
-        structure: Structure,
-        sites: SiteParameters,
-        *,
-        dipoles: bool = False,
-        damped: bool = True,
-        many_responses: bool = False,
-        device: Device = CPU,
-    ) -> Equilibrium:
-        """Put the problem together, on request with atomic dipoles."""
-        sites = sites.on(device.like)
+    def _flow(self, structure: Structure, sites: SiteParameters, device: Device) -> BondFlow:
         assert sites.softness is not None
-        reference = reference_charges(structure, self.reference_charges)
-        what = f"the ACKS2 matrix of {len(structure)} atoms"
-        provider = self._products(
-            structure, sites, dipoles=dipoles, many_responses=many_responses, device=device
-        )
-        if provider is not None:
-            links = Links.build(structure, sites.softness, self.decay, self.cutoff, device)
-            solver: Solver = IterativeSolver.split(
-                provider,
-                added_diagonal(sites, dipoles=dipoles, damped=damped),
-                links.laplacian(),
-                links.components(),
-                sites.width,
-                accuracy=float(self.accuracy),
-                what=what,
-                remedy=iterative_remedy(dipoles=dipoles, damped=damped),
-            )
-            return Equilibrium.build(structure, sites, provider, solver, links, reference, damped, device)
-        provider, hessian, elimination = build_hessian(
-            structure, sites, dipoles=dipoles, damped=damped, device=device
-        )
-        links = Links.build(structure, sites.softness, self.decay, self.cutoff, device)
-        core = SplitChargeCore.build(
-            hessian if elimination is None else elimination.hessian,
-            links.laplacian() if len(structure) > DENSE_LAPLACIAN else links.laplacian_array(),
-            shift=bool(structure.pbc.sum() == 2),
-            what=what,
-            remedy=HARDNESS_REMEDY,
-        )
-        solver = DenseSolver(hessian, core, elimination)
-        return Equilibrium.build(structure, sites, provider, solver, links, reference, damped, device)
+        return BondFlow.build(structure, sites.softness, self.decay, self.cutoff, device)
+
+    def _reference(self, structure: Structure) -> FloatArray:
+        return reference_charges(structure, self.reference_charges)
 
 
 __all__ = ["ACKS2"]

@@ -18,7 +18,16 @@ from kqeq.backend import CPU, Device
 from kqeq.charges.acks2 import ACKS2
 from kqeq.charges.base import SiteParameters
 from kqeq.charges.equilibrium import Equilibrium
-from kqeq.charges.recipe import KERNEL, ElementValues, Recipe, element_rule, element_values, not_learned_yet
+from kqeq.charges.on_site import OnSite
+from kqeq.charges.recipe import (
+    KERNEL,
+    ElementValues,
+    Recipe,
+    element_rule,
+    element_values,
+    not_learned_yet,
+    old_learned,
+)
 from kqeq.constants import COULOMB
 from kqeq.frames.structures import Structure
 from kqeq.io.rules import FLAG, NOTHING, Rule, check_settings, instance
@@ -66,18 +75,30 @@ class AtomicDipoles(BaseEstimator):  # type: ignore[misc]
         ------
         InputError
         """
-        self._inner.check_settings()
+        self.charge_model.check_settings()
 
     @property
-    def _inner(self) -> Recipe:
+    def charge_model(self) -> Recipe:
+        """The model underneath, the default resolved.
+
+        Raises
+        ------
+        InputError
+            For settings that make no sense.
+        """
         check_settings(self, _RULES)
         return ACKS2() if self.inner is None else self.inner
 
     @property
-    def learned(self) -> tuple[str, ...]:
+    def to_learn(self) -> tuple[str, ...]:
         """Kinds of site parameters whose values by element are to be learned."""
         own = ("polarizability",) if isinstance(self.polarizability, str) else ()
-        return (*self._inner.learned, *own)
+        return (*self.charge_model.to_learn, *own)
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The name of version 0.1; use :attr:`to_learn`."""
+        return old_learned(self)
 
     @property
     def environment(self) -> tuple[str, ...]:
@@ -87,13 +108,13 @@ class AtomicDipoles(BaseEstimator):  # type: ignore[misc]
             if isinstance(self.polarizability, str) and self.polarizability == KERNEL
             else ()
         )
-        return (*self._inner.environment, *own)
+        return (*self.charge_model.environment, *own)
 
     def with_parameters(self, values: Mapping[str, Mapping[str, float]]) -> Self:
         """A copy with parameters by kind and element symbol; elements that are not named keep their values."""
         model = clone(self)
         inner = {kind: given for kind, given in values.items() if kind != "polarizability"}
-        model.set_params(inner=self._inner.with_parameters(inner))
+        model.set_params(inner=self.charge_model.with_parameters(inner))
         if "polarizability" in values:
             old = self.polarizability if isinstance(self.polarizability, Mapping) else {}
             model.set_params(polarizability={**old, **values["polarizability"]})
@@ -102,13 +123,13 @@ class AtomicDipoles(BaseEstimator):  # type: ignore[misc]
     def check(self, structure: Structure) -> None:
         """Refuse what this model cannot treat; see :class:`~kqeq.charges.base.ChargeModel`."""
         self.site_parameters(structure.numbers)
-        self._inner.check(structure)
+        self.charge_model.check(structure)
         if isinstance(self.polarizability, str):
             raise not_learned_yet({"polarizability": self.polarizability})
 
     def check_structure(self, structure: Structure) -> None:
         """As :meth:`check`, for models with parameters that are still to be learned as well."""
-        self._inner.check_structure(structure)
+        self.charge_model.check_structure(structure)
         self.site_parameters(structure.numbers)
 
     def site_parameters(self, numbers: IntArray) -> SiteParameters:
@@ -120,7 +141,7 @@ class AtomicDipoles(BaseEstimator):  # type: ignore[misc]
             For unknown elements, or values that are not finite or not positive.
         """
         alpha = element_values(self.polarizability, numbers, elements.polarizability, "polarizability")
-        return replace(self._inner.site_parameters(numbers), polarizability=alpha / COULOMB)
+        return replace(self.charge_model.site_parameters(numbers), polarizability=alpha / COULOMB)
 
     def bind(
         self,
@@ -138,21 +159,15 @@ class AtomicDipoles(BaseEstimator):  # type: ignore[misc]
             If undamped dipoles polarise each other without limit, or the charges have no minimum.
         """
         sites = self.site_parameters(structure.numbers) if sites is None else sites
-        return self._inner.assemble(
-            structure,
-            sites,
-            dipoles=True,
-            damped=self.damping,
-            many_responses=many_responses,
-            device=device,
-        )
+        on_site = OnSite(sites, damped=bool(self.damping))
+        return self.charge_model.assemble(structure, on_site, many_responses=many_responses, device=device)
 
     def to_dict(self) -> dict[str, Any]:
         """Parameters as plain data."""
         alpha = self.polarizability
         return {
             "model": "AtomicDipoles",
-            "inner": None if self.inner is None else self._inner.to_dict(),
+            "inner": None if self.inner is None else self.charge_model.to_dict(),
             "polarizability": dict(alpha) if isinstance(alpha, Mapping) else alpha,
             "damping": self.damping,
         }

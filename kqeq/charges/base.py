@@ -226,7 +226,7 @@ class ChargeModel(Protocol):
     """The recipe; follows scikit-learn's parameter conventions so that it can be cloned and searched."""
 
     @property
-    def learned(self) -> tuple[str, ...]:
+    def to_learn(self) -> tuple[str, ...]:
         """The kinds whose values by element are to be learned (``"learn"``, ``"kernel"``), a subset of SITE_KINDS."""
 
     @property

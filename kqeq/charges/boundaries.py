@@ -17,6 +17,19 @@ _TOLERANCE = 1e-9
 """Part of a field that may lie along periodic directions: rounding in a rotated cell."""
 
 
+NO_POLARIZATION: tuple[str, str] = (
+    "the dipole Σ q r of charges depends there on which periodic image of each atom is meant",
+    "use a split-charge model, kqeq.ACKS2(), whose polarization is defined for periodic cells",
+)
+"""Why a field along a periodic direction is refused, and what to do."""
+
+CHARGED_REFERENCE: tuple[str, str] = (
+    "the reference charges are not zero, and their dipole depends on which periodic image of each atom is meant",
+    "start from zero reference charges (a neutral cell without fragment charges)",
+)
+"""The same, for flows along bonds."""
+
+
 def open_projector(structure: Structure) -> FloatArray:
     """Projector (3, 3) onto the directions perpendicular to all periodic ones: 1, n nᵀ of a slab, or 0."""
     count = int(structure.pbc.sum())
@@ -91,4 +104,11 @@ def _normal(rows: FloatArray) -> FloatArray:
     return np.asarray(normal / np.linalg.norm(normal))
 
 
-__all__ = ["check_periodicity", "open_projector", "periodic_part", "refuse_periodic_field"]
+__all__ = [
+    "CHARGED_REFERENCE",
+    "NO_POLARIZATION",
+    "check_periodicity",
+    "open_projector",
+    "periodic_part",
+    "refuse_periodic_field",
+]

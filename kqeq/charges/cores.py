@@ -8,18 +8,18 @@ with R symmetric, positive semidefinite and R1 = 0, and 1ᵀX = 1ᵀ: charge is 
 totals of q0 (one per constraint) matter, X = s Sᵀ; in ACKS2 X = (1 + LA)⁻¹ and R = XL (theory sections 1, 6).
 A is the Hessian of the energy of charges, with atomic dipoles eliminated where there are any.
 
+Failures are described by the caller, who knows which matrix it is.
+
 Dimensions: N atoms, k constraints, c columns.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from kqeq.backend import cho_solve, namespace, to_float
-from kqeq.backend.linalg import ConstrainedMinimum, add_to_diagonal, factorise, solve_lower
-from kqeq.constants import COULOMB
+from kqeq.backend import cho_solve, cholesky, inverse, namespace, to_float
+from kqeq.backend.linalg import add_to_diagonal, factorise, solve_lower
 from kqeq.typing import Array
 
 
@@ -37,27 +37,66 @@ class Core(Protocol):
 class ConstrainedCore:
     """QEq: charge moves freely within each constraint.
 
+    The minimum of bᵀq + ½ qᵀAq subject to Sᵀq = Q, factored once.  With a = A⁻¹S and C = Sᵀa the solution is
+    q = s Q − R b with s = a C⁻¹ and R = A⁻¹ − a C⁻¹ aᵀ (theory section 1).  Where A is positive definite only on
+    Sᵀq = 0, A + βSSᵀ is factored instead; s and R stay the same.
+
     Attributes
     ----------
-    minimum : ConstrainedMinimum
+    lower : (N, N) array
+        Cholesky factor of A + βSSᵀ.
+    constraints : (N, k) array
+        S.
+    shape : (N, k) array
+        s, the change of q with the constrained totals.
     """
 
-    minimum: ConstrainedMinimum
+    lower: Array
+    constraints: Array
+    shape: Array
 
     @classmethod
-    def build(
-        cls, hessian: Array, constraints: Array, *, shift: bool, what: str, remedy: str
-    ) -> ConstrainedCore:
-        """Factor; see :meth:`kqeq.backend.linalg.ConstrainedMinimum.build`."""
-        return cls(ConstrainedMinimum.build(hessian, constraints, shift=shift, what=what, remedy=remedy))
+    def build(cls, hessian: Array, constraints: Array, *, shift: bool) -> ConstrainedCore:
+        """Factor.
+
+        Parameters
+        ----------
+        hessian : (N, N) array
+            A.
+        constraints : (N, k) array
+            S, of full column rank.
+        shift : bool
+            Whether A may be indefinite across the constraints (slabs): then β is chosen large against A's entries.
+
+        Raises
+        ------
+        NotPositiveDefiniteError
+            If there is no minimum.
+        """
+        lower = _shifted_factor(hessian, constraints) if shift else factorise(hessian)
+        a = cho_solve(lower, constraints)
+        return cls(lower, constraints, a @ inverse(constraints.T @ a))
 
     def place(self, reference: Array) -> Array:
-        """S (Sᵀ reference) with the shape functions S."""
-        return self.minimum.shape @ (self.minimum.constraints.T @ reference)
+        """S (Sᵀ reference)."""
+        return self.shape @ (self.constraints.T @ reference)
 
     def respond(self, block: Array) -> Array:
         """R @ block."""
-        return self.minimum.respond(block)
+        free = cho_solve(self.lower, block)
+        return free - self.shape @ (self.constraints.T @ free)
+
+
+def _shifted_factor(hessian: Array, constraints: Array) -> Array:
+    """Cholesky factor of A + βSSᵀ; how large β must be depends on how A couples the constraints to the rest."""
+    across = constraints @ constraints.T
+    xp = namespace(hessian)
+    scale = to_float(xp.max(xp.abs(hessian))) / to_float(xp.max(xp.abs(across)))
+    for factor in (2.0, 2e2):
+        lower = cholesky(hessian + factor * scale * across)
+        if lower is not None:
+            return lower
+    return factorise(hessian + 2e4 * scale * across)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +121,7 @@ class SplitChargeCore:
     laplacian: Any
 
     @classmethod
-    def build(cls, hessian: Array, laplacian: Any, *, shift: bool, what: str, remedy: str) -> SplitChargeCore:
+    def build(cls, hessian: Array, laplacian: Any, *, shift: bool) -> SplitChargeCore:
         """Factor.
 
         Parameters
@@ -92,8 +131,6 @@ class SplitChargeCore:
         laplacian : (N, N) array, sparse or not
         shift : bool
             Whether A may be indefinite on 1 (slabs): A + β11ᵀ serves as well, because L1 = 0.
-        what, remedy : str
-            Completes the error message.
 
         Raises
         ------
@@ -104,10 +141,10 @@ class SplitChargeCore:
         if shift:
             xp = namespace(hessian)
             matrix = hessian + 2.0 * to_float(xp.max(xp.abs(hessian)))
-        lower = factorise(matrix, what, remedy)
+        lower = factorise(matrix)
         # L of large systems is sparse: the second product, with a dense triangle, is the only costly one
         inner = add_to_diagonal(lower.T @ (laplacian @ lower), 1.0)
-        return cls(lower, factorise(inner, what, remedy), laplacian)
+        return cls(lower, factorise(inner), laplacian)
 
     def place(self, reference: Array) -> Array:
         """C⁻ᵀ B⁻¹ Cᵀ @ reference."""
@@ -141,7 +178,7 @@ class DipoleElimination:
     hessian: Array
 
     @classmethod
-    def build(cls, hessian: Array, atoms: int, what: str, remedy: str) -> DipoleElimination:
+    def build(cls, hessian: Array, atoms: int) -> DipoleElimination:
         """Eliminate the dipoles from the (4N, 4N) Hessian of charges and dipoles.
 
         Raises
@@ -149,7 +186,7 @@ class DipoleElimination:
         NotPositiveDefiniteError
             If D is not positive definite: the polarization catastrophe.
         """
-        lower = factorise(hessian[atoms:, atoms:], what, remedy)
+        lower = factorise(hessian[atoms:, atoms:])
         mixed = hessian[atoms:, :atoms]
         half = solve_lower(lower, mixed)
         follow = solve_lower(lower, half, transposed=True)
@@ -165,21 +202,9 @@ class DipoleElimination:
         return namespace(charges).concat([charges, -free - self.follow @ charges])
 
 
-def self_interaction(width: Array) -> Array:
-    """k_e/(6√π σ³), the self interaction of each dipole component, eV/(e²·Å²)."""
-    return COULOMB / (6.0 * math.sqrt(math.pi)) / width**3
-
-
-def self_interaction_slope(width: Array) -> Array:
-    """Its derivative with respect to σ."""
-    return -3.0 * self_interaction(width) / width
-
-
 __all__ = [
     "ConstrainedCore",
     "Core",
     "DipoleElimination",
     "SplitChargeCore",
-    "self_interaction",
-    "self_interaction_slope",
 ]

@@ -1,42 +1,29 @@
-"""The charge problem of one geometry, for every model: charges, perhaps dipoles, perhaps bond softness.
+"""The charge problem of one geometry and its solution, for every model: charges, perhaps dipoles, perhaps flows.
 
-    E = (χ + V)ᵀq + ½ zᵀHz + ½ Σ_pairs p²/k − field · μ,      z = q, or (q, d) with atomic dipoles
+    E = (χ + V)ᵀq + ½ zᵀHz + ½ Σ_bonds p²/k − field · μ,      z = q, or (q, d) with atomic dipoles
 
-H holds the Coulomb interaction, the hardness and 1/α of the atoms; the flows p exist in split-charge models.
-Stationarity leaves q = X q0 − R b (:mod:`kqeq.charges.cores`), with dipoles eliminated.  The field enters
+H holds the Coulomb interaction and what atoms add by themselves (:mod:`kqeq.charges.on_site`).  How charge moves, and
+where the field enters, is the flow's (:mod:`kqeq.charges.flow`).  Stationarity leaves q = X q0 − R b
+(:mod:`kqeq.charges.cores`), with dipoles eliminated, and potentials u = −∂E/∂q of the atoms.
 
-* without flows by φ_i = −field · r_i, and the dipole of the charges is Σ q r;
-* with flows by the drop −field · r_ij of the potential along each pair, and the dipole of the charges is
-  Σ q0 r − Σ_pairs p_ij r_ij (p_ij flows to i), the same for every choice of periodic images if q0 = 0.
-
-(theory sections 5 and 6).  The potentials of the atoms are u = −∂E/∂q, with p_ij = k_ij (u_i − u_j − field · r_ij).
-
-Dimensions: N atoms, n = N or 4N unknowns z, c columns, P pairs.
+Dimensions: N atoms, n = N or 4N unknowns z, c columns, P directed pairs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from kqeq.backend import (
-    Device,
-    asarray_like,
-    eye,
-    full,
-    inverse_or_zero,
-    namespace,
-    to_float,
-    to_numpy,
-    zeros,
-)
+from kqeq.backend import Device, asarray_like, eye, full, namespace, to_float, to_numpy, zeros
+from kqeq.backend.linalg import described
 from kqeq.charges.base import Response, SiteChange, SiteParameters
-from kqeq.charges.boundaries import open_projector, periodic_part, refuse_periodic_field
-from kqeq.charges.cores import self_interaction_slope
-from kqeq.charges.softness import Links
+from kqeq.charges.flow import Flow, weighted_squares
+from kqeq.charges.on_site import OnSite, self_interaction_slope
 from kqeq.charges.solvers import Solver
-from kqeq.charges.state import EquilibriumState
+from kqeq.charges.widths import width_gradients
 from kqeq.electrostatics.base import Electrostatics
 from kqeq.frames.structures import Structure
 from kqeq.typing import Array, FloatArray
@@ -48,65 +35,28 @@ class Equilibrium:
 
     Attributes
     ----------
+    name : str
+        Of the matrix, for messages.
     structure : Structure
-    sites : SiteParameters
     provider : Electrostatics
+    on_site : OnSite
+    flow : Flow
     solver : Solver
         H, and the way to stationary points.
-    links : Links, optional
-        The pairs between which charge flows.
     reference : (N,) array
         q0 at the total charge of the structure, e.
-    damped : bool
-        Whether dipoles have the self interaction of their Gaussian.
     device : Device
         Where all arrays but those of ``structure`` live.
-    open_directions, open_positions : (3, 3), (N, 3) arrays
-        Projector onto the directions along which fields are defined, and positions along them.
-    coupling : (N, 3) array, optional
-        See :meth:`kqeq.charges.softness.Links.coupling`.
     """
 
+    name: str
     structure: Structure
-    sites: SiteParameters
     provider: Electrostatics
+    on_site: OnSite
+    flow: Flow
     solver: Solver
-    links: Links | None
     reference: Array
-    damped: bool
     device: Device
-    open_directions: Array
-    open_positions: Array
-    coupling: Array | None
-
-    @classmethod
-    def build(
-        cls,
-        structure: Structure,
-        sites: SiteParameters,
-        provider: Electrostatics,
-        solver: Solver,
-        links: Links | None,
-        reference: Array,
-        damped: bool,
-        device: Device,
-    ) -> Equilibrium:
-        """Add what follows from the geometry."""
-        projector = open_projector(structure)
-        positions = structure.positions @ projector
-        return cls(
-            structure,
-            sites,
-            provider,
-            solver,
-            links,
-            asarray_like(reference, device.like),
-            damped,
-            device,
-            asarray_like(projector, device.like),
-            asarray_like(positions, device.like),
-            None if links is None else links.coupling(),
-        )
 
     # ------------------------------------------------------------------ solution
 
@@ -122,10 +72,8 @@ class Equilibrium:
         """
         atoms = len(self.structure)
         reference = self.reference + float(total_charge - self.structure.total_charge) / atoms
-        self._check_field(external_field, reference)
-        field = asarray_like(external_field, self.device.like)
-        if self.links is None:
-            field = self.open_directions @ field
+        self.flow.check_field(external_field, reference)
+        field = self.flow.admitted(asarray_like(external_field, self.device.like))
         potential = self.structure.external_potential
         chi = chi if potential is None else chi + asarray_like(potential, self.device.like)
         linear = zeros((self.size, 1), chi)
@@ -133,51 +81,18 @@ class Equilibrium:
         unknowns, potentials = self._stationary(linear, reference[:, None], field[:, None])
         return EquilibriumState(self, field, chi, reference, unknowns[:, 0], potentials[:, 0])
 
-    def _check_field(self, field: FloatArray, reference: Array) -> None:
-        along = periodic_part(self.structure, field)
-        if along is None:
-            return
-        if self.links is None:
-            refuse_periodic_field(
-                self.structure,
-                field,
-                along,
-                "the dipole Σ q r of charges depends there on which periodic image of each atom is meant",
-                "use a split-charge model, kqeq.ACKS2(), whose polarization is defined for periodic cells",
-            )
-        if not self.is_neutral(reference):
-            refuse_periodic_field(
-                self.structure,
-                field,
-                along,
-                "the reference charges are not zero, and their dipole depends on which periodic image of each atom "
-                "is meant",
-                "start from zero reference charges (a neutral cell without fragment charges)",
-            )
-
-    def is_neutral(self, reference: Array) -> bool:
-        """Whether all reference charges vanish: then the dipole of periodic cells is defined."""
-        xp = namespace(reference)
-        return to_float(xp.max(xp.abs(reference))) <= 1e-8
-
     def _stationary(self, linear: Array, source: Array | None, field: Array | None) -> tuple[Array, Array]:
         """Unknowns (n, c) and potentials (N, c) for b (n, c), reference charges (N, c) and fields (3, c).
 
         The potentials include φ where the field enters by it.
         """
-        atoms = len(self.structure)
         if field is not None:
-            xp = namespace(linear)
-            linear = xp.asarray(linear, copy=True)
-            # the potentials of split-charge models leave the field out: it acts on their flows
-            if self.coupling is None:
-                linear[:atoms, :] -= self.open_positions @ field
-            else:
-                flow = -self.coupling @ field
-                source = flow if source is None else source + flow
+            atoms, xp = len(self.structure), namespace(linear)
+            linear, source = self.flow.drive(xp.asarray(linear, copy=True), source, field)
             if self.has_atomic_dipoles:
                 linear[atoms:, :] -= xp.tile(field, (atoms, 1))
-        return self.solver.stationary(linear, source)
+        with described(self.name, self.on_site.remedy):
+            return self.solver.stationary(linear, source)
 
     # ------------------------------------------------------------------ responses
 
@@ -191,18 +106,17 @@ class Equilibrium:
         sites: SiteChange | None = None,
     ) -> Response:
         """Response to changes of b (n, c), of flows (N, c), of reference charges (N, c) and of the field (3, c)."""
-        if field is not None and self.links is None:
-            field = self.open_directions @ field
+        if field is not None:
+            field = self.flow.admitted(field)
         if reference is not None:
             source = reference if source is None else source + reference
         unknowns, potentials = self._stationary(linear, source, field)
         charges = unknowns[: len(self.structure), :]
-        dipole = self.charge_moment(charges, potentials, reference, field)
+        dipole = self.flow.moment(charges, potentials, reference, field)
         if self.has_atomic_dipoles:
             dipole = dipole + self.dipole_sum(unknowns)
-        if self.links is not None:
-            unknowns = namespace(unknowns).concat([unknowns, potentials])
-        return Response(unknowns, charges, dipole if self.has_dipole else None, field, sites)
+        unknowns = self.flow.unknowns(unknowns, potentials)
+        return Response(unknowns, charges, dipole if self.flow.has_dipole else None, field, sites)
 
     def respond(self, dchi: Array) -> Response:
         """∂q = −R ∂χ and what follows."""
@@ -222,54 +136,66 @@ class Equilibrium:
 
     def polarizability(self) -> Array | None:
         """∂μ/∂field; ``None`` where no component of the dipole is defined."""
-        if not self.has_dipole:
+        if not self.flow.has_dipole:
             return None
         alpha = self.respond_field().dipole
         return None if alpha is None else 0.5 * (alpha + alpha.T)
 
     def polarizability_response(self, change: SiteChange) -> Array:
-        """−(∂z/∂field)ᵀ ∂H (∂z/∂field) + Σ_pairs ∂k (∂Δ/∂field)(∂Δ/∂field)ᵀ, with the drops Δ of potential."""
+        """−(∂z/∂field)ᵀ ∂H (∂z/∂field) + Σ_bonds ∂k (∂Δ/∂field)(∂Δ/∂field)ᵀ, with the drops Δ of potential."""
         response = self.respond_field()
-        size = self.size
-        slopes = response.unknowns[:size, :]
-        result = -self._curvature_change(change, slopes)
-        if self.links is not None and change.softness is not None:
-            drops = self.links.drops(response.unknowns[size:, :], response.field)
-            weights = 0.5 * self.softness_change(change.softness)
-            result += _weighted_squares(drops, weights)
-        return result
-
-    def _curvature_change(self, change: SiteChange, vectors: Array) -> Array:
-        """vectorsᵀ ∂H vectors for each of c changes, (m, m, c): what is diagonal in H needs no (n, m, c) array."""
-        xp = namespace(vectors)
-        atoms = len(self.structure)
-        columns = int(vectors.shape[1])
-        result = zeros((columns, columns, change.columns), vectors)
-        if change.hardness is not None:
-            result += _weighted_squares(vectors[:atoms, :], change.hardness)
-        if change.polarizability is not None and self.sites.polarizability is not None:
-            scale = -change.polarizability / self.sites.polarizability[:, None] ** 2
-            result += _weighted_squares(vectors[atoms:, :], xp.repeat(scale, 3, axis=0))
-        if change.width is not None:
-            for c in self._moving(change.width):
-                own = self.hessian_change(SiteChange(width=change.width[:, c : c + 1]), vectors)
-                result[:, :, c] += vectors.T @ own[:, :, 0]
-        return result
-
-    def _moving(self, change: Array) -> list[int]:
-        """Columns of (N, c) changes that change anything."""
-        moving = namespace(change).any(change != 0.0, axis=0)
-        return [int(c) for c in np.flatnonzero(to_numpy(moving))]
+        moved = self.flow.moved_drops(response)
+        curvature = self._curvature_change(change, response.unknowns[: self.size, :])
+        return self.flow.polarizability_response(moved, change) - curvature
 
     def hardness(self) -> float:
         """∂²E/∂Q²."""
         atoms, like = len(self.structure), self.device.like
-        _, potentials = self._stationary(
-            zeros((self.size, 1), like), full((atoms, 1), 1.0 / atoms, like), None
-        )
+        added = full((atoms, 1), 1.0 / atoms, like)
+        _, potentials = self._stationary(zeros((self.size, 1), like), added, None)
         return -to_float(namespace(potentials).mean(potentials))
 
+    # ------------------------------------------------------------------ changes of H
+
+    def hessian_change(self, change: SiteChange, vectors: Array) -> Array:
+        """(∂H) @ vectors for each of c changes of the site parameters: (n, m) to (n, m, c)."""
+        result = zeros((*vectors.shape, change.columns), vectors)
+        for rows, values in self.on_site.change(change, vectors):
+            result[rows, :, :] += vectors[rows, :, None] * values[:, None, :]
+        for c, product in self._width_changes(change, vectors):
+            result[:, :, c] += product
+        return result
+
+    def _curvature_change(self, change: SiteChange, vectors: Array) -> Array:
+        """vectorsᵀ ∂H vectors for each of c changes, (m, m, c): what is diagonal in H needs no (n, m, c) array."""
+        columns = int(vectors.shape[1])
+        result = zeros((columns, columns, change.columns), vectors)
+        for rows, values in self.on_site.change(change, vectors):
+            result += weighted_squares(vectors[rows, :], values)
+        for c, product in self._width_changes(change, vectors):
+            result[:, :, c] += vectors.T @ product
+        return result
+
+    def _width_changes(self, change: SiteChange, vectors: Array) -> Iterator[tuple[int, Array]]:
+        """(∂A) @ vectors of every column that changes a width, (n, m)."""
+        if change.width is None:
+            return
+        xp = namespace(vectors)
+        moving = to_numpy(xp.any(change.width != 0.0, axis=0))
+        for c in np.flatnonzero(moving):
+            width = xp.asarray(change.width[:, int(c)], copy=True)
+            columns = [
+                self.provider.width_derivative(xp.asarray(vectors[:, m], copy=True), width)
+                for m in range(int(vectors.shape[1]))
+            ]
+            yield int(c), xp.stack(columns, axis=1)
+
     # ------------------------------------------------------------------ pieces
+
+    @property
+    def sites(self) -> SiteParameters:
+        """Hardness and so on of the atoms."""
+        return self.on_site.sites
 
     @property
     def size(self) -> int:
@@ -295,74 +221,206 @@ class Equilibrium:
     @property
     def has_atomic_dipoles(self) -> bool:
         """Whether z holds dipoles."""
-        return self.size > len(self.structure)
-
-    @property
-    def has_dipole(self) -> bool:
-        """Whether any component of the dipole's response is defined."""
-        return self.links is not None or not self.structure.pbc.all()
+        return self.on_site.has_dipoles
 
     def dipole_sum(self, unknowns: Array) -> Array:
         """Sum of the atomic dipoles in (n, c) unknowns along the directions that are defined, (3, c)."""
         atoms = len(self.structure)
         xp = namespace(unknowns)
-        total = xp.sum(xp.reshape(unknowns[atoms : self.size, :], (atoms, 3, -1)), axis=0)
-        return total if self.links is not None else self.open_directions @ total
-
-    def charge_moment(
-        self,
-        charges: Array,
-        potentials: Array,
-        reference: Array | None,
-        field: Array | None,
-    ) -> Array:
-        """Dipole of the charges, (3, c); of flows, from potentials, reference charges and field."""
-        if self.links is None or self.coupling is None:
-            return self.open_positions.T @ charges
-        result = -self.coupling.T @ potentials
-        if reference is not None:
-            result += self.open_positions.T @ reference
-        if field is not None:
-            result += self.links.stiffness() @ field
-        return result
-
-    def hessian_change(self, change: SiteChange, vectors: Array) -> Array:
-        """(∂H) @ vectors for each of c changes of the site parameters: (n, m) to (n, m, c)."""
-        xp = namespace(vectors)
-        atoms = len(self.structure)
-        result = zeros((*vectors.shape, change.columns), vectors)
-        if change.hardness is not None:
-            result[:atoms, :, :] += vectors[:atoms, :, None] * change.hardness[:, None, :]
-        if change.polarizability is not None and self.sites.polarizability is not None:
-            scale = -change.polarizability / self.sites.polarizability[:, None] ** 2
-            result[atoms:, :, :] += vectors[atoms:, :, None] * xp.repeat(scale, 3, axis=0)[:, None, :]
-        if change.width is not None:
-            for c in self._moving(change.width):
-                for m in range(vectors.shape[1]):
-                    result[:, m, c] += self.provider.width_derivative(
-                        xp.asarray(vectors[:, m], copy=True), xp.asarray(change.width[:, c], copy=True)
-                    )
-            if self.has_atomic_dipoles and not self.damped:
-                scale = change.width * self_interaction_slope(self.sites.width)[:, None]
-                result[atoms:, :, :] -= vectors[atoms:, :, None] * xp.repeat(scale, 3, axis=0)[:, None, :]
-        return result
-
-    def softness_change(self, change: Array) -> Array:
-        """∂k of every pair for changes (N, c) of the atoms' softness, (P, c)."""
-        assert self.links is not None
-        return self.links.softness[:, None] * self.relative_softness(change)
-
-    def relative_softness(self, change: Array) -> Array:
-        """∂ ln k of every pair, (P, c): half the sum of both atoms' ∂ ln κ."""
-        assert self.links is not None and self.sites.softness is not None
-        xp = namespace(change)
-        logarithmic = change * inverse_or_zero(self.sites.softness)[:, None]
-        return 0.5 * (xp.take(logarithmic, self.links.i, axis=0) + xp.take(logarithmic, self.links.j, axis=0))
+        return self.flow.admitted(xp.sum(xp.reshape(unknowns[atoms : self.size, :], (atoms, 3, -1)), axis=0))
 
 
-def _weighted_squares(vectors: Array, weights: Array) -> Array:
-    """Σ_i w_ic v_ia v_ib, (m, m, c), from (N, m) vectors and (N, c) weights."""
-    return (vectors.T[:, None, :] * vectors.T[None, :, :]) @ weights
+@dataclass(frozen=True, eq=False)
+class EquilibriumState:
+    """Charges at given electronegativities, field and total charge; see :class:`kqeq.charges.base.ChargeState`.
+
+    Attributes
+    ----------
+    system : Equilibrium
+    external_field : (3,) array
+        V/Å.
+    chi : (N,) array
+        Electronegativities with the external potential, eV/e.
+    reference : (N,) array
+        Charges that the atoms start from, e.
+    unknowns : (n,) array
+        z.
+    potentials : (N,) array
+        u, eV/e.
+    """
+
+    system: Equilibrium
+    external_field: Array
+    chi: Array
+    reference: Array
+    unknowns: Array
+    potentials: Array
+
+    # ------------------------------------------------------------------ values
+
+    @property
+    def charges(self) -> Array:
+        """Charges, (N,)."""
+        return self.unknowns[: len(self.system.structure)]
+
+    @property
+    def atomic_dipoles(self) -> Array | None:
+        """Dipoles, (N, 3), of models that have them."""
+        if not self.system.has_atomic_dipoles:
+            return None
+        return namespace(self.unknowns).reshape(self.unknowns[len(self.system.structure) :], (-1, 3))
+
+    @property
+    def energy(self) -> float:
+        """(χ + V)ᵀq + ½ zᵀHz + ½ Σ p²/k − field · μ, eV."""
+        z = self.unknowns
+        energy = self.charges @ self.chi + 0.5 * (z @ self.system.solver.product(z))
+        energy -= self.external_field @ self._moment()
+        return to_float(energy + self.system.flow.energy(self._drops))
+
+    @property
+    def dipole(self) -> Array | None:
+        """−∂E/∂field; see :class:`~kqeq.charges.base.ChargeState`."""
+        return self.system.flow.defined_dipole(self._moment(), self.reference)
+
+    @property
+    def chemical_potential(self) -> float:
+        """∂E/∂Q, added charge shared evenly."""
+        gradient = self.reference_gradient()
+        return to_float(namespace(gradient).mean(gradient))
+
+    def reference_gradient(self) -> Array:
+        """∂E/∂q0_i = −u_i, with the field's potential."""
+        return self.system.flow.reference_gradient(self.potentials, self.external_field)
+
+    def electronegativity_gradient(self) -> Array:
+        """∂E/∂χ = q."""
+        return self.charges
+
+    def site_gradient(self) -> SiteParameters:
+        """½ q², ½ zᵀ(∂A/∂σ)z, −½ d²/α² and −½ Σ Δ² ∂k/∂κ."""
+        system, atoms = self.system, len(self.system.structure)
+        xp = namespace(self.unknowns)
+        sigma, alpha = system.sites.width, system.sites.polarizability
+        # with dσ = 1/(2σ) the product is Gz with ∂A_ij = (σ_i dσ_i + σ_j dσ_j) G_ij
+        product = self.unknowns * system.provider.width_derivative(self.unknowns, 0.5 / sigma)
+        width = product[:atoms]
+        polarizability, dipoles = None, self.atomic_dipoles
+        if dipoles is None or alpha is None:
+            width = width * sigma
+        else:
+            width = (width + xp.sum(xp.reshape(product[atoms:], (atoms, 3)), axis=1)) * sigma
+            square = xp.sum(dipoles**2, axis=1)
+            polarizability = -0.5 * square / alpha**2
+            if not system.on_site.damped:
+                width = width - 0.5 * square * self_interaction_slope(sigma)
+        softness = system.flow.softness_gradient(self._drops)
+        return SiteParameters(0.5 * self.charges**2, width, polarizability, softness)
+
+    def site_gradient_response(self, response: Response) -> SiteChange:
+        """Changes q ∂q, −d ∂d/α² + d² ∂α/α³ and −¼ ∂(Σ k Δ²)/κ + ¼ Σ k Δ² ∂κ/κ²; see the protocol."""
+        xp = namespace(self.unknowns)
+        system, atoms = self.system, len(self.system.structure)
+        polarizability, dipoles, alpha = None, self.atomic_dipoles, system.sites.polarizability
+        if dipoles is not None and alpha is not None:
+            change = xp.reshape(response.unknowns[atoms : system.size, :], (atoms, 3, -1))
+            polarizability = -xp.sum(dipoles[:, :, None] * change, axis=1) / alpha[:, None] ** 2
+            if response.sites is not None and response.sites.polarizability is not None:
+                square = xp.sum(dipoles**2, axis=1)
+                polarizability += (square / alpha**3)[:, None] * response.sites.polarizability
+        return SiteChange(
+            hardness=self.charges[:, None] * response.charges,
+            polarizability=polarizability,
+            softness=system.flow.softness_gradient_response(
+                self._drops, system.flow.moved_drops(response), response.sites
+            ),
+        )
+
+    # ------------------------------------------------------------------ derivatives at fixed unknowns
+
+    def gradient(self) -> Array:
+        """½ zᵀ(∂A/∂r)z − q field − ½ Σ Δ² ∂k/∂r, (N, 3)."""
+        system, z = self.system, self.unknowns
+        result = 0.5 * system.provider.bilinear_gradient(z, z[:, None])[:, :, 0]
+        result -= self.charges[:, None] * self.external_field[None, :]
+        return result + system.flow.gradient(self._drops)
+
+    def strain(self) -> Array:
+        """½ zᵀ(∂A/∂ε)z − μ_q ⊗ field − ½ Σ Δ² ∂k/∂ε, (3, 3)."""
+        system, z = self.system, self.unknowns
+        result = 0.5 * system.provider.bilinear_strain(z, z[:, None])[:, :, 0]
+        result -= self._charge_moment()[:, None] * self.external_field[None, :]
+        return result + system.flow.strain(self._drops)
+
+    def respond_sites(self, change: SiteChange) -> Response:
+        """∂y = −R_y (∂H) y, and what changes of softness add."""
+        system = self.system
+        linear = system.hessian_change(change, self.unknowns[:, None])[:, 0, :]
+        flows = system.flow.softness_flows(self._drops, change)
+        if flows is None:
+            return system.answer(linear, sites=change)
+        # flows that come with the softness itself, at fixed potentials
+        charges, dipole = flows
+        response = system.answer(linear, source=charges, sites=change)
+        assert response.dipole is not None
+        return replace(response, dipole=response.dipole + dipole)
+
+    def gradient_response(self, response: Response) -> Array:
+        """Change of :meth:`gradient`, (N, 3, c)."""
+        system = self.system
+        result = system.provider.bilinear_gradient(self.unknowns, response.unknowns[: system.size, :])
+        result -= response.charges[:, None, :] * self.external_field[None, :, None]
+        if response.field is not None:
+            result -= self.charges[:, None, None] * response.field[None, :, :]
+        if response.sites is not None and response.sites.width is not None:
+            result += self._width_gradients(response.sites.width)[0]
+        return result + system.flow.gradient_response(
+            self._drops, system.flow.moved_drops(response), response.sites
+        )
+
+    def strain_response(self, response: Response) -> Array:
+        """Change of :meth:`strain`, (3, 3, c)."""
+        system = self.system
+        result = system.provider.bilinear_strain(self.unknowns, response.unknowns[: system.size, :])
+        if response.dipole is not None:
+            moment = response.dipole
+            if system.has_atomic_dipoles:
+                moment = moment - system.dipole_sum(response.unknowns)
+            result -= moment[:, None, :] * self.external_field[None, :, None]
+        if response.field is not None:
+            result -= self._charge_moment()[:, None, None] * response.field[None, :, :]
+        if response.sites is not None and response.sites.width is not None:
+            result += self._width_gradients(response.sites.width)[1]
+        return result + system.flow.strain_response(
+            self._drops, system.flow.moved_drops(response), response.sites
+        )
+
+    # ------------------------------------------------------------------ pieces
+
+    @cached_property
+    def _drops(self) -> Array:
+        """Drop of potential along each bond, (P,)."""
+        drops = self.system.flow.drops(self.potentials[:, None], self.external_field[:, None])
+        return None if drops is None else drops[:, 0]
+
+    def _charge_moment(self) -> Array:
+        """Dipole of the charges without regard to whether it is defined, (3,)."""
+        return self.system.flow.moment(
+            self.charges[:, None],
+            self.potentials[:, None],
+            self.reference[:, None],
+            self.external_field[:, None],
+        )[:, 0]
+
+    def _moment(self) -> Array:
+        """Dipole of charges and atomic dipoles, (3,)."""
+        moment = self._charge_moment()
+        if not self.system.has_atomic_dipoles:
+            return moment
+        return moment + self.system.dipole_sum(self.unknowns[:, None])[:, 0]
+
+    def _width_gradients(self, change: Array) -> tuple[Array, Array]:
+        return width_gradients(self.system.structure, self.system.sites.width, self.unknowns, change)
 
 
-__all__ = ["Equilibrium"]
+__all__ = ["Equilibrium", "EquilibriumState"]

@@ -79,7 +79,7 @@ class ElementParameters:
         numbers = np.array(sorted(set(species)), dtype=np.int64)
         sites = model.site_parameters(numbers)
         kinds, elements, start, spread = [], [], [], []
-        for kind in model.learned:
+        for kind in model.to_learn:
             for number, value in zip(numbers, getattr(sites, kind), strict=True):
                 kinds.append(kind)
                 elements.append(int(number))
@@ -109,7 +109,7 @@ class ElementParameters:
 
     def apply(self, model: ChargeModel, u: FloatArray) -> ChargeModel:
         """The model with parameters in place of ``"learn"`` and ``"kernel"``."""
-        given: dict[str, dict[str, float]] = {kind: {} for kind in model.learned}
+        given: dict[str, dict[str, float]] = {kind: {} for kind in model.to_learn}
         for kind, z, value in zip(self.kinds, self.species, self.user_values(u), strict=True):
             given[kind][chemical_symbols[z]] = float(value)
         return model.with_parameters(given)

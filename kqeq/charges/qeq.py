@@ -13,23 +13,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from kqeq.backend import CPU, Device, asarray_like
+from kqeq.backend import Device
 from kqeq.charges.base import SiteParameters
-from kqeq.charges.cores import ConstrainedCore
-from kqeq.charges.equilibrium import Equilibrium
-from kqeq.charges.fragments import fragment_reference, membership, require_fragments
-from kqeq.charges.recipe import (
-    DEFAULT_ACCURACY,
-    HARDNESS_REMEDY,
-    ElementValues,
-    Recipe,
-    added_diagonal,
-    build_hessian,
-    iterative_remedy,
-)
-from kqeq.charges.solvers import DenseSolver, IterativeSolver, Solver
+from kqeq.charges.flow import FreeFlow
+from kqeq.charges.fragments import fragment_reference, require_fragments
+from kqeq.charges.recipe import DEFAULT_ACCURACY, ElementValues, Recipe
 from kqeq.frames.structures import Structure
 from kqeq.io.rules import FLAG, Rule
+from kqeq.typing import FloatArray
 
 
 class QEq(Recipe):
@@ -80,51 +71,16 @@ class QEq(Recipe):
         if self.fragments:
             require_fragments(structure, "QEq(fragments=True)")
 
-    def assemble(
-        self,
-        structure: Structure,
-        sites: SiteParameters,
-        *,
-        dipoles: bool = False,
-        damped: bool = True,
-        many_responses: bool = False,
-        device: Device = CPU,
-    ) -> Equilibrium:
-        """Put the problem together, on request with atomic dipoles."""
-        sites = sites.on(device.like)
-        atoms = len(structure)
-        reference = np.full(atoms, structure.total_charge / atoms)
-        constraint = np.zeros(atoms, dtype=np.int64)
+    def _flow(self, structure: Structure, sites: SiteParameters, device: Device) -> FreeFlow:
+        if not self.fragments:
+            return FreeFlow.build(structure, np.zeros(len(structure), dtype=np.int64), device)
+        assert structure.fragments is not None
+        return FreeFlow.build(structure, structure.fragments, device)
+
+    def _reference(self, structure: Structure) -> FloatArray:
         if self.fragments:
-            reference = fragment_reference(structure, "QEq(fragments=True)")
-            assert structure.fragments is not None
-            constraint = structure.fragments
-        what = f"the QEq matrix of {atoms} atoms"
-        provider = self._products(
-            structure, sites, dipoles=dipoles, many_responses=many_responses, device=device
-        )
-        if provider is not None:
-            solver: Solver = IterativeSolver.constrained(
-                provider,
-                added_diagonal(sites, dipoles=dipoles, damped=damped),
-                constraint,
-                accuracy=float(self.accuracy),
-                what=what,
-                remedy=iterative_remedy(dipoles=dipoles, damped=damped),
-            )
-            return Equilibrium.build(structure, sites, provider, solver, None, reference, damped, device)
-        provider, hessian, elimination = build_hessian(
-            structure, sites, dipoles=dipoles, damped=damped, device=device
-        )
-        core = ConstrainedCore.build(
-            hessian if elimination is None else elimination.hessian,
-            asarray_like(membership(structure) if self.fragments else np.ones((atoms, 1)), device.like),
-            shift=bool(structure.pbc.sum() == 2),
-            what=what,
-            remedy=HARDNESS_REMEDY,
-        )
-        solver = DenseSolver(hessian, core, elimination)
-        return Equilibrium.build(structure, sites, provider, solver, None, reference, damped, device)
+            return fragment_reference(structure, "QEq(fragments=True)")
+        return np.full(len(structure), structure.total_charge / len(structure))
 
 
 __all__ = ["QEq"]

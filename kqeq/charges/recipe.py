@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
 from typing import Any, ClassVar, Self
 
-import numpy as np
 from ase.data import chemical_symbols
 from sklearn.base import BaseEstimator, clone
 
 from kqeq import elements
-from kqeq.backend import CPU, Device, namespace, to_numpy
-from kqeq.backend.linalg import add_to_diagonal
+from kqeq.backend import CPU, Device, asarray_like
+from kqeq.backend.linalg import add_to_diagonal, described
 from kqeq.charges.base import ENVIRONMENT_KINDS, SITE_KINDS, SiteParameters
-from kqeq.charges.boundaries import check_periodicity, periodic_part, refuse_periodic_field
-from kqeq.charges.cores import DipoleElimination, self_interaction
+from kqeq.charges.boundaries import NO_POLARIZATION, check_periodicity, periodic_part, refuse_periodic_field
+from kqeq.charges.cores import DipoleElimination
 from kqeq.charges.equilibrium import Equilibrium
-from kqeq.constants import COULOMB
+from kqeq.charges.flow import Flow
+from kqeq.charges.on_site import HARDNESS_REMEDY, OnSite
+from kqeq.charges.solvers import DenseSolver, Solver
 from kqeq.electrostatics import MeshCoulomb, coulomb
 from kqeq.electrostatics.base import Electrostatics
-from kqeq.errors import InputError, NotPositiveDefiniteError, UnsupportedError
+from kqeq.errors import InputError, UnsupportedError
 from kqeq.frames.structures import Structure
 from kqeq.io.rules import NOTHING, Rule, check_settings, choice, instance, number
-from kqeq.typing import Array, FloatArray, IntArray
+from kqeq.typing import FloatArray, IntArray
 
 ElementValues = Mapping[str, float] | str | None
 """Parameters by element symbol; ``None`` for the cited defaults; ``"learn"`` to learn them from there; ``"kernel"`` to
@@ -46,11 +49,6 @@ CROSSOVER_OPEN = {False: 4000, True: 4000}
 
 MAX_DENSE = 16_000
 """Unknowns beyond which ``"auto"`` never forms the matrix: 2 GB, and as much again for its factor."""
-
-HARDNESS_REMEDY = (
-    "an element's hardness is too negative for its width: raise the hardness "
-    "(hardness + k_e/(sqrt(pi)*width) must be positive, and atoms may not screen each other into instability)"
-)
 
 
 def element_rule(kind: str) -> Rule:
@@ -97,6 +95,15 @@ def not_learned_yet(values: Mapping[str, str]) -> UnsupportedError:
     )
 
 
+def old_learned(model: Any) -> tuple[str, ...]:
+    """``to_learn`` by its name of version 0.1, with a warning."""
+    warnings.warn(
+        "learned is now to_learn; the old name goes with the next release", DeprecationWarning, stacklevel=3
+    )
+    kinds: tuple[str, ...] = model.to_learn
+    return kinds
+
+
 class Recipe(BaseEstimator):  # type: ignore[misc]
     """A charge model made of element parameters; see :class:`kqeq.charges.base.ChargeModel`."""
 
@@ -108,14 +115,19 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
         return tuple(kind for kind in SITE_KINDS if hasattr(self, kind))
 
     @property
-    def learned(self) -> tuple[str, ...]:
+    def to_learn(self) -> tuple[str, ...]:
         """Kinds of site parameters whose values by element are to be learned."""
         return tuple(kind for kind in self._kinds() if isinstance(getattr(self, kind), str))
 
     @property
+    def learned(self) -> tuple[str, ...]:
+        """The name of version 0.1; use :attr:`to_learn`."""
+        return old_learned(self)
+
+    @property
     def environment(self) -> tuple[str, ...]:
         """Kinds of site parameters that depend on the environment."""
-        return tuple(kind for kind in self.learned if getattr(self, kind) == KERNEL)
+        return tuple(kind for kind in self.to_learn if getattr(self, kind) == KERNEL)
 
     def with_parameters(self, values: Mapping[str, Mapping[str, float]]) -> Self:
         """A copy with parameters by kind and element symbol; elements that are not named keep their values."""
@@ -149,8 +161,8 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
             For elements without parameters, or fragments that the structure lacks.
         """
         self.check_structure(structure)
-        if self.learned:
-            raise not_learned_yet({kind: getattr(self, kind) for kind in self.learned})
+        if self.to_learn:
+            raise not_learned_yet({kind: getattr(self, kind) for kind in self.to_learn})
 
     def check_structure(self, structure: Structure) -> None:
         """As :meth:`check`, for models with parameters that are still to be learned as well."""
@@ -162,6 +174,11 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
         if along is not None:
             self._check_periodic_field(structure, along)
 
+    @classmethod
+    @cache
+    def _all_rules(cls) -> Mapping[str, Rule]:
+        return RECIPE_RULES | cls._rules
+
     def check_settings(self) -> None:
         """Refuse settings that make no sense.
 
@@ -169,19 +186,13 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
         ------
         InputError
         """
-        check_settings(self, RECIPE_RULES | self._rules)
+        check_settings(self, self._all_rules())
 
     def _check_charges(self, structure: Structure) -> None:
         """Refuse structures that lack the fragments or reference charges that the model needs."""
 
     def _check_periodic_field(self, structure: Structure, along: FloatArray) -> None:
-        refuse_periodic_field(
-            structure,
-            structure.external_field,
-            along,
-            "the dipole Σ q r of charges depends there on which periodic image of each atom is meant",
-            "use a split-charge model, kqeq.ACKS2(), whose polarization is defined for periodic cells",
-        )
+        refuse_periodic_field(structure, structure.external_field, along, *NO_POLARIZATION)
 
     def bind(
         self,
@@ -193,33 +204,57 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
     ) -> Equilibrium:
         """Build and factor the charge problem of one geometry; see :class:`~kqeq.charges.base.ChargeModel`."""
         sites = self.site_parameters(structure.numbers) if sites is None else sites
-        return self.assemble(structure, sites, many_responses=many_responses, device=device)
+        on_site = OnSite(replace(sites, polarizability=None))
+        return self.assemble(structure, on_site, many_responses=many_responses, device=device)
 
     def assemble(
-        self,
-        structure: Structure,
-        sites: SiteParameters,
-        *,
-        dipoles: bool = False,
-        damped: bool = True,
-        many_responses: bool = False,
-        device: Device = CPU,
+        self, structure: Structure, on_site: OnSite, *, many_responses: bool, device: Device
     ) -> Equilibrium:
-        """Put the problem together, on request with atomic dipoles."""
+        """Put the problem together: Coulomb interaction, what atoms add by themselves, and how charge moves.
+
+        Raises
+        ------
+        NotPositiveDefiniteError
+            If the energy has no minimum.
+        """
+        atoms = len(structure)
+        name = f"the {type(self).__name__} matrix of {atoms} atoms"
+        on_site = on_site.on(device.like)
+        provider = self._products(structure, on_site, many_responses, device)
+        if provider is not None:
+            flow = self._flow(structure, on_site.sites, device)
+            solver: Solver = flow.iterative_solver(provider, on_site, float(self.accuracy))
+        else:
+            provider = coulomb(structure, on_site.sites.width, dipoles=on_site.has_dipoles, device=device)
+            hessian = add_to_diagonal(provider.matrix(), on_site.diagonal())
+            elimination = None
+            if on_site.has_dipoles:
+                with described(
+                    f"the interaction of the atomic dipoles of {atoms} atoms", on_site.dipole_remedy
+                ):
+                    elimination = DipoleElimination.build(hessian, atoms)
+            flow = self._flow(structure, on_site.sites, device)
+            with described(name, HARDNESS_REMEDY):
+                core = flow.core(hessian if elimination is None else elimination.hessian)
+            solver = DenseSolver(hessian, core, elimination)
+        reference = asarray_like(self._reference(structure), device.like)
+        return Equilibrium(name, structure, provider, on_site, flow, solver, reference, device)
+
+    def _flow(self, structure: Structure, sites: SiteParameters, device: Device) -> Flow:
+        """How charge moves in this model."""
+        raise NotImplementedError
+
+    def _reference(self, structure: Structure) -> FloatArray:
+        """Charges that the atoms start from, (N,) array in e."""
         raise NotImplementedError
 
     def _products(
-        self,
-        structure: Structure,
-        sites: SiteParameters,
-        *,
-        dipoles: bool,
-        many_responses: bool,
-        device: Device,
+        self, structure: Structure, on_site: OnSite, many_responses: bool, device: Device
     ) -> Electrostatics | None:
         """What the iterative solver takes products from; ``None`` where the dense one is wanted."""
         self.check_settings()
-        size = (4 if dipoles else 1) * len(structure)
+        dipoles = on_site.has_dipoles
+        size = on_site.components * len(structure)
         too_large = size > MAX_DENSE
         if self.solver == "dense" or (self.solver == "auto" and not too_large and many_responses):
             return None
@@ -228,13 +263,13 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
             return None
         provider = coulomb(
             structure,
-            sites.width,
+            on_site.sites.width,
             dipoles=dipoles,
             accuracy=float(self.accuracy),
             matrix_free=True,
             device=device,
         )
-        _require_positive(sites)
+        on_site.require_positive()
         # direct products cost as much as the matrix: they pay only where it does not fit into memory
         if self.solver == "auto" and not too_large and not isinstance(provider, MeshCoulomb):
             return None
@@ -248,87 +283,18 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
         return data
 
 
-def _require_positive(sites: SiteParameters) -> None:
-    """Refuse single atoms that are unstable; conjugate gradients may not notice.
-
-    Raises
-    ------
-    NotPositiveDefiniteError
-    """
-    own = to_numpy(sites.hardness + COULOMB / math.sqrt(math.pi) / sites.width)
-    if not (own > 0.0).all():
-        bad = np.flatnonzero(~(own > 0.0))
-        raise NotPositiveDefiniteError(
-            f"the Coulomb matrix plus hardness is not positive definite: atoms {bad[:5].tolist()} alone have "
-            f"{own[bad[:5]].tolist()} eV/e²; {HARDNESS_REMEDY}"
-        )
-
-
 def _by_symbol(values: Mapping[Any, Any]) -> dict[str, Any]:
     """Element values keyed by symbol, whichever way they were named: files have no integer keys."""
     return {key if isinstance(key, str) else chemical_symbols[key]: value for key, value in values.items()}
 
 
-def added_diagonal(sites: SiteParameters, *, dipoles: bool, damped: bool) -> Array:
-    """What the models add to the diagonal of the Coulomb interaction: hardness and 1/α, (n,) array."""
-    if not dipoles or sites.polarizability is None:
-        return sites.hardness
-    own = 1.0 / sites.polarizability
-    if not damped:
-        own = own - self_interaction(sites.width)
-    xp = namespace(own)
-    return xp.concat([sites.hardness, xp.repeat(own, 3)])
-
-
-def build_hessian(
-    structure: Structure, sites: SiteParameters, *, dipoles: bool, damped: bool, device: Device = CPU
-) -> tuple[Electrostatics, Array, DipoleElimination | None]:
-    """Coulomb interaction, hardness and 1/α; dipoles eliminated if there are any.
-
-    Returns
-    -------
-    Electrostatics, (n, n) array, DipoleElimination or None
-
-    Raises
-    ------
-    NotPositiveDefiniteError
-        If dipoles polarise each other without limit.
-    """
-    atoms = len(structure)
-    provider = coulomb(structure, sites.width, dipoles=dipoles, device=device)
-    hessian = add_to_diagonal(provider.matrix(), added_diagonal(sites, dipoles=dipoles, damped=damped))
-    if not dipoles:
-        return provider, hessian, None
-    what = f"the interaction of the atomic dipoles of {atoms} atoms"
-    return provider, hessian, DipoleElimination.build(hessian, atoms, what, catastrophe(damped))
-
-
-def iterative_remedy(*, dipoles: bool, damped: bool) -> str:
-    """What to do when conjugate gradients find no minimum: they cannot tell charges from dipoles."""
-    return HARDNESS_REMEDY if damped or not dipoles else f"{catastrophe(damped)}; or {HARDNESS_REMEDY}"
-
-
-def catastrophe(damped: bool) -> str:
-    """Why dipoles may have no minimum, and what to do about it."""
-    if damped:
-        return "positions or polarizabilities are not finite, or atoms lie on top of each other"
-    return (
-        "polarization catastrophe: undamped dipoles of atoms close by polarise each other without limit (possible once "
-        "polarizability > 6*sqrt(pi)*width**3 in Å³). Use damping=True, which adds the self interaction of the "
-        "Gaussian dipoles and is stable for any parameters, or smaller polarizabilities"
-    )
-
-
 __all__ = [
     "DEFAULT_ACCURACY",
-    "HARDNESS_REMEDY",
     "KERNEL",
     "LEARN",
     "ElementValues",
     "Recipe",
-    "added_diagonal",
-    "build_hessian",
     "element_values",
-    "iterative_remedy",
     "not_learned_yet",
+    "old_learned",
 ]

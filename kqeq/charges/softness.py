@@ -91,7 +91,7 @@ def switched_decay(x: FloatArray, decay: float, cutoff: float) -> tuple[FloatArr
 
 
 @dataclass(frozen=True, eq=False)
-class Links:
+class Bonds:
     """Pairs between which charge flows; every pair appears in both directions, periodic images included.
 
     Attributes
@@ -119,7 +119,7 @@ class Links:
     @classmethod
     def build(
         cls, structure: Structure, softness: Array, decay: float, cutoff: float, device: Device = CPU
-    ) -> Links:
+    ) -> Bonds:
         """Find the pairs and their softness.
 
         Parameters
@@ -138,11 +138,11 @@ class Links:
         i, j = pairs.indices[:, 0], pairs.indices[:, 1]
         distances = np.sqrt(np.einsum("pa,pa->p", pairs.vectors, pairs.vectors))
         bond = radii[i] + radii[j]
-        near = (distances < cutoff * bond) & (softness[i] > 0.0) & (softness[j] > 0.0)
-        i, j, distances, bond = i[near].copy(), j[near].copy(), distances[near], bond[near]
+        within = (distances < cutoff * bond) & (softness[i] > 0.0) & (softness[j] > 0.0)
+        i, j, distances, bond = i[within].copy(), j[within].copy(), distances[within], bond[within]
         mean = np.sqrt(softness[i] * softness[j])
         value, slope = switched_decay(distances / bond, decay, cutoff)
-        parts = (i, j, pairs.vectors[near].copy(), distances, mean * value, mean * slope / bond)
+        parts = (i, j, pairs.vectors[within].copy(), distances, mean * value, mean * slope / bond)
         return cls(len(structure), *(asarray_like(part, device.like) for part in parts))
 
     @cached_property
@@ -184,7 +184,7 @@ class Links:
         matrix = -namespace(flat).reshape(flat, (self.atoms, self.atoms))
         return add_to_diagonal(matrix, -namespace(flat).sum(matrix, axis=1))
 
-    def coupling(self) -> Array:
+    def field_charges(self) -> Array:
         """W_i = Σ_j k_ij r_ij, (N, 3): minus the charge that a field brings to atom i."""
         return self.collect(self.softness[:, None] * self.vectors)
 
@@ -198,7 +198,7 @@ class Links:
         result = xp.take(potentials, self.i, axis=0) - xp.take(potentials, self.j, axis=0)
         return result if field is None else result - self.vectors @ field
 
-    def pull(self, weights: Array) -> Array:
+    def position_gradient(self, weights: Array) -> Array:
         """Σ_pairs w ∂r/∂r_k for symmetric weights (P, c), (N, 3, c)."""
         xp = namespace(weights)
         number, columns = weights.shape
@@ -206,7 +206,7 @@ class Links:
         values = xp.reshape(unit[:, :, None] * weights[:, None, :], (number, 3 * columns))
         return xp.reshape(-self.collect(values), (self.atoms, 3, columns))
 
-    def stretch(self, weights: Array) -> Array:
+    def strain_gradient(self, weights: Array) -> Array:
         """Σ_pairs w ∂r/∂ε for symmetric weights (P, c), (3, 3, c)."""
         xp = namespace(weights)
         unit = self.vectors / self.distances[:, None]
@@ -214,4 +214,4 @@ class Links:
         return xp.reshape(0.5 * products.T @ weights, (3, 3, weights.shape[1]))
 
 
-__all__ = ["DEFAULT_CUTOFF", "DEFAULT_DECAY", "Links", "default_softness", "switched_decay"]
+__all__ = ["DEFAULT_CUTOFF", "DEFAULT_DECAY", "Bonds", "default_softness", "switched_decay"]

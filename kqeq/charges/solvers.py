@@ -26,7 +26,7 @@ import numpy as np
 
 from kqeq.backend import asarray_like, empty, namespace, segment_sum, zeros
 from kqeq.backend.linalg import conjugate_gradients
-from kqeq.charges.cores import Core, DipoleElimination, self_interaction
+from kqeq.charges.cores import Core, DipoleElimination
 from kqeq.electrostatics.base import Electrostatics
 from kqeq.errors import UnsupportedError
 from kqeq.typing import Array, IntArray
@@ -111,25 +111,21 @@ class IterativeSolver:
         F.
     project : function of (n,) returning (n,)
         Takes constants out of potentials, which move no charge.
-    own : (n,) array
+    costly : (n,) array
         1 for unknowns w whose flow costs ½ wᵀFw itself (potentials of ACKS2), 0 elsewhere.
     atoms : int
         N.
     accuracy : float
         Largest error of a charge, e (of a dipole, e·Å).
-    what, remedy : str
-        Complete the messages of errors.
     """
 
     provider: Electrostatics
     added: Array
     flow: Callable[[Array], Array]
     project: Callable[[Array], Array]
-    own: Array
+    costly: Array
     atoms: int
     accuracy: float
-    what: str
-    remedy: str
 
     @classmethod
     def constrained(
@@ -137,10 +133,7 @@ class IterativeSolver:
         provider: Electrostatics,
         added: Array,
         constraint: IntArray,
-        *,
         accuracy: float,
-        what: str,
-        remedy: str,
     ) -> IterativeSolver:
         """QEq: charge moves freely among the atoms of each constraint.
 
@@ -156,7 +149,7 @@ class IterativeSolver:
         def flow(vector: Array) -> Array:
             return project(approximate_inverse(vector))
 
-        return cls(provider, added, flow, project, zeros(provider.size, added), atoms, accuracy, what, remedy)
+        return cls(provider, added, flow, project, zeros(provider.size, added), atoms, accuracy)
 
     @classmethod
     def split(
@@ -165,11 +158,8 @@ class IterativeSolver:
         added: Array,
         laplacian: Any,
         component: IntArray,
-        width: Array,
-        *,
+        dipole_stiffness: Array,
         accuracy: float,
-        what: str,
-        remedy: str,
     ) -> IterativeSolver:
         """ACKS2: charge flows along pairs of atoms of finite softness.
 
@@ -179,30 +169,19 @@ class IterativeSolver:
             L.
         component : (N,) int array
             Number of the group of atoms between which charge can flow, on the host.
-        width : (N,) array
-            Gaussian widths, Å.
+        dipole_stiffness : (n − N,) array
+            The diagonal of H for dipoles, positive.
         """
-        xp = namespace(width)
+        xp = namespace(added)
         atoms = len(component)
-        # dipoles: 1/α and the self interaction of their Gaussian, whatever the damping positive
-        inverse = 1.0 / (added[atoms:] + xp.repeat(self_interaction(width), 3)[: provider.size - atoms])
+        inverse = 1.0 / dipole_stiffness
 
         def flow(vector: Array) -> Array:
             return xp.concat([laplacian @ vector[:atoms], inverse * vector[atoms:]])
 
-        own = zeros(provider.size, width)
-        own[:atoms] = 1.0
-        return cls(
-            provider,
-            added,
-            flow,
-            _without_means(component, added),
-            own,
-            atoms,
-            accuracy,
-            what,
-            remedy,
-        )
+        costly = zeros(provider.size, added)
+        costly[:atoms] = 1.0
+        return cls(provider, added, flow, _without_means(component, added), costly, atoms, accuracy)
 
     @property
     def size(self) -> int:
@@ -224,8 +203,8 @@ class IterativeSolver:
             Always.
         """
         raise UnsupportedError(
-            f"{self.what} is solved iteratively and its {self.size}×{self.size} matrix is never formed; "
-            'bind the structure with a charge model that has solver="dense"'
+            f"the charges of {self.atoms} atoms are solved for iteratively, and the {self.size}×{self.size} matrix is "
+            'never formed; bind the structure with a charge model that has solver="dense"'
         )
 
     def product(self, vector: Array) -> Array:
@@ -253,12 +232,10 @@ class IterativeSolver:
                 xp.asarray(linear[:, c], copy=True),
                 xp.asarray(unknowns[:, c], copy=True),
                 self.flow,
-                self.own,
+                self.costly,
                 self.project,
                 tolerance=0.1 * self.accuracy,
                 max_iterations=MAX_ITERATIONS,
-                what=self.what,
-                remedy=self.remedy,
             )
         return unknowns, -slopes[: self.atoms, :]
 
@@ -269,14 +246,14 @@ def _without_means(group: IntArray, like: Array) -> Callable[[Array], Array]:
     atoms = len(group)
     count = asarray_like(np.bincount(group).astype(np.float64), like)
     groups = int(count.shape[0])
-    own = asarray_like(np.asarray(group, dtype=np.int64), like)
+    index = asarray_like(np.asarray(group, dtype=np.int64), like)
 
     def project(vector: Array) -> Array:
         result = xp.asarray(vector, copy=True)
         if groups == 1:
             result[:atoms] -= xp.mean(vector[:atoms])
         else:
-            result[:atoms] -= xp.take(segment_sum(vector[:atoms], own, groups) / count, own)
+            result[:atoms] -= xp.take(segment_sum(vector[:atoms], index, groups) / count, index)
         return result
 
     return project

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kqeq.cli.files import FRAMES, read_frames, read_one, write_json
 
 if TYPE_CHECKING:
-    from kqeq.analysis import Infrared, Ionisation
+    from kqeq.analysis import Infrared, Ionization
 
 OK, FAILED = 0, 1
 
@@ -45,7 +45,7 @@ def add_analysis(commands: Any) -> None:
     respond = commands.add_parser(
         "respond",
         help="what charge and field do to one geometry",
-        description="Charges, dipole, polarizability, Born charges, Fukui functions, ionisation energy and electron "
+        description="Charges, dipole, polarizability, Born charges, Fukui functions, ionization energy and electron "
         "affinity of one geometry, and what a field does to it.",
     )
     respond.add_argument("model", metavar="MODEL", help="model file")
@@ -110,11 +110,11 @@ def _respond(arguments: argparse.Namespace) -> int:
     from kqeq import analysis
     from kqeq.analysis.entry import formula
     from kqeq.errors import KQEqError, UndeterminedWarning
-    from kqeq.model.storage import load_model
+    from kqeq.model.estimator import load_model
 
     _check_outputs(arguments.json, arguments.plot, arguments.cube)
     model = load_model(arguments.model)
-    atoms = read_one(arguments.structure, "studied", charge=arguments.charge, field=arguments.field)
+    atoms = _read_one(arguments, model)
     results: dict[str, Any] = {}
     skipped = []
 
@@ -134,7 +134,7 @@ def _respond(arguments: argparse.Namespace) -> int:
         with warnings.catch_warnings():
             # the table says where the prior decides
             warnings.simplefilter("ignore", UndeterminedWarning)
-            ask("ionisation", analysis.ionisation)
+            ask("ionization", analysis.ionization)
             ask("charge_scan", analysis.charge_scan, charges=(charge - 1.0, charge, charge + 1.0))
     direction = arguments.direction
     if direction is None:
@@ -171,15 +171,25 @@ def _respond(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def _read_one(arguments: argparse.Namespace, model: Any) -> Any:
+    return read_one(
+        arguments.structure,
+        "studied",
+        charge=arguments.charge,
+        field=arguments.field,
+        prefix=model.label_prefix,
+    )
+
+
 def _diagnose(arguments: argparse.Namespace) -> int:
     from kqeq.analysis import diagnose
-    from kqeq.model.storage import load_model
+    from kqeq.model.estimator import load_model
 
     _check_outputs(arguments.json, arguments.plot)
     model = load_model(arguments.model)
     atoms = None
     if arguments.structure is not None:
-        atoms = read_one(arguments.structure, "studied", charge=arguments.charge, field=arguments.field)
+        atoms = _read_one(arguments, model)
     diagnosis = diagnose(model, atoms, total_charge=arguments.charge, external_field=arguments.field)
     print(diagnosis)
     if arguments.json is not None:
@@ -193,7 +203,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from kqeq.analysis import check_consistency
-    from kqeq.model.storage import load_model
+    from kqeq.model.estimator import load_model
 
     _check_outputs(arguments.json, arguments.plot)
     model = load_model(arguments.model)
@@ -258,10 +268,10 @@ def _summary(prediction: Any, results: dict[str, Any], has_energy: bool) -> list
         unsure = "" if found.determined else "  (set by the prior: one charge state was fitted)"
         add("dE/dQ (eV/e)", f"{found.chemical_potential:.3f}{unsure}")
         add("d²E/dQ² (eV/e²)", f"{found.hardness:.3f}")
-    states: Ionisation | None = results.get("ionisation")
+    states: Ionization | None = results.get("ionization")
     if states is not None:
         unsure = "" if states.determined else "  (set by the prior)"
-        add("vertical ionisation energy (eV)", f"{states.vertical_ionisation_energy:.3f}{unsure}")
+        add("vertical ionization energy (eV)", f"{states.vertical_ionization_energy:.3f}{unsure}")
         add("vertical electron affinity (eV)", f"{states.vertical_electron_affinity:.3f}{unsure}")
     return lines
 

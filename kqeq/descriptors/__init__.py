@@ -32,10 +32,11 @@ def evaluate_states(
         On the host compiled kernels do the work, elsewhere array code.
     """
     distinct = dict.fromkeys(descriptors)
+    if not device.is_host:
+        # each searches there for itself: sorting pairs beyond its own reach costs more than a search
+        return {d: d.evaluate_arrays(structure, device.like) for d in distinct}
     if pairs is None and distinct:
         pairs = find_pairs(structure, longest_cutoff(distinct), full=False)
-    if not device.is_host:
-        return {d: d.evaluate_arrays(structure, device.like, pairs=pairs) for d in distinct}
     return {d: d.evaluate(structure, derivatives=derivatives, pairs=pairs) for d in distinct}
 
 

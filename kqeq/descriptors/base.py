@@ -90,19 +90,6 @@ class DescriptorState(Protocol):
     def site_jacobian(self, gradient: Array) -> SiteJacobian:
         """Pull every row G_i = ∂f_i/∂p_i of an (N, F) array back separately."""
 
-    def feature_gradients(self, centres: IntArray, directions: Any, coefficients: Array) -> FeatureGradients:
-        """Derivatives of f_m = Σ_i f_im with ∂f_im/∂p_i = C_im d_m.
-
-        Parameters
-        ----------
-        centres : (n,) array
-            The atoms i that the sum runs over.
-        directions : (M, F) array, or what ``Descriptor.prepare_directions`` made of one
-            d_m.
-        coefficients : (n, M) array
-            C_im, one row for each of ``centres``.
-        """
-
 
 class Descriptor(Protocol):
     """A recipe for descriptors; hashable, immutable."""
@@ -133,7 +120,37 @@ class Descriptor(Protocol):
         """The same in the library, and on the device, of ``like``."""
 
     def prepare_directions(self, species: tuple[int, ...], rows: FloatArray) -> Any:
-        """Lay directions (M, F) out once for ``feature_gradients`` of many structures."""
+        """Lay directions (M, F) out once for :meth:`feature_gradients` of many structures."""
+
+    def feature_gradients(
+        self,
+        state: Any,
+        centres: IntArray,
+        directions: Any,
+        coefficients: Array,
+        *,
+        projections: Array | None = None,
+    ) -> FeatureGradients:
+        """Derivatives of f_m = Σ_i f_im with ∂f_im/∂p_i = C_im d_m, for all m at once.
+
+        Parameters
+        ----------
+        state : DescriptorState
+            What :meth:`evaluate` or :meth:`evaluate_arrays` of the same descriptor returned.
+        centres : (n,) array
+            Different atoms i that the sum runs over, on the host.
+        directions : (M, F) array, or what :meth:`prepare_directions` made of one
+            d_m in the layout of the state.
+        coefficients : (n, M) array
+            C_im, one row for each of ``centres``.
+        projections : (n, M) array, optional
+            p_i · d_m, if known.
+
+        Raises
+        ------
+        InputError
+            If shapes do not agree.
+        """
 
 
 __all__ = [

@@ -28,6 +28,10 @@ _VACUUM = 8.0
 """Å.  An empty layer thicker than this along a periodic axis is taken for vacuum."""
 
 
+MAX_VECTORS = 3e8
+"""Candidates for reciprocal vectors beyond which an Ewald sum is refused; minutes and gigabytes."""
+
+
 @dataclass(frozen=True)
 class Splitting:
     """How an Ewald sum is divided between real and reciprocal space.
@@ -147,8 +151,20 @@ def reciprocal_vectors(cell: FloatArray, k_cut: float) -> tuple[IntArray, FloatA
         Miller indices.
     (K, 3) array
         G in 1/Å.
+
+    Raises
+    ------
+    InputError
+        For a cell so elongated or skewed that more than :data:`MAX_VECTORS` would have to be looked at.
     """
-    limits = np.floor(k_cut * np.linalg.norm(cell, axis=1) / (2.0 * np.pi)).astype(int)
+    limits = np.floor(k_cut * np.linalg.norm(cell, axis=1) / (2.0 * np.pi))
+    if np.prod(2.0 * limits + 1.0) > MAX_VECTORS:
+        raise InputError(
+            f"the Ewald sum of the cell {np.round(cell, 3).tolist()} would look at {np.prod(2.0 * limits + 1.0):.1e} "
+            "reciprocal vectors: the cell is too elongated or too skewed; check atoms.cell (in Å?), and use its "
+            "Niggli-reduced form (ase.build.niggli_reduce)"
+        )
+    limits = limits.astype(int)
     basis = 2.0 * np.pi * np.linalg.inv(cell).T
     h = np.arange(0, limits[0] + 1)
     k = np.arange(-limits[1], limits[1] + 1)

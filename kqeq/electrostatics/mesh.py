@@ -106,11 +106,9 @@ class Mesh:
         left_waves = self._waves(left)
         squares = self._squared_vectors()
         squares[0, 0, 0] = 1.0
-        # waves of the last axis stand for G and −G, except those that are their own mirror image
+        # waves of the last axis stand for G and −G, but for the first; at the Nyquist frequency the influence is zero
         count = np.full(self._shape[2] // 2 + 1, 2.0)
         count[0] = 1.0
-        if self._shape[2] % 2 == 0:
-            count[-1] = 1.0
         scale = self._influence * asarray_like(count / math.prod(self._shape), self._like)
         result = empty((3, 3, right.shape[1]), right)
         components = [self._component(axis) for axis in AXES]

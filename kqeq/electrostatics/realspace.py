@@ -15,9 +15,9 @@ import numpy as np
 
 from kqeq.backend import (
     arange,
-    asarray_like,
     chunk_elements,
     empty,
+    is_numpy,
     namespace,
     pair_matrix,
     scatter_add,
@@ -35,6 +35,7 @@ from kqeq.electrostatics.tensors import (
     potential_derivatives,
 )
 from kqeq.electrostatics.unknowns import Unknowns
+from kqeq.frames.neighbours import find_pairs_on, half_pairs
 from kqeq.typing import Array, FloatArray
 
 _CHUNK = 1 << 17
@@ -44,23 +45,6 @@ _FEW_COLUMNS = 4
 """Up to this many columns are summed pair by pair; more go through a matrix."""
 
 _Chunk = tuple[Array, Array, list[Array], list[Array]]
-
-
-def half_pairs(positions: FloatArray, cell: FloatArray | None, cutoff: float) -> tuple[Any, Any, FloatArray]:
-    """Each pair of a periodic (or, without a cell, open) structure once: i, j and r_j − r_i + n·cell."""
-    import vesin
-
-    # One thread: the order of the pairs, hence the last bits of the sums, is then reproducible.
-    engine = vesin.NeighborList(cutoff=float(cutoff), full_list=False, n_threads=1)
-    indices, vectors = engine.compute(
-        points=positions,
-        box=np.zeros((3, 3)) if cell is None else cell,
-        periodic=cell is not None,
-        quantities="PD",
-        copy=False,
-    )
-    # Views into the engine: copies outlive it, and half the index bytes are enough.
-    return indices[:, 0].astype(np.int32), indices[:, 1].astype(np.int32), vectors.copy()
 
 
 class RealSpace:
@@ -91,10 +75,12 @@ class RealSpace:
         self._sigma = sigma
         self._variance = sigma * sigma
         self._kappa = kappa
-        i, j, vectors = half_pairs(to_numpy(positions), cell, r_cut)
-        self._i = asarray_like(i, positions)
-        self._j = asarray_like(j, positions)
-        self._vectors = asarray_like(vectors, positions)
+        box, pbc = np.zeros((3, 3)) if cell is None else cell, np.full(3, cell is not None)
+        if is_numpy(positions):
+            self._i, self._j, self._vectors = half_pairs(positions, box, pbc, r_cut)
+        else:
+            self._i, self._j, vectors = find_pairs_on(to_numpy(positions), box, pbc, r_cut, positions)
+            self._vectors = self._xp.permute_dims(vectors, (1, 0))
         self._order = 2 if dipoles else 0
         self._operators: dict[Any, Any] | None = None
 
@@ -322,4 +308,4 @@ def _antisymmetric(half: Any, vector: Array) -> Array:
     return half @ vector - half.T @ vector
 
 
-__all__ = ["RealSpace", "half_pairs"]
+__all__ = ["RealSpace"]

@@ -1,6 +1,6 @@
 """Parameters by element: cited data, and the rules that turn them into defaults.
 
-The data (ionisation energy IE, electron affinity EA, covalent radius, polarizability; sources in the header of
+The data (ionization energy IE, electron affinity EA, covalent radius, polarizability; sources in the header of
 ``elements.csv``) cover H (1) to Cm (96).  The defaults that follow from them:
 
 ===================== ============== ==================================================================
@@ -73,7 +73,7 @@ class Element:
     ----------
     number : int
     symbol : str
-    ionisation_energy, electron_affinity : float
+    ionization_energy, electron_affinity : float
         eV.  The electron affinity is 0 where the anion is not stable or no value is known.
     electron_affinity_origin : str
         ``"crc"``, ``"measured"``, ``"estimated"``, ``"unbound"`` or ``"unknown"``.
@@ -85,7 +85,7 @@ class Element:
 
     number: int
     symbol: str
-    ionisation_energy: float
+    ionization_energy: float
     electron_affinity: float
     electron_affinity_origin: str
     covalent_radius: float
@@ -94,12 +94,12 @@ class Element:
     @property
     def electronegativity(self) -> float:
         """Mulliken electronegativity (IE + EA)/2, eV/e."""
-        return 0.5 * (self.ionisation_energy + self.electron_affinity)
+        return 0.5 * (self.ionization_energy + self.electron_affinity)
 
     @property
     def hardness(self) -> float:
         """Default hardness η = IE − EA in eV/e²; always positive."""
-        return self.ionisation_energy - self.electron_affinity
+        return self.ionization_energy - self.electron_affinity
 
     @property
     def width(self) -> float:
@@ -124,7 +124,7 @@ def element_table() -> Mapping[int, Element]:
         table[number] = Element(
             number=number,
             symbol=row["symbol"],
-            ionisation_energy=float(row["ionisation_energy"]),
+            ionization_energy=float(row["ionization_energy"]),
             electron_affinity=float(row["electron_affinity"]),
             electron_affinity_origin=row["electron_affinity_origin"],
             covalent_radius=float(row["covalent_radius"]),

@@ -25,10 +25,13 @@ from kqeq.io.archive import read_archive, write_archive
 FORMAT = "kqeq-checkpoint"
 VERSION = 1
 
+_LAYOUT = b"energy first"
+"""Order of the parameters; a checkpoint with another order belongs to another fit."""
+
 
 def fingerprint(settings: FitSettings, frames: Iterable[TrainingFrame]) -> str:
     """Hash of everything that determines the result of a fit, but not of how long it may run."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_LAYOUT)
     for item in fields(settings):
         if item.name not in ("max_iterations", "device"):
             digest.update(f"{item.name}={_plain(getattr(settings, item.name))};".encode())
@@ -72,7 +75,9 @@ def write_checkpoint(path: str | PathLike[str], mark: str, state: SolverState) -
         "damping": state.damping,
         "iterations": [asdict(iteration) for iteration in state.iterations],
     }
-    write_archive(path, FORMAT, VERSION, header, {"u": state.u})
+    arrays = {"u": state.u, "steps": state.steps, "slopes": state.slopes}
+    present = {name: values for name, values in arrays.items() if values is not None}
+    write_archive(path, FORMAT, VERSION, header, present)
 
 
 def read_checkpoint(path: str | PathLike[str], mark: str, size: int) -> SolverState | None:
@@ -99,7 +104,13 @@ def read_checkpoint(path: str | PathLike[str], mark: str, size: int) -> SolverSt
     try:
         found, u = header["fingerprint"], arrays["u"]
         iterations = tuple(Iteration(**row) for row in header["iterations"])
-        state = SolverState(u=u, damping=float(header["damping"]), iterations=iterations)
+        state = SolverState(
+            u=u,
+            damping=float(header["damping"]),
+            iterations=iterations,
+            steps=arrays.get("steps"),
+            slopes=arrays.get("slopes"),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"{source} lacks a part of the checkpoint ({error!r}); {remedy}") from None
     if found != mark or u.shape != (size,):

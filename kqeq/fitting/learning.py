@@ -130,7 +130,7 @@ def learn(
     max_iterations: int = 60,
 ) -> tuple[ChargeModel, ElementParameters, Solution]:
     """As :func:`learn_from_polarizabilities`, with the parameters and the solver's solution."""
-    if not model.learned:
+    if not model.to_learn:
         raise InputError(
             f'{model!r} has nothing to learn; mark parameters with "learn", for example ACKS2(softness="learn")'
         )

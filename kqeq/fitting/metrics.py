@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kqeq.frames.labels import Labels
+from kqeq.frames.labels import Labels, standard_deviation
 from kqeq.frames.structures import Structure
 from kqeq.potential.potential import Prediction
 from kqeq.typing import FloatArray
@@ -184,8 +184,7 @@ def compare(
             predicted.setdefault(kind, []).append(scale * np.ravel(value))
             std = getattr(prediction, f"{kind}_std", None)
             if noise is not None and std is not None:
-                # energies are compared per atom, and their noise is σ √N
-                own = noise[kind] / np.sqrt(labels.weight * (len(structure) if kind == "energy" else 1.0))
+                own = scale * standard_deviation(kind, noise, len(structure), labels.weight)
                 deviations.setdefault(kind, []).append(np.hypot(scale * np.ravel(std), own))
     errors = {}
     for kind, unit in UNITS.items():

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kqeq.errors import KQEqWarning
+from kqeq.errors import InputError, KQEqWarning
 from kqeq.fitting.checkpoint import fingerprint, read_checkpoint, write_checkpoint
 from kqeq.fitting.least_squares.solver import Solution, SolverState, minimise
 from kqeq.fitting.parameters import Parameters
@@ -38,14 +38,16 @@ def _start(problem: FitProblem, solver: str) -> FloatArray:
     Energies are quadratic in electronegativities; from here the quadratic model is good, from zero it is not.
     Site parameters, if any are learned, are fitted to the polarizabilities before, which depend on nothing else.
     """
-    parameters, start = problem.parameters, np.zeros(problem.size)
+    parameters = problem.parameters.without_energy()
+    start = np.zeros(parameters.size)
     if parameters.learned is not None:
         found = _fit_part(problem, parameters, frozenset({"polarizability"}), solver, linear=False)
         start = start if found is None else found
         parameters = parameters.freeze(start)
     found = _fit_part(problem, parameters, LINEAR_KINDS, solver, linear=True)
     # one leaves the electronegativities at zero, the other the site parameters
-    return start if found is None else start + found
+    start = start if found is None else start + found
+    return np.concatenate([np.zeros(problem.size - parameters.size), start])
 
 
 def _fit_part(
@@ -62,9 +64,8 @@ def _fit_part(
         return None
     budget = None if linear else problem.budget
     part = FitProblem(frames, parameters, problem.noise, linear=linear, budget=budget, device=problem.device)
-    start = np.zeros(problem.size)
     try:
-        return minimise_problem(part, start, solver=solver).u
+        return minimise_problem(part, np.zeros(part.size), solver=solver).u
     finally:
         part.close()
 
@@ -94,9 +95,22 @@ def solve(
     if state is None and not problem.linear and resume is not None:
         write_checkpoint(resume, mark, SolverState(start, 0.0, ()))
 
+    failed = False
+
     def checkpoint(reached: SolverState) -> None:
-        if resume is not None:
+        nonlocal failed
+        if resume is None:
+            return
+        try:
             write_checkpoint(resume, mark, reached)
+        except InputError as error:
+            if not failed:
+                warnings.warn(
+                    f"the fit goes on without its checkpoint of step {len(reached.iterations)}: {error}",
+                    KQEqWarning,
+                    stacklevel=2,
+                )
+            failed = True
 
     return minimise_problem(
         problem,

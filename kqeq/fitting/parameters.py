@@ -294,8 +294,13 @@ class Parameters:
         elements: ElementParameters | None = None,
         site_maps: Sequence[FeatureMap] = (),
         site_deltas: Mapping[str, Sequence[float]] | None = None,
+        energy_first: bool = True,
     ) -> Parameters:
         """Lay the parameters out; ``energy_mean=None`` leaves the energy part away.
+
+        Those of the energy come first, because predictions are linear in them: what concerns them alone in the normal
+        equations is computed once (:mod:`kqeq.fitting.least_squares.equations`).  Files of earlier versions hold them
+        behind those of the electronegativities, ``energy_first=False``.
 
         Kernels are feature maps with their δ.  ``elements`` are the learned element parameters; by default what the
         charge model marks with ``"learn"`` or ``"kernel"``.  ``site_maps`` and ``site_deltas`` (by kind, one for each
@@ -303,13 +308,19 @@ class Parameters:
         """
         start = 0
         chi = energy = learned = environment = None
+        sizes = {
+            "chi": 0 if charges is None else sum(m.size for m, _ in chi_kernels) + len(species),
+            "energy": 0 if energy_mean is None else sum(m.size for m, _ in energy_kernels) + len(species),
+        }
+        starts = {}
+        for name in ("energy", "chi") if energy_first else ("chi", "energy"):
+            starts[name] = start
+            start += sizes[name]
         if charges is not None:
-            chi = SitePart.build(chi_kernels, chi_mean, chi_spread, start)
-            start = chi.columns.stop
+            chi = SitePart.build(chi_kernels, chi_mean, chi_spread, starts["chi"])
         if energy_mean is not None:
-            energy = SitePart.build(energy_kernels, energy_mean, energy_spread, start)
-            start = energy.columns.stop
-        if charges is not None and charges.learned:
+            energy = SitePart.build(energy_kernels, energy_mean, energy_spread, starts["energy"])
+        if charges is not None and charges.to_learn:
             elements = ElementParameters.build(charges, species) if elements is None else elements
             learned = LearnedPart(elements, slice(start, start + elements.size))
             start += elements.size
@@ -335,6 +346,41 @@ class Parameters:
             environment = replace(environment, parts={kind: parts[kind] for kind in environment.parts})
         return replace(self, chi=parts.get("chi"), energy=parts.get("energy"), environment=environment)
 
+    def without_energy(self) -> Parameters:
+        """Those of the charges alone, for labels that do not depend on the others; the last ones of the vector."""
+        if self.energy is None:
+            return self
+        assert self.energy_first
+        first = self.energy.size
+
+        def earlier(columns: slice) -> slice:
+            return slice(columns.start - first, columns.stop - first)
+
+        def moved(part: SitePart) -> SitePart:
+            kernels = tuple(replace(kernel, columns=earlier(kernel.columns)) for kernel in part.kernels)
+            return replace(part, kernels=kernels, columns=earlier(part.columns))
+
+        learned, environment = self.learned, self.environment
+        if learned is not None:
+            learned = replace(learned, columns=earlier(learned.columns))
+        if environment is not None:
+            parts = {kind: moved(part) for kind, part in environment.parts.items()}
+            fixed = None if environment.fixed is None else environment.fixed[first:]
+            environment = replace(environment, parts=parts, fixed=fixed)
+        return replace(
+            self,
+            chi=None if self.chi is None else moved(self.chi),
+            energy=None,
+            size=self.size - first,
+            learned=learned,
+            environment=environment,
+        )
+
+    @property
+    def energy_first(self) -> bool:
+        """Whether the parameters of the energy come before those of the electronegativities."""
+        return self.energy is None or self.energy.columns.start == 0
+
     @property
     def kernels(self) -> dict[str, KernelPart]:
         """All kernels by name: that of the part, with a number from 1 on where it is a sum of several."""
@@ -359,14 +405,14 @@ class Parameters:
         start = 0
         kept: list[IntArray] = []
         parts: dict[str, SitePart] = {}
-        numbered = iter(self.kernels.items())
-        for name, part in self.parts.items():
-            if name not in ("chi", "energy"):
-                continue
+        gone = [self.kernels[name] for name in names]
+        named = {"chi": self.chi, "energy": self.energy}
+        found = [(name, part) for name, part in named.items() if part is not None]
+        for name, part in sorted(found, key=lambda item: item[1].columns.start):
             kernels = []
             first = start
             for kernel in part.kernels:
-                if next(numbered)[0] in names:
+                if any(kernel is other for other in gone):
                     continue
                 kept.append(np.arange(kernel.columns.start, kernel.columns.stop))
                 kernels.append(replace(kernel, columns=slice(start, start + kernel.size)))

@@ -24,12 +24,14 @@ from kqeq.fitting.least_squares.solver import (
     JacobianKind,
     LeastSquaresProblem,
     SumKind,
+    jacobian_of,
     sum_frames,
+    sum_rows,
 )
 from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.rows.blocks import frame_rows
 from kqeq.fitting.rows.cache import CacheFiles, CacheFolder
-from kqeq.fitting.rows.features import MEMORY_BUDGET, FeatureStore, TrainingFrame, feature_maps
+from kqeq.fitting.rows.features import MEMORY_BUDGET, FeatureStore, TrainingFrame, feature_maps, stored_bytes
 from kqeq.io.progress import say, track
 from kqeq.typing import Array, FloatArray
 
@@ -64,6 +66,8 @@ class Chunk:
     files : CacheFiles, optional
         Where others may go.
     device : Device
+    single : bool
+        Whether derivatives of the energy features are kept in single precision.
     """
 
     token: str
@@ -75,6 +79,7 @@ class Chunk:
     budget: int
     files: CacheFiles | None = None
     device: Device = CPU
+    single: bool = False
 
     @property
     def size(self) -> int:
@@ -102,7 +107,9 @@ def _store(chunk: Chunk) -> FeatureStore:
     if key not in _STORES:
         for old in [k for k in _STORES if k[0] != chunk.token and not k[0].startswith(f"{os.getpid()}-")]:
             del _STORES[old]  # a worker process serves one fit at a time
-        _STORES[key] = FeatureStore(chunk.frames, chunk.parameters, chunk.budget, chunk.files, chunk.device)
+        _STORES[key] = FeatureStore(
+            chunk.frames, chunk.parameters, chunk.budget, chunk.files, chunk.device, single=chunk.single
+        )
     return _STORES[key]
 
 
@@ -150,6 +157,8 @@ class FitProblem:
             # a closed-form fit meets every frame once: there is nothing to keep
             budget = 0 if linear else cache_budget(device.like, MEMORY_BUDGET)
         self.budget = budget
+        # rows are met in every iteration: what does not fit in double precision may fit in single precision
+        self.single = not linear and device.is_host and stored_bytes(frames, parameters) > budget
         self.device = device
         self.size = parameters.size
         self.token = f"{os.getpid()}-{next(_NUMBERS)}"
@@ -159,7 +168,18 @@ class FitProblem:
             share = len(group) / len(frames)
             own = None if files is None else files.share(share)
             self.chunks.append(
-                Chunk(self.token, i, group, parameters, noise, linear, int(budget * share), own, device)
+                Chunk(
+                    self.token,
+                    i,
+                    group,
+                    parameters,
+                    noise,
+                    linear,
+                    int(budget * share),
+                    own,
+                    device,
+                    self.single,
+                )
             )
 
     @property
@@ -167,9 +187,11 @@ class FitProblem:
         """The parameters of the energy, which every label depends on linearly."""
         return self.chunks[0].linear_columns
 
-    def rows(self, u: FloatArray, *, jacobian: JacobianKind) -> Iterator[tuple[Array, Array | None]]:
+    def rows(
+        self, u: FloatArray, *, jacobian: JacobianKind, description: str = "frames"
+    ) -> Iterator[tuple[Array, Array | None]]:
         """Residuals and Jacobians frame by frame."""
-        for chunk in self.chunks:
+        for chunk in track(self.chunks, description, total=len(self.chunks)):
             yield from chunk.rows(u, jacobian=jacobian)
 
     def close(self) -> None:
@@ -192,6 +214,14 @@ def _groups(frames: Sequence[TrainingFrame]) -> list[Sequence[TrainingFrame]]:
     if start < len(frames):
         groups.append(frames[start:])
     return groups
+
+
+def is_serial() -> bool:
+    """Whether joblib would compute in this process alone, in one thread."""
+    from joblib.parallel import get_active_backend
+
+    backend, n_jobs = get_active_backend()
+    return bool(backend.effective_n_jobs(n_jobs) == 1)
 
 
 def map_chunks(
@@ -242,9 +272,15 @@ def _results(
 
 
 def joblib_engine(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) -> Sums:
-    """Sum the chunks of a :class:`FitProblem` in fixed order; see :func:`map_chunks`."""
+    """Sum the chunks of a :class:`FitProblem` in fixed order; see :func:`map_chunks`.
+
+    In this process alone all chunks share one set of sums; otherwise each returns its own.
+    """
     assert isinstance(problem, FitProblem)
-    name = "iteration" if what in ("full", "triangle") else "step"
+    name = "iteration" if what in ("border", "full", "triangle") else "step"
+    if not problem.device.is_host or is_serial():
+        with blas.one_thread():
+            return sum_rows(problem, problem.rows(u, jacobian=jacobian_of(what), description=name), what)
     sums = map_chunks(
         chunk_sums, problem.chunks, u, what, description=name, distribute=problem.device.is_host
     )
@@ -267,6 +303,7 @@ __all__ = [
     "FitProblem",
     "add_up",
     "chunk_sums",
+    "is_serial",
     "joblib_engine",
     "map_chunks",
 ]

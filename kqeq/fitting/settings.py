@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kqeq.backend import CPU, Device
-from kqeq.baselines.baseline import Baseline
+from kqeq.baselines import CHARGE_FROM, Baseline
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError
 from kqeq.fitting.least_squares.equations import SOLVERS
@@ -28,6 +28,7 @@ from kqeq.io.rules import (
 )
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.settings import AUTO, Kernels, SOAPKernel
+from kqeq.potential.on_baseline import sees_baseline
 
 _DEVIATION = number(above=0)
 
@@ -46,7 +47,8 @@ RULES: Mapping[str, Rule] = {
     "site_kernel": _KERNEL | NOTHING,
     "charges": _CHARGES | NOTHING,
     "charge_aware": instance(ChargeKernel, "kqeq.ChargeKernel(...)") | NOTHING,
-    "targets": sequence(NAME, 'a list of label kinds, for example ["energy", "forces"]') | NOTHING,
+    "targets": NAME | sequence(NAME, 'a list of label kinds, for example ["energy", "forces"]') | NOTHING,
+    "charge_from": choice(*CHARGE_FROM),
     "charges_key": NAME | NOTHING,
     "label_prefix": TEXT,
     "max_iterations": whole(minimum=1),
@@ -96,6 +98,8 @@ class FitSettings:
         How the linear problem of each step is solved (:mod:`kqeq.fitting.least_squares.equations`).
     charge_aware : ChargeKernel or None
         How the short-range energy depends on charges.
+    leave_out_failed : bool
+        Leave out frames whose baseline does not converge, instead of refusing.
     device : Device
         Where to compute; results do not depend on it.
     """
@@ -114,6 +118,7 @@ class FitSettings:
     site_kernel: Kernels | None = None
     charge_aware: ChargeKernel | None = None
     solver: str = "auto"
+    leave_out_failed: bool = False
     device: Device = CPU
 
 
@@ -179,17 +184,24 @@ def check_settings(settings: FitSettings) -> None:
         )
     if settings.charge_aware is not None:
         settings.charge_aware.check()
-        if settings.charges is None or settings.short_range is None:
+        on_baseline = sees_baseline(settings.baseline, True)
+        if (settings.charges is None and not on_baseline) or settings.short_range is None:
             raise InputError(
                 "charge_aware makes the short-range energy depend on charges, but the model has no "
-                f"{'charges' if settings.charges is None else 'short-range energy'}: charges and short_range may "
+                f"{'short-range energy' if settings.short_range is None else 'charges'}: charges and short_range may "
                 "not be None with it"
+            )
+        if settings.baseline is not None and settings.baseline.capabilities.holds_charge and not on_baseline:
+            raise InputError(
+                f"charge_aware lets the short-range energy tell charge states apart, but the baseline "
+                f"{settings.baseline.name} holds the total charge and gives no charges of atoms; leave charge_aware out, "
+                'or let the model carry the charge: charge_from="model"'
             )
     check_noise(settings.noise)
     for kind in settings.targets or ():
         if kind not in BLOCKS:
             raise unknown_name(kind, BLOCKS, "targets holds")
-        if kind == "polarizability" and not (settings.charges is not None and settings.charges.learned):
+        if kind == "polarizability" and not (settings.charges is not None and settings.charges.to_learn):
             raise InputError(
                 "targets holds 'polarizability', which no parameter of this fit changes: electronegativities do not "
                 'determine it. Mark element parameters with "learn", for example charges=kqeq.AtomicDipoles('

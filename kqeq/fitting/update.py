@@ -20,7 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from kqeq.errors import InputError
-from kqeq.fitting.consistency import warn_contradictions
+from kqeq.fitting.baseline_labels import subtract_baseline
+from kqeq.fitting.contradictions import warn_contradictions
 from kqeq.fitting.fit import FitResult, finish
 from kqeq.fitting.least_squares.equations import Prior
 from kqeq.fitting.minimisation import minimise_problem, warn_unconverged
@@ -28,7 +29,7 @@ from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.blocks import LINEAR_KINDS
-from kqeq.fitting.rows.targets import choose_labels, subtract_baseline
+from kqeq.fitting.rows.targets import choose_labels
 from kqeq.fitting.settings import FitSettings
 from kqeq.frames.labels import LABEL_KINDS, Labels
 from kqeq.frames.structures import Structure
@@ -84,7 +85,8 @@ def update_potential(
         )
     for i, (structure, _) in enumerate(pairs):
         potential.check(structure, f"frame {i}")
-    settings = replace(settings, targets=tuple(kind for kind in kinds if kind in found))
+    fitted = tuple(kind for kind in kinds if kind in found)
+    settings = replace(settings, targets=fitted, baseline=potential.baseline)
     frames, used, ignored = choose_labels(pairs, settings)
     ignored = {
         kind: reason if kind in kinds else "the model was not fitted to it; fit again to all frames to use it"
@@ -92,7 +94,7 @@ def update_potential(
     }
     warn_contradictions(frames, noise["energy"])
     if potential.baseline is not None:
-        frames = subtract_baseline(frames, potential.baseline)
+        frames, _, _ = subtract_baseline(frames, potential.baseline, shift=False)
     linear = settings.charges is None or (parameters.learned is None and used.keys() <= LINEAR_KINDS)
     problem = FitProblem(frames, parameters, noise, linear=linear, device=settings.device)
     try:

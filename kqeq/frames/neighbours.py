@@ -1,8 +1,12 @@
-"""Neighbour lists: the only place that builds them for descriptors (with `vesin`_).
+"""Neighbour lists: the only place that calls `vesin`_.
 
 A pair points from a centre i to a neighbour j at r_ij = r_j − r_i + n·cell.  A full list holds every pair in
 both directions, a half list in one of them.  An atom is a neighbour of its own periodic images, and the
 vectors refer to the positions as they were given: atoms outside the cell need no wrapping.
+
+vesin sorts atoms into at most 1e5 bins.  Where it has to merge bins and the box is much thinner in one direction than
+in the others, it divides by zero, which ends the process (SIGFPE).  Such boxes never reach it: along open directions
+they are made thicker, with vacuum that no pair crosses; periodic ones are refused.
 
 Dimensions: N atoms, P pairs.
 
@@ -11,14 +15,29 @@ Dimensions: N atoms, P pairs.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
 
+from kqeq.backend import asarray_like, is_cupy, namespace
 from kqeq.errors import InputError
 from kqeq.frames.structures import Structure
-from kqeq.typing import BoolArray, FloatArray, IntArray
+from kqeq.typing import Array, BoolArray, FloatArray, IntArray
+
+MAX_IMAGES = 200_000
+"""Images of the cell within the cutoff beyond which a cell is refused: one of 0.2 Å has as many at 6 Å."""
+
+_BINS = 1e5
+"""Bins that vesin makes at most."""
+
+_LONG = 100.0
+"""Length over cutoff from which vesin is not given open directions: for a few atoms it then takes seconds."""
+
+_SLENDER = 20.0
+"""Longest over shortest side that a box gets by vacuum; well below the cube root of the bins."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +91,109 @@ def find_pairs(structure: Structure, cutoff: float, *, full: bool = True, shifts
     Raises
     ------
     InputError
-        If the cutoff is not positive and finite, or the cell vectors of the periodic directions are
-        linearly dependent.
+        If the cutoff is not positive and finite, the cell vectors of the periodic directions are linearly dependent,
+        or the cell is too thin or too elongated for a neighbour list.
     """
     engine = _engine(cutoff, 0.0, full)
-    result = _compute(engine, structure, "PDS" if shifts else "PD")
+    box, periodic = neighbour_box(structure.positions, structure.cell, structure.pbc, engine.cutoff)
+    result = _compute(engine, structure.positions, box, periodic, "PDS" if shifts else "PD")
     return _pairs(engine, result, owner=engine)
+
+
+def half_pairs(
+    positions: FloatArray, cell: FloatArray, pbc: BoolArray, cutoff: float
+) -> tuple[IntArray, IntArray, FloatArray]:
+    """Each pair within a cutoff once: i, j (P,) as 32-bit integers and r_j − r_i + n·cell (P, 3).
+
+    Raises
+    ------
+    InputError
+        As :func:`find_pairs`.
+    """
+    engine = _engine(cutoff, 0.0, full=False)
+    box, periodic = neighbour_box(positions, cell, pbc, cutoff)
+    indices, vectors = _compute(engine, positions, box, periodic, "PD")
+    # views into the engine's memory: copies outlive it, and half the bytes are enough for the indices
+    return indices[:, 0].astype(np.int32), indices[:, 1].astype(np.int32), vectors.copy()
+
+
+def find_pairs_on(
+    positions: FloatArray, cell: FloatArray, pbc: BoolArray, cutoff: float, like: Array
+) -> tuple[Array, Array, Array]:
+    """Each pair within a cutoff once, on the device of ``like``.
+
+    On a GPU vesin searches there; where it cannot (no CUDA runtime that it finds, more neighbours than it has room
+    for), and elsewhere, it searches on the host and the list is copied.  The pairs come in an order that does not
+    depend on the search: sums over them are reproducible.
+
+    Parameters
+    ----------
+    positions : (N, 3) array
+        Å, on the host.
+    cell, pbc : (3, 3), (3,) arrays
+        Likewise.
+    cutoff : float
+        Å.
+    like : array
+
+    Returns
+    -------
+    (P,), (P,) int arrays, (3, P) array
+        i ≤ j and r_j − r_i + n·cell, Å.
+
+    Raises
+    ------
+    InputError
+        As :func:`find_pairs`.
+    """
+    box, periodic = neighbour_box(positions, cell, pbc, cutoff)
+    found = _search_on_gpu(positions, box, periodic, cutoff, like) if is_cupy(like) else None
+    if found is None:
+        engine = _engine(cutoff, 0.0, full=False)
+        indices, along = _compute(engine, positions, box, periodic, "PD")
+        found = asarray_like(indices.view(np.int64), like), asarray_like(along, like)
+    indices, along = found
+    xp = namespace(along)
+    i, j, vectors = indices[:, 0], indices[:, 1], xp.permute_dims(along, (1, 0))
+    # a search may name either end first: take the lower number, and of an atom's own images the one further along
+    turned = (i > j) | ((i == j) & (_along(vectors) < 0.0))
+    i, j = xp.where(turned, j, i), xp.where(turned, i, j)
+    vectors = xp.where(turned, -vectors, vectors)
+    order = pair_order(i * len(positions) + j, vectors)
+    return xp.take(i, order), xp.take(j, order), xp.take(vectors, order, axis=1)
+
+
+def pair_order(key: Array, vectors: Array) -> Array:
+    """Order of pairs by a whole number (P,), among images of one atom by their vectors (3, P); (P,) ints."""
+    xp = namespace(vectors)
+    first = xp.argsort(_along(vectors), stable=True)
+    return xp.take(first, xp.argsort(xp.take(key, first), stable=True))
+
+
+def _along(vectors: Array) -> Array:
+    """A number that differs between images of an atom, (P,): lattice vectors are hardly in these proportions."""
+    return vectors[0, :] + math.sqrt(3.0) * vectors[1, :] + math.pi * vectors[2, :]
+
+
+def _search_on_gpu(
+    positions: FloatArray, box: FloatArray, periodic: BoolArray, cutoff: float, like: Array
+) -> tuple[Array, Array] | None:
+    """Vesin's search on a GPU, or None where it does not work."""
+    import vesin
+
+    xp = namespace(like)
+    engine = vesin.NeighborList(cutoff=float(cutoff), full_list=False, sorted=False)
+    try:
+        indices, along = engine.compute(
+            points=asarray_like(np.ascontiguousarray(positions), like),
+            box=asarray_like(np.ascontiguousarray(box), like),
+            periodic=xp.asarray(np.ascontiguousarray(periodic)),
+            quantities="PD",
+            copy=True,
+        )
+    except Exception:  # whatever it reports, the host can do the same
+        return None
+    return xp.astype(indices, xp.int64), along
 
 
 class NeighbourFinder:
@@ -117,11 +233,14 @@ class NeighbourFinder:
 
     def find(self, structure: Structure) -> Pairs:
         """All pairs within the cutoff; see :func:`find_pairs`."""
-        key = (len(structure), structure.cell.tobytes(), structure.pbc.tobytes())
+        box, periodic = neighbour_box(
+            structure.positions, structure.cell, structure.pbc, self.cutoff + self.skin
+        )
+        key = (len(structure), box.tobytes(), periodic.tobytes())
         if key != self._last:
             self._engine = _engine(self.cutoff, self.skin, self.full)
             self._last = key
-        result = _compute(self._engine, structure, "PD")
+        result = _compute(self._engine, structure.positions, box, periodic, "PD")
         # the engine overwrites its memory in the next call
         return _pairs(self._engine, [array.copy() for array in result], owner=None)
 
@@ -136,14 +255,106 @@ def _engine(cutoff: float, skin: float, full: bool) -> Any:
     return vesin.NeighborList(cutoff=float(cutoff), full_list=full, sorted=False, n_threads=1, skin=skin)
 
 
-def _compute(engine: Any, structure: Structure, quantities: str) -> Any:
-    return engine.compute(
-        points=structure.positions,
-        box=effective_cell(structure.cell, structure.pbc),
-        periodic=structure.pbc,
-        quantities=quantities,
-        copy=False,
-    )
+def _compute(engine: Any, points: FloatArray, box: FloatArray, periodic: BoolArray, quantities: str) -> Any:
+    return engine.compute(points=points, box=box, periodic=periodic, quantities=quantities, copy=False)
+
+
+def neighbour_box(
+    positions: FloatArray, cell: FloatArray, pbc: BoolArray, cutoff: float
+) -> tuple[FloatArray, BoolArray]:
+    """Cell and periodic directions for a neighbour list that gives the pairs of a structure.
+
+    Almost always those of the structure.  A box that vesin cannot divide into bins is lengthened along its open
+    directions and made periodic: images are farther away than the cutoff, so the pairs stay the same.
+
+    Parameters
+    ----------
+    positions : (N, 3) array
+        Å.
+    cell : (3, 3) array
+        Å; rows along open directions do not count.
+    pbc : (3,) bool array
+    cutoff : float
+        Å.
+
+    Returns
+    -------
+    (3, 3) array, (3,) bool array
+
+    Raises
+    ------
+    InputError
+        For linearly dependent cell vectors, cells with more than :data:`MAX_IMAGES` images within the cutoff, and
+        periodic directions so much shorter than others that there are no bins.
+    """
+    box = effective_cell(cell, pbc)
+    full, extents = box, np.zeros(3)
+    if not pbc.any():
+        full, extents = np.eye(3), np.ptp(positions, axis=0)
+        if (
+            max(extents.tolist()) < 10.0 * cutoff
+        ):  # nearly always; the rest of this function costs as much as a list
+            return box, pbc
+    elif not pbc.all():
+        full = _with_unit_normals(box, pbc)
+        extents = np.ptp(positions @ np.linalg.inv(full), axis=0)
+    if not np.isfinite(extents).all():
+        raise InputError("positions must be finite for a neighbour list")
+    heights = extents
+    if pbc.any():
+        heights = np.where(pbc, 1.0 / np.linalg.norm(np.linalg.inv(full), axis=0), extents)
+    images = float(np.prod(2.0 * np.ceil(cutoff / heights[pbc]) + 1.0))
+    if images > MAX_IMAGES:
+        raise InputError(
+            f"the cell is so thin ({', '.join(f'{h:.3g}' for h in heights[pbc])} Å along its periodic directions) that "
+            f"{images:.1e} images lie within the cutoff of {cutoff:g} Å; check atoms.cell (in Å?)"
+        )
+    if pbc.all():
+        if _bins(heights, cutoff) <= _BINS / 2.0:
+            return box, pbc
+    else:
+        limit = _BINS / (80.0 if pbc.sum() == 1 else 8.0)  # searches along a wire take longest
+        if _bins(heights, cutoff) * images <= limit and heights.max() < _LONG * cutoff:
+            return box, pbc  # nearly always
+    # round up to a power of two, so that the box stays the same along a trajectory
+    vacuum = 2.0 ** np.ceil(np.log2(np.maximum(2.0 * extents + 2.0 * cutoff, heights.max() / _SLENDER)))
+    lengths = np.where(pbc, heights, vacuum)
+    if not _divides(lengths, cutoff):
+        raise InputError(
+            f"the cell is {', '.join(f'{h:.4g}' for h in heights[pbc])} Å thick along its periodic directions, too "
+            "elongated for a neighbour list (the ratio may be about 300); check atoms.cell, or use a less elongated "
+            "supercell"
+        )
+    if pbc.all():
+        return box, pbc
+    return np.where(pbc[:, None], box, vacuum[:, None] * full), np.ones(3, dtype=bool)
+
+
+def _bins(lengths: FloatArray, cutoff: float) -> float:
+    """Bins of the size of the cutoff."""
+    return float(np.prod(np.maximum(lengths / cutoff, 1.0)))
+
+
+def _divides(lengths: FloatArray, cutoff: float) -> bool:
+    """Whether vesin finds at least one bin along each direction of a box with these heights, whatever the rounding."""
+    for signs in product((-1e-9, 1e-9), repeat=3):
+        x, y, z = np.trunc(np.maximum(lengths / cutoff * (1.0 + np.array(signs)), 1.0))
+        if x * y * z <= _BINS:
+            continue
+        third = np.trunc(0.999 * np.cbrt(_BINS / (x / y * (y / z) ** 2)))
+        second = np.trunc(0.999 * y / z * third)
+        if min(third, second, 0.999 * x / y * second) < 1.0:
+            return False
+    return True
+
+
+def _with_unit_normals(box: FloatArray, pbc: BoolArray) -> FloatArray:
+    """The rows along open directions replaced by unit vectors, normal to the periodic ones and to each other."""
+    result = box.copy()
+    rows = box[pbc]
+    basis = np.linalg.svd(rows)[2] if len(rows) else np.eye(3)  # the last rows of Vᵀ span what is left
+    result[~pbc] = basis[len(rows) :]
+    return result
 
 
 def _pairs(engine: Any, result: Any, owner: Any) -> Pairs:
@@ -173,4 +384,14 @@ def effective_cell(cell: FloatArray, pbc: BoolArray) -> FloatArray:
     return used
 
 
-__all__ = ["NeighbourFinder", "Pairs", "effective_cell", "find_pairs"]
+__all__ = [
+    "MAX_IMAGES",
+    "NeighbourFinder",
+    "Pairs",
+    "effective_cell",
+    "find_pairs",
+    "find_pairs_on",
+    "half_pairs",
+    "neighbour_box",
+    "pair_order",
+]

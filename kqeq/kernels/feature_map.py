@@ -16,6 +16,7 @@ Dimensions: N atoms, F features of one layout, M representatives of one element,
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -131,6 +132,24 @@ class Similarity:
 
 
 @dataclass(frozen=True, eq=False)
+class SummedFeatures:
+    """Σ_i Φ_i over the atoms of a structure.
+
+    Attributes
+    ----------
+    values : (p,) array
+    positions : (3N, p) array or None
+        Its derivative with respect to positions.
+    strain : (9, p) array or None
+        Its strain derivative.
+    """
+
+    values: Array
+    positions: Array | None
+    strain: Array | None
+
+
+@dataclass(frozen=True, eq=False)
 class FeatureMap:
     """Sparse kernel features Φ of environments, and their derivatives.
 
@@ -193,25 +212,22 @@ class FeatureMap:
         Blocks that involve other elements meet zeros in the structure's rows and drop out of every
         product, so this loses nothing.
         """
-        if species not in self._projected:
-            if len(self._projected) >= 64:  # many different compositions: keep memory bounded
-                self._projected.pop(next(iter(self._projected)))
+
+        def make() -> dict[int, FloatArray]:
             columns = layout_columns(self.descriptor, species, self.species)
-            self._projected[species] = {
+            return {
                 z: np.ascontiguousarray(rows[:, columns].toarray())
                 for z, rows in self.representatives.items()
                 if z in species
             }
-        return self._projected[species]
+
+        return _remembered(
+            self._projected, species, make, 64
+        )  # many different compositions: memory is bounded
 
     def _copy(self, make: Callable[[], Any], like: Array, *key: Any) -> Any:
         """What ``make`` gives for the device of ``like``, kept under ``key``."""
-        full_key = (*key, *place(like))
-        if full_key not in self._copies:
-            if len(self._copies) >= 256:
-                self._copies.pop(next(iter(self._copies)))
-            self._copies[full_key] = make()
-        return self._copies[full_key]
+        return _remembered(self._copies, (*key, *place(like)), make, 256)
 
     def _place(
         self, rows: FloatArray, like: Array, species: tuple[int, ...], z: int, *, single: bool
@@ -228,12 +244,9 @@ class FeatureMap:
         rows = self.project(species)[z]
         if not is_numpy(like):
             return self._place(rows, like, species, z, single=False).rows
-        key = (species, z)
-        if key not in self._prepared:
-            if len(self._prepared) >= 64:
-                self._prepared.pop(next(iter(self._prepared)))
-            self._prepared[key] = self.descriptor.prepare_directions(species, rows)
-        return self._prepared[key]
+        return _remembered(
+            self._prepared, (species, z), lambda: self.descriptor.prepare_directions(species, rows), 64
+        )
 
     def _lower(self, z: int, like: Array) -> Array:
         # a map with another power shares these copies
@@ -308,10 +321,62 @@ class FeatureMap:
         for near in self.similarities(state, numbers):
             z = near.element
             slopes = xp.take(weights, near.index)[:, None] * _slope(near.dots, self.zeta)
-            raw = state.feature_gradients(near.centres, self._directions(state.species, z, like), slopes)
+            directions = self._directions(state.species, z, like)
+            raw = self.descriptor.feature_gradients(state, near.centres, directions, slopes)
             positions[:, columns[z]] = solve_lower(self._lower(z, like), raw.positions.T).T
             strain[:, columns[z]] = solve_lower(self._lower(z, like), raw.strain.T).T
         return FeatureGradients(positions, strain)
+
+    def summed_many(
+        self,
+        states: Sequence[DescriptorState],
+        numbers: Sequence[IntArray],
+        gradients: Sequence[bool],
+        strains: Sequence[bool],
+    ) -> list[SummedFeatures]:
+        """Σ_i Φ_i of several structures of the same elements, with derivatives where they are asked for.
+
+        One product with the representatives of each element, and one solution, serve all of them: for small structures
+        both are limited by reading the representatives.
+
+        Parameters
+        ----------
+        states, numbers : sequences
+            Descriptors and atomic numbers.
+        gradients, strains : sequences of bool
+            Whether derivatives with respect to positions, and to strain, are wanted.
+        """
+        like = states[0].values
+        xp = namespace(like)
+        sizes = [
+            (1, 3 * len(own) if gradient else 0, 9 if strain else 0)
+            for own, gradient, strain in zip(numbers, gradients, strains, strict=True)
+        ]
+        stack = zeros((sum(map(sum, sizes)), self.size), like)
+        columns = self.columns
+        for same in zip(*self.similarities_many(states, numbers), strict=True):
+            z = same[0].element
+            raw = []
+            for near, state, (_, positions, strain) in zip(same, states, sizes, strict=True):
+                raw.append(xp.sum(_power(near.dots, self.zeta), axis=0)[None, :])
+                if not positions and not strain:
+                    continue
+                slopes = _slope(near.dots, self.zeta)
+                directions = self._directions(state.species, z, like)
+                found = self.descriptor.feature_gradients(
+                    state, near.centres, directions, slopes, projections=near.dots
+                )
+                raw += [found.positions] if positions else []
+                raw += [found.strain] if strain else []
+            stack[:, columns[z]] = solve_lower(self._lower(z, like), xp.concat(raw).T).T
+        results, start = [], 0
+        for size in sizes:
+            ends = [start + part for part in (1, size[0] + size[1], sum(size))]
+            positions = stack[ends[0] : ends[1], :] if size[1] else None
+            strain = stack[ends[1] : ends[2], :] if size[2] else None
+            results.append(SummedFeatures(stack[start, :], positions, strain))
+            start = ends[2]
+        return results
 
     def coefficients(self, weights: Array) -> dict[int, Array]:
         """Kernel coefficients c = L⁻ᵀ w by element, where w is, so that f_i = Σ_m k(p_i, p_m) c_m."""
@@ -344,16 +409,41 @@ class FeatureMap:
         """weights_i ∂f_i/∂p_i, of the given shape (N, F); all weights 1 if none are given."""
         like = similarities[0].dots
         xp = namespace(like)
-        gradient = zeros(shape, like)
+        every = sum(len(near.centres) for near in similarities) == shape[0]
+        gradient = (empty if every else zeros)(shape, like)
         for near in similarities:
             own = asarray_like(coefficients[near.element], like)
-            for rows in _row_blocks(near.dots):
+            blocks = _row_blocks(near.dots)
+            for rows in blocks:
                 index = near.index[rows]
-                slopes = _slope(near.dots[rows, :], self.zeta) * own
+                # a pass over the (n, M) slopes costs as much as a tenth of the product below
+                slopes = (
+                    _power(near.dots[rows, :], self.zeta - 1) * (self.zeta * own) if self.zeta != 1 else own
+                )
                 if weights is not None:
-                    slopes *= xp.take(weights, index)[:, None]
-                gradient = put_rows(gradient, index, near.directions.combine(slopes))
+                    slopes = slopes * xp.take(weights, index)[:, None]
+                if self.zeta == 1:
+                    slopes = slopes + zeros(near.dots[rows, :].shape, like)
+                part = near.directions.combine(slopes)
+                if every and len(similarities) == len(blocks) == 1:
+                    return part  # one element: its atoms are all there are, in their order
+                gradient = put_rows(gradient, index, part)
         return gradient
+
+
+_eviction = threading.Lock()
+
+
+def _remembered(cache: dict[Any, Any], key: Any, make: Callable[[], Any], limit: int) -> Any:
+    """What ``make`` gives, kept under ``key`` among at most ``limit`` values; threads may share the cache."""
+    value = cache.get(key)
+    if value is None:
+        value = make()  # twice if two threads ask at once: both are right
+        with _eviction:
+            while len(cache) >= limit:
+                cache.pop(next(iter(cache)))
+            cache[key] = value
+    return value
 
 
 _LARGEST_PRODUCT = 16
@@ -443,6 +533,7 @@ __all__ = [
     "Kernels",
     "SOAPKernel",
     "Similarity",
+    "SummedFeatures",
     "default_electronegativity",
     "default_short_range",
     "evaluate_environments",

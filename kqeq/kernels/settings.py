@@ -115,11 +115,11 @@ Kernels = tuple[SOAPKernel, ...]
 """The kernels of a sum."""
 
 
-def kernel_tuple(given: SOAPKernel | Sequence[SOAPKernel] | None) -> Kernels | None:
-    """One kernel, or a sequence of kernels that are summed, as a tuple; ``None`` stays."""
-    if given is None or isinstance(given, SOAPKernel):
-        return None if given is None else (given,)
-    return tuple(given)
+def kernel_tuple(given: SOAPKernel | Sequence[SOAPKernel] | str | None) -> Kernels | None:
+    """One kernel, or a sequence of kernels that are summed, as a tuple; ``None`` where none are named."""
+    if given is None or isinstance(given, str):
+        return None
+    return (given,) if isinstance(given, SOAPKernel) else tuple(given)
 
 
 AUTO = "auto"

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from kqeq.backend import namespace
 from kqeq.descriptors.base import Descriptor, DescriptorState, FeatureGradients, SiteJacobian
-from kqeq.kernels.feature_map import FeatureMap, Similarity
+from kqeq.kernels.feature_map import FeatureMap, Similarity, SummedFeatures
 from kqeq.typing import Array, FloatArray, IntArray
 
 Terms = Sequence[tuple[FeatureMap, Mapping[int, FloatArray]]]
@@ -75,6 +75,36 @@ def features_many(
     return [xp.concat(list(parts), axis=1) for parts in zip(*blocks, strict=True)]
 
 
+def summed_many(
+    feature_maps: Sequence[FeatureMap],
+    states: Sequence[States],
+    numbers: Sequence[IntArray],
+    gradients: Sequence[bool],
+    strains: Sequence[bool],
+) -> list[SummedFeatures | None]:
+    """Σ_i Φ_i of all kernels side by side, with derivatives; see :meth:`FeatureMap.summed_many`."""
+    blocks = [
+        m.summed_many([own[m.descriptor] for own in states], numbers, gradients, strains)
+        for m in feature_maps
+    ]
+    if len(blocks) == 1:
+        return list(blocks[0])
+    xp = namespace(blocks[0][0].values)
+
+    def beside(parts: Sequence[Array | None]) -> Array | None:
+        present = [part for part in parts if part is not None]
+        return xp.concat(present, axis=-1) if present else None
+
+    return [
+        SummedFeatures(
+            xp.concat([part.values for part in parts]),
+            beside([part.positions for part in parts]),
+            beside([part.strain for part in parts]),
+        )
+        for parts in zip(*blocks, strict=True)
+    ]
+
+
 def feature_gradients(
     feature_maps: Sequence[FeatureMap],
     states: States,
@@ -106,4 +136,5 @@ __all__ = [
     "features_many",
     "find_similarities",
     "site_jacobian",
+    "summed_many",
 ]

@@ -1,7 +1,8 @@
 """Settings of a model from a TOML file, under the names that :class:`kqeq.KQEq` uses.
 
     targets = ["energy", "forces", "dipole"]
-    baseline = "zbl"
+    baseline = "gfn2"            # tight binding below the model; or "zbl", "gfn2+zbl", "d4:pbe0"
+    charge_from = "baseline"     # it carries the total charge; "model" keeps it neutral
 
     [electronegativity]          # settings that are not named keep the defaults of this kernel
     r_cut = 4.5
@@ -107,7 +108,7 @@ def model_from_dict(data: Mapping[str, Any]) -> KQEq:
         if name in settings:
             settings[name] = _numbers(name, settings[name])
     if "baseline" in settings:
-        NAME.require(settings["baseline"], "baseline", 'for example "zbl"')
+        NAME.require(settings["baseline"], "baseline", 'for example "gfn2" or "zbl"')
     for name, rule in RULES.items():
         if name in settings:
             rule.require(settings[name], name)

@@ -18,7 +18,7 @@ from sklearn.base import BaseEstimator
 
 from kqeq.backend import Device, devices
 from kqeq.backend.devices import check_precision
-from kqeq.baselines.baseline import resolve_baseline
+from kqeq.baselines import resolve_baseline
 from kqeq.charges import QEq
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError, ModelNotFittedError, UnsupportedError
@@ -28,9 +28,10 @@ from kqeq.fitting.metrics import Evaluation
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.cache import DiskCache, disk_cache
 from kqeq.fitting.rows.targets import element_energies
-from kqeq.fitting.settings import RULES, FitSettings, complete_noise
+from kqeq.fitting.settings import RULES, FitSettings, check_settings, complete_noise
 from kqeq.fitting.update import update_potential
-from kqeq.frames.labels import LabelKeys, read_frames
+from kqeq.frames.label_checks import survey
+from kqeq.frames.labels import LabelKeys
 from kqeq.io.progress import track
 from kqeq.io.rules import NOTHING, PATH, Rule, check_values, instance
 from kqeq.kernels.charge_kernel import ChargeKernel
@@ -42,6 +43,7 @@ from kqeq.kernels.settings import (
     kernel_tuple,
 )
 from kqeq.model.evaluation import evaluate_pairs, read_structures
+from kqeq.model.storage import Record, damaged, load_record, save_record
 from kqeq.potential.potential import Potential, Prediction, check_properties
 from kqeq.potential.prediction import PredictOptions
 from kqeq.uncertainty.posterior import (
@@ -83,8 +85,11 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         rest, from all labels and from polarizabilities, with priors around the defaults; the values are in
         ``potential_.charges`` and in the report.  Hardness, polarizability and softness that it marks with ``"kernel"``
         depend on the environment of the atom as well.
-    baseline : None, "zbl" or ase.calculators.calculator.Calculator
-        Subtracted from energies, forces and stresses before the fit and added in prediction.
+    baseline : None, str, ase.calculators.calculator.Calculator or an object of :mod:`kqeq.baselines`
+        What is known before the fit: subtracted from the labels and added in prediction.  ``"gfn2"``, ``"gfn1"`` and
+        ``"ipea1"`` are tight binding, which knows total charge, field and dipole (extra ``xtb``); ``"zbl"`` keeps atoms
+        apart; ``"d4:pbe0"`` and ``"d3:pbe0"`` are dispersion; ``"gfn2+zbl"`` is a sum.  Results of training frames are
+        kept on disk (:mod:`kqeq.baselines.store`) and computed in parallel under ``joblib.parallel_config(n_jobs=...)``.
     noise : dict, optional
         Standard deviations that the fit tolerates: ``energy`` (eV/atom; an energy of N atoms gets √N times
         this), ``forces`` (eV/Å), ``stress`` (eV/Å³), ``dipole`` (e·Å), ``charges`` (e), ``polarizability``
@@ -96,7 +101,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     charges_key : str, optional
         Name of the array with partition charges, for example ``"hirshfeld"``.
     label_prefix : str
-        Prefix of label names in ``atoms.info`` and ``atoms.arrays``, for example ``"REF_"``.
+        Prefix of label names in ``atoms.info`` and ``atoms.arrays``, for example ``"REF_"``; charge and field are
+        found with and without.
     e0 : dict, optional
         Energies of the elements by symbol, eV; fitted where ``None``.
     max_iterations : int
@@ -111,7 +117,14 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     charge_aware : ChargeKernel, optional
         Lets the short-range energy see the charges, so that it can tell charge states of one geometry apart.  Fitted
         in a second stage, with electronegativities and site parameters held; dipole, polarizability, chemical
-        potential and hardness are derivatives of the total energy then, and the dipole is not Σ q r.
+        potential and hardness are derivatives of the total energy then, and the dipole is not Σ q r.  On a baseline
+        that holds the total charge these are the charges of the whole model, and ``charges=None`` is allowed.
+    charge_from : {"baseline", "model"}
+        Who carries the total charge on top of a baseline that can.  ``"baseline"``: it is evaluated at the total charge,
+        and the charge model solves for charges that sum to zero; the correction is the same for all charge states of a
+        geometry unless ``charge_aware`` lets it see the charges.  ``"model"``: the baseline is kept neutral, and
+        differences between charge states are those of the charge model alone.  :func:`kqeq.choose_charge_from` compares
+        them on left-out frames.
 
     Attributes
     ----------
@@ -140,6 +153,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         site_kernel: SOAPKernel | Sequence[SOAPKernel] | None = None,
         solver: str = "auto",
         charge_aware: ChargeKernel | None = None,
+        charge_from: str = "baseline",
     ) -> None:
         # a default object of its own for every model, so that set_params never reaches another
         self.electronegativity = electronegativity
@@ -155,6 +169,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.site_kernel = site_kernel
         self.solver = solver
         self.charge_aware = charge_aware
+        self.charge_from = charge_from
 
     # ------------------------------------------------------------------ fit
 
@@ -170,6 +185,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         optimize: str | None = AUTO,
         cache: str | PathLike[str] | DiskCache | None = None,
         device: str | Device = "cpu",
+        leave_out_failed: bool = False,
     ) -> KQEq:
         """Fit to labelled frames.
 
@@ -177,8 +193,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         ----------
         frames : ase.Atoms or sequence of ase.Atoms
             Labels are taken from ``atoms.info``, ``atoms.arrays`` and the single-point results that ASE
-            attaches on reading; total charge and field from ``atoms.info["total_charge"]`` and
-            ``atoms.info["external_field"]``; an optional weight from ``atoms.info["weight"]``.
+            attaches on reading (:class:`kqeq.frames.labels.LabelKeys`); total charge and field as
+            :mod:`kqeq.frames.conditions` says; an optional weight from ``atoms.info["weight"]``.
         y : None
             Ignored; the labels are in the frames.
         sample_weight : sequence of float, optional
@@ -203,6 +219,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         device : {"cpu", "cuda", "auto"}
             Where to compute features, sums over frames and steps (:mod:`kqeq.backend.devices`); results do not
             depend on it.
+        leave_out_failed : bool
+            Leave out frames whose baseline does not converge; otherwise they are named and refused.
 
         Returns
         -------
@@ -227,17 +245,20 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         settings = self._settings(targets)
         if optimize == AUTO:
             optimize = "left-out" if settings.automatic else None
-        settings = replace(settings, optimize=optimize)
-        keys = self._keys(charges_key)
-        pairs = list(read_frames(frames, keys, weights=sample_weight))
+        settings = replace(settings, optimize=optimize, leave_out_failed=bool(leave_out_failed))
+        check_settings(settings)
+        noise = settings.noise["forces"]
+        found = survey(frames, self._keys(charges_key), weights=sample_weight, force_noise=noise)
         disk = disk_cache(cache)
 
         def work(where: Device) -> FitResult:
             with nullcontext() if disk is None else disk.open() as folder:
-                return fit_potential(pairs, replace(settings, device=where), resume=resume, cache=folder)
+                return fit_potential(
+                    found.pairs, replace(settings, device=where), resume=resume, cache=folder
+                )
 
         result, _ = devices.run(device, work)
-        self._keep(result, charges_key, calibrate=optimize is not None)
+        self._keep(result.with_survey(found), charges_key, calibrate=optimize is not None)
         return self
 
     def update(self, frames: Any, *, sample_weight: Sequence[float] | None = None) -> KQEq:
@@ -261,16 +282,15 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         ModelNotFittedError, InputError, UnsupportedError
             Also if the model was loaded from a file without its posterior.
         """
-        potential = self._fitted()
+        potential = self.fitted()
         posterior = require_posterior(self.posterior_, "adding frames needs")
         if isinstance(posterior, CoupledPosterior):
             raise UnsupportedError(
                 "a charge-aware model is fitted in two stages, and its posterior is that of the second alone; fit "
                 "again to all frames"
             )
-        pairs = list(read_frames(frames, self._keys(self.charges_key_), weights=sample_weight))
         result = update_potential(
-            pairs,
+            survey(frames, self._keys(self.charges_key_), weights=sample_weight).pairs,
             self._settings(None),
             potential,
             posterior.parameters,
@@ -307,7 +327,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             automatic=any(isinstance(own, str) for own in (self.electronegativity, self.short_range)),
             held=tuple(self.noise or ()),
             charges=self.charges,
-            baseline=resolve_baseline(self.baseline),
+            baseline=resolve_baseline(self.baseline, self.charge_from),
             noise=complete_noise(self.noise),
             targets=None if targets is None else tuple(targets),
             e0=None if self.e0 is None else element_energies(self.e0),
@@ -318,7 +338,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         )
 
     def _keys(self, charges_key: str | None) -> LabelKeys:
-        return LabelKeys.prefixed(self.label_prefix, charges=charges_key)
+        return LabelKeys.prefixed(self.label_prefix, charges_key)
 
     def _set_fitted(
         self,
@@ -333,9 +353,16 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.fit_report_ = report
         self.charges_key_ = charges_key
         self.posterior_ = posterior
+        self._on_disk = False  # whether some file holds this fit
         self.species_ = tuple(chemical_symbols[z] for z in potential.species)
 
-    def _fitted(self) -> Potential:
+    def fitted(self) -> Potential:
+        """The potential that was fitted.
+
+        Raises
+        ------
+        ModelNotFittedError
+        """
         potential: Potential | None = getattr(self, "potential_", None)
         if potential is None:
             raise ModelNotFittedError(
@@ -392,13 +419,12 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         ModelNotFittedError, InputError, UnsupportedError, DeviceError
             Also if uncertainties are asked of a model that was loaded without its posterior.
         """
-        potential = self._fitted()
+        potential = self.fitted()
         chosen = check_properties(properties)
         single_precision = check_precision(precision)
         single = isinstance(frames, Atoms)
-        structures = read_structures(
-            potential, frames, total_charge=total_charge, external_field=external_field
-        )
+        given = {"total_charge": total_charge, "external_field": external_field, "prefix": self.label_prefix}
+        structures = read_structures(potential, frames, **given)
         posterior = require_posterior(self.posterior_) if uncertainty else None
 
         def work(where: Device) -> list[Prediction]:
@@ -408,7 +434,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         predictions, _ = devices.run(device, work)
         if posterior is not None:
             both = track(zip(predictions, structures, strict=True), "uncertainty", total=len(structures))
-            predictions = [with_uncertainty(p, posterior, s, chosen) for p, s in both]
+            predictions = [with_uncertainty(p, posterior, s, chosen, potential.baseline) for p, s in both]
         return predictions[0] if single else predictions
 
     # ------------------------------------------------------------- evaluate
@@ -434,9 +460,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         ModelNotFittedError, InputError, UnsupportedError
             Also if calibration is asked of a model that was loaded without its posterior.
         """
-        potential = self._fitted()
+        potential = self.fitted()
         posterior = require_posterior(self.posterior_) if calibration else None
-        pairs = list(read_frames(frames, self._keys(self.charges_key_)))
+        pairs = survey(frames, self._keys(self.charges_key_)).pairs
         result, _ = devices.run(
             device,
             lambda where: evaluate_pairs(
@@ -473,14 +499,50 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         ModelNotFittedError
         InputError
             If the path cannot be written, or ``posterior`` is asked of a model that was loaded.
+        OutputError
+            Also an InputError and an OSError: the disk is full, for example.  A model that no file holds yet is then
+            kept in another folder, which the message names.
         """
-        from kqeq.model.storage import save_model
+        record = Record(
+            self.get_params(deep=False), self.fitted(), self.fit_report_, self.charges_key_, self.posterior_
+        )
+        save_record(record, path, posterior=posterior, rescue=not self._on_disk)
+        self._on_disk = True
 
-        save_model(self, path, posterior=posterior)
+
+def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
+    """Read a model file.
+
+    Parameters
+    ----------
+    path : path-like
+    baseline : ase calculator, optional
+        Needed if the model was fitted on top of a calculator: calculators are not stored.
+
+    Returns
+    -------
+    KQEq
+        Fitted; predicts bit for bit what the saved model predicted.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is missing, truncated, damaged, no model file, or from a newer version of the package.
+    InputError
+        If the baseline calculator is missing or is not the kind the model was fitted with.
+    """
+    record = load_record(path, baseline=baseline)
+    try:
+        model = KQEq(**record.settings)
+    except Exception as error:  # settings that no version has had
+        raise damaged(path, error) from error
+    model._set_fitted(record.potential, record.report, record.charges_key, record.posterior)
+    model._on_disk = True
+    return model
 
 
 def _is_default(value: Any) -> bool:
     return isinstance(value, str) and value == _DEFAULT
 
 
-__all__ = ["KQEq"]
+__all__ = ["KQEq", "load_model"]

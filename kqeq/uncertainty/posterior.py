@@ -41,6 +41,7 @@ from functools import cached_property
 import numpy as np
 
 from kqeq.backend.linalg import solve_lower
+from kqeq.baselines import Baseline, remaining
 from kqeq.charges.base import Response
 from kqeq.charges.parameters import logarithmic_directions
 from kqeq.descriptors import evaluate_states
@@ -52,6 +53,7 @@ from kqeq.fitting.rows.features import TrainingFrame, compute_features
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure
 from kqeq.kernels.feature_map import FeatureMap
+from kqeq.potential.on_baseline import extras_for, sees_baseline
 from kqeq.potential.potential import Potential, Prediction
 from kqeq.typing import BoolArray, FloatArray
 
@@ -311,7 +313,13 @@ class CoupledUncertain(_Environments):
         kernel = posterior.potential.charge_kernel
         assert kernel is not None
         super().__init__(structure, posterior.part.feature_maps)
-        self.view = ChargeView(posterior.potential, structure, kernel, derivatives=forces)
+        potential, base = posterior.potential, None
+        if potential.baseline is not None and sees_baseline(potential.baseline, True):
+            knows = potential.baseline.capabilities
+            kinds = ("forces",) if forces else ()
+            base = potential.baseline.evaluate(structure, extras_for(structure, kinds, knows, True))
+        own = remaining(structure, potential.baseline)
+        self.view = ChargeView(potential, own, kernel, derivatives=forces, base=base)
 
     def variance(self, kind: str) -> FloatArray:
         """Posterior variance of the energy (1,) or of the forces (3N,)."""
@@ -334,7 +342,11 @@ class CoupledUncertain(_Environments):
 
 
 def with_uncertainty(
-    prediction: Prediction, posterior: AnyPosterior, structure: Structure, properties: Collection[str]
+    prediction: Prediction,
+    posterior: AnyPosterior,
+    structure: Structure,
+    properties: Collection[str],
+    baseline: Baseline | None = None,
 ) -> Prediction:
     """A prediction with its standard deviations filled in.
 
@@ -346,6 +358,8 @@ def with_uncertainty(
         The validated structure that was predicted.
     properties : collection of str
         ``forces`` among them adds those of the forces, which cost most.
+    baseline : Baseline, optional
+        What the model was fitted on top of; it has no uncertainty of its own.
 
     Returns
     -------
@@ -357,15 +371,16 @@ def with_uncertainty(
         return _coupled(prediction, posterior, structure, "forces" in properties)
     has_energy = posterior.parameters.energy is not None
     forces = "forces" in properties and has_energy
-    view = Uncertain(posterior, structure, forces=forces)
+    view = Uncertain(posterior, remaining(structure, baseline), forces=forces)
     found: dict[str, FloatArray | None] = dict.fromkeys(KINDS)
     if has_energy:
         found["energy"] = view.variance("energy")
     if forces:
         found["forces"] = view.variance("forces")
-    if prediction.charges is not None:
+    own = posterior.parameters.chi is not None
+    if prediction.charges is not None and own:
         found["charges"] = view.variance("charges")
-    if prediction.dipole is not None:
+    if prediction.dipole is not None and own:
         found["dipole"] = view.variance("dipole")
     std = {kind: None if value is None else np.sqrt(value) for kind, value in found.items()}
     return replace(

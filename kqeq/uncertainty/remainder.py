@@ -88,7 +88,7 @@ def leave_out(posterior: Posterior, frames: Sequence[TrainingFrame]) -> LeftOut:
         for kind in frame.labels.kinds:
             stop = start + target_vector(frame, kind).size
             if kind in KINDS and frame.labels.weight > 0.0:
-                scale = frame.labels.weight / deviation(frame, kind, posterior.noise) ** 2
+                scale = deviation(frame, kind, posterior.noise) ** -2
                 own = np.zeros((stop - start, len(names)))
                 for kernel, values in view.missed(view.linear_map(kind)):
                     own[:, [known[name] is kernel for name in names]] = scale * values[:, None]

@@ -25,8 +25,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kqeq.backend.linalg import solve_lower
+from kqeq.baselines import remaining
 from kqeq.errors import InputError, UnsupportedError
 from kqeq.fitting.parameters import KernelPart
+from kqeq.frames.labels import standard_deviation
 from kqeq.frames.structures import Structure, as_frames, describe, read_structure
 from kqeq.io.progress import track
 from kqeq.kernels.feature_map import FeatureMap
@@ -90,7 +92,7 @@ def select(model: KQEq, pool: Atoms | Sequence[Atoms], n: int, *, quantity: str 
     ModelNotFittedError, UnsupportedError
         Also if the model was loaded without its posterior.
     """
-    potential = model._fitted()
+    potential = model.fitted()
     posterior = require_posterior(model.posterior_)
     if isinstance(posterior, CoupledPosterior):
         raise UnsupportedError(
@@ -103,9 +105,9 @@ def select(model: KQEq, pool: Atoms | Sequence[Atoms], n: int, *, quantity: str 
         raise InputError(f"n is {n!r}; expected a whole number from 1 to {len(frames)}, the size of the pool")
     structures = []
     for i, atoms in enumerate(frames):
-        structure = read_structure(atoms, index=i)
+        structure = read_structure(atoms, index=i, prefix=model.label_prefix)
         potential.check(structure, describe(atoms, i))
-        structures.append(structure)
+        structures.append(remaining(structure, potential.baseline))
     if kind == "dipole" and any(structure.periodic for structure in structures):
         raise InputError('the pool holds periodic cells, whose dipole is not defined; use quantity="energy"')
     candidates = [
@@ -137,8 +139,8 @@ def _candidate(posterior: Posterior, structure: Structure, kind: str) -> _Candid
         missed = kernel.delta**2 * weights @ view.kernel(kernel.feature_map) @ weights.T
         variance = variance + kernel.remainder * (missed - kernel_rows @ kernel_rows.T)
         sites.append((kernel, weights, kernel_rows, view.values[kernel.feature_map]))
-    noise = posterior.noise[kind] * (np.sqrt(len(structure)) if kind == "energy" else 1.0)
-    return _Candidate(structure, scaled, tuple(sites), variance, float(noise))
+    noise = standard_deviation(kind, posterior.noise, len(structure))
+    return _Candidate(structure, scaled, tuple(sites), variance, noise)
 
 
 def _greedy(candidates: Sequence[_Candidate], n: int) -> list[int]:

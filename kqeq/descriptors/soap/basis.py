@@ -81,7 +81,10 @@ def radial_basis(r_cut: float, n_max: int, l_max: int, sigma: float) -> RadialBa
     InputError
         If dscribe cannot orthonormalise so many radial functions within so short a cutoff.
     """
-    from dscribe.descriptors import SOAP
+    with warnings.catch_warnings():
+        # docstrings of dscribe 2.1.2; printed where it is compiled here (uv installs no bytecode) since Python 3.12
+        warnings.filterwarnings("ignore", ".*invalid escape sequence")
+        from dscribe.descriptors import SOAP
     from scipy.linalg import LinAlgWarning
 
     try:

@@ -9,22 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
-from kqeq.descriptors.soap import basis as soap_basis
-from kqeq.descriptors.soap.host import adjoint as soap_adjoint
-from kqeq.descriptors.soap.host import parallel
+from kqeq.backend import is_numpy
+from kqeq.descriptors.base import FeatureGradients
+from kqeq.descriptors.soap import basis
+from kqeq.descriptors.soap.arrays import expansion
+from kqeq.descriptors.soap.arrays import features as array_features
+from kqeq.descriptors.soap.arrays.expansion import ArraySOAPState
+from kqeq.descriptors.soap.host import adjoint, parallel
+from kqeq.descriptors.soap.host import features as host_features
 from kqeq.descriptors.soap.host.adjoint import SOAPState
-from kqeq.descriptors.soap.host.features import Directions, prepare_directions
+from kqeq.descriptors.soap.host.features import Directions
 from kqeq.descriptors.soap.weighting import Weighting
 from kqeq.errors import InputError
 from kqeq.frames.neighbours import Pairs, find_pairs
 from kqeq.frames.structures import Structure
 from kqeq.io.rules import Rule, check_values, choice, number, whole
-from kqeq.typing import Array, FloatArray
-
-if TYPE_CHECKING:
-    from kqeq.descriptors.soap.arrays.expansion import ArraySOAPState
+from kqeq.typing import Array, FloatArray, IntArray
 
 Smoothing = Literal["none", "switch"]
 
@@ -98,17 +100,17 @@ class SOAPDescriptor:
         return self.tables.cutoff
 
     @property
-    def tables(self) -> soap_adjoint.Tables:
+    def tables(self) -> adjoint.Tables:
         """Structure-independent input of the kernels."""
         return _tables(self)
 
     def block_slices(self, species: tuple[int, ...]) -> dict[tuple[int, int], slice]:
         """Where the block of each element pair (Z1 <= Z2) lies in a row laid out for ``species``."""
-        return soap_basis.block_slices(tuple(species), self.n_max, self.l_max)
+        return basis.block_slices(tuple(species), self.n_max, self.l_max)
 
     def feature_count(self, species: tuple[int, ...]) -> int:
         """Length F of a row laid out for ``species``."""
-        return soap_basis.feature_count(len(species), self.n_max, self.l_max)
+        return basis.feature_count(len(species), self.n_max, self.l_max)
 
     def evaluate(
         self, structure: Structure, *, derivatives: bool = True, pairs: Pairs | None = None
@@ -129,7 +131,7 @@ class SOAPDescriptor:
         InputError
             If ``pairs`` reaches less far than :attr:`cutoff`, or the cell is singular.
         """
-        return soap_adjoint.evaluate(structure, self._pairs(structure, pairs), self.tables)
+        return adjoint.evaluate(structure, self._pairs(structure, pairs), self.tables)
 
     def _pairs(self, structure: Structure, pairs: Pairs | None) -> Pairs:
         cutoff = self.cutoff
@@ -147,7 +149,7 @@ class SOAPDescriptor:
         frames = list(structures)
         if threads == 1 or len(frames) < 2:
             return [self.evaluate(s, derivatives=derivatives) for s in frames]
-        soap_adjoint.kernels()  # compile once, not in every thread
+        adjoint.kernels()  # compile once, not in every thread
         return list(parallel.pool(threads).map(partial(self.evaluate, derivatives=derivatives), frames))
 
     def evaluate_arrays(
@@ -169,23 +171,56 @@ class SOAPDescriptor:
         memory : int, optional
             Bytes for temporary arrays; :func:`kqeq.backend.memory_budget` by default.
         """
-        from kqeq.descriptors.soap.arrays import expansion as soap_arrays
-
-        return soap_arrays.evaluate(structure, self._pairs(structure, pairs), self.tables, like, memory)
+        if pairs is not None or is_numpy(like):
+            pairs = self._pairs(structure, pairs)
+        return expansion.evaluate(structure, pairs, self.tables, like, memory)
 
     def prepare_directions(self, species: tuple[int, ...], rows: FloatArray) -> Directions:
         """Lay directions (M, F) out once for ``feature_gradients`` of many structures."""
-        return prepare_directions(self.tables, len(species), rows)
+        return host_features.prepare_directions(self.tables, len(species), rows)
+
+    def feature_gradients(
+        self,
+        state: SOAPState | ArraySOAPState,
+        centres: IntArray,
+        directions: Array | Directions,
+        coefficients: Array,
+        *,
+        projections: Array | None = None,
+    ) -> FeatureGradients:
+        """Derivatives of f_m = Σ_i f_im with ∂f_im/∂p_i = C_im d_m, for all m at once.
+
+        Parameters
+        ----------
+        state : SOAPState or ArraySOAPState
+        centres : (n,) array
+            Different atoms i that the sum runs over, on the host.
+        directions : (M, F) array or Directions
+            d_m in the layout of the state; if the same directions serve many structures on the host, prepare them
+            once with :meth:`prepare_directions`.
+        coefficients : (n, M) array
+            C_im.
+        projections : (n, M) array, optional
+            p_i · d_m, if known.
+
+        Raises
+        ------
+        InputError
+            If shapes do not agree.
+        """
+        if isinstance(state, SOAPState):
+            return host_features.feature_gradients(state, centres, directions, coefficients, projections)
+        return array_features.feature_gradients(state, centres, directions, coefficients, projections)
 
 
 @lru_cache(maxsize=64)
-def _tables(descriptor: SOAPDescriptor) -> soap_adjoint.Tables:
-    radial = soap_basis.radial_basis(descriptor.r_cut, descriptor.n_max, descriptor.l_max, descriptor.sigma)
+def _tables(descriptor: SOAPDescriptor) -> adjoint.Tables:
+    radial = basis.radial_basis(descriptor.r_cut, descriptor.n_max, descriptor.l_max, descriptor.sigma)
     inner = outer = radial.cutoff
     if descriptor.smooth == "switch":
         padding = radial.cutoff - descriptor.r_cut
         inner, outer = (descriptor.r_cut + factor * padding for factor in SWITCH_RANGE)
-    return soap_adjoint.make_tables(radial, inner, outer, descriptor.weighting)
+    return adjoint.make_tables(radial, inner, outer, descriptor.weighting)
 
 
 __all__ = ["SWITCH_RANGE", "SOAPDescriptor", "Smoothing"]

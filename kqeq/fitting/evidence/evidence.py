@@ -327,9 +327,10 @@ def _blocks(chunk: Chunk, u: FloatArray) -> Iterator[tuple[str, FloatArray, Floa
         start = 0
         for kind in frame.labels.kinds:
             stop = start + target_vector(frame, kind).size
-            scale = deviation(frame, kind, chunk.noise) / math.sqrt(frame.labels.weight)
-            constant = -(stop - start) * (math.log(scale) + 0.5 * math.log(2.0 * math.pi))
-            yield kind, rows[start:stop], targets[start:stop], constant
+            scale = deviation(frame, kind, chunk.noise)
+            if math.isfinite(scale):  # a label without weight says nothing, about the noise neither
+                constant = -(stop - start) * (math.log(scale) + 0.5 * math.log(2.0 * math.pi))
+                yield kind, rows[start:stop], targets[start:stop], constant
             start = stop
 
 

@@ -13,19 +13,30 @@ one of two forms.
 
 Either form takes memory P², whatever the number of frames, and sums of sets add up.
 
-Dimensions: P parameters, n rows of one block.
+**Linear parameters first.**  Where the first p parameters are linear, ŷ = B v + ŷ'(w), their block of H is the same at
+every point.  Its factor is kept, and a new point costs the other rows only, by elimination:
+
+    H = [A Cᵀ]      A = L_A L_Aᵀ once       M = C L_A⁻ᵀ       S = D − M Mᵀ = L_S L_Sᵀ       L = [L_A  0 ]
+        [C D ]                                                                              [M    L_S]
+
+so that an iteration takes (n + p) p (P − p) operations instead of n P² + P³/3.  Damping acts on w alone, (S + λ diag D):
+v is at its optimum for whatever w does (:mod:`kqeq.fitting.least_squares.solver`).
+
+Dimensions: P parameters, p linear ones, n rows of one block.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 
-from kqeq.backend import arange, asarray_like, full, is_numpy, namespace, to_float, to_numpy, zeros
+from kqeq.backend import arange, asarray_like, eye, full, is_numpy, namespace, to_float, to_numpy, zeros
 from kqeq.backend.linalg import add_to_diagonal, factorise, solve_lower
 from kqeq.errors import NotPositiveDefiniteError
+from kqeq.fitting.least_squares.gram import column_sums
 from kqeq.typing import Array, FloatArray
 
 Method = Literal["cholesky", "qr"]
@@ -97,7 +108,7 @@ class Sums:
     Attributes
     ----------
     hessian : (P, P) array or None
-        Σ JᵀJ.
+        Σ JᵀJ; its first (p, p) block alone where there is a ``border``.
     rhs : (P,) array, or (p,) over the linear parameters, or None
         Σ Jᵀr.
     loss : float
@@ -105,6 +116,8 @@ class Sums:
     n_residuals : int
     triangle : (P + 1, P + 1) array or None
         In place of the first two: the triangular factor of [J r].
+    border : (P − p, P) array or None
+        The rest of its rows where the first p parameters are linear.
     """
 
     hessian: Array | None
@@ -112,11 +125,14 @@ class Sums:
     loss: float
     n_residuals: int
     triangle: Array | None = None
+    border: Array | None = None
 
     def add(self, other: Sums) -> None:
         """Add another set's contribution in place."""
         if self.hessian is not None and other.hessian is not None:
             self.hessian += other.hessian
+        if self.border is not None and other.border is not None:
+            self.border += other.border
         if self.triangle is not None and other.triangle is not None:
             self.triangle = push(self.triangle, other.triangle, triangular=True)
         if self.rhs is not None and other.rhs is not None:
@@ -156,10 +172,12 @@ def push(triangle: Array, rows: Array, *, triangular: bool = False) -> Array:
 class Equations(Protocol):
     """The quadratic model at one point, prior included."""
 
+    rhs: FloatArray
     loss: float
     n_residuals: int
     method: Method
     condition: float
+    linear: LinearBlock | None
 
     @property
     def lower(self) -> FloatArray:
@@ -168,9 +186,14 @@ class Equations(Protocol):
     def step(self, damping: float, last: FloatArray | None = None) -> FloatArray:
         """The minimum of the model, H Δ = b; with damping that of (H + λ diag H) Δ = b.
 
+        Linear parameters that come first are not damped: they are at their optimum for the step of the others.
+
         ``last`` prescribes the step of the last parameters: the minimum with respect to the others is found for it.
         With H = L Lᵀ the factor of their own block is the leading block of L.
         """
+
+    def solve(self, rhs: FloatArray) -> FloatArray:
+        """H⁻¹ rhs."""
 
     def decrement(self) -> float:
         """What the undamped step promises, ½ bᵀH⁻¹b."""
@@ -182,12 +205,52 @@ class Equations(Protocol):
         """Cholesky factor of a diagonal block of H, on the device of H."""
 
 
-class NormalEquations:
-    """H = Σ JᵀJ + L Lᵀ and b = Σ Jᵀr − L Lᵀ(u − m).
+@dataclass(frozen=True, eq=False)
+class LinearBlock:
+    """The block of the linear parameters, which come first, in H: summed and factored once.
 
     Attributes
     ----------
-    hessian : (P, P) array
+    lower : (p, p) array
+        Its Cholesky factor.
+    scale : (p,) array
+        One over the square root of its diagonal.
+    sums : (p,) array
+        Column sums of its absolute values, rows and columns scaled to a diagonal of 1; on the host.
+    """
+
+    lower: Array
+    scale: Array
+    sums: FloatArray
+
+    @classmethod
+    def factor(cls, matrix: Array) -> LinearBlock:
+        """From the block, in whose place the factor is put where the library allows."""
+        scale, sums = _scaled_sums(matrix)
+        return cls(factorise(matrix, _WHAT, _REMEDY, overwrite=True), scale, sums)
+
+
+def _scaled_sums(matrix: Array) -> tuple[Array, FloatArray]:
+    scale = 1.0 / namespace(matrix).sqrt(namespace(matrix).linalg.diagonal(matrix))
+    return scale, column_sums(matrix, scale) * to_numpy(scale)
+
+
+class NormalEquations:
+    """H = Σ JᵀJ + L Lᵀ and b = Σ Jᵀr − L Lᵀ(u − m).
+
+    Parameters
+    ----------
+    sums : Sums
+        Their memory is used.
+    prior : Prior
+    u : (P,) array
+    linear : LinearBlock, optional
+        The first block of H at another point, where ``sums`` hold the other rows only.
+    keep : bool
+        Whether H will be needed beside its factor: for damped steps.
+
+    Attributes
+    ----------
     rhs : (P,) array
     loss : float
     n_residuals : int
@@ -195,48 +258,138 @@ class NormalEquations:
         Cholesky factor of H.
     condition : float
         Estimate of the condition number of H with its diagonal scaled to 1, which bounds the errors of the solution.
+    linear : LinearBlock or None
     """
 
     method: Method = "cholesky"
 
-    def __init__(self, sums: Sums, prior: Prior, u: FloatArray) -> None:
-        assert sums.hessian is not None and sums.rhs is not None
-        self.hessian = prior.add_precision(sums.hessian)
+    def __init__(
+        self, sums: Sums, prior: Prior, u: FloatArray, linear: LinearBlock | None = None, *, keep: bool = True
+    ) -> None:
+        assert sums.rhs is not None
         self.rhs = to_numpy(sums.rhs) - prior.gradient(u)
         self.loss = sums.loss + prior.value(u)
         self.n_residuals = sums.n_residuals
-        self._factor = factorise(self.hessian, _WHAT, _REMEDY)
-        self.condition = self._condition()
+        self.linear = linear
+        self._split = 0
+        if sums.border is None:
+            assert sums.hessian is not None
+            matrix = prior.add_precision(sums.hessian)
+            scale, self._sums = _scaled_sums(matrix)
+            self._hessian = matrix if keep else None
+            self._factor = factorise(matrix, _WHAT, _REMEDY, overwrite=not keep)
+            self._cross = None
+        else:
+            scale = self._eliminate(sums, prior)
+        self.condition = self._condition(scale)
+
+    def _eliminate(self, sums: Sums, prior: Prior) -> Array:
+        """Factor H from its last rows and the factor of its first block; returns the scale of all columns."""
+        border = sums.border
+        assert border is not None
+        xp = namespace(border)
+        size = int(border.shape[1])
+        self._split = split = size - int(border.shape[0])
+        if prior.lower is None:
+            add = eye(size - split, border)
+        else:
+            precision = asarray_like(prior.lower[split:] @ prior.lower.T, border)
+            border += precision
+            add = zeros((size - split,) * 2, border)
+        if self.linear is None:
+            assert sums.hessian is not None
+            block = sums.hessian
+            if prior.lower is None:
+                block = add_to_diagonal(block, 1.0)
+            else:
+                block += asarray_like(prior.lower[:split] @ prior.lower[:split].T, block)
+            self.linear = LinearBlock.factor(block)
+        own = border[:, split:] + add
+        cross = border[:, :split]
+        diagonal = xp.asarray(xp.linalg.diagonal(own), copy=True)
+        scale = xp.concat([self.linear.scale, 1.0 / xp.sqrt(diagonal)])
+        below = scale[split:]
+        magnitudes = xp.abs(cross) * self.linear.scale[None, :]
+        self._sums = np.concatenate(
+            [
+                self.linear.sums + to_numpy(below @ magnitudes),
+                (to_numpy(xp.sum(magnitudes, axis=1)) + column_sums(own, below)) * to_numpy(below),
+            ]
+        )
+        self._cross = solve_lower(self.linear.lower, xp.permute_dims(cross, (1, 0)))
+        self._schur = own - xp.permute_dims(self._cross, (1, 0)) @ self._cross
+        self._diagonal = diagonal
+        self._factor = factorise(self._schur, _WHAT, _REMEDY)
+        return scale
+
+    @property
+    def hessian(self) -> Array:
+        """H; from its factor if it was not kept."""
+        if self._split == 0 and self._hessian is not None:
+            return self._hessian
+        return self.lower @ self.lower.T
 
     @property
     def lower(self) -> FloatArray:
         """Cholesky factor of H, on the host."""
-        return to_numpy(self._factor)
+        if self._cross is None:
+            return to_numpy(self._factor)
+        assert self.linear is not None
+        split = self._split
+        whole = np.zeros((len(self.rhs),) * 2)
+        whole[:split, :split] = to_numpy(self.linear.lower)
+        whole[split:, :split] = to_numpy(self._cross).T
+        whole[split:, split:] = to_numpy(self._factor)
+        return whole
 
-    def _condition(self) -> float:
-        if not is_numpy(self.hessian):
-            return scaled_condition(self.hessian, self._factor)
-        from scipy.linalg.lapack import dpocon
+    def _condition(self, scale: Array) -> float:
+        return condition_number(float(self._sums.max(initial=0.0)), scale, self._solve)
 
-        scale = 1.0 / np.sqrt(np.diagonal(self.hessian))
-        norm = float((scale * (np.abs(self.hessian) @ scale)).max())
-        reciprocal, _ = dpocon(scale[:, None] * self._factor, norm, uplo="L")
-        return 1.0 / max(float(reciprocal), 1e-300)
+    def _solve(self, rhs: Array) -> Array:
+        """H⁻¹ rhs."""
+        if self._cross is None:
+            return solve(self._factor, rhs)
+        return self._substitute(self._factor, rhs, None)
+
+    def _substitute(self, factor: Array, rhs: Array, last: Array | None) -> Array:
+        """Solve the bordered equations with a factor of S; the end of the solution may be given."""
+        assert self.linear is not None and self._cross is not None
+        xp, split = namespace(rhs), self._split
+        above = solve_lower(self.linear.lower, rhs[:split])
+        below = rhs[split:] - above @ self._cross
+        if last is None:
+            end = solve(factor, below)
+        else:
+            n = int(below.shape[0]) - int(last.shape[0])
+            own = solve_lower(factor[:n, :n], below[:n])
+            end = xp.concat([_others(factor, own, last), last])
+        return xp.concat([solve_lower(self.linear.lower, above - self._cross @ end, transposed=True), end])
 
     def step(self, damping: float, last: FloatArray | None = None) -> FloatArray:
         """See :class:`Equations`."""
         lower = self._factor
         if damping > 0.0:
-            xp = namespace(self.hessian)
-            diagonal = xp.linalg.diagonal(self.hessian)
-            damped = add_to_diagonal(xp.asarray(self.hessian, copy=True), damping * diagonal)
+            xp = namespace(lower)
+            matrix, diagonal = (
+                (self.hessian, xp.linalg.diagonal(self.hessian))
+                if self._cross is None
+                else (self._schur, self._diagonal)
+            )
+            damped = add_to_diagonal(xp.asarray(matrix, copy=True), damping * diagonal)
             lower = factorise(damped, _WHAT, _REMEDY)
         rhs = asarray_like(self.rhs, lower)
-        if last is None:
+        end = None if last is None else asarray_like(last, lower)
+        if self._cross is not None:
+            return to_numpy(self._substitute(lower, rhs, end))
+        if end is None or last is None:
             return to_numpy(solve(lower, rhs))
         n = len(self.rhs) - len(last)
-        rest = _others(lower, solve_lower(lower[:n, :n], rhs[:n]), asarray_like(last, lower))
+        rest = _others(lower, solve_lower(lower[:n, :n], rhs[:n]), end)
         return np.concatenate([to_numpy(rest), last])
+
+    def solve(self, rhs: FloatArray) -> FloatArray:
+        """See :class:`Equations`."""
+        return to_numpy(self._solve(asarray_like(rhs, self._factor)))
 
     def decrement(self) -> float:
         """See :class:`Equations`."""
@@ -244,62 +397,96 @@ class NormalEquations:
 
     def promised(self, step: FloatArray) -> float:
         """See :class:`Equations`."""
-        own = asarray_like(step, self.hessian)
-        return float(step @ self.rhs) - 0.5 * to_float(own @ (self.hessian @ own))
+        own = asarray_like(step, self._factor)
+        if self._cross is None:
+            length = to_float(own @ (self.hessian @ own))
+        else:
+            # |Lᵀ step|²
+            assert self.linear is not None
+            first, end = own[: self._split], own[self._split :]
+            lower = self.linear.lower
+            images = (first @ lower + self._cross @ end, end @ self._factor)
+            length = sum(to_float(image @ image) for image in images)
+        return float(step @ self.rhs) - 0.5 * length
 
     def block(self, columns: slice) -> Array:
         """See :class:`Equations`."""
-        part = namespace(self.hessian).asarray(self.hessian[columns, columns], copy=True)
+        if self.linear is not None and columns == slice(0, self._split):
+            return self.linear.lower
+        part = namespace(self._factor).asarray(self.hessian[columns, columns], copy=True)
         return factorise(part, _WHAT, _REMEDY)
 
 
 def scaled_condition(matrix: Array, lower: Array) -> float:
     """Estimated condition number, in the 1-norm, of a positive definite matrix with its diagonal scaled to 1.
 
-    The norm of the inverse is estimated from a few solutions (Higham 1988, *ACM Trans. Math. Softw.* 14, 381), as
-    LAPACK's ``pocon`` does, which other libraries do not have.
-
     Parameters
     ----------
     matrix, lower : (n, n) arrays
         The matrix and its Cholesky factor.
     """
-    xp = namespace(matrix)
-    size = int(matrix.shape[0])
-    scale = 1.0 / xp.sqrt(xp.linalg.diagonal(matrix))
-    norm = to_float(xp.max(xp.sum(xp.abs(matrix) * scale[:, None] * scale[None, :], axis=0)))
-    vector = full(size, 1.0 / size, matrix)
+    scale, sums = _scaled_sums(matrix)
+    return condition_number(float(sums.max()), scale, lambda rhs: solve(lower, rhs))
+
+
+def condition_number(norm: float, scale: Array, solution: Callable[[Array], Array]) -> float:
+    """The same from the 1-norm of the scaled matrix and from solutions.
+
+    The norm of the inverse is estimated from a few solutions (Higham 1988, *ACM Trans. Math. Softw.* 14, 381), as
+    LAPACK's ``pocon`` does, which other libraries do not have and which wants a copy of the factor.
+
+    Parameters
+    ----------
+    norm : float
+    scale : (n,) array
+        One over the square root of the diagonal.
+    solution : callable
+        Solves equations with the matrix as it is.
+    """
+    xp = namespace(scale)
+    size = int(scale.shape[0])
+    vector = full(size, 1.0 / max(size, 1), scale)
     estimate = 0.0
-    for _ in range(5):
-        image = solve(lower, vector / scale) / scale
+    for _ in range(5 if size else 0):
+        image = solution(vector / scale) / scale
         found = to_float(xp.sum(xp.abs(image)))
         if found <= estimate:
             break
         estimate = found
         signs = xp.where(image >= 0.0, xp.ones_like(image), -xp.ones_like(image))
-        slope = solve(lower, signs / scale) / scale
+        slope = solution(signs / scale) / scale
         largest = int(to_float(xp.argmax(xp.abs(slope))))
         if to_float(xp.abs(slope[largest])) <= to_float(slope @ vector):
             break
-        vector = zeros(size, matrix)
+        vector = zeros(size, scale)
         vector[largest] = 1.0
     # the alternative that catches what the iteration misses
-    index = xp.astype(arange(0, size, matrix), xp.float64)
-    signs = 1.0 - 2.0 * xp.astype(arange(0, size, matrix) % 2, xp.float64)
+    index = xp.astype(arange(0, size, scale), xp.float64)
+    signs = 1.0 - 2.0 * xp.astype(arange(0, size, scale) % 2, xp.float64)
     vector = signs * (1.0 + index / max(size - 1, 1))
-    other = 2.0 * to_float(xp.sum(xp.abs(solve(lower, vector / scale) / scale))) / (3.0 * size)
+    other = 2.0 * to_float(xp.sum(xp.abs(solution(vector / scale) / scale))) / (3.0 * max(size, 1))
     return norm * max(estimate, other)
 
 
 class TriangularEquations:
     """H = RᵀR and b = Rᵀc, neither of which is formed.
 
+    Parameters
+    ----------
+    sums : Sums
+    prior : Prior
+    u : (P,) array
+    undamped : int
+        The first parameters, that damping does not act on.
+
     Attributes
     ----------
     triangle : (P, P) array
         R.
-    rhs : (P,) array
+    image : (P,) array
         c.
+    rhs : (P,) array
+        b.
     loss : float
     n_residuals : int
     lower : (P, P) array
@@ -309,15 +496,18 @@ class TriangularEquations:
     """
 
     method: Method = "qr"
+    linear: LinearBlock | None = None
 
-    def __init__(self, sums: Sums, prior: Prior, u: FloatArray) -> None:
+    def __init__(self, sums: Sums, prior: Prior, u: FloatArray, undamped: int = 0) -> None:
         assert sums.triangle is not None
+        self._undamped = undamped
         rows = np.column_stack([prior.rows(), -prior.residual(u)])
         # from here on on the host: one triangle, and LAPACK has what the rest needs
         whole = push(np.asfortranarray(to_numpy(sums.triangle)), rows)
         signs = np.where(np.diagonal(whole)[:-1] < 0.0, -1.0, 1.0)
         self.triangle = np.triu(signs[:, None] * whole[:-1, :-1])
-        self.rhs = np.asarray(signs * whole[:-1, -1])
+        self.image = np.asarray(signs * whole[:-1, -1])
+        self.rhs = self.triangle.T @ self.image
         self.loss = sums.loss + prior.value(u)
         self.n_residuals = sums.n_residuals
         if not (np.isfinite(whole).all() and (np.diagonal(self.triangle) > 0.0).all()):
@@ -338,22 +528,28 @@ class TriangularEquations:
     def step(self, damping: float, last: FloatArray | None = None) -> FloatArray:
         """See :class:`Equations`."""
         if damping == 0.0:
-            return _back(self.lower, self.rhs, last)
+            return _back(self.lower, self.image, last)
         whole = np.zeros((len(self.rhs) + 1,) * 2)
-        whole[:-1, :-1], whole[:-1, -1] = self.triangle, self.rhs
+        whole[:-1, :-1], whole[:-1, -1] = self.triangle, self.image
         extra = np.zeros_like(whole)
-        np.fill_diagonal(extra[:-1, :-1], np.sqrt(damping) * np.linalg.norm(self.triangle, axis=0))
+        lengths = np.linalg.norm(self.triangle, axis=0)
+        lengths[: self._undamped] = 0.0
+        np.fill_diagonal(extra[:-1, :-1], np.sqrt(damping) * lengths)
         whole = push(whole, extra, triangular=True)
         return _back(whole[:-1, :-1].T, whole[:-1, -1], last)
 
+    def solve(self, rhs: FloatArray) -> FloatArray:
+        """See :class:`Equations`."""
+        return solve(self.lower, rhs)  # type: ignore[no-any-return]
+
     def decrement(self) -> float:
         """See :class:`Equations`."""
-        return 0.5 * float(self.rhs @ self.rhs)
+        return 0.5 * float(self.image @ self.image)
 
     def promised(self, step: FloatArray) -> float:
         """See :class:`Equations`."""
         image = self.triangle @ step
-        return float(image @ self.rhs) - 0.5 * float(image @ image)
+        return float(image @ self.image) - 0.5 * float(image @ image)
 
     def block(self, columns: slice) -> FloatArray:
         """See :class:`Equations`."""
@@ -384,11 +580,13 @@ __all__ = [
     "CONDITION_LIMIT",
     "SOLVERS",
     "Equations",
+    "LinearBlock",
     "Method",
     "NormalEquations",
     "Prior",
     "Sums",
     "TriangularEquations",
+    "condition_number",
     "push",
     "scaled_condition",
     "solve",

@@ -11,14 +11,13 @@ Dimensions: N atoms, P parameters, n rows of one label.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from kqeq.backend import asarray_like, namespace, zeros
+from kqeq.backend import asarray_like, empty, namespace, zeros
 from kqeq.charges.base import ChargeState, ChargeSystem, Response, SiteParameters
 from kqeq.charges.parameters import (
     contract_sites,
@@ -29,6 +28,7 @@ from kqeq.descriptors.base import FeatureGradients, SiteJacobian
 from kqeq.fitting.least_squares.solver import JacobianKind
 from kqeq.fitting.parameters import Parameters, SiteDirections
 from kqeq.fitting.rows.features import FrameFeatures, TrainingFrame
+from kqeq.frames.labels import standard_deviation
 from kqeq.kernels import sums
 from kqeq.typing import Array, FloatArray
 
@@ -336,9 +336,8 @@ def target_vector(frame: TrainingFrame, kind: str) -> FloatArray:
 
 
 def deviation(frame: TrainingFrame, kind: str, noise: Mapping[str, float]) -> float:
-    """Standard deviation of one label: energies get σ_E √N, and weights divide the variance."""
-    scale = np.sqrt(len(frame.structure)) if kind == "energy" else 1.0
-    return float(noise[kind] * scale)
+    """Standard deviation of every component of a label of a frame: :func:`kqeq.frames.labels.standard_deviation`."""
+    return standard_deviation(kind, noise, len(frame.structure), frame.labels.weight)
 
 
 def _linear_rows(frame: TrainingFrame, features: FrameFeatures, kind: str, size: int) -> Array:
@@ -346,7 +345,7 @@ def _linear_rows(frame: TrainingFrame, features: FrameFeatures, kind: str, size:
     if kind == "energy" and features.energy is not None:
         return features.energy[None, :]
     if kind == "forces" and features.positions is not None:
-        return -features.positions
+        return features.positions  # of the energy: the sign is put where rows are scaled
     if kind == "stress" and features.strain is not None:
         return to_stress(features.strain, frame.structure.volume)
     return zeros((target_vector(frame, kind).size, size), features.device.like)
@@ -382,17 +381,26 @@ def frame_rows(
     """
     line = Linearisation(frame, features, parameters, u, copy)
     linear_size = 0 if parameters.energy is None else parameters.energy.size
-    residuals, jacobians = [], []
-    for kind in frame.labels.kinds:
-        value, rows = BLOCKS[kind](line, jacobian == "full")
-        if jacobian == "linear":
+    # without charges there are no other parameters
+    linear_only = jacobian == "linear" or (jacobian == "full" and linear_size == parameters.size)
+    targets = {kind: target_vector(frame, kind) for kind in frame.labels.kinds}
+    stacked = None
+    if jacobian != "none":
+        shape = (sum(map(len, targets.values())), linear_size if linear_only else parameters.size)
+        stacked = empty(shape, features.device.like)
+    residuals, start = [], 0
+    for kind, target in targets.items():
+        value, rows = BLOCKS[kind](line, jacobian == "full" and not linear_only)
+        if linear_only:
             rows = _linear_rows(frame, features, kind, linear_size)
-        scale = math.sqrt(frame.labels.weight) / deviation(frame, kind, noise)
-        residuals.append(scale * (line.put(target_vector(frame, kind)) - value))
-        if rows is not None:
-            jacobians.append(scale * rows)
-    xp = namespace(residuals[0])
-    return xp.concat(residuals), xp.concat(jacobians) if jacobians else None
+        scale = 1.0 / deviation(frame, kind, noise)
+        residuals.append(scale * (line.put(target) - value))
+        stop = start + len(target)
+        if stacked is not None and rows is not None:
+            # the derivative of a force is that of the energy with another sign
+            stacked[start:stop, :] = (-scale if linear_only and kind == "forces" else scale) * rows
+        start = stop
+    return namespace(residuals[0]).concat(residuals), stacked
 
 
 __all__ = [

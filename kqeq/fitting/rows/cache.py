@@ -4,7 +4,8 @@ One file of plain numbers per frame, in a folder whose name is a hash of everyth
 but their scale: kernel settings, representatives, and the version of the package; the name of the file is a hash of
 the structure.  Other settings and other structures never meet each other's files, other noises and prior spreads (a
 search by evidence) use the same ones.  Files appear whole or not at all, several processes may read and write the
-same folder, and a file that is missing, damaged or of a wrong size counts as not there.
+same folder, and a file that is missing, damaged (its checksum, which includes its name, tells) or of a wrong size
+counts as not there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import struct
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,6 +35,9 @@ DEFAULT_BUDGET = 20_000_000_000
 """Bytes on disk where no budget is stated."""
 
 _FOLDER = "kqeq-features"
+
+_MAGIC = b"kqeq features 1\n"
+_HEAD = struct.Struct("<16sQI")
 
 
 @dataclass(frozen=True)
@@ -75,9 +81,14 @@ class DiskCache:
             ) from None
         try:
             if self.keep:
-                own.rmdir()
-                own = parent / _FOLDER
-                own.mkdir(exist_ok=True)
+                try:
+                    own.rmdir()
+                    own = parent / _FOLDER
+                    own.mkdir(exist_ok=True)
+                except OSError as error:
+                    raise InputError(
+                        f"cannot write to the cache {parent}: {error.strerror or error}; choose another folder"
+                    ) from None
             yield CacheFolder(own, int(self.budget))
         finally:
             if not self.keep:
@@ -101,15 +112,18 @@ class CacheFolder:
     def files(self, maps: Sequence[Sequence[FeatureMap]]) -> CacheFiles:
         """The part of the folder that belongs to some feature maps (by what they are for).
 
-        What others have taken is not available.
+        What others have taken is not available; nothing is, if the folder is there no more.
         """
         name = _hash_maps(maps)
-        taken = 0
-        for file in self.path.glob("*/*"):
-            with suppress(FileNotFoundError):
-                taken += 0 if file.parent.name == name else file.stat().st_size
         target = self.path / name
-        target.mkdir(exist_ok=True)
+        taken = 0
+        try:
+            for file in self.path.glob("*/*"):
+                with suppress(FileNotFoundError):
+                    taken += 0 if file.parent.name == name else file.stat().st_size
+            target.mkdir(exist_ok=True)
+        except OSError:
+            taken = self.budget
         return CacheFiles(target, max(0, self.budget - taken))
 
 
@@ -132,35 +146,48 @@ class CacheFiles:
         return CacheFiles(self.path, int(part * self.budget))
 
     def read(self, structure: Structure, size: int) -> FloatArray | None:
-        """The numbers of a structure, mapped from the file; ``None`` if they are not there."""
+        """The numbers of a structure; ``None`` if they are not there."""
         file = self._file(structure)
         try:
-            values = np.load(file, mmap_mode="r")
-        except (OSError, ValueError, EOFError):
+            with file.open("rb") as handle:
+                found = handle.read(_HEAD.size)
+                values = np.fromfile(handle, dtype=np.float64, count=size)
+                more = handle.read(1)
+        except (OSError, ValueError, MemoryError):
             return None
-        return values if values.shape == (size,) and values.dtype == np.float64 else None
+        if values.shape != (size,) or more or found != self._head(file, values):
+            return None
+        return values
 
     def write(self, structure: Structure, values: FloatArray) -> bool:
         """Store the numbers of a structure; False if the disk refuses."""
         target = self._file(structure)
+        values = np.ascontiguousarray(values, dtype=np.float64)
         try:
             descriptor, name = tempfile.mkstemp(dir=self.path, prefix=".", suffix=".part")
             try:
                 with os.fdopen(descriptor, "wb") as handle:
-                    np.save(handle, values)
+                    handle.write(self._head(target, values))
+                    handle.write(values.data)
                 os.replace(name, target)
             except BaseException:
-                os.unlink(name)
+                with suppress(OSError):
+                    os.unlink(name)
                 raise
         except OSError:  # the disk is full, or the folder was removed: a cache may fail, a fit must not
             return False
         return True
 
+    def _head(self, file: Path, values: FloatArray) -> bytes:
+        """What stands before the numbers: how many, and a sum over them and over what they belong to."""
+        owner = f"{file.parent.name}/{file.name}".encode()
+        return _HEAD.pack(_MAGIC, len(values), zlib.crc32(values.data, zlib.crc32(owner)))
+
     def _file(self, structure: Structure) -> Path:
         digest = hashlib.sha256()
         for part in (structure.numbers, structure.positions, structure.cell, structure.pbc):
             digest.update(str(part.dtype).encode() + str(part.shape).encode() + part.tobytes())
-        return self.path / f"{digest.hexdigest()[:40]}.npy"
+        return self.path / f"{digest.hexdigest()[:40]}.features"
 
 
 def _hash_maps(maps: Sequence[Sequence[FeatureMap]]) -> str:

@@ -15,21 +15,25 @@ from typing import Any
 
 import numpy as np
 
-from kqeq.backend import CPU, Device, asarray_like, full, namespace, nbytes, zeros
+from kqeq.backend import CPU, Device, asarray_like, namespace, nbytes, zeros
+from kqeq.baselines import BaselineResult
 from kqeq.charges.base import ChargeSystem
 from kqeq.descriptors import evaluate_states
 from kqeq.descriptors.base import Descriptor, DescriptorState
-from kqeq.fitting.parameters import Parameters
+from kqeq.fitting.parameters import Parameters, SitePart
 from kqeq.fitting.rows.cache import CacheFiles
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure
 from kqeq.kernels import sums
-from kqeq.kernels.feature_map import FeatureMap
+from kqeq.kernels.feature_map import FeatureMap, SummedFeatures
 from kqeq.potential.potential import BATCH_ATOMS
 from kqeq.typing import Array
 
-MEMORY_BUDGET = 4_000_000_000
+MEMORY_BUDGET = 2_000_000_000
 """Bytes that cached features may take."""
+
+ROWS_BYTES = 64 * 2**20
+"""Derivatives of the energy features that are computed together may take this much."""
 
 FILE_OVERHEAD = 4096
 """Bytes by which a file may be larger than its numbers: header, last block."""
@@ -45,11 +49,14 @@ class TrainingFrame:
     labels : Labels
     index : int
         Number of the frame in what the user gave.
+    baseline : BaselineResult, optional
+        The baseline itself, where the short-range energy sees its charges.
     """
 
     structure: Structure
     labels: Labels
     index: int
+    baseline: BaselineResult | None = None
 
     @property
     def n_labels(self) -> int:
@@ -79,9 +86,9 @@ class FrameFeatures:
     energy : (p_sr + Z,) array
         ∂(E_sr + Σ e0)/∂u.
     positions : (3N, p_sr + Z) array
-        Its derivative with respect to positions.
+        Its derivative with respect to positions, where a label is a derivative; perhaps in single precision.
     strain : (9, p_sr + Z) array
-        Its strain derivative.
+        Its strain derivative, where stresses are fitted; likewise.
     sites : (N, p_θ) array
         Features Φ of the site parameters that depend on the environment.
     device : Device
@@ -128,7 +135,7 @@ class KernelFeatures:
     energy : (p_sr,) array
         Σ_i Φ' of the short-range energy.
     positions, strain : (3N, p_sr), (9, p_sr) array
-        Its derivatives, for frames that need them.
+        Its derivatives, for frames that need them, and strain derivatives for those with stresses.
     sites : (N, p_θ) array
         Φ of the site parameters that depend on the environment.
     """
@@ -176,14 +183,19 @@ def feature_shapes(frame: TrainingFrame, parameters: Parameters) -> tuple[tuple[
     """Shapes of the arrays of :class:`KernelFeatures`."""
     atoms = len(frame.structure)
     chi, energy, sites = (sum(m.size for m in own) if own else None for own in feature_maps(parameters))
-    gradients = energy is not None and frame.needs_gradients
     return (
         None if chi is None else (atoms, chi),
         None if energy is None else (energy,),
-        (3 * atoms, energy or 0) if gradients else None,
-        (9, energy or 0) if gradients else None,
+        (3 * atoms, energy) if energy is not None and frame.needs_gradients else None,
+        (9, energy) if energy is not None and frame.labels.stress is not None else None,
         None if sites is None else (atoms, sites),
     )
+
+
+def stored_bytes(frames: Sequence[TrainingFrame], parameters: Parameters) -> int:
+    """Bytes that the features of all frames take in double precision."""
+    shapes = (shape for frame in frames for shape in feature_shapes(frame, parameters) if shape is not None)
+    return 8 * sum(math.prod(shape) for shape in shapes)
 
 
 def compute_features(frame: TrainingFrame, parameters: Parameters, device: Device = CPU) -> FrameFeatures:
@@ -192,14 +204,14 @@ def compute_features(frame: TrainingFrame, parameters: Parameters, device: Devic
 
 
 def compute_many(
-    frames: Sequence[TrainingFrame], parameters: Parameters, device: Device = CPU
+    frames: Sequence[TrainingFrame], parameters: Parameters, device: Device = CPU, *, single: bool = False
 ) -> list[FrameFeatures]:
     """As :func:`compute_features`, for frames of the same elements: kernel features in one product per element."""
-    return [features for features, _ in _compute(frames, parameters, device)]
+    return [features for features, _ in _compute(frames, parameters, device, single)]
 
 
 def _compute(
-    frames: Sequence[TrainingFrame], parameters: Parameters, device: Device
+    frames: Sequence[TrainingFrame], parameters: Parameters, device: Device, single: bool
 ) -> Iterator[tuple[FrameFeatures, KernelFeatures]]:
     maps = feature_maps(parameters)
     descriptors = [m.descriptor for own in maps for m in own]
@@ -208,26 +220,30 @@ def _compute(
         for frame in frames
     ]
     numbers = [frame.structure.numbers for frame in frames]
-    chi, energy, sites = (
-        sums.features_many(own, states, numbers) if own else [None] * len(frames) for own in maps
+    chi, sites = (
+        sums.features_many(own, states, numbers) if own else [None] * len(frames)
+        for own in (maps[0], maps[2])
     )
+    nothing: list[SummedFeatures | None] = [None] * len(frames)
+    energy = nothing
+    if maps[1]:
+        gradients = [frame.needs_gradients for frame in frames]
+        strains = [frame.labels.stress is not None for frame in frames]
+        energy = sums.summed_many(maps[1], states, numbers, gradients, strains)
     for i, frame in enumerate(frames):
-        positions = strain = None
         own = energy[i]
-        if maps[1] and frame.needs_gradients:
-            ones = full(len(frame.structure), 1.0, device.like)
-            pulled = sums.feature_gradients(maps[1], states[i], numbers[i], ones)
-            positions, strain = pulled.positions, pulled.strain
-        summed = None if own is None else namespace(own).sum(own, axis=0)
-        raw = KernelFeatures(chi[i], summed, positions, strain, sites[i])
-        yield _assemble(frame, parameters, device, raw, states[i]), raw
+        parts = (None, None, None) if own is None else (own.values, own.positions, own.strain)
+        raw = KernelFeatures(chi[i], *parts, sites[i])
+        yield _assemble(frame, parameters, device, raw, states[i], single), raw
 
 
-def _restore(frame: TrainingFrame, parameters: Parameters, raw: KernelFeatures) -> FrameFeatures:
+def _restore(
+    frame: TrainingFrame, parameters: Parameters, raw: KernelFeatures, single: bool
+) -> FrameFeatures:
     """From kernel features that were stored; only what is cheap is computed again."""
     chi, _, sites = feature_maps(parameters)
     needed = [m.descriptor for m in (*chi, *sites)] if frame.needs_gradients else []
-    return _assemble(frame, parameters, CPU, raw, evaluate_states(needed, frame.structure))
+    return _assemble(frame, parameters, CPU, raw, evaluate_states(needed, frame.structure), single)
 
 
 def _assemble(
@@ -236,6 +252,7 @@ def _assemble(
     device: Device,
     raw: KernelFeatures,
     states: Mapping[Descriptor, DescriptorState],
+    single: bool,
 ) -> FrameFeatures:
     """Scaled kernel features beside offsets, and the charge problem."""
     structure, gradients = frame.structure, frame.needs_gradients
@@ -261,12 +278,18 @@ def _assemble(
         if raw.energy is not None:
             energy = xp.concat([part.scale(raw.energy), energy])
         if gradients:
-            positions = zeros((3 * len(structure), part.size), device.like)
-            strain = zeros((9, part.size), device.like)
-            if raw.positions is not None and raw.strain is not None:
-                positions[:, : part.kernel_size] = part.scale(raw.positions)
-                strain[:, : part.kernel_size] = part.scale(raw.strain)
+            positions = _beside_offsets(raw.positions, 3 * len(structure), part, device, single)
+        if frame.labels.stress is not None:
+            strain = _beside_offsets(raw.strain, 9, part, device, single)
     return FrameFeatures(chi, kept, system, energy, positions, strain, raw.sites, device=device)
+
+
+def _beside_offsets(rows: Array | None, count: int, part: SitePart, device: Device, single: bool) -> Array:
+    """Scaled rows of derivatives beside those of the offsets, which are zero."""
+    result = np.zeros((count, part.size), np.float32) if single else zeros((count, part.size), device.like)
+    if rows is not None:
+        result[:, : part.kernel_size] = part.scale(rows)
+    return result
 
 
 class FeatureStore:
@@ -285,6 +308,9 @@ class FeatureStore:
         on the host.
     device : Device
         Where features are computed and kept.
+    single : bool
+        Whether derivatives of the energy features are kept in single precision: they are rounded by 6e-8 of
+        themselves, in labels by a thousandth of the default noise or less.
     """
 
     def __init__(
@@ -294,14 +320,18 @@ class FeatureStore:
         budget: int = MEMORY_BUDGET,
         files: CacheFiles | None = None,
         device: Device = CPU,
+        *,
+        single: bool = False,
     ) -> None:
         self.frames = frames
         self.parameters = parameters
         self.budget = budget
         self.files = files if device.is_host else None
         self.device = device
+        self.single = single
         self._cache: dict[int, FrameFeatures] = {}
-        self._ahead: dict[int, FrameFeatures] = {}
+        self._ahead: dict[int, tuple[FrameFeatures, KernelFeatures]] = {}
+        self._runs: list[range] = []
         self._used = self._stored = 0
         self._full = False
 
@@ -313,7 +343,7 @@ class FeatureStore:
         if i in self._cache:
             return self._cache[i]
         if i in self._ahead:
-            return self._keep(i, self._ahead.pop(i), None)
+            return self._keep(i, *self._ahead.pop(i))
         frame = self.frames[i]
         if self.files is not None and frame.needs_gradients:
             shapes = feature_shapes(frame, self.parameters)
@@ -321,11 +351,11 @@ class FeatureStore:
             values = self.files.read(frame.structure, size)
             if values is not None:
                 raw = KernelFeatures.unpack(values, frame, self.parameters)
-                return self._keep(i, _restore(frame, self.parameters, raw), None)
+                return self._keep(i, _restore(frame, self.parameters, raw, self.single), None)
         run = self._run(i)
-        found = list(_compute([self.frames[j] for j in run], self.parameters, self.device))
-        self._ahead = {j: features for j, (features, _) in zip(run[1:], found[1:], strict=True)}
-        return self._keep(i, *found[0])
+        found = list(_compute([self.frames[j] for j in run], self.parameters, self.device, self.single))
+        self._ahead = {j: own for j, own in zip(run, found, strict=True) if j > i and j not in self._cache}
+        return self._keep(i, *found[i - run.start])
 
     def _keep(self, i: int, features: FrameFeatures, raw: KernelFeatures | None) -> FrameFeatures:
         """Keep features in memory if there is room, else what was computed on disk."""
@@ -343,22 +373,29 @@ class FeatureStore:
         return features
 
     def _run(self, i: int) -> range:
-        """The i-th frame and those after it that are worth evaluating with it."""
-        first = self.frames[i]
-        stop, atoms = i + 1, len(first.structure)
-        if first.needs_gradients:
-            return range(i, stop)  # which cost more than the products that would be shared
-        for frame in self.frames[stop:]:
-            atoms += len(frame.structure)
-            if (
-                frame.structure.species != first.structure.species
-                or frame.needs_gradients
-                or stop in self._cache
-                or atoms > BATCH_ATOMS
-            ):
-                break
-            stop += 1
-        return range(i, stop)
+        """Frames that are evaluated with the i-th one.
+
+        What is cached has no influence on them, so that a fit gives the same to the last digit wherever its features come
+        from.
+        """
+        while len(self._runs) <= i:
+            start = len(self._runs)
+            first = self.frames[start]
+            stop, atoms = start + 1, len(first.structure)
+            most = BATCH_ATOMS
+            if first.needs_gradients:
+                most = ROWS_BYTES // (24 * max(1, self.parameters.size))
+            for frame in self.frames[stop:]:
+                atoms += len(frame.structure)
+                if (
+                    frame.structure.species != first.structure.species
+                    or frame.needs_gradients != first.needs_gradients
+                    or atoms > most
+                ):
+                    break
+                stop += 1
+            self._runs += [range(start, stop)] * (stop - start)
+        return self._runs[i]
 
 
 __all__ = [
@@ -370,4 +407,5 @@ __all__ = [
     "compute_features",
     "compute_many",
     "feature_shapes",
+    "stored_bytes",
 ]

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from kqeq.backend import arange, asarray_like, namespace, place
+from kqeq.backend import arange, asarray_like, namespace, place, to_numpy
 from kqeq.descriptors.soap.basis import Harmonics, feature_count
 from kqeq.descriptors.soap.host.adjoint import SortedPairs, Tables
+from kqeq.frames.neighbours import find_pairs_on, pair_order
+from kqeq.frames.structures import Structure
 from kqeq.typing import Array, FloatArray, IntArray
 
 
@@ -184,8 +186,41 @@ class ArrayPairs:
         vectors, switch = asarray_like(pairs.vectors, like), asarray_like(pairs.switch, like)
         return cls(pairs.start, asarray_like(pairs.start, like), i, j, vectors, switch)
 
+    @classmethod
+    def find(
+        cls, structure: Structure, slots: IntArray, n_species: int, tables: Tables, like: Array
+    ) -> ArrayPairs:
+        """Search on the device of ``like``; the host learns how many neighbours of which element each atom has."""
+        i, j, vectors = find_pairs_on(structure.positions, structure.cell, structure.pbc, tables.cutoff, like)
+        xp = namespace(vectors)
+        n_atoms, there = len(slots), asarray_like(slots, like)
+        i, j = xp.concat([i, j]), xp.concat([j, i])
+        vectors = xp.concat([vectors, -vectors], axis=1)
+        group = i * n_species + xp.take(there, j)
+        order = pair_order(group * n_atoms + j, vectors)
+        group, vectors = xp.take(group, order), xp.take(vectors, order, axis=1)
+        start = xp.searchsorted(group, arange(0, n_atoms * n_species + 1, like))
+        r = xp.sqrt(xp.sum(vectors * vectors, axis=0))
+        factor, slope = switching(r, tables.inner, tables.cutoff)
+        if tables.weighting is not None:
+            weight, weight_slope = tables.weighting(r)
+            factor, slope = factor * weight, slope * weight + factor * weight_slope / r
+        switch = xp.stack([factor, slope])
+        return cls(to_numpy(start), start, xp.take(i, order), xp.take(j, order), vectors, switch)
+
     def __len__(self) -> int:
         return int(self.offsets[-1])
+
+
+def switching(r: Array, inner: float, cutoff: float) -> tuple[Array, Array]:
+    """The factor f on a neighbour at distance r, and f'/r, (P,) each: a quintic that falls from 1 to 0."""
+    xp = namespace(r)
+    width = cutoff - inner
+    if width <= 0.0:
+        return xp.ones_like(r), xp.zeros_like(r)
+    t = xp.clip((r - inner) / width, 0.0, 1.0)
+    value = 1.0 - t * t * t * (10.0 - 15.0 * t + 6.0 * t * t)
+    return value, -30.0 * t * t * (1.0 - t) * (1.0 - t) / (width * r)
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,8 +29,8 @@ from kqeq.backend import (
     use_raw_kernels,
     zeros,
 )
-from kqeq.descriptors.base import FeatureGradients, PositionGradient, SiteJacobian
-from kqeq.descriptors.soap.arrays import cuda_kernels as soap_cuda_kernels
+from kqeq.descriptors.base import PositionGradient, SiteJacobian
+from kqeq.descriptors.soap.arrays import cuda_kernels
 from kqeq.descriptors.soap.arrays.blocks import (
     ArrayPairs,
     ArrayTables,
@@ -82,7 +82,7 @@ class ArraySOAPState:
 
     @property
     def _fused(self) -> bool:
-        return use_raw_kernels(self.values) and soap_cuda_kernels.fits(self.tables)
+        return use_raw_kernels(self.values) and cuda_kernels.fits(self.tables)
 
     def pair_gradients(self, gradient: Array, *, normalised: bool = True) -> Array:
         """∂f_i/∂r_ij of every pair, shape (P, 3), given the rows G_i = ∂f_i/∂p_i, shape (N, F).
@@ -109,9 +109,7 @@ class ArraySOAPState:
                 rows = rows * inverse_or_zero(self.norms[part])[:, None]
             slopes = self._coefficient_slopes(rows, part)
             if fused:
-                soap_cuda_kernels.pair_gradients(
-                    slopes, part.start, self.pairs, self.tables, self.arrays, result
-                )
+                cuda_kernels.pair_gradients(slopes, part.start, self.pairs, self.tables, self.arrays, result)
                 continue
             own = arange(part.start, part.stop, self.pairs.start)
             for block in blocks(everyone[part], own, self.pairs, n_species):
@@ -175,11 +173,14 @@ class ArraySOAPState:
     def adjoint(self, gradient: Array) -> PositionGradient:
         """Pull G = ∂E/∂p, shape (N, F), back to positions (N, 3) and strain (3, 3)."""
         pair = self.pair_gradients(gradient)
-        if self._fused:
-            positions = soap_cuda_kernels.collect(pair, self.pairs, len(self), self.tables)
-        else:
-            positions = self._collect(pair)
+        positions = self._summed(pair)
         return PositionGradient(positions, self.pairs.vectors @ pair)
+
+    def _summed(self, pair: Array) -> Array:
+        """Σ of pair gradients at both atoms, by whatever collects them here."""
+        if self._fused:
+            return cuda_kernels.collect(pair, self.pairs, len(self), self.tables)
+        return self._collect(pair)
 
     def _collect(self, pair: Array) -> Array:
         """Pair gradients (P, 3) added to the neighbours and subtracted from the centres, shape (N, 3)."""
@@ -202,12 +203,6 @@ class ArraySOAPState:
         vectors = self.pairs.vectors
         strain = [segment_sum(vectors[a, :] * pair[:, b], i, n) for a in range(3) for b in range(3)]
         return SiteJacobian(positions, xp.stack(strain))
-
-    def feature_gradients(self, centres: Array, directions: Array, coefficients: Array) -> FeatureGradients:
-        """Derivatives of f_m = Σ_i f_im with ∂f_im/∂p_i = C_im d_m, for all m at once."""
-        from kqeq.descriptors.soap.arrays.features import feature_gradients
-
-        return feature_gradients(self, centres, directions, coefficients)
 
 
 def _radial_product(x: Array, matrix: Array) -> Array:
@@ -244,15 +239,15 @@ def _density_sums(
 
 
 def evaluate(
-    structure: Structure, pairs: Pairs, tables: Tables, like: Array, memory: int | None = None
+    structure: Structure, pairs: Pairs | None, tables: Tables, like: Array, memory: int | None = None
 ) -> ArraySOAPState:
     """Descriptors of one structure in the library and on the device of ``like``.
 
     Parameters
     ----------
     structure : Structure
-    pairs : Pairs
-        Reaching at least ``tables.cutoff``.
+    pairs : Pairs or None
+        Reaching at least ``tables.cutoff``; searched for on the device if not given.
     tables : Tables
     like : array
         Any array of the library wanted; decides the device, too.
@@ -266,7 +261,10 @@ def evaluate(
     n_atoms, n_species = len(slots), len(species_array)
     n_radial, degrees = tables.n_radial, tables.degrees
     width = n_species * n_radial
-    listed = ArrayPairs.build(sort_pairs(pairs, slots, n_species, tables), like)
+    if pairs is None:
+        listed = ArrayPairs.find(structure, slots, n_species, tables, like)
+    else:
+        listed = ArrayPairs.build(sort_pairs(pairs, slots, n_species, tables), like)
     arrays = array_tables(tables, n_species, like)
 
     own = np.zeros((n_atoms, width))  # the centre itself: r = 0, only l = 0
@@ -278,8 +276,8 @@ def evaluate(
     coefficients: list[list[Array]] = [[] for _ in range(degrees)]
     values: list[Array] = []
     norms: list[Array] = []
-    fused = use_raw_kernels(like) and soap_cuda_kernels.fits(tables)
-    whole = soap_cuda_kernels.density_sums(listed, n_atoms, n_species, tables, arrays) if fused else []
+    fused = use_raw_kernels(like) and cuda_kernels.fits(tables)
+    whole = cuda_kernels.density_sums(listed, n_atoms, n_species, tables, arrays) if fused else []
     for part in chunks(everyone, listed.offsets, n_species, tables, memory, padded=not fused):
         sums = [total[part, ...] for total in whole]
         if not fused:

@@ -6,24 +6,24 @@ neighbours of one element each (padded), K = (l_max + 1) n S n.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from kqeq.backend import asarray_like, inverse_or_zero, namespace, zeros
 from kqeq.descriptors.base import FeatureGradients
 from kqeq.descriptors.soap.arrays.blocks import Block, blocks, chunks, solid_harmonics
+from kqeq.descriptors.soap.arrays.expansion import ArraySOAPState
 from kqeq.errors import InputError
 from kqeq.typing import Array, IntArray
 
-if TYPE_CHECKING:
-    from kqeq.descriptors.soap.arrays.expansion import ArraySOAPState
-
 
 def feature_gradients(
-    state: ArraySOAPState, centres: IntArray, directions: Array, coefficients: Array
+    state: ArraySOAPState,
+    centres: IntArray,
+    directions: Array,
+    coefficients: Array,
+    projections: Array | None = None,
 ) -> FeatureGradients:
-    """See :meth:`kqeq.descriptors.soap.host.adjoint.SOAPState.feature_gradients`.
+    """See :meth:`kqeq.descriptors.base.Descriptor.feature_gradients`.
 
     ``centres`` are on the host.  Directions are handled in blocks, so that their matrix form stays within
     ``state.memory``.
@@ -44,9 +44,9 @@ def feature_gradients(
             zeros((3 * n_atoms, n_directions), state.values), zeros((9, n_directions), state.values)
         )
     index = asarray_like(host, state.values)
-    rows = xp.take(state.values, index, axis=0)
     scaled = coefficients * inverse_or_zero(xp.take(state.norms, index))[:, None]
-    projections = rows @ xp.permute_dims(directions, (1, 0))
+    if projections is None:
+        projections = xp.take(state.values, index, axis=0) @ xp.permute_dims(directions, (1, 0))
     along = state.pair_gradients(state.values, normalised=False)
     n_species, width = len(state.species), int(state.coefficients[0].shape[2])
     inner = state.tables.degrees * state.tables.n_radial * width

@@ -8,11 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kqeq.descriptors.base import FeatureGradients, PositionGradient, SiteJacobian
+from kqeq.descriptors.base import PositionGradient, SiteJacobian
 from kqeq.descriptors.soap.basis import LANES, Harmonics, RadialBasis, feature_count, harmonics
 from kqeq.descriptors.soap.host import parallel
 from kqeq.descriptors.soap.weighting import Weighting
@@ -20,9 +19,6 @@ from kqeq.errors import InputError
 from kqeq.frames.neighbours import Pairs
 from kqeq.frames.structures import Structure
 from kqeq.typing import FloatArray, IntArray
-
-if TYPE_CHECKING:
-    from kqeq.descriptors.soap.host.features import Directions
 
 SMALLEST_THREADED = 2000
 """Pairs below which threads cost more than they gain."""
@@ -226,34 +222,6 @@ class SOAPState:
             for b in range(3):
                 strain[3 * a + b] = np.bincount(i, self.pairs.vectors[a] * pair[b], n)
         return SiteJacobian(positions, strain)
-
-    def feature_gradients(
-        self, centres: IntArray, directions: FloatArray | Directions, coefficients: FloatArray
-    ) -> FeatureGradients:
-        """Derivatives of f_m = Σ_i f_im with ∂f_im/∂p_i = C_im d_m, for all m at once.
-
-        Parameters
-        ----------
-        centres : (n,) array
-            Different atoms i that the sum runs over.
-        directions : (M, F) array or Directions
-            d_m in the layout of this state; if the same directions serve many structures, prepare them
-            once with :func:`kqeq.descriptors.soap.host.features.prepare_directions`.
-        coefficients : (n, M) array
-            C_im.
-
-        Returns
-        -------
-        FeatureGradients
-
-        Raises
-        ------
-        InputError
-            If shapes do not agree.
-        """
-        from kqeq.descriptors.soap.host.features import feature_gradients
-
-        return feature_gradients(self, centres, directions, coefficients)
 
 
 def work_of(start: IntArray, n_atoms: int) -> IntArray:

@@ -25,17 +25,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kqeq.descriptors.base import FeatureGradients
 from kqeq.descriptors.soap.host import parallel
+from kqeq.descriptors.soap.host.adjoint import SOAPState, Tables, kernels
 from kqeq.errors import InputError
 from kqeq.typing import FloatArray, IntArray
-
-if TYPE_CHECKING:
-    from kqeq.descriptors.soap.host.adjoint import SOAPState, Tables
 
 CHUNK_BYTES = 16 * 2**20
 """Memory for the products of one chunk of pairs."""
@@ -96,9 +93,13 @@ def _matrices(tables: Tables, n_species: int, rows: FloatArray, first: int, last
 
 
 def feature_gradients(
-    state: SOAPState, centres: IntArray, directions: FloatArray | Directions, coefficients: FloatArray
+    state: SOAPState,
+    centres: IntArray,
+    directions: FloatArray | Directions,
+    coefficients: FloatArray,
+    projections: FloatArray | None = None,
 ) -> FeatureGradients:
-    """See :meth:`kqeq.descriptors.soap.host.adjoint.SOAPState.feature_gradients`."""
+    """See :meth:`kqeq.descriptors.base.Descriptor.feature_gradients`."""
     prepared = directions if isinstance(directions, Directions) else None
     rows = np.asarray(directions if prepared is None else prepared.rows)
     n_atoms, n_features = state.values.shape
@@ -121,7 +122,9 @@ def feature_gradients(
     norms = state.norms[centres]
     inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
     scaled = np.ascontiguousarray(coefficients * inverse[:, None])
-    projections = state.values[centres] @ rows.T
+    if projections is None:
+        projections = state.values[centres] @ rows.T
+    projections = np.ascontiguousarray(projections)
     if prepared is not None:
         _accumulate(centres, prepared.matrices, _Target(state, scaled, projections, positions, strain))
         return FeatureGradients(positions, strain)
@@ -225,8 +228,6 @@ def _centre_first(centres: IntArray, matrices: FloatArray, target: _Target) -> N
 
 def _basis(state: SOAPState, vectors: FloatArray) -> tuple[FloatArray, FloatArray]:
     """exp(a r²) and R_lm of some pair vectors (3, p)."""
-    from kqeq.descriptors.soap.host.adjoint import kernels
-
     tables, number = state.tables, vectors.shape[1]
     radial = np.empty((*tables.exponents.shape, number))
     angular = np.empty((tables.degrees**2, number))

@@ -21,6 +21,7 @@ from contextvars import ContextVar
 from importlib import import_module
 from itertools import pairwise
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,7 @@ _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 _lock = threading.Lock()
 _worker = threading.local()
 _said: set[str] = set()
+_PACKAGE = __name__.partition(".")[0]
 
 
 def thread_count() -> int:
@@ -122,15 +124,26 @@ def run(task: Callable[[int, int], None], work: IntArray, smallest: int) -> None
 
 
 @contextmanager
-def announced(what: str, after: float = 1.0) -> Iterator[None]:
-    """Say on stderr, once in a process, what is going on if the block takes longer than ``after`` seconds."""
-    timer = threading.Timer(after, _announce, args=(what,))
-    timer.daemon = True
-    timer.start()
-    try:
+def announced_compilation() -> Iterator[None]:
+    """Say on stderr, once in a process, when numba begins to compile kernels of this package inside the block.
+
+    Kernels that come from its disk cache are not compiled, however long a busy machine takes to read them.
+    """
+    from numba.core import event  # numba is slow to load and not needed by everybody
+
+    class Compilation(event.Listener):
+        def on_start(self, event: Any) -> None:
+            function = getattr(event.data.get("dispatcher"), "py_func", None)
+            if str(getattr(function, "__module__", "")).startswith(_PACKAGE) and not _said:
+                _said.add(_PACKAGE)
+                text = "kqeq: compiling the descriptor kernels (once; they are cached on disk) ..."
+                print(text, file=sys.stderr, flush=True)
+
+        def on_end(self, event: Any) -> None:
+            """Nothing is said of the end."""
+
+    with event.install_listener("numba:compile", Compilation()):
         yield
-    finally:
-        timer.cancel()
 
 
 def load(module: str) -> ModuleType:
@@ -139,8 +152,7 @@ def load(module: str) -> ModuleType:
     Where numba finds no directory to write to (package and home read-only), a temporary one serves
     this process.
     """
-    # reading the cache can take a second or two on a busy machine, compiling takes ten and more
-    with announced("compiling the descriptor kernels (once; they are cached on disk) ...", after=3.0):
+    with announced_compilation():
         try:
             return import_module(module)
         except RuntimeError as error:
@@ -155,10 +167,4 @@ def load(module: str) -> ModuleType:
             return import_module(module)
 
 
-def _announce(what: str) -> None:
-    if what not in _said:
-        _said.add(what)
-        print(f"kqeq: {what}", file=sys.stderr, flush=True)
-
-
-__all__ = ["announced", "load", "pool", "ranges", "run", "thread_count", "use_threads"]
+__all__ = ["announced_compilation", "load", "pool", "ranges", "run", "thread_count", "use_threads"]

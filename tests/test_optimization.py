@@ -6,7 +6,7 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 
 import kqeq
-from kqeq.analysis.optimise import optimise
+from kqeq.analysis.optimization import optimise, optimize
 from kqeq.errors import InputError, UnsupportedError
 
 FIELD = np.array([0.0, 0.06, 0.08])
@@ -20,7 +20,7 @@ def ion(ion_frames):
 
 def test_holds_the_centre_of_mass_of_an_ion_in_a_field(ion_model, ion):
     start = ion.copy()
-    result = optimise(ion, ion_model, total_charge=1, external_field=FIELD, fmax=1e-3)
+    result = optimize(ion_model, ion, total_charge=1, external_field=FIELD, fmax=1e-3)
     assert result.converged
     assert result.held_centre_of_mass
     assert result.max_force < 1e-3
@@ -46,7 +46,7 @@ def test_holds_the_centre_of_mass_of_an_ion_in_a_field(ion_model, ion):
 
 def test_the_held_minimum_is_a_minimum(ion_model, ion):
     """Displacements that keep the centre of mass raise the energy."""
-    found = optimise(ion, ion_model, total_charge=1, external_field=FIELD, fmax=1e-3)
+    found = optimize(ion_model, ion, total_charge=1, external_field=FIELD, fmax=1e-3)
     masses = ion.get_masses()
     rng = np.random.default_rng(0)
     for _ in range(10):
@@ -61,7 +61,7 @@ def test_the_held_minimum_is_a_minimum(ion_model, ion):
 def test_nothing_is_held_where_there_is_no_net_force(ion_model, ion, ion_frames, charge, field):
     water = next(a for a in ion_frames if a.info["system"] == "water1")
     atoms = ion if charge else Atoms(water.numbers, water.positions)
-    result = optimise(atoms, ion_model, total_charge=charge, external_field=field, fmax=0.005)
+    result = optimize(ion_model, atoms, total_charge=charge, external_field=field, fmax=0.005)
     assert result.converged
     assert not result.held_centre_of_mass
     assert np.linalg.norm(result.prediction.forces, axis=1).max() < 0.005
@@ -69,14 +69,14 @@ def test_nothing_is_held_where_there_is_no_net_force(ion_model, ion, ion_frames,
 
 def test_conditions_from_info_and_contradictions(ion_model, ion):
     ion.info.update(charge=1, external_field=FIELD)
-    assert optimise(ion, ion_model, fmax=0.05).held_centre_of_mass
+    assert optimize(ion_model, ion, fmax=0.05).held_centre_of_mass
     with pytest.raises(InputError, match="two total charges"):
-        optimise(ion, ion_model, total_charge=0)
+        optimize(ion_model, ion, total_charge=0)
 
 
 def test_fixed_atoms_take_the_place_of_the_centre_of_mass(ion_model, ion):
     ion.set_constraint(FixAtoms([0]))
-    result = optimise(ion, ion_model, total_charge=1, external_field=FIELD, fmax=0.01)
+    result = optimize(ion_model, ion, total_charge=1, external_field=FIELD, fmax=0.01)
     assert result.converged
     assert not result.held_centre_of_mass
     np.testing.assert_array_equal(result.atoms.positions[0], ion.positions[0])
@@ -85,8 +85,8 @@ def test_fixed_atoms_take_the_place_of_the_centre_of_mass(ion_model, ion):
 
 def test_stops_and_says_so(ion_model, ion):
     seen = []
-    result = optimise(
-        ion, ion_model, total_charge=1, fmax=1e-4, max_steps=2, observer=lambda *row: seen.append(row)
+    result = optimize(
+        ion_model, ion, total_charge=1, fmax=1e-4, max_steps=2, observer=lambda *row: seen.append(row)
     )
     assert not result.converged
     assert result.steps == 2
@@ -98,7 +98,7 @@ def test_stops_and_says_so(ion_model, ion):
 def test_labels_of_the_old_geometry_are_left_behind(ion_model, ion_frames):
     frame = next(a for a in ion_frames if a.info["system"] == "hydronium").copy()
     frame.info["energy"] = 1.0
-    result = optimise(frame, ion_model, fmax=0.1)
+    result = optimize(ion_model, frame, fmax=0.1)
     assert set(result.atoms.info) == {"total_charge", "external_field"}
     assert set(result.atoms.arrays) == {"numbers", "positions"}
     assert frame.info["energy"] == 1.0
@@ -107,20 +107,28 @@ def test_labels_of_the_old_geometry_are_left_behind(ion_model, ion_frames):
 @pytest.mark.parametrize("options", [{"fmax": 0.0}, {"fmax": np.nan}, {"max_steps": 0}, {"max_steps": 1.5}])
 def test_settings_that_make_no_sense(ion_model, ion, options):
     with pytest.raises(InputError, match=next(iter(options))):
-        optimise(ion, ion_model, **options)
+        optimize(ion_model, ion, **options)
 
 
 def test_needs_a_model_with_energies(ion_frames, ion):
     model = kqeq.KQEq(kqeq.SOAPKernel(r_cut=3.5, n_representatives=10), short_range=None, targets=["dipole"])
     with pytest.raises(UnsupportedError, match="fitted without energies"):
-        optimise(ion, model.fit(ion_frames))
+        optimize(model.fit(ion_frames), ion)
 
 
 def test_a_breakdown_on_the_way_names_step_and_cause(ion_model, ion):
     with pytest.raises(InputError, match=r"broke down after step 0: .*interrupted") as caught:
-        optimise(ion, ion_model, total_charge=1, observer=_refuse)
+        optimize(ion_model, ion, total_charge=1, observer=_refuse)
     assert isinstance(caught.value.__cause__, InputError)
 
 
 def _refuse(*_):
     raise InputError("interrupted")
+
+
+def test_the_old_name_and_order_warn_and_work(ion_model, ion):
+    with pytest.warns(DeprecationWarning, match=r"optimize\(model, atoms\)"):
+        old = optimise(ion, ion_model, fmax=0.5)
+    assert old.max_force == optimize(ion_model, ion, fmax=0.5).max_force
+    with pytest.raises(InputError, match="expected a fitted"):
+        optimize(ion, ion_model)

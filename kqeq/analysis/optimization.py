@@ -11,6 +11,7 @@ physical and aligns the molecule.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,10 @@ import numpy as np
 from ase import Atoms
 from ase.constraints import FixAtoms, FixCom
 
+from kqeq.analysis.entry import potential_of
 from kqeq.calculator import KQEqCalculator
 from kqeq.errors import InputError, KQEqError
+from kqeq.frames.site_data import ARRAY_KEYS, INFO_KEYS
 from kqeq.frames.structures import conditions, describe
 from kqeq.model.estimator import KQEq
 from kqeq.potential.potential import Prediction
@@ -30,14 +33,15 @@ MAX_STEPS = 500
 
 
 @dataclass(frozen=True, eq=False)
-class Optimisation:
+class Optimization:
     """Where a geometry optimisation ended.
 
     Attributes
     ----------
     atoms : ase.Atoms
-        The last geometry, converged or not, with charge and field in ``atoms.info`` and no calculator.  Labels and
-        other data that the input carried are left behind: they belong to the old geometry.
+        The last geometry, converged or not, with charge and field in ``atoms.info`` and no calculator.  Fragments,
+        fragment and reference charges and the external potential are kept as they are.  Labels and other data that
+        the input carried are left behind: they belong to the old geometry.
     prediction : Prediction
         For that geometry.
     converged : bool
@@ -59,24 +63,24 @@ class Optimisation:
     net_force: Any
 
 
-def optimise(
-    atoms: Atoms,
+def optimize(
     model: KQEq,
+    atoms: Atoms,
     *,
     total_charge: float | None = None,
     external_field: Any = None,
     fmax: float = 0.01,
     max_steps: int = MAX_STEPS,
     observer: Callable[[int, float, float], None] | None = None,
-) -> Optimisation:
+) -> Optimization:
     """Relax a geometry with BFGS; a charged one in a field with its centre of mass held.
 
     Parameters
     ----------
-    atoms : ase.Atoms
-        Left as it is.  Its constraints are respected; where atoms are fixed the centre of mass is not held as well.
     model : KQEq
         Fitted to energies or forces.
+    atoms : ase.Atoms
+        Left as it is.  Its constraints are respected; where atoms are fixed the centre of mass is not held as well.
     total_charge : float, optional
         e; otherwise from ``atoms.info``, or 0.
     external_field : (3,) array-like, optional
@@ -90,7 +94,7 @@ def optimise(
 
     Returns
     -------
-    Optimisation
+    Optimization
         Also where it did not converge; look at ``converged``.
 
     Raises
@@ -102,12 +106,17 @@ def optimise(
     """
     from ase.optimize import BFGS
 
+    potential_of(model)
     if not (np.isfinite(fmax) and fmax > 0):
         raise InputError(f"fmax is {fmax!r}; expected a positive force in eV/Å")
     if int(max_steps) != max_steps or max_steps < 1:
         raise InputError(f"max_steps is {max_steps!r}; expected a whole number of at least 1")
     charge, field = conditions(
-        atoms, total_charge=total_charge, external_field=external_field, where=describe(atoms)
+        atoms,
+        total_charge=total_charge,
+        external_field=external_field,
+        where=describe(atoms),
+        prefix=model.label_prefix if isinstance(model, KQEq) else "",
     )
     net_force = charge * field
     moving = _geometry(atoms)
@@ -139,14 +148,24 @@ def optimise(
     assert prediction is not None  # the forces were just computed
     moving.calc = None
     moving.set_constraint(atoms.constraints)
-    return Optimisation(moving, prediction, converged, step, max_force, hold, net_force)
+    return Optimization(moving, prediction, converged, step, max_force, hold, net_force)
+
+
+def optimise(atoms: Atoms, model: KQEq, **options: Any) -> Optimization:
+    """The name and order of arguments of version 0.1; use :func:`optimize`."""
+    warnings.warn(
+        "optimise(atoms, model) is now optimize(model, atoms); the old name goes with the next release",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return optimize(model, atoms, **options)
 
 
 def _geometry(atoms: Atoms) -> Atoms:
-    """A copy without the labels and annotations of this particular geometry."""
+    """A copy without the labels and annotations of this particular geometry; what acts on its atoms stays."""
     bare: Atoms = atoms.copy()
-    bare.info = {}
-    for name in set(bare.arrays) - {"numbers", "positions", "masses", "tags"}:
+    bare.info = {key: value for key, value in atoms.info.items() if key in INFO_KEYS}
+    for name in set(bare.arrays) - {"numbers", "positions", "masses", "tags", *ARRAY_KEYS}:
         del bare.arrays[name]
     return bare
 
@@ -155,4 +174,4 @@ def _largest(atoms: Atoms) -> float:
     return float(np.linalg.norm(atoms.get_forces(), axis=1).max())
 
 
-__all__ = ["MAX_STEPS", "Optimisation", "optimise"]
+__all__ = ["MAX_STEPS", "Optimization", "optimise", "optimize"]

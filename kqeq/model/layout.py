@@ -1,0 +1,365 @@
+"""What a model file may hold: tables of its header and arrays, and what has to agree among them.
+
+Everything is checked here, before any of it is used.  To add a field, add a line to the table that it belongs to.
+Settings that end as arguments of a constructor may have entries that no table names: the constructor refuses those that
+it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from kqeq.baselines import CHARGE_FROM
+from kqeq.charges.base import ENVIRONMENT_KINDS, SITE_KINDS
+from kqeq.charges.recipe import KERNEL, LEARN, SOLVERS
+from kqeq.io.schema import (
+    ArrayField,
+    Checker,
+    SchemaError,
+    anything,
+    check_arrays,
+    either,
+    flag,
+    mapping,
+    number,
+    optional,
+    sequence,
+    table,
+    text,
+)
+from kqeq.kernels.charge_kernel import MAX_ORDER
+from kqeq.kernels.settings import AUTO, SELECTIONS
+
+PARTS = ("electronegativity", "short_range")
+
+_SYMBOLS = tuple(chemical_symbols[1:])
+_SYMBOL = text(_SYMBOLS)
+_POSITIVE = number(low=1e-30)
+_NOT_NEGATIVE = number(low=0.0)
+_COUNT = number(low=0, high=1e15, whole=True)
+_ENERGY = number(low=-1e15, high=1e15)
+_FREE = number(infinite=True)
+
+# ------------------------------------------------------------------ settings
+
+_KERNEL = table(
+    r_cut=number(low=0.1, high=100.0),
+    n_max=number(low=1, high=100, whole=True),
+    l_max=number(low=0, high=50, whole=True),
+    sigma=number(low=1e-3, high=100.0),
+    zeta=number(low=0.01, high=1000.0),
+    n_representatives=optional(number(low=1, high=1e9, whole=True)),
+    selection=text(SELECTIONS),
+    delta=optional(_POSITIVE),
+    smooth=text(),
+    maybe={"weighting": optional(mapping(anything))},
+    more=True,
+)
+
+_KERNELS = either(_KERNEL, sequence(_KERNEL, shortest=1))
+"""One kernel, or a sum of several."""
+
+_ELEMENT_VALUES = optional(either(mapping(number(low=-1e6, high=1e6)), text((LEARN, KERNEL))))
+_SOLVED: dict[str, Checker] = {"solver": text(SOLVERS), "accuracy": number(low=1e-11, high=1e-2)}
+
+_CHARGES: dict[str, Checker] = {
+    "QEq": table(
+        model=text(),
+        hardness=_ELEMENT_VALUES,
+        width=_ELEMENT_VALUES,
+        fragments=flag,
+        maybe=_SOLVED,
+        more=True,
+    ),
+    "ACKS2": table(
+        model=text(),
+        softness=_ELEMENT_VALUES,
+        hardness=_ELEMENT_VALUES,
+        width=_ELEMENT_VALUES,
+        decay=number(low=-1e3, high=1e3),
+        cutoff=number(low=1.0, high=100.0),
+        reference_charges=optional(text()),
+        maybe=_SOLVED,
+        more=True,
+    ),
+    "AtomicDipoles": table(
+        model=text(),
+        inner=optional(lambda value, place: _charge_model(value, place, inner=True)),
+        polarizability=_ELEMENT_VALUES,
+        damping=flag,
+        more=True,
+    ),
+}
+
+
+def _charge_model(value: Any, place: str, *, inner: bool = False) -> None:
+    """Accept the settings of a charge model; of one without another inside where ``inner``."""
+    table(model=text([name for name in _CHARGES if not (inner and name == "AtomicDipoles")]), more=True)(
+        value, place
+    )
+    _CHARGES[value["model"]](value, place)
+
+
+_SETTINGS = table(
+    electronegativity=optional(either(_KERNELS, text([AUTO]))),
+    short_range=optional(either(_KERNELS, text([AUTO]))),
+    charges=optional(_charge_model),
+    noise=optional(mapping(_POSITIVE)),
+    targets=optional(either(text(), sequence(text()))),
+    charges_key=optional(text()),
+    label_prefix=text(),
+    e0=optional(mapping(_ENERGY)),
+    max_iterations=number(low=1, high=1e9, whole=True),
+    maybe={
+        "site_kernel": optional(_KERNELS),
+        "solver": text(),
+        "charge_aware": optional(anything),
+        "charge_from": text(CHARGE_FROM),
+    },
+    more=True,
+)
+
+# -------------------------------------------------------------------- header
+
+_ITERATION = table(
+    number=_COUNT,
+    loss=_FREE,
+    decrement=_FREE,
+    damping=_FREE,
+    accepted=flag,
+    maybe={"condition": _FREE, "method": text()},
+)
+
+_REPORT = table(
+    n_frames=_COUNT,
+    n_atoms=_COUNT,
+    n_parameters=_COUNT,
+    n_residuals=_COUNT,
+    used=mapping(_COUNT),
+    ignored=mapping(text()),
+    representatives=mapping(mapping(_COUNT)),
+    iterations=sequence(_ITERATION),
+    converged=flag,
+    loss=_FREE,
+    seconds=_FREE,
+    notes=sequence(text()),
+    maybe={"learned": mapping(table(default=_FREE, value=_FREE, error=_FREE))},
+)
+
+_DESCRIPTOR = table(
+    r_cut=number(low=0.1, high=100.0),
+    n_max=number(low=1, high=100, whole=True),
+    l_max=number(low=0, high=50, whole=True),
+    sigma=number(low=1e-3, high=100.0),
+    smooth=text(),
+    maybe={"weighting": mapping(anything)},
+)
+
+_TERM = table(
+    features=text(),
+    descriptor=_DESCRIPTOR,
+    zeta=number(low=0.01, high=1000.0),
+    species=sequence(number(low=1, high=len(_SYMBOLS), whole=True), shortest=1, distinct=True),
+    elements=sequence(_SYMBOL, shortest=1, distinct=True),
+)
+
+_PART = table(offsets=mapping(_ENERGY, _SYMBOLS), kernels=sequence(_TERM, shortest=1))
+
+_PRIOR = optional(
+    table(
+        deltas=sequence(_NOT_NEGATIVE),
+        mean=mapping(_ENERGY, _SYMBOLS),
+        spread=_NOT_NEGATIVE,
+        maybe={"delta": _NOT_NEGATIVE},  # in files of version 1
+    ),
+)
+
+_ELEMENT_PRIOR = table(
+    kinds=sequence(text(SITE_KINDS)),
+    elements=sequence(_SYMBOL),
+    start=sequence(number(low=0.0)),
+    spread=sequence(_NOT_NEGATIVE),
+)
+
+_POSTERIOR = table(
+    noise=mapping(_POSITIVE),
+    chi=_PRIOR,
+    energy=_PRIOR,
+    elements=optional(_ELEMENT_PRIOR),
+    sites=mapping(sequence(_NOT_NEGATIVE), ENVIRONMENT_KINDS),
+    remainders=mapping(_NOT_NEGATIVE),
+    maybe={"energy_first": flag},  # not in files of version 1
+)
+
+_COUPLED_POSTERIOR = table(
+    noise=mapping(_POSITIVE),
+    coupled=_PRIOR,
+    remainders=sequence(_NOT_NEGATIVE),
+    maybe={"remainder": _NOT_NEGATIVE},  # in files of version 1
+)
+
+_HEADER = table(
+    format=text(),
+    version=_COUNT,
+    kqeq=text(),
+    settings=_SETTINGS,
+    charges_key=optional(text()),
+    species=sequence(_SYMBOL, shortest=1, distinct=True),
+    energy_offsets=mapping(_ENERGY, _SYMBOLS),
+    training_charges=sequence(number(low=-1e6, high=1e6), shortest=1, distinct=True),
+    has_energy=flag,
+    baseline=optional(text()),
+    charges=optional(_charge_model),
+    parts=mapping(optional(_PART)),
+    report=_REPORT,
+    maybe={
+        "baseline_given": optional(text()),
+        "sites": sequence(text(ENVIRONMENT_KINDS), distinct=True),
+        "charge_kernel": optional(
+            table(order=number(low=1, high=MAX_ORDER, whole=True), scale=number(low=1e-6, high=1e6))
+        ),
+        "posterior": optional(either(_POSTERIOR, _COUPLED_POSTERIOR)),
+    },
+)
+
+# -------------------------------------------------------------------- arrays
+
+_LARGEST_COEFFICIENT = 1e20
+
+_COEFFICIENTS = (
+    ArrayField(
+        "{part}/{element}/coefficients",
+        "float",
+        ("rows",),
+        low=-_LARGEST_COEFFICIENT,
+        high=_LARGEST_COEFFICIENT,
+    ),
+)
+
+_REPRESENTATIVES = (
+    ArrayField("{part}/{element}/shape", "int", (2,), low=1),
+    ArrayField("{part}/{element}/data", "float", ("nonzero",), low=-1.001, high=1.001),
+    ArrayField("{part}/{element}/indices", "int", ("nonzero",), low=0, below="features"),
+    ArrayField("{part}/{element}/indptr", "int", ("rows+1",), low=0, offsets="nonzero"),
+)
+
+_POSTERIOR_ARRAYS = (
+    ArrayField("posterior/u", "float", ("parameters",)),
+    ArrayField("posterior/lower", "float", ("parameters", "parameters")),
+)
+
+
+def power_names(order: int) -> tuple[str, ...]:
+    """Names of the parts of a charge-aware short-range energy beyond the first."""
+    return tuple(f"power{b}" for b in range(1, order + 1))
+
+
+def kernel_name(part: str, number: int) -> str:
+    """Name of the arrays of a kernel of a part; numbers start at 1."""
+    return part if number == 1 else f"{part}.{number}"
+
+
+def check_model(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+    """Check a whole model file.
+
+    Parameters
+    ----------
+    header : mapping
+    arrays : mapping of str to array
+
+    Raises
+    ------
+    SchemaError
+        Naming the first place that is wrong.
+    """
+    _HEADER(header, "header")
+    species, parts = header["species"], header["parts"]
+    numbers = [chemical_symbols.index(symbol) for symbol in species]
+    _agree(numbers == sorted(numbers), "header.species is not in ascending order")
+    _agree(set(header["energy_offsets"]) == set(species), "header.energy_offsets does not name all species")
+    kinds, aware = header.get("sites", []), header.get("charge_kernel")
+    expected = [*PARTS, *kinds, *(() if aware is None else power_names(aware["order"]))]
+    _agree(set(parts) == set(expected), f"header.parts names {sorted(parts)}, expected {sorted(expected)}")
+    _agree(all(parts[name] is not None for name in expected[2:]), "a part of the model is empty")
+    _agree(
+        (parts["electronegativity"] is None) == (header["charges"] is None),
+        "the model has electronegativities without charges, or charges without electronegativities",
+    )
+    _agree(any(parts[name] is not None for name in PARTS), "the model has no part at all")
+    on_baseline = aware is not None and header["baseline"] is not None  # its charges may be all there are
+    _agree(
+        header["charges"] is not None or not (kinds or (aware and not on_baseline)),
+        "the model lacks the charges of its parts",
+    )
+    _agree(aware is None or parts["short_range"] is not None, "the model lacks its short-range energy")
+    for name in (*PARTS, "charges"):
+        stored = header["charges"] if name == "charges" else parts[name]
+        _agree(
+            (stored is None) == (header["settings"][name] is None), f"settings and content differ in {name}"
+        )
+    used: set[str] = set()
+    before: set[str] = set()
+    for name in expected:
+        if parts[name] is not None:
+            _check_part(name, header, arrays, used, before)
+    if header.get("posterior") is not None:
+        check_arrays(_POSTERIOR_ARRAYS, arrays, used)
+        _agree(
+            bool((np.diagonal(arrays["posterior/lower"]) > 0).all()), "posterior/lower is no Cholesky factor"
+        )
+    unknown = sorted(set(arrays) - used)
+    _agree(not unknown, f"the arrays {[name[:100] for name in unknown[:3]]} belong to no part of the model")
+
+
+def _check_part(
+    name: str, header: Mapping[str, Any], arrays: Mapping[str, Any], used: set[str], before: set[str]
+) -> None:
+    """Check the kernels of one part of a model; their features may be those of kernels ``before``."""
+    part, species = header["parts"][name], header["species"]
+    numbers = [chemical_symbols.index(symbol) for symbol in species]
+    _agree(
+        set(part["offsets"]) == set(species),
+        f"header.parts.{name}.offsets does not name the species of the model",
+    )
+    for position, term in enumerate(part["kernels"], start=1):
+        own, home = kernel_name(name, position), term["features"]
+        place = f"header.parts.{name}.kernels[{position - 1}]"
+        for key, found, wanted in (
+            ("elements", set(term["elements"]), set(species)),
+            ("species", term["species"], numbers),
+        ):
+            _agree(found == wanted, f"{place}.{key} does not name the species of the model")
+        _agree(
+            home == own or home in before,
+            f"{place} shares the features of {home!r}, which the file does not hold",
+        )
+        for element in term["elements"]:
+            names = {"part": home, "element": element}
+            check_arrays(_REPRESENTATIVES[:1], arrays, used, **names)
+            shape = arrays[f"{home}/{element}/shape"]
+            dimensions = {"rows": int(shape[0]), "features": int(shape[1])}
+            check_arrays(_COEFFICIENTS, arrays, used, dimensions, part=own, element=element)
+            if home == own:
+                check_arrays(_REPRESENTATIVES[1:], arrays, used, dimensions, **names)
+                _check_rows(arrays, f"{home}/{element}", dimensions["features"])
+        before.add(own)
+
+
+def _check_rows(arrays: Mapping[str, Any], prefix: str, features: int) -> None:
+    """No column may occur twice in a row of a sparse matrix."""
+    indices, indptr = arrays[f"{prefix}/indices"].astype(np.int64), arrays[f"{prefix}/indptr"]
+    keys = indices + features * np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    rising = len(keys) < 2 or bool((np.diff(keys) > 0).all())
+    _agree(rising or len(np.unique(keys)) == len(keys), f"{prefix}/indices names a column of a row twice")
+
+
+def _agree(good: bool, problem: str) -> None:
+    if not good:
+        raise SchemaError(problem)
+
+
+__all__ = ["PARTS", "check_model", "kernel_name", "power_names"]
