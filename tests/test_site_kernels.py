@@ -484,7 +484,7 @@ def test_configuration():
         }
     )
     assert model.charges.environment == ("hardness", "polarizability")
-    assert model.site_kernel.delta == 0.1 and model.site_kernel.r_cut == KQEq().electronegativity.r_cut
+    assert model.site_kernel.delta == 0.1 and model.site_kernel.r_cut == 4.0
     assert model_from_dict({"site_kernel": False}).site_kernel is None
     with pytest.raises(InputError, match="site_kernel"):
         model_from_dict({"site_kernel": 3})

@@ -42,7 +42,7 @@ from kqeq.io.atomic_write import check_writable
 from kqeq.io.progress import say, track
 from kqeq.kernels.feature_map import FeatureMap
 from kqeq.kernels.representatives import build_feature_map
-from kqeq.kernels.settings import Kernels
+from kqeq.kernels.settings import AUTOMATIC_TOTAL, DEFAULT_REPRESENTATIVES, Kernels, SOAPKernel
 from kqeq.potential.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
 
@@ -332,6 +332,7 @@ def _parameters(
         with warnings.catch_warnings():
             if settings.automatic:
                 warnings.simplefilter("ignore", RepresentativesWarning)
+                kernels = tuple(_sized(kernel, len(species)) for kernel in kernels or ())
             return [
                 build_feature_map(
                     kernel,
@@ -375,6 +376,14 @@ def _parameters(
         site_maps=site_maps,
         site_deltas=site_deltas,
     )
+
+
+def _sized(kernel: SOAPKernel, elements: int) -> SOAPKernel:
+    """A kernel that nobody has chosen, with representatives for the number of elements."""
+    if kernel.n_representatives is not None:
+        return kernel
+    number = min(DEFAULT_REPRESENTATIVES, AUTOMATIC_TOTAL // elements)
+    return SOAPKernel(**{**kernel.get_params(deep=False), "n_representatives": max(1, number)})
 
 
 def kernel_spreads(given: Sequence[float | None], default: float) -> list[float]:

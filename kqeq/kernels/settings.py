@@ -14,6 +14,9 @@ from kqeq.io.rules import NOTHING, Rule, check_settings, choice, number, whole
 DEFAULT_REPRESENTATIVES = 300
 """Representatives per element where none are asked for."""
 
+AUTOMATIC_TOTAL = 1000
+"""Representatives of all elements together in a kernel that nobody has chosen, as far as that is less."""
+
 SELECTIONS = ("fps", "cur", "leverage")
 """Ways to choose representative environments."""
 
@@ -129,8 +132,8 @@ AUTO = "auto"
 def automatic_electronegativity() -> Kernels:
     """Kernels of the electronegativity where nothing is said about them: middle and sharp."""
     return (
-        SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2, n_representatives=150),
-        SOAPKernel(r_cut=2.5, n_max=6, l_max=4, sigma=0.2, zeta=2, n_representatives=150),
+        SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2),
+        SOAPKernel(r_cut=2.5, n_max=6, l_max=4, sigma=0.2, zeta=2),
     )
 
 
@@ -140,9 +143,9 @@ def automatic_short_range() -> Kernels:
     Their spreads are typical of what left-out frames of the packaged data sets ask for.
     """
     return (
-        SOAPKernel(r_cut=5.0, n_max=8, l_max=6, sigma=0.5, zeta=4, n_representatives=150, delta=0.3),
-        SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2, n_representatives=150, delta=1.0),
-        SOAPKernel(r_cut=2.5, n_max=6, l_max=4, sigma=0.2, zeta=2, n_representatives=250, delta=2.5),
+        SOAPKernel(r_cut=5.0, n_max=8, l_max=6, sigma=0.5, zeta=4, delta=0.3),
+        SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2, delta=1.0),
+        SOAPKernel(r_cut=2.5, n_max=6, l_max=4, sigma=0.2, zeta=2, delta=2.5),
     )
 
 
@@ -158,6 +161,7 @@ def default_short_range() -> SOAPKernel:
 
 __all__ = [
     "AUTO",
+    "AUTOMATIC_TOTAL",
     "DEFAULT_REPRESENTATIVES",
     "SELECTIONS",
     "Kernels",

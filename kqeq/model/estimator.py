@@ -40,6 +40,8 @@ from kqeq.kernels.settings import (
     SOAPKernel,
     automatic_electronegativity,
     automatic_short_range,
+    default_electronegativity,
+    default_short_range,
     kernel_tuple,
 )
 from kqeq.model.evaluation import evaluate_pairs, read_structures
@@ -170,6 +172,19 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.solver = solver
         self.charge_aware = charge_aware
         self.charge_from = charge_from
+
+    def set_params(self, **params: Any) -> KQEq:
+        """Set parameters, also nested ones such as ``short_range__delta``.
+
+        A setting of a kernel that is ``"auto"`` makes it the single default kernel with that setting.
+        """
+        singles = {"electronegativity": default_electronegativity, "short_range": default_short_range}
+        for name, single in singles.items():
+            nested = any(key.startswith(f"{name}__") for key in params)
+            if nested and isinstance(params.get(name, getattr(self, name)), str):
+                params = {**params, name: single()}
+        super().set_params(**params)
+        return self
 
     # ------------------------------------------------------------------ fit
 

@@ -327,8 +327,6 @@ def search(
     left_out: LeftOut,
     bounds: Sequence[tuple[float, float]],
     starts: Sequence[FloatArray] = (),
-    *,
-    rough: bool = False,
 ) -> tuple[FloatArray, Score]:
     """Noises and spreads under which left-out frames are most probable: one coordinate after the other.
 
@@ -341,8 +339,6 @@ def search(
         On every logarithm; equal ones hold it.
     starts : sequence of (K + G,) arrays
         Beside zero.
-    rough : bool
-        Small steps on few frames, too.
 
     Returns
     -------
@@ -360,7 +356,7 @@ def search(
         for start in (np.zeros(left_out.size), *starts)
     ]
     best = max(reached, key=lambda found: -math.inf if found[1] is None else _value(found[1], found[0]))[0]
-    best, score = _climb(few if rough else left_out, bounds, best, STEPS[1])
+    best, score = _climb(left_out, bounds, best, STEPS[1])
     if score is None:
         raise NotPositiveDefiniteError("the normal equations are singular at every noise; raise the noises")
     return best, score
@@ -536,7 +532,7 @@ def learn_left_out(
             settled, alone = settle(only, part)
             parameters, now = _adopt(parameters, settled.parameters), dict(settled.noise)
     start = at(frames, parameters, now, None)
-    theta, _ = search(start.left_out, _bounds(start, held, _SHORT_RANGE), rough=True)
+    theta, _ = search(start.left_out, _bounds(start, held, _SHORT_RANGE))
     dropped = unearned(start.left_out, parameters, theta, ("chi",))
     best = start
     for part_of in (1.0, 0.5):
