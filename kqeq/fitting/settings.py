@@ -131,7 +131,8 @@ def complete_noise(noise: Mapping[str, float] | None) -> dict[str, float]:
         For anything but a mapping, and for unknown kinds.
     """
     check_noise(noise)
-    return {**DEFAULT_NOISE, **(noise or {})}
+    # a NumPy scalar of lower precision would spread its precision through the fit
+    return {**DEFAULT_NOISE, **{kind: float(value) for kind, value in (noise or {}).items()}}
 
 
 def check_noise(noise: Any) -> None:

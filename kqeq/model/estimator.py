@@ -28,7 +28,7 @@ from kqeq.fitting.metrics import Evaluation
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.cache import DiskCache, disk_cache
 from kqeq.fitting.rows.targets import element_energies
-from kqeq.fitting.settings import RULES, FitSettings, check_settings, complete_noise
+from kqeq.fitting.settings import RULES, FitSettings, check_noise, check_settings, complete_noise
 from kqeq.fitting.update import update_potential
 from kqeq.frames.label_checks import survey
 from kqeq.frames.labels import LabelKeys
@@ -336,6 +336,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             chi = None if self.charges is None else automatic_electronegativity()
         if isinstance(energy, str):
             energy = automatic_short_range()
+        check_noise(self.noise)
         return FitSettings(
             electronegativity=kernel_tuple(chi),
             short_range=kernel_tuple(energy),
