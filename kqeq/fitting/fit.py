@@ -17,13 +17,14 @@ from kqeq import elements
 from kqeq.backend.linalg import solve_lower
 from kqeq.baselines import remaining
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
-from kqeq.errors import InputError, KQEqError, LabelWarning
+from kqeq.errors import InputError, KQEqError, LabelWarning, RepresentativesWarning
 from kqeq.fitting.baseline_labels import subtract_baseline, used_baseline
 from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
 from kqeq.fitting.checkpoint import fingerprint
 from kqeq.fitting.contradictions import warn_contradictions
 from kqeq.fitting.dipole_origin import MAX_IONS, far_from_ions, other_origin
 from kqeq.fitting.evidence.hyperparameters import learn
+from kqeq.fitting.evidence.left_out import learn_left_out
 from kqeq.fitting.least_squares.solver import Solution
 from kqeq.fitting.minimisation import minimise_from, solve, warn_unconverged
 from kqeq.fitting.parameters import Parameters
@@ -173,7 +174,19 @@ def fit_potential(
     noise = {**DEFAULT_NOISE, **settings.noise}
     linear = settings.charges is None or (parameters.learned is None and used.keys() <= LINEAR_KINDS)
     learned = None
-    if settings.optimize is not None:
+    if settings.optimize == "left-out":
+        learned = learn_left_out(
+            frames,
+            parameters,
+            noise,
+            linear=linear,
+            solve=lambda problem, u: minimise_from(problem, settings, u),
+            report=say,
+            held=settings.held,
+            device=settings.device,
+            cache=cache,
+        )
+    elif settings.optimize is not None:
         learned = learn(
             frames,
             parameters,
@@ -186,14 +199,15 @@ def fit_potential(
             device=settings.device,
             cache=cache,
         )
+    if learned is not None:
         parameters, noise = learned.parameters, learned.noise
         notes += learned.table
     problem = FitProblem(frames, parameters, noise, linear=linear, device=settings.device, cache=cache)
     try:
         solution = (
-            solve(problem, settings, resume)
-            if learned is None
-            else minimise_from(problem, settings, learned.u)
+            minimise_from(problem, settings, learned.u)
+            if learned is not None and (resume is None or settings.optimize == "evidence")
+            else solve(problem, settings, resume, None if learned is None else learned.u)
         )
     finally:
         problem.close()
@@ -315,16 +329,19 @@ def _parameters(
     """Choose representatives and lay the parameters out."""
 
     def build(kernels: Kernels | None, role: str) -> list[FeatureMap]:
-        return [
-            build_feature_map(
-                kernel,
-                structures,
-                species,
-                progress=lambda items: track(items, f"{role} environments"),
-                role=role,
-            )
-            for kernel in kernels or ()
-        ]
+        with warnings.catch_warnings():
+            if settings.automatic:
+                warnings.simplefilter("ignore", RepresentativesWarning)
+            return [
+                build_feature_map(
+                    kernel,
+                    structures,
+                    species,
+                    progress=lambda items: track(items, f"{role} environments"),
+                    role=role,
+                )
+                for kernel in kernels or ()
+            ]
 
     energy_mean = energy_offsets(frames, species, settings.e0) if has_energy else None
     numbers = np.array(species)

@@ -36,12 +36,14 @@ from kqeq.io.progress import track
 from kqeq.io.rules import NOTHING, PATH, Rule, check_values, instance
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.settings import (
+    AUTO,
     SOAPKernel,
-    default_electronegativity,
-    default_short_range,
+    automatic_electronegativity,
+    automatic_short_range,
     kernel_tuple,
 )
 from kqeq.model.evaluation import evaluate_pairs, read_structures
+from kqeq.model.storage import Record, damaged, load_record, save_record
 from kqeq.potential.potential import Potential, Prediction, check_properties
 from kqeq.potential.prediction import PredictOptions
 from kqeq.uncertainty.posterior import (
@@ -53,6 +55,7 @@ from kqeq.uncertainty.posterior import (
 )
 from kqeq.uncertainty.remainder import learn_remainder
 
+_AUTO: Any = AUTO
 _DEFAULT: Any = "default"
 """Marks arguments that take the package's default (``None`` means: leave this part away)."""
 
@@ -70,11 +73,13 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    electronegativity : SOAPKernel, sequence of SOAPKernel, or None
+    electronegativity : SOAPKernel, sequence of SOAPKernel, "auto" or None
         Kernel of the electronegativities, or several that are summed, each with its own descriptor, representatives
-        and prior spread; ``None`` (with ``charges=None``) for a short-range potential alone.
-    short_range : SOAPKernel, sequence of SOAPKernel, or None
-        Kernel of the short-range energy, or several that are summed; ``None`` for charges alone.
+        and prior spread; ``None`` (with ``charges=None``) for a short-range potential alone.  ``"auto"`` takes a middle
+        and a sharp kernel and has ``fit`` choose.
+    short_range : SOAPKernel, sequence of SOAPKernel, "auto" or None
+        Kernel of the short-range energy, or several that are summed; ``None`` for charges alone.  ``"auto"`` takes a
+        long, a middle and a sharp kernel and has ``fit`` choose.
     charges : charge model or None
         ``kqeq.QEq()`` by default.  Element parameters that it marks with ``"learn"`` are fitted together with the
         rest, from all labels and from polarizabilities, with priors around the defaults; the values are in
@@ -135,8 +140,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        electronegativity: SOAPKernel | Sequence[SOAPKernel] | None = _DEFAULT,
-        short_range: SOAPKernel | Sequence[SOAPKernel] | None = _DEFAULT,
+        electronegativity: SOAPKernel | Sequence[SOAPKernel] | str | None = _AUTO,
+        short_range: SOAPKernel | Sequence[SOAPKernel] | str | None = _AUTO,
         charges: ChargeModel | None = _DEFAULT,
         baseline: Any = None,
         noise: Mapping[str, float] | None = None,
@@ -151,10 +156,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         charge_from: str = "baseline",
     ) -> None:
         # a default object of its own for every model, so that set_params never reaches another
-        self.electronegativity = (
-            default_electronegativity() if _is_default(electronegativity) else electronegativity
-        )
-        self.short_range = default_short_range() if _is_default(short_range) else short_range
+        self.electronegativity = electronegativity
+        self.short_range = short_range
         self.charges = QEq() if _is_default(charges) else charges
         self.baseline = baseline
         self.noise = noise
@@ -179,7 +182,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         targets: Sequence[str] | None = None,
         charges_key: str | None = None,
         resume: str | PathLike[str] | None = None,
-        optimize: str | None = None,
+        optimize: str | None = AUTO,
         cache: str | PathLike[str] | DiskCache | None = None,
         device: str | Device = "cpu",
         leave_out_failed: bool = False,
@@ -201,11 +204,15 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         resume : path-like, optional
             Checkpoint file: written after every step, and continued from if it is there already, so that an
             interrupted fit (Ctrl-C, a killed job) called again gives what the uninterrupted one would have.
-        optimize : "evidence", optional
-            Learn the noise of every label kind, the prior spreads (δ of the kernels, spreads of the offsets) and, for
-            fits to dipoles or charges alone, ζ of the electronegativities by maximising the marginal likelihood
-            (:mod:`kqeq.fitting.evidence.hyperparameters`).  The given values are the start and the centre of bounds;
-            what was learned is in ``posterior_`` and in the report; uncertainties are calibrated
+        optimize : {"auto", "left-out", "evidence"}, optional
+            ``"left-out"``: learn the noise of every label kind that ``noise`` does not name, and the prior spread of
+            every kernel, by how well frames are predicted that are left out (in closed form), and leave kernels away
+            that do not help (:mod:`kqeq.fitting.evidence.left_out`).  ``"auto"`` does so where kernels are ``"auto"``;
+            ``None`` is one fit with the settings as they are.
+            ``"evidence"``: learn the noise of every label kind, the prior spreads (δ of the kernels, spreads of the
+            offsets) and, for fits to dipoles or charges alone, ζ of the electronegativities by maximising the marginal
+            likelihood (:mod:`kqeq.fitting.evidence.hyperparameters`).  The given values are the start and the centre
+            of bounds; what was learned is in ``posterior_`` and in the report; uncertainties are calibrated
             (:mod:`kqeq.uncertainty.remainder`).
         cache : path-like or DiskCache, optional
             A folder on a fast disk for kernel features that memory has no room for; :class:`kqeq.DiskCache` says more.
@@ -235,9 +242,10 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         check_values("fit", given, _FIT_RULES)
         targets = self.targets if targets is None else targets
         charges_key = self.charges_key if charges_key is None else charges_key
-        settings = replace(
-            self._settings(targets), optimize=optimize, leave_out_failed=bool(leave_out_failed)
-        )
+        settings = self._settings(targets)
+        if optimize == AUTO:
+            optimize = "left-out" if settings.automatic else None
+        settings = replace(settings, optimize=optimize, leave_out_failed=bool(leave_out_failed))
         check_settings(settings)
         noise = settings.noise["forces"]
         found = survey(frames, self._keys(charges_key), weights=sample_weight, force_noise=noise)
@@ -308,9 +316,16 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     def _settings(self, targets: Sequence[str] | None) -> FitSettings:
         if isinstance(targets, str):
             targets = (targets,)
+        chi, energy = self.electronegativity, self.short_range
+        if isinstance(chi, str):
+            chi = None if self.charges is None else automatic_electronegativity()
+        if isinstance(energy, str):
+            energy = automatic_short_range()
         return FitSettings(
-            electronegativity=kernel_tuple(self.electronegativity),
-            short_range=kernel_tuple(self.short_range),
+            electronegativity=kernel_tuple(chi),
+            short_range=kernel_tuple(energy),
+            automatic=any(isinstance(own, str) for own in (self.electronegativity, self.short_range)),
+            held=tuple(self.noise or ()),
             charges=self.charges,
             baseline=resolve_baseline(self.baseline, self.charge_from),
             noise=complete_noise(self.noise),
@@ -488,13 +503,46 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             Also an InputError and an OSError: the disk is full, for example.  A model that no file holds yet is then
             kept in another folder, which the message names.
         """
-        from kqeq.model.storage import save_model
+        record = Record(
+            self.get_params(deep=False), self.fitted(), self.fit_report_, self.charges_key_, self.posterior_
+        )
+        save_record(record, path, posterior=posterior, rescue=not self._on_disk)
+        self._on_disk = True
 
-        save_model(self, path, posterior=posterior)
+
+def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
+    """Read a model file.
+
+    Parameters
+    ----------
+    path : path-like
+    baseline : ase calculator, optional
+        Needed if the model was fitted on top of a calculator: calculators are not stored.
+
+    Returns
+    -------
+    KQEq
+        Fitted; predicts bit for bit what the saved model predicted.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is missing, truncated, damaged, no model file, or from a newer version of the package.
+    InputError
+        If the baseline calculator is missing or is not the kind the model was fitted with.
+    """
+    record = load_record(path, baseline=baseline)
+    try:
+        model = KQEq(**record.settings)
+    except Exception as error:  # settings that no version has had
+        raise damaged(path, error) from error
+    model._set_fitted(record.potential, record.report, record.charges_key, record.posterior)
+    model._on_disk = True
+    return model
 
 
 def _is_default(value: Any) -> bool:
     return isinstance(value, str) and value == _DEFAULT
 
 
-__all__ = ["KQEq"]
+__all__ = ["KQEq", "load_model"]
