@@ -19,7 +19,7 @@ MODULES = {
     "kqeq.analysis.optimization": "Geometry optimisation",
     "kqeq.analysis.plots": "Figures",
     "kqeq.model.config": "Settings files",
-    "kqeq.baselines.baseline": "Baselines",
+    "kqeq.baselines": "Baselines",
     "kqeq.elements": "Parameters by element",
     "kqeq.fitting.learning": "Element parameters from polarizabilities",
     "kqeq.fitting.metrics": "Errors",

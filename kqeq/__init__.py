@@ -16,7 +16,7 @@ from kqeq._moved import install
 from kqeq._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from kqeq import analysis, datasets, errors
+    from kqeq import analysis, baselines, datasets, errors
     from kqeq.analysis import plots
     from kqeq.backend import devices
     from kqeq.calculator import KQEqCalculator
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from kqeq.fitting.rows.cache import DiskCache
     from kqeq.kernels.charge_kernel import ChargeKernel
     from kqeq.kernels.settings import SOAPKernel
+    from kqeq.model.choice import choose_charge_from
     from kqeq.model.estimator import KQEq
-    from kqeq.model.storage import load_model as load
+    from kqeq.model.estimator import load_model as load
     from kqeq.potential.prediction import Prediction
     from kqeq.uncertainty.selection import select
 
@@ -40,10 +41,12 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "QEq": ("kqeq.charges", "QEq"),
     "SOAPKernel": ("kqeq.kernels.settings", "SOAPKernel"),
     "analysis": ("kqeq.analysis", None),
+    "baselines": ("kqeq.baselines", None),
+    "choose_charge_from": ("kqeq.model.choice", "choose_charge_from"),
     "datasets": ("kqeq.datasets", None),
     "devices": ("kqeq.backend.devices", None),
     "errors": ("kqeq.errors", None),
-    "load": ("kqeq.model.storage", "load_model"),
+    "load": ("kqeq.model.estimator", "load_model"),
     "plots": ("kqeq.analysis.plots", None),
     "select": ("kqeq.uncertainty.selection", "select"),
 }
@@ -59,6 +62,8 @@ __all__ = [
     "QEq",
     "SOAPKernel",
     "analysis",
+    "baselines",
+    "choose_charge_from",
     "datasets",
     "devices",
     "errors",

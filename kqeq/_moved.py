@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 MOVED = {
-    "kqeq.baseline": "kqeq.baselines.baseline",
+    "kqeq.baseline": "kqeq.baselines",
     "kqeq.charge_kernel": "kqeq.kernels.charge_kernel",
     "kqeq.config": "kqeq.model.config",
     "kqeq.devices": "kqeq.backend.devices",
@@ -19,12 +19,14 @@ MOVED = {
     "kqeq.fitting.cache": "kqeq.fitting.rows.cache",
     "kqeq.fitting.features": "kqeq.fitting.rows.features",
     "kqeq.fitting.hyperparameters": "kqeq.fitting.evidence.hyperparameters",
+    "kqeq.labels": "kqeq.frames.labels",
+    "kqeq.neighbours": "kqeq.frames.neighbours",
     "kqeq.optimise": "kqeq.analysis.optimization",
     "kqeq.plots": "kqeq.analysis.plots",
     "kqeq.remainder": "kqeq.uncertainty.remainder",
     "kqeq.selection": "kqeq.uncertainty.selection",
     "kqeq.site_data": "kqeq.frames.site_data",
-    "kqeq.storage": "kqeq.model.storage",
+    "kqeq.storage": "kqeq.model.estimator",
     "kqeq.structures": "kqeq.frames.structures",
 }
 """Modules that the documentation of version 0.1 names."""

@@ -3,7 +3,9 @@
     atoms.calc = KQEqCalculator(model, total_charge=+1, external_field=(0, 0, 0.1))
 
 Charge and field come from the calculator or from ``atoms.info`` (``total_charge`` or ``charge``,
-``external_field``); two sources that disagree are an error.
+``external_field``); two sources that disagree are an error.  What the calculator was told is noted in the atoms that it
+computes (``atoms.info["calculator_total_charge"]``, ``atoms.info["calculator_external_field"]``), in its parameters and
+in its name, so that it is in every file that ASE writes and is found there by :mod:`kqeq.frames.conditions`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import replace
 from functools import wraps
 from typing import Any, TypeVar, cast
 
+import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
@@ -21,9 +24,18 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from kqeq.backend import Device, devices
 from kqeq.backend.devices import check_precision
 from kqeq.errors import InputError, UnsupportedError
+from kqeq.frames.conditions import (
+    NOTED_CHARGE,
+    NOTED_FIELD,
+    check_charge,
+    check_field,
+    conditions,
+    is_among,
+    write_name,
+)
 from kqeq.frames.neighbours import NeighbourFinder, Pairs
 from kqeq.frames.site_data import site_data_key
-from kqeq.frames.structures import Structure, check_charge, check_field, conditions, describe, read_structure
+from kqeq.frames.structures import Structure, describe, read_structure
 from kqeq.model.estimator import KQEq
 from kqeq.potential.fixed_geometry import FixedGeometry, same_geometry
 from kqeq.potential.potential import Potential, Prediction, require_energy_model
@@ -123,7 +135,9 @@ class KQEqCalculator(Calculator):
                 f"KQEqCalculator needs a fitted kqeq.KQEq model, got {type(model).__name__}; "
                 "load a model file with kqeq.load(path) first"
             )
-        self._potential: Potential = model.fitted()
+        self._potential: Potential = model.fitted().in_session()
+        self._prefix = str(model.label_prefix)
+        self._noted: dict[str, list[Any]] = {NOTED_CHARGE: [], NOTED_FIELD: []}
         self._single = check_precision(precision)
         devices.resolve(device)
         self._device = device
@@ -231,7 +245,30 @@ class KQEqCalculator(Calculator):
         return changes
 
     def _read_conditions(self, atoms: Atoms) -> tuple[float, FloatArray]:
-        return conditions(atoms, total_charge=self.total_charge, external_field=self.external_field)
+        return conditions(
+            atoms,
+            total_charge=self.total_charge,
+            external_field=self.external_field,
+            prefix=self._prefix,
+            calculator=False,
+            stale=self._noted,  # it may have been told something else since
+        )
+
+    def _note(self, atoms: Atoms) -> None:
+        """Write into atoms what this calculator was told, for files to keep; take back what does not hold any more."""
+        for key, value in ((NOTED_CHARGE, self.total_charge), (NOTED_FIELD, self.external_field)):
+            noted = self._noted[key]
+            if value is not None:
+                # an array is what extended XYZ keeps as three numbers
+                atoms.info[key] = value if key == NOTED_CHARGE else np.array(value)
+                if not is_among(value, noted):
+                    noted.append(value)
+            elif key in atoms.info and is_among(atoms.info[key], noted):
+                del atoms.info[key]
+
+    def _get_name(self) -> str:
+        """The name under which files know the calculator, with charge and field: some files keep nothing else."""
+        return write_name(*(self._conditions or (0.0, np.zeros(3))))
 
     # ----------------------------------------------------------- calculation
 
@@ -255,7 +292,10 @@ class KQEqCalculator(Calculator):
                 f"KQEqCalculator was asked for {name!r} without a structure; pass atoms, or attach the calculator "
                 "(atoms.calc = calculator) and ask the atoms"
             )
-        return super().get_property(name, atoms, allow_calculation)  # type: ignore[no-untyped-call]
+        value = super().get_property(name, atoms, allow_calculation)  # type: ignore[no-untyped-call]
+        if atoms is not None and self.results:
+            self._note(atoms)
+        return value
 
     @_one_at_a_time
     def calculate(
@@ -287,9 +327,8 @@ class KQEqCalculator(Calculator):
             raise InputError("KQEqCalculator.calculate() needs a structure; pass atoms")
         for name in properties:
             self._require(name)
-        structure = read_structure(
-            self.atoms, total_charge=self.total_charge, external_field=self.external_field
-        )
+        charge, field = self._read_conditions(self.atoms)
+        structure = read_structure(self.atoms, total_charge=charge, external_field=field, prefix=self._prefix)
         checked = tuple(a.tobytes() for a in (structure.numbers, structure.pbc, structure.external_field))
         if checked != self._checked:  # not at every step of a trajectory
             self._potential.check(structure, describe(self.atoms))
@@ -302,6 +341,8 @@ class KQEqCalculator(Calculator):
         if "forces" in properties or "stress" in properties:
             # both come out of the same derivatives
             wanted += ["forces", "stress"] if structure.periodic else ["forces"]
+        if "dipole" in properties:
+            wanted.append("dipole")  # a matter of course, except on the charges of a baseline
 
         def work(where: Device) -> Prediction:
             return self._at(structure, where).predict(wanted)
@@ -374,7 +415,7 @@ class KQEqCalculator(Calculator):
                 require_energy_model(self._potential)
             except UnsupportedError as error:
                 raise PropertyUnavailableError(str(error)) from None
-        if name in _CHARGE_KINDS and self._potential.charges is None:
+        if name in _CHARGE_KINDS and not self._potential.has_charges:
             raise PropertyUnavailableError(
                 f"the model has no charges, so it has no {name}; fit with charges=kqeq.QEq()"
             )

@@ -301,7 +301,7 @@ def test_bad_input(water_training, tmp_path):
         make().fit(water_training, cache=tmp_path / "missing")
     with pytest.raises(InputError, match="positive number of bytes"):
         make().fit(water_training, cache=kqeq.DiskCache(tmp_path, budget=0))
-    with pytest.raises(InputError, match=r"expected a folder, kqeq\.DiskCache"):
+    with pytest.raises(InputError, match=r"folder, or kqeq\.DiskCache"):
         make().fit(water_training, cache=3)
 
 

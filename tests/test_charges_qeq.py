@@ -241,7 +241,7 @@ def test_parameters_that_were_not_learned_are_refused_in_prediction():
         model.check(geometry())
     learned = model.with_parameters({"hardness": {"O": 9.0}})
     learned.check(geometry())
-    assert learned.learned == () and model.hardness == "learn"
+    assert learned.to_learn == () and model.hardness == "learn"
     assert_allclose(learned.site_parameters(np.array([8, 1])).hardness, [9.0, elements.hardness([1])[0]])
 
 

@@ -132,6 +132,11 @@ def test_two_different_labels_of_other_kinds():
         ("stress", STRESS.ravel(), STRESS),
         ("polarizability", ALPHA.ravel(), ALPHA),
         ("dipole", (1, 2, 3), np.array([1.0, 2.0, 3.0])),
+        ("dipole", [[1, 2, 3]], np.array([1.0, 2.0, 3.0])),
+        ("dipole", [[1], [2], [3]], np.array([1.0, 2.0, 3.0])),
+        ("energy", [[-3.0]], -3.0),
+        ("stress", [STRESS], STRESS),
+        ("polarizability", [ALPHA.ravel()], ALPHA),
     ],
 )
 def test_equivalent_shapes(kind, value, expected):
@@ -154,7 +159,6 @@ def test_charges_may_be_a_column():
         ("stress", [1.0, 2.0, 3.0]),
         ("dipole", 1.0),
         ("dipole", [1.0, 2.0]),
-        ("dipole", [[1.0, 2.0, 3.0]]),
         ("polarizability", [1.0, 2.0, 3.0]),
         ("polarizability", np.arange(9.0).reshape(3, 3)),
         ("forces", np.zeros((3, 2))),

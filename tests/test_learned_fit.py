@@ -371,7 +371,7 @@ def test_uncertain_element_parameters_widen_the_uncertainty(made, kernel):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"charges": QEq(hardness="lern")}, r"frame 0: hardness is 'lern'; expected a dict"),
+        ({"charges": QEq(hardness="lern")}, r"hardness='lern'.*: expected a dict"),
         ({"charges": QEq(), "targets": ["polarizability"]}, r"targets holds 'polarizability'.*\"learn\""),
         ({"charges": QEq(LEARN), "noise": {"polarizability": 0.0}}, r'noise\["polarizability"\] is 0.0'),
         (

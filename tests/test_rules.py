@@ -150,6 +150,7 @@ ALLOWED = {
     "decay": {"number", "negative"},
     "reference_charges": {"nothing"},
     "inner": {"nothing"},
+    "weighting": {"nothing"},
 }
 
 
@@ -205,10 +206,22 @@ def test_a_file_of_settings_takes_the_same_door(tmp_path):
         "[short_range]\nzetta = 2": "did you mean 'zeta'",
         "max_iterations = 2.5": "max_iterations is 2.5: expected a whole number of at least 1",
         "[charges]\nfragments = 'no'": r"QEq\(fragments='no'\): expected True or False",
-        "targets = 'energy'": "targets is 'energy': expected a list",
+        "targets = 3": "targets is 3: expected a name",
         "[noise]\nforce = 0.1": "did you mean 'forces'",
         "electronegativty = false": "did you mean 'electronegativity'",
     }.items():
         path.write_text(text)
         with pytest.raises(InputError, match=f"settings.toml.*{expected}"):
             load_config(path)
+
+
+def test_accepted_settings_are_remembered_until_they_change():
+    model = kqeq.QEq(accuracy=1e-6)
+    model.check_settings()
+    model.check_settings()
+    model.accuracy = "fine"
+    with pytest.raises(InputError, match="accuracy='fine'"):
+        model.check_settings()
+    model.set_params(accuracy=1e-7)
+    model.check_settings()
+    assert "_accepted" not in model.get_params()

@@ -263,7 +263,7 @@ def load_same_shape(members, name, other):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (lambda t: t.replace('"version": 1', '"version": ' + "9" * 5000), "damaged"),
+        (lambda t: t.replace('"version": 2', '"version": ' + "9" * 5000), "damaged"),
         (lambda t: t.replace('"species"', '"species": ["H"], "species"', 1), "twice"),
         (lambda t: "[" * 100_000, "damaged"),
         (

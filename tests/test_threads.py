@@ -13,7 +13,7 @@ from ase.calculators.lj import LennardJones
 from checks import bare
 from conftest import NOISE
 from kqeq import KQEq, KQEqCalculator
-from kqeq.baselines.baseline import CalculatorBaseline
+from kqeq.baselines import CalculatorBaseline
 from kqeq.frames.structures import read_structure
 from kqeq.kernels.feature_map import _remembered
 

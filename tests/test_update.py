@@ -227,11 +227,11 @@ def test_other_kinds_of_labels(frames):
     model = dipoles().fit(frames[0])
     bare = [atoms.copy() for atoms in frames[1]]
     for atoms in bare:
-        atoms.info = {"energy": 1.0}
+        atoms.info = {"energy": 1.0, "total_charge": atoms.info["total_charge"]}
     with pytest.raises(InputError, match=r"was fitted to dipole, and the 12 frames to add carry energy"):
         model.update(bare)
     for atoms in bare:
-        atoms.info = {}
+        del atoms.info["energy"]
     with pytest.raises(InputError, match="carry no labels"):
         model.update(bare)
     with pytest.raises(InputError, match="no usable label"):

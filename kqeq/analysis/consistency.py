@@ -20,6 +20,7 @@ from kqeq.analysis.entry import CHARGE_STEP, FIELD_STEP, derivative, potential_o
 from kqeq.analysis.results import Result
 from kqeq.calculator import KQEqCalculator
 from kqeq.errors import InputError, KQEqError
+from kqeq.frames.conditions import under_conditions
 from kqeq.frames.structures import Structure, as_frames
 from kqeq.potential.fixed_geometry import FixedGeometry
 from kqeq.potential.potential import Potential, Prediction
@@ -159,7 +160,11 @@ def check_consistency(
     checks = [_worst(name, found) for name, found in collected.items()]
     times = energies = np.zeros(0)
     if steps and potential.has_energy:
-        check, times, energies = _dynamics(model, everything[chosen[0]], int(chosen[0]), int(steps))
+        first = structures[0]
+        start = under_conditions(
+            everything[chosen[0]], first.total_charge, first.external_field, model.label_prefix
+        )
+        check, times, energies = _dynamics(model, start, int(chosen[0]), int(steps))
         checks.append(check)
     return Consistency(tuple(checks), tuple(int(i) for i in chosen), times, energies)
 
@@ -173,11 +178,11 @@ def _worst(name: str, found: list[tuple[int, Outcome]]) -> Check:
 
 def _outcomes(potential: Potential, structure: Structure) -> Iterator[Outcome]:
     """All comparisons for one frame."""
-    charged = potential.charges is not None
+    charged = potential.has_charges
     if charged:
         structure = _in_test_field(potential, structure)
     geometry = FixedGeometry.at(potential, structure)
-    wanted = ("forces", "stress", "polarizability")
+    wanted = ("forces", "stress", "dipole", "polarizability")
     here = geometry.predict(wanted)
     if potential.has_energy:
         yield from _derivatives(potential, structure, here)
@@ -254,7 +259,7 @@ def _responses(geometry: FixedGeometry, here: Prediction) -> Iterator[Outcome]:
     if here.dipole is not None and not structure.periodic:
 
         def along(t: float, a: int, what: str) -> FloatArray:
-            there = geometry.under(external_field=field + t * np.eye(3)[a]).predict(())
+            there = geometry.under(external_field=field + t * np.eye(3)[a]).predict(("dipole",))
             return np.asarray(there.energy if what == "energy" else there.dipole)
 
         numeric = np.array(
@@ -291,12 +296,12 @@ def _responses(geometry: FixedGeometry, here: Prediction) -> Iterator[Outcome]:
         structure.fragment_charges is None
         and structure.reference_charges is None
         and not (structure.periodic and field.any())
+        and here.chemical_potential is not None
     ):
 
         def energy(t: float) -> FloatArray:
             return np.asarray(geometry.under(total_charge=charge + t).predict(()).energy)
 
-        assert here.chemical_potential is not None
         error = abs(float(derivative(energy, CHARGE_STEP)) - here.chemical_potential)
         yield "chemical potential = dE/dQ", error, 1e-5 * abs(here.chemical_potential) + 1e-5, "eV/e"
 

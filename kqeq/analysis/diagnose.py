@@ -15,15 +15,16 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from kqeq.analysis.dissociation import DissociationScan, connected_fragments, dissociation_scan
-from kqeq.analysis.entry import bare, fix, formula, potential_of
+from kqeq.analysis.entry import conditions_of, fix, formula, potential_of, without_fragments
 from kqeq.analysis.findings import FLAGGED, NOTE, OK, UNTESTED, ChainGrowth, Diagnosis, Finding
 from kqeq.analysis.novelty import Novelty, novelty
+from kqeq.analysis.on_baseline import baseline_findings
 from kqeq.analysis.probes import alkane, atom_chain, chains_for, polar_pair
 from kqeq.analysis.ranges import charge_ranges
 from kqeq.charges import ACKS2, AtomicDipoles, QEq
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, KQEqError
-from kqeq.frames.structures import Structure, conditions, read_structure
+from kqeq.frames.structures import Structure, read_structure
 from kqeq.potential.potential import Potential
 from kqeq.typing import FloatArray
 
@@ -72,6 +73,8 @@ def diagnose(
     potential = potential_of(model)
     names = ", ".join(chemical_symbols[z] for z in potential.species)
     charges = "no charges" if potential.charges is None else describe_charges(potential.charges)
+    if potential.baseline is not None:
+        charges += f" on the baseline {potential.baseline.name}"
     findings: list[Finding] = []
     growth: ChainGrowth | None = None
     scans: dict[str, DissociationScan] = {}
@@ -81,18 +84,21 @@ def diagnose(
         findings.append(finding)
         scans, found = _leakage(model, potential, atoms, total_charge, external_field)
         findings += found
-    else:
+    elif not potential.has_charges:
         findings.append(
             Finding("charges", NOTE, None, None, "", "the model has none: fields and total charge do not act")
         )
+    structure = None
     if atoms is not None:
         geometry = fix(model, atoms, total_charge, external_field)
-        if potential.charges is not None:
+        structure = geometry.structure
+        if potential.has_charges:
             values = geometry.predict(()).charges
             ranges = charge_ranges(geometry.structure.numbers)
             findings.append(_range(values, ranges, geometry.structure))
         distances = novelty(geometry)
         findings.append(_extrapolation(model, atoms, distances, total_charge, external_field))
+    findings += baseline_findings(potential, atoms, structure)
     return Diagnosis(
         model=f"{charges} for {names}",
         findings=tuple(findings),
@@ -193,10 +199,10 @@ def _leakage(
         name = f"{chemical_symbols[pair[0]]}-{chemical_symbols[pair[1]]}"
         findings.append(_pull(model, potential, probe, [[0], [1]], 0.0, name, scans))
     if atoms is not None and not atoms.pbc.any() and len(atoms) > 1:
-        charge, _ = conditions(atoms, total_charge=total_charge, external_field=external_field)
+        charge, _ = conditions_of(model, atoms, total_charge, external_field)
         groups, how = _groups(atoms)
         name = f"{formula(atoms)}{f' {charge:+g}' if charge else ''}, {how}"
-        findings.append(_pull(model, potential, bare(atoms), groups, charge, name, scans))
+        findings.append(_pull(model, potential, without_fragments(atoms), groups, charge, name, scans))
     if not findings:
         text = "the model knows one element and no geometry was given: there is nothing to pull apart"
         findings.append(Finding("charge leakage on dissociation", UNTESTED, None, None, "", text))

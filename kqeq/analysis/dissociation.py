@@ -15,11 +15,12 @@ from ase.neighborlist import natural_cutoffs, neighbor_list
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from kqeq.analysis.entry import bare, potential_of, read, require_charges
+from kqeq.analysis.entry import conditions_of, potential_of, read, require_charges, without_fragments
 from kqeq.analysis.results import Result
 from kqeq.errors import InputError, UnsupportedError
+from kqeq.frames.conditions import under_conditions
 from kqeq.frames.site_data import assign_fragments
-from kqeq.frames.structures import conditions, read_structure
+from kqeq.frames.structures import read_structure
 from kqeq.typing import FloatArray, IntArray
 
 
@@ -110,12 +111,14 @@ def dissociation_scan(
             "the structure is one fragment (all atoms are within bonding distance); name the groups to pull apart, "
             "fragments=[[0, 1, 2], [3, 4]]"
         )
-    charge, field = conditions(atoms, total_charge=total_charge, external_field=external_field)
+    charge, field = conditions_of(model, atoms, total_charge, external_field)
     given = [0.0] * len(groups) if fragment_charges is None else fragment_charges
-    labelled = assign_fragments(bare(atoms), groups, given)  # checks the groups
+    labelled = assign_fragments(without_fragments(atoms), groups, given)  # checks the groups
     labels = np.asarray(labelled.arrays["fragments"])
-    start = labelled if fragment_charges is not None else atoms.copy()
-    start.info.pop("external_field", None)
+    start = under_conditions(atoms, charge, field, model.label_prefix)
+    if fragment_charges is not None:
+        _keep_reference(atoms, labelled)
+        start = labelled
 
     if distances is None:
         distances = np.linspace(0.0, 10.0, 41).tolist()
@@ -144,6 +147,15 @@ def dissociation_scan(
         numbers=np.array(atoms.numbers),
         total_charge=charge,
     )
+
+
+def _keep_reference(atoms: Atoms, labelled: Atoms) -> None:
+    """Take reference charges over where they agree with the charges of the fragments."""
+    reference = atoms.arrays.get("reference_charges")
+    if reference is not None:
+        sums = np.bincount(labelled.arrays["fragments"], weights=reference)
+        if np.allclose(sums, labelled.info["fragment_charges"], atol=1e-4):
+            labelled.set_array("reference_charges", reference)
 
 
 def _closest(positions: FloatArray, labels: IntArray) -> float:

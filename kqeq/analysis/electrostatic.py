@@ -200,8 +200,13 @@ def _sources(geometry: FixedGeometry) -> _Sources:
             "the electrostatic potential is implemented for isolated structures and three periodic directions, not "
             f"for pbc={structure.pbc.tolist()}; use a large vacuum with pbc = True"
         )
+    if geometry.potential.charges is None:
+        raise UnsupportedError(
+            "the electrostatic potential needs the widths of a charge model, and the model has charges of its baseline "
+            "alone; fit with charges=kqeq.QEq()"
+        )
     prediction = geometry.predict(())
-    assert prediction.charges is not None and geometry.potential.charges is not None
+    assert prediction.charges is not None
     widths = geometry.potential.charges.site_parameters(structure.numbers).width
     cell = structure.cell if structure.periodic else None
     return _Sources(structure.positions, prediction.charges, prediction.atomic_dipoles, widths, cell)

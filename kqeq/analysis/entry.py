@@ -9,10 +9,11 @@ import numpy as np
 from ase import Atoms
 
 from kqeq.errors import InputError, UnsupportedError
-from kqeq.frames.structures import Structure, describe, read_structure
+from kqeq.frames.structures import Structure, conditions, describe, read_structure
 from kqeq.model.estimator import KQEq
 from kqeq.potential.fixed_geometry import FixedGeometry
 from kqeq.potential.potential import Potential
+from kqeq.potential.prediction import Prediction
 from kqeq.typing import FloatArray
 
 FIELD_STEP = 0.05
@@ -49,9 +50,28 @@ def read(model: Any, atoms: Any, total_charge: Any = None, external_field: Any =
     potential = potential_of(model)
     if not isinstance(atoms, Atoms):
         raise InputError(f"expected one ase.Atoms, got {type(atoms).__name__}")
-    structure = read_structure(atoms, total_charge=total_charge, external_field=external_field)
+    structure = read_structure(
+        atoms, total_charge=total_charge, external_field=external_field, prefix=model.label_prefix
+    )
     potential.check(structure, describe(atoms))
     return structure
+
+
+def conditions_of(
+    model: Any, atoms: Any, total_charge: Any = None, external_field: Any = None
+) -> tuple[float, FloatArray]:
+    """Total charge and field of a geometry, under the names that the model looks for.
+
+    Raises
+    ------
+    InputError, ModelNotFittedError
+    """
+    potential_of(model)
+    if not isinstance(atoms, Atoms):
+        raise InputError(f"expected one ase.Atoms, got {type(atoms).__name__}")
+    return conditions(
+        atoms, total_charge=total_charge, external_field=external_field, prefix=model.label_prefix
+    )
 
 
 def fix(model: Any, atoms: Any, total_charge: Any = None, external_field: Any = None) -> FixedGeometry:
@@ -69,8 +89,11 @@ def require_charges(potential: Potential, what: str) -> None:
     ------
     UnsupportedError
     """
-    if potential.charges is None:
-        raise UnsupportedError(f"the model has no charges, so it has no {what}; fit with charges=kqeq.QEq()")
+    if not potential.has_charges:
+        raise UnsupportedError(
+            f"the model has no charges, so it has no {what}; fit with charges=kqeq.QEq(), or "
+            'on a baseline that has some (baseline="gfn2")'
+        )
 
 
 def derivative(function: Callable[[float], FloatArray], step: float) -> FloatArray:
@@ -85,18 +108,28 @@ def formula(atoms: Atoms) -> str:
     return str(atoms.get_chemical_formula("hill" if 6 in atoms.numbers else "metal"))
 
 
-def bare(atoms: Atoms) -> Atoms:
-    """Elements and geometry alone."""
-    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+def without_fragments(atoms: Atoms) -> Atoms:
+    """Elements, geometry and the potential from outside; charges, fragments and labels are left behind."""
+    copy = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    if "external_potential" in atoms.arrays:
+        copy.set_array("external_potential", atoms.arrays["external_potential"])
+    return copy
 
 
-def defined(value: Any, what: str) -> Any:
-    """A quantity of a prediction, or an error that says why there is none.
+def reason_for(prediction: Prediction, name: str) -> str | None:
+    """Why a quantity is not defined, where the prediction says."""
+    return None if prediction.undefined is None else prediction.undefined.get(name)
+
+
+def defined(value: Any, what: str, reason: str | None = None) -> Any:
+    """A quantity of a prediction, or an error that says why there is none (``Prediction.undefined``).
 
     Raises
     ------
     UnsupportedError
     """
+    if value is None and reason is not None:
+        raise UnsupportedError(f"{what} is not defined: {reason}")
     if value is None:
         raise UnsupportedError(
             f"{what} is not defined for this structure and charge model: the dipole Σ q r of a periodic cell depends "
@@ -108,12 +141,14 @@ def defined(value: Any, what: str) -> Any:
 __all__ = [
     "CHARGE_STEP",
     "FIELD_STEP",
-    "bare",
+    "conditions_of",
     "defined",
     "derivative",
     "fix",
     "formula",
     "potential_of",
     "read",
+    "reason_for",
     "require_charges",
+    "without_fragments",
 ]

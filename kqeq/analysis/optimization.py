@@ -23,6 +23,7 @@ from ase.constraints import FixAtoms, FixCom
 from kqeq.analysis.entry import potential_of
 from kqeq.calculator import KQEqCalculator
 from kqeq.errors import InputError, KQEqError
+from kqeq.frames.site_data import ARRAY_KEYS, INFO_KEYS
 from kqeq.frames.structures import conditions, describe
 from kqeq.model.estimator import KQEq
 from kqeq.potential.potential import Prediction
@@ -38,8 +39,9 @@ class Optimization:
     Attributes
     ----------
     atoms : ase.Atoms
-        The last geometry, converged or not, with charge and field in ``atoms.info`` and no calculator.  Labels and
-        other data that the input carried are left behind: they belong to the old geometry.
+        The last geometry, converged or not, with charge and field in ``atoms.info`` and no calculator.  Fragments,
+        fragment and reference charges and the external potential are kept as they are.  Labels and other data that
+        the input carried are left behind: they belong to the old geometry.
     prediction : Prediction
         For that geometry.
     converged : bool
@@ -110,7 +112,11 @@ def optimize(
     if int(max_steps) != max_steps or max_steps < 1:
         raise InputError(f"max_steps is {max_steps!r}; expected a whole number of at least 1")
     charge, field = conditions(
-        atoms, total_charge=total_charge, external_field=external_field, where=describe(atoms)
+        atoms,
+        total_charge=total_charge,
+        external_field=external_field,
+        where=describe(atoms),
+        prefix=model.label_prefix if isinstance(model, KQEq) else "",
     )
     net_force = charge * field
     moving = _geometry(atoms)
@@ -156,10 +162,10 @@ def optimise(atoms: Atoms, model: KQEq, **options: Any) -> Optimization:
 
 
 def _geometry(atoms: Atoms) -> Atoms:
-    """A copy without the labels and annotations of this particular geometry."""
+    """A copy without the labels and annotations of this particular geometry; what acts on its atoms stays."""
     bare: Atoms = atoms.copy()
-    bare.info = {}
-    for name in set(bare.arrays) - {"numbers", "positions", "masses", "tags"}:
+    bare.info = {key: value for key, value in atoms.info.items() if key in INFO_KEYS}
+    for name in set(bare.arrays) - {"numbers", "positions", "masses", "tags", *ARRAY_KEYS}:
         del bare.arrays[name]
     return bare
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from ase.data import covalent_radii
 
-from kqeq.analysis.entry import CHARGE_STEP, FIELD_STEP, defined, derivative, fix, require_charges
+from kqeq.analysis.entry import CHARGE_STEP, FIELD_STEP, defined, derivative, fix, reason_for, require_charges
 from kqeq.analysis.results import Result
 from kqeq.constants import COULOMB
 from kqeq.potential.fixed_geometry import FixedGeometry
@@ -162,7 +162,8 @@ def polarizability(
     """
     geometry = fix(model, atoms, total_charge, external_field)
     require_charges(geometry.potential, "polarizability")
-    total = defined(geometry.predict(("polarizability",)).polarizability, "the polarizability")
+    found = geometry.predict(("polarizability",))
+    total = defined(found.polarizability, "the polarizability", reason_for(found, "polarizability"))
     atomic = remainder = None
     if not geometry.structure.periodic:
         atomic = _atomic_polarizability(geometry)
@@ -268,7 +269,8 @@ def charge_response(
     """
     geometry = fix(model, atoms, total_charge, external_field)
     require_charges(geometry.potential, "response to charge")
-    charge = geometry.structure.total_charge
+    charge, first = geometry.structure.total_charge, geometry.predict(())
+    defined(first.chemical_potential, "the response to charge", reason_for(first, "chemical_potential"))
 
     def values(change: float) -> FloatArray:
         prediction = geometry.under(total_charge=charge + change).predict(())

@@ -13,11 +13,12 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from ase import Atoms
 
-from kqeq.analysis.entry import fix, potential_of, require_charges
+from kqeq.analysis.entry import conditions_of, fix, potential_of, require_charges
 from kqeq.analysis.optimization import optimize
 from kqeq.analysis.results import Result
 from kqeq.errors import InputError
-from kqeq.frames.structures import check_field, conditions
+from kqeq.frames.conditions import without_conditions
+from kqeq.frames.structures import check_field
 from kqeq.potential.potential import require_energy_model
 from kqeq.typing import BoolArray, FloatArray, IntArray
 
@@ -183,20 +184,22 @@ def charge_scan(
     states = np.atleast_1d(np.asarray(charges, dtype=np.float64))
     if states.ndim != 1 or len(states) == 0 or not np.isfinite(states).all():
         raise InputError(f"charges is {charges!r}; expected finite numbers, for example (-1, 0, 1)")
-    free = without_charge(atoms)
-    _, field = conditions(free, external_field=external_field)
+    free = without_conditions(atoms, field=False, prefix=model.label_prefix)
+    _, field = conditions_of(model, free, float(states[0]), external_field)
     geometry = fix(model, free, float(states[0]), field)
     predictions = []
     for charge in states:
         there = geometry.under(total_charge=float(charge))
         potential.warn_if_undetermined(there.structure)
-        predictions.append(there.predict(()))
+        predictions.append(there.predict(("dipole",)))
     scan = ChargeScan(
         total_charges=states,
         energies=np.array([p.energy for p in predictions]),
         charges=np.array([p.charges for p in predictions]),
         dipoles=np.array([np.full(3, np.nan) if p.dipole is None else p.dipole for p in predictions]),
-        chemical_potentials=np.array([p.chemical_potential for p in predictions]),
+        chemical_potentials=np.array(
+            [np.nan if p.chemical_potential is None else p.chemical_potential for p in predictions]
+        ),
     )
     if not relax:
         return scan
@@ -243,14 +246,14 @@ def ionization(
     InputError, UnsupportedError, ModelNotFittedError
         Also if an optimisation does not converge.
     """
-    charge, field = conditions(atoms, total_charge=total_charge, external_field=external_field)
+    charge, field = conditions_of(model, atoms, total_charge, external_field)
     if relax:
         atoms = _relaxed(model, atoms, charge, field, fmax)[0]
     scan = charge_scan(model, atoms, (charge - 1.0, charge, charge + 1.0), external_field=field)
     minus, zero, plus = scan.energies
     relaxed: tuple[float | None, float | None] = (None, None)
     if relax:
-        free = without_charge(atoms)
+        free = without_conditions(atoms, prefix=model.label_prefix)
         ends = [_relaxed(model, free, charge + change, field, fmax)[1] for change in (-1.0, 1.0)]
         relaxed = (float(ends[1] - zero), float(zero - ends[0]))
     return Ionization(
@@ -273,15 +276,6 @@ def _relaxed(model: Any, atoms: Atoms, charge: float, field: FloatArray, fmax: f
             f"{end.max_force:.3g}); start closer to a minimum or raise fmax"
         )
     return end.atoms, end.prediction.energy
-
-
-def without_charge(atoms: Atoms) -> Atoms:
-    """A copy without statements about the total charge, for scans over it."""
-    copy: Atoms = atoms.copy()
-    for key in ("total_charge", "charge"):
-        copy.info.pop(key, None)
-    copy.arrays.pop("initial_charges", None)
-    return copy
 
 
 def field_scan(
@@ -328,7 +322,7 @@ def field_scan(
     geometry = fix(model, atoms, total_charge, external_field)
     require_charges(geometry.potential, "response to a field")
     start = geometry.structure.external_field
-    wanted = ("forces",)
+    wanted = ("forces", "dipole")
     predictions = [geometry.under(external_field=start + t * axis).predict(wanted) for t in steps]
     forces = np.array([p.forces for p in predictions])
     rest = geometry.predict(wanted).forces
@@ -352,5 +346,4 @@ __all__ = [
     "charge_scan",
     "field_scan",
     "ionization",
-    "without_charge",
 ]

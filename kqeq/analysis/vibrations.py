@@ -12,19 +12,18 @@ Dimensions: N atoms, n modes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from ase import Atoms, units
 from ase.constraints import FixAtoms
 
-from kqeq.analysis.entry import fix, potential_of, read
+from kqeq.analysis.entry import conditions_of, fix, potential_of, read
 from kqeq.analysis.optimization import optimize
 from kqeq.analysis.response import born_charges_at
 from kqeq.analysis.results import Result
 from kqeq.errors import InputError
-from kqeq.frames.structures import conditions, read_structure
 from kqeq.potential.potential import require_energy_model
 from kqeq.typing import BoolArray, FloatArray, IntArray
 
@@ -154,9 +153,9 @@ def hessian(
     moved = []
     for coordinate in range(size):
         for sign in (1.0, -1.0):
-            copy = atoms.copy()
-            copy.positions.flat[coordinate] += sign * step
-            moved.append(read_structure(copy, total_charge=total_charge, external_field=external_field))
+            positions = structure.positions.copy()
+            positions.flat[coordinate] += sign * step
+            moved.append(replace(structure, positions=positions))
     forces = []
     for prediction in potential.predict_many(moved, ("forces",)):
         assert prediction.forces is not None
@@ -202,7 +201,7 @@ def infrared(
         Also if the optimisation does not converge.
     """
     require_energy_model(potential_of(model))
-    charge, field = conditions(atoms, total_charge=total_charge, external_field=external_field)
+    charge, field = conditions_of(model, atoms, total_charge, external_field)
     constraints = atoms.constraints
     if relax:
         found = optimize(model, atoms, total_charge=charge, external_field=field, fmax=fmax)

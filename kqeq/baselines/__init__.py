@@ -1,7 +1,38 @@
-"""What is known before the fit."""
+"""Baselines: what is known before the fit, subtracted from labels and added in prediction.
 
-from __future__ import annotations
+    kqeq.KQEq(baseline="gfn2")
 
-from kqeq.baselines.baseline import ZBL, Baseline, CalculatorBaseline, resolve_baseline
+A baseline may hold the total charge, feel the field and give a dipole and charges (:mod:`kqeq.baselines.protocol`);
+the model on top then learns what is missing, and everything it reports is a derivative of the whole energy.
+"""
 
-__all__ = ["ZBL", "Baseline", "CalculatorBaseline", "resolve_baseline"]
+from kqeq.baselines.ase import ASE, CalculatorBaseline
+from kqeq.baselines.combine import AtReferenceCharge, Sum
+from kqeq.baselines.dispersion import Dispersion
+from kqeq.baselines.protocol import (
+    Baseline,
+    BaselineResult,
+    Capabilities,
+    GeometryBaseline,
+    remaining,
+)
+from kqeq.baselines.resolve import CHARGE_FROM, resolve_baseline
+from kqeq.baselines.tight_binding import TightBinding
+from kqeq.baselines.zbl import ZBL
+
+__all__ = [
+    "ASE",
+    "CHARGE_FROM",
+    "ZBL",
+    "AtReferenceCharge",
+    "Baseline",
+    "BaselineResult",
+    "CalculatorBaseline",
+    "Capabilities",
+    "Dispersion",
+    "GeometryBaseline",
+    "Sum",
+    "TightBinding",
+    "remaining",
+    "resolve_baseline",
+]

@@ -7,19 +7,31 @@ interrupted.  The heavy modules are imported inside the commands, so that ``kqeq
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TextIO
 
 from kqeq._version import __version__
 from kqeq.cli.analysis import add_analysis, add_conditions
-from kqeq.cli.files import FRAMES, read_frames, read_one, with_results, write_frames, write_json
-from kqeq.errors import KQEqError, KQEqWarning
+from kqeq.cli.files import (
+    FRAMES,
+    check_output,
+    read_frames,
+    read_one,
+    with_results,
+    write_frames,
+    write_json,
+)
+from kqeq.errors import InputError, KQEqError, KQEqWarning
+
+OUTPUT = "file to write: extended XYZ, or what the ending says (.traj, .json, .db ...)"
+"""Help for arguments that name frames to write."""
 
 OK, NOT_CONVERGED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -40,7 +52,36 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument("train", nargs="+", metavar="TRAIN.xyz", help=FRAMES)
     fit.add_argument("-o", "--output", required=True, metavar="MODEL", help="model file to write (*.kqeq)")
     fit.add_argument("--config", metavar="FILE.toml", help="settings; defaults and all labels found without")
+    fit.add_argument(
+        "--baseline",
+        metavar="NAME",
+        help="below the model: gfn2, gfn1, ipea1 (tight binding), zbl, d4:pbe0, or a sum such as gfn2+zbl",
+    )
+    fit.add_argument(
+        "--charge-from",
+        choices=("baseline", "model"),
+        help="who carries the total charge on top of tight binding (baseline)",
+    )
+    fit.add_argument(
+        "--leave-out-failed",
+        action="store_true",
+        help="leave out frames whose baseline does not converge, instead of stopping",
+    )
+    fit.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes for baselines and sums over frames (%(default)s)",
+    )
     fit.add_argument("--validation", metavar="FRAMES", help="evaluate the fitted model on these frames")
+    fit.add_argument(
+        "--optimize",
+        choices=("auto", "left-out", "evidence"),
+        default="auto",
+        help="how noises and prior spreads are learned; auto: by left-out frames where no kernel is given",
+    )
+    fit.add_argument("--quick", action="store_true", help="one fit with the settings as they are, no search")
     fit.set_defaults(run=_fit)
 
     evaluate = commands.add_parser(
@@ -61,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("model", metavar="MODEL", help="model file")
     predict.add_argument("frames", metavar="FRAMES", help=FRAMES)
-    predict.add_argument("-o", "--output", required=True, metavar="OUT.xyz", help="extended XYZ to write")
+    predict.add_argument("-o", "--output", required=True, metavar="OUT.xyz", help=OUTPUT)
     predict.set_defaults(run=_predict)
 
     optimize = commands.add_parser(
@@ -73,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     optimize.add_argument(
         "structure", metavar="IN.xyz", help="file with one structure; FILE@-1 takes the last"
     )
-    optimize.add_argument("-o", "--output", required=True, metavar="OUT.xyz", help="extended XYZ to write")
+    optimize.add_argument("-o", "--output", required=True, metavar="OUT.xyz", help=OUTPUT)
     add_conditions(optimize)
     optimize.add_argument(
         "--fmax", type=float, default=0.01, metavar="F", help="largest force, eV/Å (%(default)s)"
@@ -94,6 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    _open_streams()
     arguments = build_parser().parse_args(_plain_numbers(sys.argv[1:] if argv is None else argv))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -109,10 +151,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("kqeq: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # the reader of the output has gone (kqeq ... | head); keep Python from complaining at exit as well
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # the reader of the output has gone (kqeq ... | head)
+        _abandon_output()
         return OK
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT, errno.EFBIG):
+            raise
+        _abandon_output()
+        print(f"kqeq: error: cannot write the output: {error.strerror or error}", file=sys.stderr)
+        return BAD_INPUT
     return code
+
+
+def _open_streams() -> None:
+    """Put something in the place of streams that the caller has closed (kqeq ... >&-): Python has None there."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
+def _abandon_output() -> None:
+    """Keep Python from complaining at exit as well about an output that cannot be written."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # ------------------------------------------------------------------- commands
@@ -125,9 +186,16 @@ def _fit(arguments: argparse.Namespace) -> int:
 
     check_writable(arguments.output)
     model = KQEq() if arguments.config is None else load_config(arguments.config)
+    typed = {"baseline": arguments.baseline, "charge_from": arguments.charge_from}
+    model.set_params(**{name: value for name, value in typed.items() if value is not None})
     frames = read_frames(arguments.train)
     validation = [] if arguments.validation is None else read_frames([arguments.validation])
-    model.fit(frames)
+    with _jobs(arguments.jobs):
+        model.fit(
+            frames,
+            optimize=None if arguments.quick else arguments.optimize,
+            leave_out_failed=arguments.leave_out_failed,
+        )
     print(model.fit_report_)
     model.save(arguments.output)
     print(f"model written to {arguments.output}")
@@ -137,9 +205,23 @@ def _fit(arguments: argparse.Namespace) -> int:
     return OK
 
 
+@contextmanager
+def _jobs(number: int) -> Iterator[None]:
+    """That many processes for what can be done in parallel."""
+    if number == 1:
+        yield
+        return
+    if number < 1:
+        raise InputError(f"--jobs is {number}; expected a positive whole number")
+    from joblib import parallel_config
+
+    with parallel_config(backend="loky", n_jobs=number):
+        yield
+
+
 def _evaluate(arguments: argparse.Namespace) -> int:
     from kqeq.io.atomic_write import check_writable
-    from kqeq.model.storage import load_model
+    from kqeq.model.estimator import load_model
 
     if arguments.json is not None:
         check_writable(arguments.json)
@@ -152,10 +234,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from kqeq.io.atomic_write import check_writable
-    from kqeq.model.storage import load_model
+    from kqeq.model.estimator import load_model
 
-    check_writable(arguments.output)
+    check_output(arguments.output)
     model = load_model(arguments.model)
     frames = read_frames([arguments.frames])
     predictions = model.predict(frames)
@@ -170,12 +251,17 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 def _optimize(arguments: argparse.Namespace) -> int:
     from kqeq.analysis.optimization import optimize
-    from kqeq.io.atomic_write import check_writable
-    from kqeq.model.storage import load_model
+    from kqeq.model.estimator import load_model
 
-    check_writable(arguments.output)
+    check_output(arguments.output)
     model = load_model(arguments.model)
-    atoms = read_one(arguments.structure, "optimised", charge=arguments.charge, field=arguments.field)
+    atoms = read_one(
+        arguments.structure,
+        "optimised",
+        charge=arguments.charge,
+        field=arguments.field,
+        prefix=model.label_prefix,
+    )
     print(f"{'step':>5} {'energy (eV)':>18} {'largest force (eV/Å)':>22}")
     result = optimize(
         model,

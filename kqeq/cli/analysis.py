@@ -110,11 +110,11 @@ def _respond(arguments: argparse.Namespace) -> int:
     from kqeq import analysis
     from kqeq.analysis.entry import formula
     from kqeq.errors import KQEqError, UndeterminedWarning
-    from kqeq.model.storage import load_model
+    from kqeq.model.estimator import load_model
 
     _check_outputs(arguments.json, arguments.plot, arguments.cube)
     model = load_model(arguments.model)
-    atoms = read_one(arguments.structure, "studied", charge=arguments.charge, field=arguments.field)
+    atoms = _read_one(arguments, model)
     results: dict[str, Any] = {}
     skipped = []
 
@@ -171,15 +171,25 @@ def _respond(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def _read_one(arguments: argparse.Namespace, model: Any) -> Any:
+    return read_one(
+        arguments.structure,
+        "studied",
+        charge=arguments.charge,
+        field=arguments.field,
+        prefix=model.label_prefix,
+    )
+
+
 def _diagnose(arguments: argparse.Namespace) -> int:
     from kqeq.analysis import diagnose
-    from kqeq.model.storage import load_model
+    from kqeq.model.estimator import load_model
 
     _check_outputs(arguments.json, arguments.plot)
     model = load_model(arguments.model)
     atoms = None
     if arguments.structure is not None:
-        atoms = read_one(arguments.structure, "studied", charge=arguments.charge, field=arguments.field)
+        atoms = _read_one(arguments, model)
     diagnosis = diagnose(model, atoms, total_charge=arguments.charge, external_field=arguments.field)
     print(diagnosis)
     if arguments.json is not None:
@@ -193,7 +203,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from kqeq.analysis import check_consistency
-    from kqeq.model.storage import load_model
+    from kqeq.model.estimator import load_model
 
     _check_outputs(arguments.json, arguments.plot)
     model = load_model(arguments.model)

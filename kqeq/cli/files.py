@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import warnings
 from collections.abc import Sequence
-from itertools import islice
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kqeq.errors import InputError
+from kqeq.errors import InputError, KQEqError, LabelWarning
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -19,6 +21,15 @@ if TYPE_CHECKING:
 FRAMES = "extended XYZ or any other file that ASE reads; FILE@:10 takes the first ten frames"
 """Help for arguments that name frames."""
 
+_PACKED = (".gz", ".bz2", ".xz")
+"""Endings of compressed files, behind that of the format."""
+
+_ROW_ARRAYS = {"numbers", "positions", "masses", "tags", "momenta", "initial_charges", "initial_magmoms"}
+"""Arrays that rows of ASE's databases have a place for."""
+
+_RESERVED = {"Properties", "Lattice", "pbc"}
+"""Words of the comment line that extended XYZ uses itself."""
+
 
 def read_frames(paths: Sequence[str]) -> list[Atoms]:
     """Frames of all files, in order.
@@ -26,69 +37,204 @@ def read_frames(paths: Sequence[str]) -> list[Atoms]:
     Raises
     ------
     InputError
-        Naming the file that is missing, empty or unreadable.
+        Naming the file that is missing, empty or unreadable, or the frames that it does not have.
     """
-    from ase.io import read
-
     frames: list[Atoms] = []
     for path in paths:
         # ASE's own syntax for a choice of frames: FILE@slice
         name, choice = (path, "") if Path(path).exists() else path.rpartition("@")[::2]
         name = name or path
+        if name == "-":
+            raise InputError("standard input (-) is not read; write the structures to a file and name that")
         if not Path(name).exists():
             raise InputError(f"there is no file {name}")
         if Path(name).is_dir():
             raise InputError(f"{name} is a folder; expected a file with structures")
+        if not Path(name).is_file():
+            raise InputError(f"{name} is a pipe or a device; write the structures to a file and name that")
         if Path(name).stat().st_size == 0:
             raise InputError(f"{name} is empty; expected a file with structures")
-        _check_counts(name)
-        try:
-            found = read(name, index=choice or ":", do_not_split_by_at_sign=True)
-        except Exception as error:  # ASE's many readers fail in as many ways
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(f"cannot read structures from {path}: {reason}") from None
-        found = found if isinstance(found, list) else [found]
-        if not found:
-            raise InputError(f"{path} holds no structures")
-        frames += found
+        _check_table(name)
+        frames += _read(name, choice, path)
     return frames
 
 
-def _check_counts(name: str) -> None:
-    """Refuse an XYZ file that announces more atoms than it has lines: readers try to make room for them.
+def _check_table(name: str) -> None:
+    """Look over an XYZ file for what ASE passes over.
+
+    A count of atoms that the file has no room for makes ASE look for them for ever, and columns that the comment does
+    not name are left out in silence.
 
     Raises
     ------
     InputError
+        For such a count.
+
+    Warns
+    -----
+    LabelWarning
+        Of such columns.
     """
-    if not any(ending in (".xyz", ".extxyz") for ending in Path(name).suffixes):
-        return
-    from ase.io.formats import open_with_compression
+    from ase.io.formats import UnknownFileTypeError, filetype, open_with_compression
 
-    frame = 0
     try:
-        with open_with_compression(name, "rt") as handle:
-            for line in handle:
-                if not line.strip().isdecimal():
-                    return  # no XYZ, or the end of one: the reader will say
-                count = int(line[:20])
-                found = sum(1 for _ in islice(handle, min(count + 1, sys.maxsize))) - 1
-                if found < count:
+        if filetype(name) not in ("extxyz", "xyz"):
+            return
+    except (UnknownFileTypeError, OSError, ValueError):
+        return
+    with open_with_compression(name, "rb") as binary:
+        file = TextIOWrapper(
+            binary, encoding="utf-8", errors="replace"
+        )  # with the line ends of all systems, as ASE
+        number = 0
+        while True:
+            line = file.readline(64).strip()
+            try:
+                count = int(line)
+            except ValueError:
+                return  # the end, or something that ASE refuses
+            if count < 0:
+                raise InputError(
+                    f"frame {number} of {name} announces {count} atoms; the file is truncated or damaged"
+                )
+            comment = file.readline()
+            if not _quotes_match(comment):
+                warnings.warn(
+                    f"the comment of frame {number} of {name} has quotation marks that do not match: what stands behind "
+                    "them may be misread",
+                    LabelWarning,
+                    stacklevel=4,
+                )
+            named = re.search(r'(?:^|\s)Properties="?([^\s"]*)', comment)
+            widths = [] if named is None else re.findall(r":[A-Za-z]:(\d+)", named[1])
+            wanted = sum(map(int, widths)) if named else 4
+            warned = False
+            for row in range(count):
+                line = file.readline()
+                if not line:
                     raise InputError(
-                        f"frame {frame} of {name} announces {line.strip()[:30]} atoms, but only {max(found, 0)} lines "
-                        "follow its comment; the file is truncated or damaged"
+                        f"frame {number} of {name} announces {count} atoms, but only {row} lines follow its "
+                        "comment; the file is truncated or damaged"
                     )
-                frame += 1
-    except (OSError, EOFError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        return  # unreadable: the reader will say so
+                if len(line.split()) > wanted and not warned:
+                    said = (
+                        "Properties in its comment names"
+                        if named
+                        else "a comment without Properties stands for"
+                    )
+                    warnings.warn(
+                        f"frame {number} of {name} has {len(line.split())} columns and {said} {wanted}: the others are "
+                        "not read, whatever labels they hold",
+                        LabelWarning,
+                        stacklevel=4,
+                    )
+                    warned = True
+            number += 1
 
 
-def read_one(path: str, purpose: str, *, charge: float | None = None, field: Any = None) -> Atoms:
+def _quotes_match(comment: str) -> bool:
+    """Whether quotation marks come in pairs, with blanks behind the second."""
+    if '"' not in comment or "=" not in comment:
+        return True
+    parts = re.sub(r"\\.", "", comment).split('"')
+    return len(parts) % 2 == 1 and all(not part[:1].strip() for part in parts[2::2])
+
+
+def _read(name: str, choice: str, path: str) -> list[Atoms]:
+    """Frames of one file."""
+    index = _index(choice, path)
+    try:
+        everything = _load(name, index)
+    except KQEqError:
+        raise
+    except Exception as error:  # ASE's many readers fail in as many ways
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"cannot read structures from {path}: {reason}") from None
+    if isinstance(index, int):
+        if not -len(everything) <= index < len(everything):
+            raise InputError(
+                f"there is no frame {index} in {name}, which holds {len(everything)}: frames count from 0, and from -1 "
+                "backwards"
+            )
+        return [everything[index]]
+    chosen = everything[index] if isinstance(index, slice) else everything
+    if not chosen:
+        some = f" of its {len(everything)} structures" if everything else ""
+        raise InputError(f"{path} holds no structures" if not some else f"{path} chooses none{some}")
+    return chosen
+
+
+def _load(name: str, index: int | slice | str = "", kind: str | None = None) -> list[Atoms]:
+    """All frames of a file, or those that a query finds in a database; whatever ASE raises."""
+    from ase.io import read
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of libraries, about each other
+        rows = _read_rows(name, index)
+        if rows is not None:
+            return rows
+        query = index if isinstance(index, str) and index else ":"
+        found = read(name, index=query, format=kind, do_not_split_by_at_sign=True)
+    return [atoms for atoms in (found if isinstance(found, list) else [found]) if atoms is not None]
+
+
+def _index(choice: str, path: str) -> int | slice | str:
+    """``FILE@choice`` as in Python: a number or a slice; queries of databases stay as they are."""
+    if not choice:
+        return slice(None)
+    if "=" in choice or "," in choice or "<" in choice or ">" in choice:
+        return choice
+    try:
+        parts = [int(part) if part.strip() else None for part in choice.split(":")]
+        if len(parts) == 3 and parts[2] == 0:
+            raise ValueError
+        if len(parts) == 1 and parts[0] is not None:
+            return parts[0]
+        return slice(*parts)
+    except (ValueError, TypeError):
+        raise InputError(
+            f"cannot read structures from {path}: {choice!r} behind the @ is no choice of frames; expected a number or "
+            "a slice such as 3, -1, :10, ::2"
+        ) from None
+
+
+def _read_rows(name: str, index: int | slice | str) -> list[Atoms] | None:
+    """Frames of an ASE database with what its rows say besides the structure; None for other files."""
+    from ase.io.formats import filetype
+
+    if Path(name).suffix.lower() not in (".db", ".json") or filetype(name) not in ("db", "json"):
+        return None
+    import ase.db
+    import numpy as np
+
+    from kqeq.frames.site_data import ARRAY_KEYS
+
+    frames = []
+    with ase.db.connect(name) as database:
+        for row in database.select(index if isinstance(index, str) and index else None):
+            atoms = row.toatoms()
+            data = dict(row.get("data") or {})
+            arrays = data.pop("arrays", None)
+            arrays = dict(arrays) if isinstance(arrays, dict) else {}
+            arrays.update({key: data.pop(key) for key in ARRAY_KEYS if key in data})
+            for key, value in arrays.items():
+                atoms.set_array(key, np.asarray(value))
+            # not row.key_value_pairs: a pair named charge is hidden there by the sum of the initial charges
+            pairs = {key: vars(row)[key] for key in row.key_value_pairs if key in vars(row)}
+            atoms.info.update({**data, **pairs})
+            parameters = row.get("calculator_parameters")
+            if atoms.calc is not None and parameters:
+                atoms.calc.parameters.update(parameters)
+            frames.append(atoms)
+    return frames
+
+
+def read_one(
+    path: str, purpose: str, *, charge: float | None = None, field: Any = None, prefix: str = ""
+) -> Atoms:
     """The only structure of a file, at another charge or in another field if they are given.
 
-    What is typed takes the place of what the file says of the total charge and the field in ``info`` (charges of
+    What is typed takes the place of what the file says of the total charge and the field (charges of
     fragments and reference charges stay, and must agree); a line on standard error says so where the two differ.
 
     Raises
@@ -98,6 +244,14 @@ def read_one(path: str, purpose: str, *, charge: float | None = None, field: Any
     """
     import numpy as np
 
+    from kqeq.frames.conditions import (
+        CHARGE_KEYS,
+        FIELD_KEY,
+        conditions,
+        under_conditions,
+        without_conditions,
+    )
+
     frames = read_frames([path])
     if len(frames) != 1:
         raise InputError(
@@ -105,30 +259,34 @@ def read_one(path: str, purpose: str, *, charge: float | None = None, field: Any
             "choose one, for example IN.xyz@-1 for the last"
         )
     atoms = frames[0]
-    if charge is not None:
-        atoms.set_initial_charges(None)
-    for option, given, key, *others in (
-        ("--charge", charge, "total_charge", "charge"),
-        ("--field", field, "external_field"),
-    ):
+    for option, given, *names in (("--charge", charge, *CHARGE_KEYS), ("--field", field, FIELD_KEY)):
         if given is None:
             continue
-        for name in (key, *others):
-            stored = atoms.info.pop(name, None)
+        for name in dict.fromkeys([*names, *(prefix + name for name in names)]):
+            stored = atoms.info.get(name)
             if stored is not None and not np.array_equal(stored, given):
                 print(f"kqeq: {option} replaces {name} {stored} of {path}", file=sys.stderr)
-        atoms.info[key] = given
-    return atoms
+    if charge is None and field is None:
+        return atoms
+    # what is not typed stays as the file says it, in whatever place
+    rest = without_conditions(atoms, charge=charge is not None, field=field is not None, prefix=prefix)
+    rest.calc = atoms.calc
+    charge, field = conditions(
+        rest, total_charge=charge, external_field=field, where=f"the structure in {path}", prefix=prefix
+    )
+    return under_conditions(atoms, charge, field, prefix)
 
 
 def with_results(atoms: Atoms, prediction: Prediction, potential: Potential) -> Atoms:
     """A copy of a frame that carries a prediction under ASE's names.
 
     Energy, forces, stress, charges and dipole become the results of a single-point calculator; the parts of the
-    energy, polarizability, chemical potential, charge and field go to ``info``, electronegativities to ``arrays``.
-    Labels of those names that the frame had are kept as ``REF_...``.
+    energy, polarizability (nine numbers), chemical potential, charge and field go to ``info``, electronegativities to
+    ``arrays``.  Labels of those names that the frame had are kept as ``REF_...``.
     """
     from ase.calculators.singlepoint import SinglePointCalculator
+
+    from kqeq.frames.conditions import without_conditions
 
     results: dict[str, Any] = {}
     info: dict[str, Any] = {
@@ -140,18 +298,23 @@ def with_results(atoms: Atoms, prediction: Prediction, potential: Potential) -> 
         results.update(energy=prediction.energy, forces=prediction.forces, stress=prediction.stress)
         info["energy_short_range"] = prediction.energy_short_range
         info["energy_electrostatic"] = prediction.energy_electrostatic
-    if potential.charges is not None:
+    if potential.has_charges:
         results.update(charges=prediction.charges, dipole=prediction.dipole)
-        info["polarizability"] = prediction.polarizability
+        if prediction.polarizability is not None:
+            info["polarizability"] = prediction.polarizability.ravel()
         info["chemical_potential"] = prediction.chemical_potential
         arrays["electronegativity"] = prediction.electronegativity
     results, info, arrays = (
         {name: value for name, value in part.items() if value is not None} for part in (results, info, arrays)
     )
 
-    copy: Atoms = atoms.copy()
+    copy = without_conditions(atoms)
+    if atoms.has("initial_charges"):
+        copy.set_initial_charges(atoms.get_initial_charges())
     stored = {} if atoms.calc is None else atoms.calc.results
-    for name in (*results, *info, *arrays):
+    # the free energy of another method must not be taken for that of this energy
+    others = ("free_energy",) if "energy" in results else ()
+    for name in (*results, *info, *arrays, *others):
         if name in ("total_charge", "external_field"):
             continue
         for place in (copy.info, copy.arrays):
@@ -167,14 +330,191 @@ def with_results(atoms: Atoms, prediction: Prediction, potential: Potential) -> 
     return copy
 
 
+# ---------------------------------------------------------------------- writing
+
+
+def check_output(path: str) -> str:
+    """Name of ASE's format for a file to write, by its ending; extended XYZ where it has none.
+
+    Raises
+    ------
+    InputError
+        For endings that ASE does not write, or writes as pictures that cannot be read back, and for paths that cannot
+        be written.
+    """
+    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+
+    from kqeq.io.atomic_write import check_writable
+
+    check_writable(path)
+    name = Path(path).name
+    for packed in _PACKED:
+        name = name.removesuffix(packed)
+    ending = Path(name).suffix.lower()
+    if ending in (".xyz", ".extxyz") or (Path(path).exists() and not Path(path).is_file()):
+        return "extxyz"  # also to devices, /dev/null for example
+    try:
+        found = filetype(name, read=False)
+        kind = ioformats[found]
+    except (UnknownFileTypeError, KeyError):
+        kind = None
+        if not ending:
+            return "extxyz"
+    if kind is None or not kind.can_write or not kind.can_read:
+        raise InputError(
+            f"cannot write frames to {path}: {ending or name} is no ending of a format that ASE writes and reads "
+            "back; use .xyz, which keeps all results, or .traj, .json, .db"
+        )
+    return str(found)
+
+
 def write_frames(path: str, frames: Sequence[Atoms]) -> None:
-    """Write frames as extended XYZ, atomically."""
+    """Write frames in the format of the file's ending, atomically, and make sure that they can be read back.
+
+    Entries of ``info`` and arrays that the format cannot hold are left out, and named on standard error.
+
+    Raises
+    ------
+    InputError
+        For endings without a format, and where ASE cannot write these frames in it or read them back.
+    """
     from ase.io import write
 
     from kqeq.io.atomic_write import atomic_path
 
-    with atomic_path(path) as temporary:
-        write(temporary, list(frames), format="extxyz")
+    kind = check_output(path)
+    lost: dict[str, None] = {}
+    if kind == "extxyz":
+        frames = [_writable(atoms, lost) for atoms in frames]
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            if kind in ("db", "json"):
+                temporary.unlink()  # ASE would add to what is there
+                _write_rows(str(temporary), frames, kind)
+            else:
+                write(temporary, list(frames), format=kind)
+            if temporary.is_file():
+                plain = Path(path).suffix in ("", *_PACKED)  # a name that says nothing, or not enough
+                back = _load(str(temporary), kind=kind if plain else None)
+                if len(back) != len(frames):
+                    raise InputError(f"it holds {len(back)} of {len(frames)} frames")
+                for before, after in zip(frames, back, strict=True):
+                    if len(before) != len(after):
+                        raise InputError("a frame has other atoms")
+                    lost.update(_missing(before, after))
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+        except Exception as error:  # ASE's many writers fail in as many ways
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(
+                f"cannot write {len(frames)} frames to {path} as {kind}: {reason}; use .xyz or .traj, which hold "
+                "everything"
+            ) from None
+    if lost:
+        print(f"kqeq: {path} cannot hold {', '.join(lost)}; left out", file=sys.stderr)
+
+
+def _writable(atoms: Atoms, lost: dict[str, None]) -> Atoms:
+    """A copy without what extended XYZ would not give back."""
+    copy: Atoms = atoms.copy()
+    copy.calc = atoms.calc
+    for key in list(copy.info):
+        value = copy.info[key]
+        texts = [value]
+        if isinstance(value, str):
+            # line breaks and backslashes need a second coat: ASE's reader takes one off
+            texts.append("_JSON " + json.dumps(value).replace("\\", "\\\\"))
+        del copy.info[key]
+        for text in texts:
+            if key not in _RESERVED and _survives(key, text, value):
+                copy.info[key] = text
+                break
+        else:
+            lost[f'info["{key}"]'] = None
+    for key in list(copy.arrays):
+        values = copy.arrays[key]
+        good = values.dtype.kind in "ifb" or (
+            values.dtype.kind == "U" and all(len(word.split()) == 1 for word in values.ravel())
+        )
+        if (
+            not good
+            or values.ndim > 2
+            or (values.ndim == 2 and values.shape[1] == 0)
+            or set(key) & set(': \t\n"=')
+        ):
+            del copy.arrays[key]
+            lost[f'arrays["{key}"]'] = None
+    return copy
+
+
+def _survives(key: Any, text: Any, value: Any) -> bool:
+    """Whether an entry of ``info``, written as ``text``, comes back from the comment line as its value."""
+    from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
+
+    try:
+        line = key_val_dict_to_str({key: text})
+        back = key_val_str_to_dict(line)
+        return len(line.splitlines()) < 2 and set(back) == {key} and _alike(back[key], value)
+    except Exception:  # whatever the value does to ASE's writer or reader
+        return False
+
+
+def _alike(back: Any, value: Any) -> bool:
+    """Whether a value came back as itself, or as the array or number that it can be read as."""
+    import numpy as np
+
+    if value is None or isinstance(value, (str, dict, bool)):
+        return bool(np.all(back == value)) if not isinstance(value, str) else _same_text(back, value)
+    first, second = np.asarray(back), np.asarray(value)
+    if first.dtype.kind in "ifb" and second.dtype.kind in "iufb":
+        return first.shape == second.shape and bool(np.allclose(first, second, equal_nan=True))
+    return bool(first.shape == second.shape and np.all(first == second))
+
+
+def _same_text(back: Any, value: str) -> bool:
+    """Texts that look like numbers come back as such, as they would from any file."""
+    return str(back) == value or not isinstance(back, str)
+
+
+def _write_rows(path: str, frames: Sequence[Atoms], kind: str) -> None:
+    """Write a database whose rows keep, in their data, what is in ``info`` and in ``arrays``."""
+    import ase.db
+    import numpy as np
+
+    with ase.db.connect(path, type=kind, append=False) as database:
+        for atoms in frames:
+            data = {key: value for key, value in atoms.info.items() if _encodable(value)}
+            arrays = {
+                key: value
+                for key, value in atoms.arrays.items()
+                if key not in _ROW_ARRAYS and value.dtype.kind in "ifb"
+            }
+            if arrays:
+                data["arrays"] = arrays
+            charge = atoms.info.get("total_charge")
+            pairs = {"total_charge": float(charge)} if isinstance(charge, (float, np.floating)) else {}
+            database.write(atoms, key_value_pairs=pairs, data=data)
+
+
+def _encodable(value: Any) -> bool:
+    """Whether ASE can put a value into a row and give it back."""
+    from ase.io.jsonio import decode, encode
+
+    try:
+        return _alike(decode(encode(value)), value)
+    except Exception:  # whatever the value does to ASE's encoder
+        return False
+
+
+def _missing(before: Atoms, after: Atoms) -> dict[str, None]:
+    """Names of what a frame has lost in a file."""
+    lost = [f'info["{key}"]' for key in before.info if key not in after.info]
+    lost += [f'arrays["{key}"]' for key in before.arrays if key not in after.arrays]
+    if before.calc is not None:
+        kept = {} if after.calc is None else after.calc.results
+        lost += [key for key, value in before.calc.results.items() if value is not None and key not in kept]
+    return dict.fromkeys(lost)
 
 
 def write_json(path: str, data: Any) -> None:
@@ -186,4 +526,4 @@ def write_json(path: str, data: Any) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-__all__ = ["FRAMES", "read_frames", "read_one", "with_results", "write_frames", "write_json"]
+__all__ = ["FRAMES", "check_output", "read_frames", "read_one", "with_results", "write_frames", "write_json"]

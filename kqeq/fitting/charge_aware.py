@@ -20,6 +20,7 @@ from functools import cached_property
 
 import numpy as np
 
+from kqeq.baselines import BaselineResult
 from kqeq.charges.base import Response
 from kqeq.charges.parameters import logarithmic_gradient_response
 from kqeq.fitting.least_squares.equations import Prior, Sums
@@ -75,33 +76,49 @@ class ChargeView:
     Parameters
     ----------
     potential : Potential
-        Its short-range energy plays no part here.
+        Its short-range energy and its baseline play no part here.
     structure : Structure
+        Without the charge that the baseline holds.
+    base : BaselineResult, optional
+        The baseline whose charges the short-range energy sees as well.
     kernel : ChargeKernel
     derivatives : bool
         Whether forces or stress will be asked for.
     """
 
     def __init__(
-        self, potential: Potential, structure: Structure, kernel: ChargeKernel, *, derivatives: bool
+        self,
+        potential: Potential,
+        structure: Structure,
+        kernel: ChargeKernel,
+        *,
+        derivatives: bool,
+        base: BaselineResult | None = None,
     ) -> None:
-        self.potential = replace(potential, charge_kernel=None, charge_powers=())
+        self.potential = replace(potential, charge_kernel=None, charge_powers=(), baseline=None)
+        self.base = base
         self.structure = structure
         self.derivatives = derivatives
         self.states, self.near = evaluate_environments(
             self.potential.feature_maps, structure, derivatives=derivatives
         )
         found = self.potential.charged(structure, self.near)
-        assert found is not None and potential.short_range is not None
-        self.charged: Charged = found[0]
+        assert potential.short_range is not None
+        self.charged: Charged | None = None if found is None else found[0]
         self.feature_maps = potential.short_range.feature_maps
+        charges = np.zeros(len(structure))
+        if self.charged is not None:
+            charges = charges + self.charged.state.charges
+        if base is not None and base.charges is not None:
+            charges = charges + base.charges
         self.values, self.slopes, self.curvatures = (
-            kernel.features(self.charged.state.charges, derivative) for derivative in range(3)
+            kernel.features(charges, derivative) for derivative in range(3)
         )
 
     @cached_property
     def response(self) -> Response:
         """Response to the electronegativity of each atom."""
+        assert self.charged is not None
         return self.charged.system.respond(np.eye(len(self.structure)))
 
     @cached_property
@@ -112,9 +129,16 @@ class ChargeView:
 
     def charge_derivatives(self, *, strain: bool = False) -> FloatArray:
         """∂q_i/∂r_k as (3N, N), or ∂q_i/∂ε as (9, N)."""
+        result = np.zeros((9 if strain else 3 * len(self.structure), len(self.structure)))
+        if self.base is not None:
+            own = self.base.charge_strain if strain else self.base.charge_gradient
+            assert own is not None
+            result = result + own.reshape(result.shape)
+        if self.charged is None:
+            return result
         state, response = self.charged.state, self.response
         change = state.strain_response(response) if strain else state.gradient_response(response)
-        result = change.reshape(-1, len(self.structure))
+        result = result + change.reshape(result.shape)
         chi = self.potential.electronegativity
         assert chi is not None
         weights = {"chi": response.charges} | logarithmic_gradient_response(
@@ -143,14 +167,28 @@ class ChargeView:
             block = np.concatenate(blocks, axis=1)
             block = to_stress(block, self.structure.volume) if strain else -block
         elif kind == "dipole":
-            assert self.response.dipole is not None
-            block = self._by_atoms(self.response.dipole, self.slopes, part)
+            block = -self._by_atoms(self.charge_field, self.slopes, part)
         else:
-            moved = self.charged.system.respond_field().charges
-            squares = upper_triangle(np.einsum("ia,ib->abi", moved, moved))
+            moved = self.charge_field
+            squares = upper_triangle(np.einsum("ai,bi->abi", moved, moved))
             block = -self._by_atoms(squares, self.curvatures, part)
+            if self.base is not None:
+                assert self.base.charge_curvature is not None
+                block -= self._by_atoms(upper_triangle(self.base.charge_curvature), self.slopes, part)
         assert block.shape[1] == len(self.values) * size and (kind != "forces" or len(block) == 3 * atoms)
         return np.concatenate([block, np.zeros((len(block), len(offsets)))], axis=1)
+
+    @cached_property
+    def charge_field(self) -> FloatArray:
+        """∂q_i/∂F, (3, N)."""
+        result = np.zeros((3, len(self.structure)))
+        if self.base is not None:
+            assert self.base.charge_field is not None
+            result = result + self.base.charge_field
+        if self.charged is not None:
+            assert self.response.dipole is not None
+            result = result - self.response.dipole  # ∂μ/∂χ_i = −∂q_i/∂F
+        return result
 
     def _by_atoms(self, block: FloatArray, factors: FloatArray, part: SitePart) -> FloatArray:
         """δ Σ_i block_ri factors_bi Φ_im, (rows, (n + 1) p)."""
@@ -160,7 +198,10 @@ class ChargeView:
         """What the charges alone say about a label, in the order of its rows."""
         if kind == "energy":
             return np.array([self._bare.energy_electrostatic])
-        value = np.asarray(getattr(self._bare, kind))
+        found = getattr(self._bare, kind)
+        if found is None:  # nothing has charges but the baseline
+            found = np.zeros({"dipole": 3, "polarizability": (3, 3)}[kind])
+        value = np.asarray(found)
         if kind == "stress":
             return np.asarray(to_stress(value.reshape(9), 1.0))
         return np.asarray(upper_triangle(value) if kind == "polarizability" else value.reshape(-1))
@@ -170,7 +211,8 @@ class ChargeView:
         """The prediction without short-range energy and baseline."""
         bare = replace(self.potential, short_range=None, baseline=None)
         kinds = KINDS if self.derivatives else tuple(k for k in KINDS if k not in ("forces", "stress"))
-        return bare.finish(self.structure, kinds, self.states, self.near, self.charged.system)
+        system = None if self.charged is None else self.charged.system
+        return bare.finish(self.structure, kinds, self.states, self.near, system)
 
 
 class ChargeAwareProblem:
@@ -221,7 +263,13 @@ class ChargeAwareProblem:
             kinds = [kind for kind in frame.labels.kinds if kind in KINDS]
             if not kinds:
                 continue
-            view = ChargeView(self.potential, frame.structure, self.kernel, derivatives=frame.needs_gradients)
+            view = ChargeView(
+                self.potential,
+                frame.structure,
+                self.kernel,
+                derivatives=frame.needs_gradients,
+                base=frame.baseline,
+            )
             residuals, blocks = [], []
             for kind in kinds:
                 block = view.rows(kind, self.part)

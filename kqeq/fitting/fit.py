@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -13,12 +15,16 @@ from ase.data import chemical_symbols
 
 from kqeq import elements
 from kqeq.backend.linalg import solve_lower
+from kqeq.baselines import remaining
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
-from kqeq.errors import InputError, KQEqError
+from kqeq.errors import InputError, KQEqError, LabelWarning, RepresentativesWarning
+from kqeq.fitting.baseline_labels import subtract_baseline, used_baseline
 from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
 from kqeq.fitting.checkpoint import fingerprint
 from kqeq.fitting.contradictions import warn_contradictions
+from kqeq.fitting.dipole_origin import MAX_IONS, far_from_ions, other_origin
 from kqeq.fitting.evidence.hyperparameters import learn
+from kqeq.fitting.evidence.left_out import learn_left_out
 from kqeq.fitting.least_squares.solver import Solution
 from kqeq.fitting.minimisation import minimise_from, solve, warn_unconverged
 from kqeq.fitting.parameters import Parameters, SitePart
@@ -27,15 +33,16 @@ from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.blocks import LINEAR_KINDS
 from kqeq.fitting.rows.cache import CacheFolder
 from kqeq.fitting.rows.features import TrainingFrame
-from kqeq.fitting.rows.targets import choose_labels, energy_offsets, subtract_baseline
+from kqeq.fitting.rows.targets import choose_labels, energy_offsets
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings
+from kqeq.frames.label_checks import Survey
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure
 from kqeq.io.atomic_write import check_writable
 from kqeq.io.progress import say, track
 from kqeq.kernels.feature_map import FeatureMap
 from kqeq.kernels.representatives import build_feature_map
-from kqeq.kernels.settings import Kernels
+from kqeq.kernels.settings import AUTOMATIC_TOTAL, DEFAULT_REPRESENTATIVES, Kernels, SOAPKernel
 from kqeq.potential.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
 
@@ -78,6 +85,15 @@ class FitResult:
     frames: Sequence[TrainingFrame] = ()
     coupled: CoupledFit | None = None
 
+    def with_survey(self, found: Survey) -> FitResult:
+        """The same with what was noticed about the frames in the report."""
+        report = replace(
+            self.report,
+            ignored={**self.report.ignored, **found.ignored},
+            notes=(*found.notes, *self.report.notes),
+        )
+        return replace(self, report=report)
+
 
 def fit_potential(
     pairs: Sequence[tuple[Structure, Labels]],
@@ -112,10 +128,12 @@ def fit_potential(
     for frame in frames:
         if settings.charges is not None:
             try:
-                settings.charges.check_structure(frame.structure)
+                settings.charges.check_structure(remaining(frame.structure, settings.baseline))
             except KQEqError as error:
                 raise type(error)(f"frame {frame.index}: {error}") from None
-        elif frame.structure.external_field.any():
+        elif frame.structure.external_field.any() and not (
+            settings.baseline is not None and settings.baseline.capabilities.field
+        ):
             raise InputError(
                 f"frame {frame.index} is in an external field, but a model without charges has nothing for the field "
                 "to act on; fit with charges=kqeq.QEq(), or leave such frames out"
@@ -136,13 +154,39 @@ def fit_potential(
         raise InputError("a model without charges needs energies or forces, and no frame has any")
 
     warn_contradictions(frames, {**DEFAULT_NOISE, **settings.noise}["energy"])
-    if settings.baseline is not None and has_energy:
-        frames = subtract_baseline(frames, settings.baseline)
+    settings = replace(settings, baseline=used_baseline(settings.baseline, has_energy=has_energy))
+    if settings.baseline is not None:
+        frames, shifted, told = subtract_baseline(
+            frames,
+            settings.baseline,
+            charge_aware=settings.charge_aware is not None,
+            leave_out_failed=settings.leave_out_failed,
+        )
+        notes += told
+        settings = replace(settings, baseline=shifted)
+        kept = {frame.index for frame in frames}
+        if len(kept) < len(pairs):
+            pairs = [pair for i, pair in enumerate(pairs) if i in kept]
+            used = dict(Counter(kind for frame in frames for kind in frame.labels.kinds))
+            species = tuple(sorted({z for frame in frames for z in frame.structure.species}))
+        structures = [frame.structure for frame in frames]
     parameters = _parameters(frames, structures, species, settings, short_range, has_energy)
     noise = {**DEFAULT_NOISE, **settings.noise}
     linear = settings.charges is None or (parameters.learned is None and used.keys() <= LINEAR_KINDS)
     learned = None
-    if settings.optimize is not None:
+    if settings.optimize == "left-out":
+        learned = learn_left_out(
+            frames,
+            parameters,
+            noise,
+            linear=linear,
+            solve=lambda problem, u: minimise_from(problem, settings, u),
+            report=say,
+            held=settings.held,
+            device=settings.device,
+            cache=cache,
+        )
+    elif settings.optimize is not None:
         learned = learn(
             frames,
             parameters,
@@ -155,14 +199,15 @@ def fit_potential(
             device=settings.device,
             cache=cache,
         )
+    if learned is not None:
         parameters, noise = learned.parameters, learned.noise
         notes += learned.table
     problem = FitProblem(frames, parameters, noise, linear=linear, device=settings.device, cache=cache)
     try:
         solution = (
-            solve(problem, settings, resume)
-            if learned is None
-            else minimise_from(problem, settings, learned.u)
+            minimise_from(problem, settings, learned.u)
+            if learned is not None and (resume is None or settings.optimize == "evidence")
+            else solve(problem, settings, resume, None if learned is None else learned.u)
         )
     finally:
         problem.close()
@@ -194,9 +239,9 @@ def fit_potential(
         seconds=0.0,
         notes=tuple(notes),
     )
-    charges = [structure.total_charge for structure in structures]
+    charges = [structure.total_charge for structure, _ in pairs]
     result = finish(parameters, solution, noise, settings, report, charges, has_energy, started)
-    result = replace(result, frames=frames)
+    result = _check_origin(replace(result, frames=frames), settings)
     if settings.charge_aware is None or parameters.energy is None:
         return result
     coupled = fit_charge_aware(frames, result.potential, parameters.energy, noise, settings.charge_aware)
@@ -206,6 +251,27 @@ def fit_potential(
     )
     report = replace(result.report, notes=(*result.report.notes, note), seconds=time.perf_counter() - started)
     return replace(result, potential=coupled.potential, report=report, coupled=coupled)
+
+
+def _check_origin(result: FitResult, settings: FitSettings) -> FitResult:
+    """Note, and warn of, dipole labels of ions that count from another origin."""
+    ions = [
+        (frame.structure, frame.labels.dipole)
+        for frame in result.frames
+        if frame.labels.dipole is not None and frame.structure.total_charge and not frame.structure.periodic
+    ]
+    ions = ions[:: max(1, -(-len(ions) // MAX_IONS))]
+    predictions = result.potential.predict_many([s for s, _ in ions], ("dipole",), device=settings.device)
+    triples = [
+        (structure, label, prediction.dipole)
+        for (structure, label), prediction in zip(ions, predictions, strict=True)
+        if prediction.dipole is not None
+    ]
+    note = other_origin(triples) or far_from_ions(ions)
+    if note is None:
+        return result
+    warnings.warn(note, LabelWarning, stacklevel=4)
+    return replace(result, report=replace(result.report, notes=(*result.report.notes, note)))
 
 
 def finish(
@@ -258,16 +324,20 @@ def _parameters(
     """Choose representatives and lay the parameters out."""
 
     def build(kernels: Kernels | None, role: str) -> list[FeatureMap]:
-        return [
-            build_feature_map(
-                kernel,
-                structures,
-                species,
-                progress=lambda items: track(items, f"{role} environments"),
-                role=role,
-            )
-            for kernel in kernels or ()
-        ]
+        with warnings.catch_warnings():
+            if settings.automatic:
+                warnings.simplefilter("ignore", RepresentativesWarning)
+                kernels = tuple(_sized(kernel, len(species)) for kernel in kernels or ())
+            return [
+                build_feature_map(
+                    kernel,
+                    structures,
+                    species,
+                    progress=lambda items: track(items, f"{role} environments"),
+                    role=role,
+                )
+                for kernel in kernels or ()
+            ]
 
     energy_mean = energy_offsets(frames, species, settings.e0) if has_energy else None
     numbers = np.array(species)
@@ -311,6 +381,14 @@ def representative_counts(name: str, part: SitePart) -> dict[str, dict[str, int]
         }
         for number, kernel in enumerate(part.kernels, start=1)
     }
+
+
+def _sized(kernel: SOAPKernel, elements: int) -> SOAPKernel:
+    """A kernel that nobody has chosen, with representatives for the number of elements."""
+    if kernel.n_representatives is not None:
+        return kernel
+    number = min(DEFAULT_REPRESENTATIVES, AUTOMATIC_TOTAL // elements)
+    return SOAPKernel(**{**kernel.get_params(deep=False), "n_representatives": max(1, number)})
 
 
 def kernel_spreads(given: Sequence[float | None], default: float) -> list[float]:
@@ -374,7 +452,7 @@ def build_potential(
         electronegativity=electronegativity,
         charges=parameters.charge_model(u),
         short_range=short_range,
-        baseline=settings.baseline if has_energy else None,
+        baseline=settings.baseline,
         training_charges=training_charges,
         has_energy=has_energy,
         sites=sites,

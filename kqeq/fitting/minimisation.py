@@ -82,17 +82,23 @@ def minimise_from(problem: FitProblem, settings: FitSettings, u: FloatArray | No
     return minimise_problem(problem, u, max_iterations=settings.max_iterations, solver=settings.solver)
 
 
-def solve(problem: FitProblem, settings: FitSettings, resume: str | PathLike[str] | None) -> Solution:
-    """Minimise, from the checkpoint if there is one."""
+def solve(
+    problem: FitProblem,
+    settings: FitSettings,
+    resume: str | PathLike[str] | None,
+    start: FloatArray | None = None,
+) -> Solution:
+    """Minimise, from the checkpoint if there is one, else from ``start`` or from the closed-form start."""
     state, mark = None, ""
     if resume is not None:
         mark = fingerprint(settings, problem.frames)
         state = read_checkpoint(resume, mark, problem.size)
-    start = np.zeros(problem.size)
-    if state is None and not problem.linear:
-        start = _start(problem, settings.solver)
-        if resume is not None:
-            write_checkpoint(resume, mark, SolverState(start, 0.0, ()))
+    if start is None:
+        start = np.zeros(problem.size)
+        if state is None and not problem.linear:
+            start = _start(problem, settings.solver)
+    if state is None and not problem.linear and resume is not None:
+        write_checkpoint(resume, mark, SolverState(start, 0.0, ()))
 
     failed = False
 

@@ -15,7 +15,7 @@ kernel; P = p_χ + Z + p_sr + Z + L + K p_θ in all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -401,6 +401,58 @@ class Parameters:
                 for name, part in self.parts.items()
             }
         )
+
+    def without(self, names: Collection[str]) -> tuple[Parameters, IntArray]:
+        """The model without some of the :attr:`kernels` of electronegativity and energy, and which columns are left."""
+        start = 0
+        kept: list[IntArray] = []
+        parts: dict[str, SitePart] = {}
+        gone = [self.kernels[name] for name in names]
+        named = {"chi": self.chi, "energy": self.energy}
+        found = [(name, part) for name, part in named.items() if part is not None]
+        for name, part in sorted(found, key=lambda item: item[1].columns.start):
+            kernels = []
+            first = start
+            for kernel in part.kernels:
+                if any(kernel is other for other in gone):
+                    continue
+                kept.append(np.arange(kernel.columns.start, kernel.columns.stop))
+                kernels.append(replace(kernel, columns=slice(start, start + kernel.size)))
+                start += kernel.size
+            tail = len(part.offset_mean)
+            kept.append(np.arange(part.columns.stop - tail, part.columns.stop))
+            start += tail
+            parts[name] = replace(part, kernels=tuple(kernels), columns=slice(first, start))
+        rest = self.site_columns
+        kept.append(np.arange(rest.start, rest.stop))
+        shift = start - rest.start
+
+        def moved(columns: slice) -> slice:
+            return slice(columns.start + shift, columns.stop + shift)
+
+        learned, environment = self.learned, self.environment
+        if learned is not None:
+            learned = replace(learned, columns=moved(learned.columns))
+        if environment is not None:
+            own = {
+                kind: replace(
+                    part,
+                    columns=moved(part.columns),
+                    kernels=tuple(replace(k, columns=moved(k.columns)) for k in part.kernels),
+                )
+                for kind, part in environment.parts.items()
+            }
+            environment = replace(environment, parts=own)
+        index = np.concatenate(kept)
+        changed = replace(
+            self,
+            chi=parts.get("chi"),
+            energy=parts.get("energy"),
+            learned=learned,
+            environment=environment,
+            size=len(index),
+        )
+        return changed, index
 
     @property
     def site_columns(self) -> slice:

@@ -53,7 +53,10 @@ class FitReport:
             f"{self.n_frames} frames, {self.n_atoms} atoms; {self.n_residuals} labels, {self.n_parameters} parameters",
             f"labels used: {used}",
         ]
-        lines += [f"labels ignored: {kind} ({reason})" for kind, reason in self.ignored.items()]
+        reasons: dict[str, list[str]] = {}
+        for kind, reason in self.ignored.items():
+            reasons.setdefault(reason, []).append(kind)
+        lines += [f"labels ignored: {', '.join(kinds)} ({reason})" for reason, kinds in reasons.items()]
         for name, counts in self.representatives.items():
             lines.append(f"{name} representatives: " + ", ".join(f"{z} {n}" for z, n in counts.items()))
         if self.learned:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kqeq.backend import CPU, Device
-from kqeq.baselines.baseline import Baseline
+from kqeq.baselines import CHARGE_FROM, Baseline
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError
 from kqeq.fitting.least_squares.equations import SOLVERS
@@ -27,7 +27,8 @@ from kqeq.io.rules import (
     whole,
 )
 from kqeq.kernels.charge_kernel import ChargeKernel
-from kqeq.kernels.settings import Kernels, SOAPKernel
+from kqeq.kernels.settings import AUTO, Kernels, SOAPKernel
+from kqeq.potential.on_baseline import sees_baseline
 
 _DEVIATION = number(above=0)
 
@@ -41,17 +42,18 @@ _CHARGES = protocol(
 )
 
 RULES: Mapping[str, Rule] = {
-    "electronegativity": _KERNEL | NOTHING,
-    "short_range": _KERNEL | NOTHING,
+    "electronegativity": _KERNEL | choice(AUTO) | NOTHING,
+    "short_range": _KERNEL | choice(AUTO) | NOTHING,
     "site_kernel": _KERNEL | NOTHING,
     "charges": _CHARGES | NOTHING,
     "charge_aware": instance(ChargeKernel, "kqeq.ChargeKernel(...)") | NOTHING,
-    "targets": sequence(NAME, 'a list of label kinds, for example ["energy", "forces"]') | NOTHING,
+    "targets": NAME | sequence(NAME, 'a list of label kinds, for example ["energy", "forces"]') | NOTHING,
+    "charge_from": choice(*CHARGE_FROM),
     "charges_key": NAME | NOTHING,
     "label_prefix": TEXT,
     "max_iterations": whole(minimum=1),
     "solver": choice(*SOLVERS),
-    "optimize": choice("evidence") | NOTHING,
+    "optimize": choice(AUTO, "left-out", "evidence") | NOTHING,
 }
 """Settings of a fit, and of the estimator, by name; noise has a check of its own (:func:`check_noise`)."""
 
@@ -84,14 +86,20 @@ class FitSettings:
     e0 : mapping of int to float or None
         Energies of elements, eV; ``None`` fits them.
     max_iterations : int
-    optimize : "evidence" or None
+    optimize : "left-out", "evidence" or None
         What noises and prior spreads are learned by; ``None`` keeps the given ones.
+    held : tuple of str
+        Label kinds whose noise is not learned.
+    automatic : bool
+        Whether kernels are not the user's: that there are fewer environments than representatives is no news then.
     site_kernel : tuple of SOAPKernel or None
         For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
     solver : {"auto", "cholesky", "qr"}
         How the linear problem of each step is solved (:mod:`kqeq.fitting.least_squares.equations`).
     charge_aware : ChargeKernel or None
         How the short-range energy depends on charges.
+    leave_out_failed : bool
+        Leave out frames whose baseline does not converge, instead of refusing.
     device : Device
         Where to compute; results do not depend on it.
     """
@@ -105,9 +113,12 @@ class FitSettings:
     e0: Mapping[int, float] | None = None
     max_iterations: int = 30
     optimize: str | None = None
+    held: tuple[str, ...] = ()
+    automatic: bool = False
     site_kernel: Kernels | None = None
     charge_aware: ChargeKernel | None = None
     solver: str = "auto"
+    leave_out_failed: bool = False
     device: Device = CPU
 
 
@@ -120,7 +131,8 @@ def complete_noise(noise: Mapping[str, float] | None) -> dict[str, float]:
         For anything but a mapping, and for unknown kinds.
     """
     check_noise(noise)
-    return {**DEFAULT_NOISE, **(noise or {})}
+    # a NumPy scalar of lower precision would spread its precision through the fit
+    return {**DEFAULT_NOISE, **{kind: float(value) for kind, value in (noise or {}).items()}}
 
 
 def check_noise(noise: Any) -> None:
@@ -173,11 +185,18 @@ def check_settings(settings: FitSettings) -> None:
         )
     if settings.charge_aware is not None:
         settings.charge_aware.check()
-        if settings.charges is None or settings.short_range is None:
+        on_baseline = sees_baseline(settings.baseline, True)
+        if (settings.charges is None and not on_baseline) or settings.short_range is None:
             raise InputError(
                 "charge_aware makes the short-range energy depend on charges, but the model has no "
-                f"{'charges' if settings.charges is None else 'short-range energy'}: charges and short_range may "
+                f"{'short-range energy' if settings.short_range is None else 'charges'}: charges and short_range may "
                 "not be None with it"
+            )
+        if settings.baseline is not None and settings.baseline.capabilities.holds_charge and not on_baseline:
+            raise InputError(
+                f"charge_aware lets the short-range energy tell charge states apart, but the baseline "
+                f"{settings.baseline.name} holds the total charge and gives no charges of atoms; leave charge_aware out, "
+                'or let the model carry the charge: charge_from="model"'
             )
     check_noise(settings.noise)
     for kind in settings.targets or ():

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from kqeq.errors import InputError
+from kqeq.fitting.baseline_labels import subtract_baseline
 from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
 from kqeq.fitting.contradictions import warn_contradictions
 from kqeq.fitting.fit import FitResult, finish
@@ -30,7 +31,7 @@ from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.blocks import LINEAR_KINDS
 from kqeq.fitting.rows.features import TrainingFrame
-from kqeq.fitting.rows.targets import choose_labels, subtract_baseline
+from kqeq.fitting.rows.targets import choose_labels
 from kqeq.fitting.settings import FitSettings
 from kqeq.frames.labels import LABEL_KINDS, Labels
 from kqeq.frames.structures import Structure
@@ -186,7 +187,8 @@ def _added(
         )
     for i, (structure, _) in enumerate(pairs):
         potential.check(structure, f"frame {i}")
-    settings = replace(settings, targets=tuple(kind for kind in kinds if kind in found))
+    fitted = tuple(kind for kind in kinds if kind in found)
+    settings = replace(settings, targets=fitted, baseline=potential.baseline)
     frames, used, ignored = choose_labels(pairs, settings)
     ignored = {
         kind: reason if kind in kinds else "the model was not fitted to it; fit again to all frames to use it"
@@ -194,7 +196,7 @@ def _added(
     }
     warn_contradictions(frames, noise["energy"])
     if potential.baseline is not None:
-        frames = subtract_baseline(frames, potential.baseline)
+        frames, _, _ = subtract_baseline(frames, potential.baseline, shift=False)
     counts = Counter(report.used) + Counter(used)
     line = (
         f"continued from a fit to {report.n_frames} frames (loss {report.loss:.6g}) with {len(frames)} more"

@@ -13,11 +13,15 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from kqeq.errors import InputError, LabelWarning
+from kqeq.frames.conditions import as_numbers
 from kqeq.frames.structures import Structure, as_frames, describe, read_structure
 from kqeq.typing import FloatArray
 
 MAX_ABS_CHARGE_PER_ATOM = 8.0
 """A labelled total charge beyond this many e per atom is refused as a mistake."""
+
+MAX_SMEARING = 0.5
+"""``free_energy`` and ``energy`` of one frame differ by less than this (eV/atom) if the difference is smearing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,23 +71,31 @@ class LabelKeys:
     Each key is looked up in ``atoms.info`` (per frame) or ``atoms.arrays`` (per atom), and, under its
     standard name, in the results of the single-point calculator that ASE attaches when it reads a file.
 
+    Where a frame has a free energy, too, the energy label is that: forces and stress are its derivatives (electronic
+    smearing makes the two differ, and ``energy`` is extrapolated to none).  A free energy that differs from the energy
+    by more than :data:`MAX_SMEARING` is something else, a thermodynamic one for example, and left alone.
+
     Parameters
     ----------
-    energy, forces, stress, dipole, polarizability : str
+    energy, free_energy, forces, stress, dipole, polarizability : str
         Keys of the labels.
     charges : str or None
         Key of partition charges in ``atoms.arrays``; ``None`` reads no charges.
     weight : str
         Key of the frame's weight in ``atoms.info``.
+    prefix : str
+        Total charge and field are looked for with this before their names, and without.
     """
 
     energy: str = "energy"
+    free_energy: str | None = "free_energy"
     forces: str = "forces"
     stress: str = "stress"
     dipole: str = "dipole"
     polarizability: str = "polarizability"
     charges: str | None = None
     weight: str = "weight"
+    prefix: str = ""
 
     @classmethod
     def prefixed(cls, prefix: str, charges: str | None = None) -> LabelKeys:
@@ -91,8 +103,8 @@ class LabelKeys:
 
         The charges key is taken as it is; the weight keeps its name.
         """
-        names = ("energy", "forces", "stress", "dipole", "polarizability")
-        return cls(**{name: prefix + name for name in names}, charges=charges)
+        names = ("energy", "free_energy", "forces", "stress", "dipole", "polarizability")
+        return cls(**{name: prefix + name for name in names}, charges=charges, prefix=prefix)
 
 
 _SHAPES: dict[str, str] = {
@@ -167,10 +179,11 @@ def read_frame(
     """
     keys = keys or LabelKeys()
     where = describe(atoms, index)
-    structure = read_structure(atoms, index=index)
+    structure = read_structure(atoms, index=index, prefix=keys.prefix)
     _check_label_charge(structure, where)
     found = {kind: _find(atoms, kind, getattr(keys, kind), where) for kind in LABEL_KINDS}
     labels = {kind: _shape(value, kind, structure, where) for kind, value in found.items()}
+    labels["energy"] = choose_energy(labels["energy"], _free_energy(atoms, keys, structure, where), structure)
     total = _weight(1.0 if weight is None else weight, where)
     total *= _weight(atoms.info.get(keys.weight, 1.0), where)
     return structure, Labels(**labels, weight=total)
@@ -188,15 +201,39 @@ def read_frames(
 
 
 def _weight(value: Any, where: object) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = np.nan
+    array = None if value is None else as_numbers(value)
+    number = float(array.reshape(())) if array is not None and array.size == 1 else np.nan
     if not np.isfinite(number) or number < 0:
         raise InputError(f"the weight of {where} is {value!r}; expected a finite number that is not negative")
     if number > _LIMITS["weight"]:
         raise InputError(f"the weight of {where} is {value!r}, beyond {_LIMITS['weight']:g}")
     return number
+
+
+def choose_energy(energy: float | None, free: float | None, structure: Structure) -> float | None:
+    """The energy to fit: the free one, which forces belong to, if there is one that can be meant.
+
+    Parameters
+    ----------
+    energy, free : float or None
+        eV.
+    structure : Structure
+        Of the frame.
+    """
+    if free is None or (energy is not None and abs(free - energy) > MAX_SMEARING * len(structure)):
+        return energy
+    return free
+
+
+def _free_energy(atoms: Atoms, keys: LabelKeys, structure: Structure, where: object) -> float | None:
+    if keys.free_energy == "free_energy" and keys.energy != "energy":
+        return None  # of another method than the energy that was named
+    value = _find(atoms, "free_energy", keys.free_energy, where)
+    # a thermodynamic free energy may be anything; only numbers can be meant
+    array = None if value is None else as_numbers(value)
+    if array is None or array.size != 1 or not np.isfinite(array).all():
+        return None
+    return float(array.reshape(()))
 
 
 def _check_label_charge(structure: Structure, where: object) -> None:
@@ -220,6 +257,8 @@ def _find(atoms: Atoms, kind: str, key: str | None, where: object) -> Any:
     if key is None:
         return None
     store: Mapping[str, Any] = atoms.arrays if kind in ("forces", "charges") else atoms.info
+    if key not in store and key in atoms.info:
+        store = atoms.info  # an array that came by another way than a file
     value = store.get(key)
     stored = _single_point(atoms, key, where)
     if value is None:
@@ -234,9 +273,8 @@ def _find(atoms: Atoms, kind: str, key: str | None, where: object) -> Any:
 
 def _same(first: Any, second: Any) -> bool:
     """Whether two labels agree to the digits that files keep; True also where that cannot be said."""
-    try:
-        a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    except (TypeError, ValueError):
+    a, b = as_numbers(first), as_numbers(second)
+    if a is None or b is None:
         return True  # not numeric: its shape and type are refused next
     # total energies are large: the relative tolerance must not hide differences between methods
     return a.shape != b.shape or bool(np.allclose(a, b, rtol=1e-9, atol=1e-6, equal_nan=True))
@@ -263,20 +301,26 @@ def _shape(value: Any, kind: str, structure: Structure, where: object) -> Any:
     if value is None:
         return None
     n = len(structure)
-    try:
-        array = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    array = as_numbers(value)
+    if array is None:
+        word = ""
+        if np.ndim(value) == 0 and isinstance(value, (bool, np.bool_)):
+            word = "; a bare word in the comment line of an XYZ file is read as True"
         raise InputError(
-            f"the {kind} label of {where} is not numeric: {value!r}; expected {_SHAPES[kind]}"
-        ) from None
+            f"the {kind} label of {where} is not numeric: {value!r}; expected {_SHAPES[kind]}{word}"
+        )
     good: dict[str, tuple[tuple[int, ...], ...]] = {
-        "energy": ((), (1,)),
+        "energy": ((),),
         "forces": ((n, 3),),
         "stress": ((6,), (9,), (3, 3)),
         "dipole": ((3,),),
         "charges": ((n,), (n, 1)),
         "polarizability": ((9,), (3, 3)),
     }
+    if kind not in ("forces", "charges"):
+        # one frame of an array of frames, a column: [[x, y, z]] is a dipole
+        while array.ndim and array.shape not in good[kind] and 1 in array.shape:
+            array = array.squeeze(array.shape.index(1))
     if array.shape not in good[kind]:
         raise InputError(
             f"the {kind} label of {where} has shape {array.shape}; expected {_SHAPES[kind]}, N = {n} atoms"
@@ -292,14 +336,14 @@ def _shape(value: Any, kind: str, structure: Structure, where: object) -> Any:
         )
     if kind == "energy":
         return float(array.reshape(()))
-    if kind == "stress":
-        return voigt_6_to_full_3x3_stress(array) if array.shape == (6,) else array.reshape(3, 3)
-    if kind == "polarizability":
-        matrix = array.reshape(3, 3)
-        if np.abs(matrix - matrix.T).max() > 1e-3 * np.abs(matrix).max():
-            raise InputError(f"the polarizability label of {where} is not symmetric")
+    if kind in ("stress", "polarizability"):
+        matrix = voigt_6_to_full_3x3_stress(array) if array.shape == (6,) else array.reshape(3, 3)
+        if np.abs(matrix - matrix.T).max() > 1e-3 * np.abs(matrix).max() + 1e-12:
+            raise InputError(
+                f"the {kind} label of {where} is not symmetric: {matrix.tolist()}; expected {_SHAPES[kind]}"
+            )
         return matrix
     return array.reshape(n) if kind == "charges" else array
 
 
-__all__ = ["LABEL_KINDS", "LabelKeys", "Labels", "read_frame", "read_frames"]
+__all__ = ["LABEL_KINDS", "LabelKeys", "Labels", "choose_energy", "read_frame", "read_frames"]

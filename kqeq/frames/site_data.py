@@ -7,6 +7,7 @@ key                               shape    meaning
 ``info["fragment_charges"]``      (k,)     charge of each fragment in ascending order of the labels, e
 ``arrays["reference_charges"]``   (N,)     charges that split-charge models start from, e
 ``arrays["external_potential"]``  (N,)     potential from outside at each atom, V (embedding)
+``info["multiplicity"]``          ()       2S + 1, for baselines with electrons; validated by them
 ================================  =======  ====================================================================
 
 Fragment and reference charges also are sources of the total charge and have to sum to it.
@@ -22,6 +23,12 @@ from ase import Atoms
 
 from kqeq.errors import InputError
 from kqeq.typing import FloatArray, IntArray
+
+ARRAY_KEYS = ("fragments", "reference_charges", "external_potential")
+"""What is read from ``atoms.arrays``."""
+
+INFO_KEYS = ("fragment_charges",)
+"""What is read from ``atoms.info``."""
 
 _ROUNDING = 1e-4
 """Sums of charges may differ from the total by this much (e): files are rounded.  The difference is spread."""
@@ -52,8 +59,8 @@ def charge_sums(atoms: Atoms, where: object) -> list[tuple[str, float]]:
 
 def site_data_key(atoms: Atoms) -> tuple[bytes | None, ...]:
     """Equal for frames that carry the same optional data; to notice changes, for which no values are checked."""
-    values = [atoms.arrays.get(key) for key in ("fragments", "reference_charges", "external_potential")]
-    values.append(atoms.info.get("fragment_charges"))
+    values = [atoms.arrays.get(key) for key in ARRAY_KEYS]
+    values += [atoms.info.get(key) for key in (*INFO_KEYS, "multiplicity")]
     return tuple(None if value is None else np.asarray(value).tobytes() for value in values)
 
 
@@ -106,7 +113,17 @@ def read_site_data(atoms: Atoms, total_charge: float, where: object) -> dict[str
     if "external_potential" in atoms.arrays:
         name = 'atoms.arrays["external_potential"]'
         data["external_potential"] = _numbers(atoms.arrays["external_potential"], n, name, where)
+    if atoms.info.get("multiplicity") is not None:
+        data["multiplicity"] = _multiplicity(atoms.info["multiplicity"])
     return data
+
+
+def _multiplicity(value: Any) -> float:
+    """A number; NaN for anything else, which those who use it refuse: others must not stumble over a label."""
+    try:
+        return float(np.asarray(value, dtype=np.float64).reshape(()))
+    except (TypeError, ValueError):
+        return float("nan")
 
 
 def assign_fragments(atoms: Atoms, groups: Sequence[Sequence[int]], charges: Sequence[float]) -> Atoms:
@@ -194,8 +211,11 @@ def _fragments(value: Any, n: int, where: object) -> IntArray:
 def _numbers(value: Any, length: int | None, name: str, where: object) -> FloatArray:
     """A vector of finite numbers."""
     try:
-        array = np.atleast_1d(np.asarray(value, dtype=np.float64))
-    except (TypeError, ValueError):
+        raw = np.asarray(value)
+        array = np.atleast_1d(np.asarray(raw, dtype=np.float64))
+        if raw.dtype.kind in "bc":
+            array = np.full((1, 1), np.nan)
+    except (TypeError, ValueError, OverflowError):
         array = np.full((1, 1), np.nan)
     if array.ndim != 1 or not np.isfinite(array).all() or (length is not None and len(array) != length):
         expected = "a list of finite numbers" if length is None else f"{length} finite numbers, one per atom"
@@ -205,4 +225,4 @@ def _numbers(value: Any, length: int | None, name: str, where: object) -> FloatA
     return array
 
 
-__all__ = ["assign_fragments", "charge_sums", "read_site_data", "site_data_key"]
+__all__ = ["ARRAY_KEYS", "INFO_KEYS", "assign_fragments", "charge_sums", "read_site_data", "site_data_key"]

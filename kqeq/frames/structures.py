@@ -5,7 +5,7 @@ Everything is validated here once; inside the package the dataclass is trusted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 from ase import Atoms
 
 from kqeq.errors import InputError
-from kqeq.frames.site_data import charge_sums, read_site_data
+from kqeq.frames.conditions import check_charge, check_field, conditions, warn_unread_conditions
+from kqeq.frames.site_data import read_site_data
 from kqeq.typing import BoolArray, FloatArray, IntArray
 
 MIN_DISTANCE = 0.05
@@ -21,12 +22,6 @@ MIN_DISTANCE = 0.05
 
 MAX_LENGTH = 1e5
 """Coordinates and cell vectors beyond this (Å) are refused: an atom that escaped, a trajectory that blew up."""
-
-MAX_CHARGE = 1e6
-"""Total charges beyond this (e) are refused."""
-
-MAX_FIELD = 1e6
-"""Fields beyond this (V/Å) are refused."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +49,8 @@ class Structure:
         Charges that split-charge models start from, e; sums to ``total_charge``.
     external_potential : (N,) array, optional
         Electrostatic potential that acts on the charges from outside, V.
+    multiplicity : float, optional
+        2S + 1, for baselines with electrons; ``None`` leaves it to them.
     """
 
     numbers: IntArray
@@ -66,6 +63,7 @@ class Structure:
     fragment_charges: FloatArray | None = None
     reference_charges: FloatArray | None = None
     external_potential: FloatArray | None = None
+    multiplicity: float | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -86,7 +84,7 @@ class Structure:
         return float(abs(np.linalg.det(self.cell)))
 
     def under(self, total_charge: float, external_field: FloatArray) -> Structure:
-        """The same geometry under another total charge and field.
+        """The same geometry under another total charge and field; a multiplicity belongs to a total charge.
 
         Raises
         ------
@@ -101,7 +99,13 @@ class Structure:
                 "has fragment charges or reference charges that sum to the former; give new ones that sum to "
                 f'{total_charge:g} e (atoms.info["fragment_charges"], atoms.arrays["reference_charges"])'
             )
-        return replace(self, total_charge=total_charge, external_field=external_field)
+        same = abs(total_charge - self.total_charge) < 1e-8
+        return replace(
+            self,
+            total_charge=total_charge,
+            external_field=external_field,
+            multiplicity=self.multiplicity if same else None,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,97 +151,13 @@ def as_frames(frames: Any) -> list[Atoms]:
     return result
 
 
-def check_field(value: Any, where: object) -> FloatArray:
-    """Validate an external field: three finite numbers in V/Å."""
-    try:
-        # a copy: the array may be the user's own, and change later
-        vector = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        vector = np.full(0, np.nan)
-    if vector.shape != (3,) or not np.isfinite(vector).all():
-        raise InputError(
-            f"external_field of {where} is {value!r}; expected three finite numbers (Ex, Ey, Ez) in V/Å"
-        )
-    if np.abs(vector).max() > MAX_FIELD:
-        raise InputError(
-            f"external_field of {where} is {value!r} V/Å, beyond {MAX_FIELD:g} V/Å "
-            "(1 atomic unit is 51.4 V/Å)"
-        )
-    return vector
-
-
-def check_charge(value: Any, where: object) -> float:
-    """Validate a total charge: one finite number in e."""
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        array = np.full(2, np.nan)
-    if array.size != 1 or not np.isfinite(array).all():
-        raise InputError(f"total_charge of {where} is {value!r}; expected one finite number (e)")
-    if np.abs(array).max() > MAX_CHARGE:
-        raise InputError(
-            f"total_charge of {where} is {value!r} e, beyond {MAX_CHARGE:g} e; it is in units of the elementary charge"
-        )
-    return float(array.reshape(()))
-
-
-def conditions(
-    atoms: Atoms, *, total_charge: Any = None, external_field: Any = None, where: object = "the structure"
-) -> tuple[float, FloatArray]:
-    """Total charge and field of a frame, from the arguments and ``atoms.info``.
-
-    Sources of the charge are the argument, ``info["total_charge"]`` and ``info["charge"]``, and the sums of
-    ``info["fragment_charges"]`` and ``arrays["reference_charges"]``; of the field, the argument and
-    ``info["external_field"]``.  Without any source the structure is neutral and
-    free of field.  Initial charges (``atoms.get_initial_charges()``) are no source, but they must not
-    contradict the result.
-
-    Returns
-    -------
-    float, (3,) array
-        Total charge (e) and field (V/Å).
-
-    Raises
-    ------
-    InputError
-        If two sources disagree, or a value is not finite or has the wrong shape.
-    """
-    charges = [("the argument total_charge", total_charge)]
-    charges += [(f'atoms.info["{key}"]', atoms.info.get(key)) for key in ("total_charge", "charge")]
-    found = [(name, check_charge(value, where)) for name, value in charges if value is not None]
-    found += charge_sums(atoms, where)
-    for name, value in found[1:]:
-        # sums of arrays carry the rounding of a file
-        if abs(value - found[0][1]) > (1e-4 if "sum" in name else 1e-8):
-            raise InputError(
-                f"{where} has two total charges: {found[0][0]} says {found[0][1]:g} e, {name} says {value:g} e; "
-                "remove one of them or make them agree"
-            )
-    charge = found[0][1] if found else 0.0
-    if atoms.has("initial_charges"):
-        initial = float(atoms.get_initial_charges().sum())
-        if abs(initial - charge) > 0.5 and abs(initial) > 0.5:
-            raise InputError(
-                f"{where} has initial charges that sum to {initial:g} e while its total charge is {charge:g} e"
-                f"{'' if found else ' (nothing says otherwise)'}; set total_charge explicitly and remove or "
-                "correct the initial charges"
-            )
-    fields = [
-        ("the argument external_field", external_field),
-        ('atoms.info["external_field"]', atoms.info.get("external_field")),
-    ]
-    vectors = [(name, check_field(v, where)) for name, v in fields if v is not None]
-    for name, vector in vectors[1:]:
-        if np.abs(vector - vectors[0][1]).max() > 1e-10:
-            raise InputError(
-                f"{where} has two external fields: {vectors[0][0]} says {vectors[0][1].tolist()} V/Å, {name} says "
-                f"{vector.tolist()} V/Å; remove one of them or make them agree"
-            )
-    return charge, (vectors[0][1] if vectors else np.zeros(3))
-
-
 def read_structure(
-    atoms: Atoms, *, total_charge: Any = None, external_field: Any = None, index: int | None = None
+    atoms: Atoms,
+    *,
+    total_charge: Any = None,
+    external_field: Any = None,
+    index: int | None = None,
+    prefix: str = "",
 ) -> Structure:
     """Validate an :class:`ase.Atoms` and the conditions it is under.
 
@@ -250,6 +170,8 @@ def read_structure(
         V/Å.
     index : int, optional
         Number of the frame, for messages.
+    prefix : str
+        Prefix of labels, with which charge and field are looked for as well.
 
     Returns
     -------
@@ -260,8 +182,8 @@ def read_structure(
     InputError
         For a structure without atoms, unknown (0) atomic numbers, positions or cells that are not
         finite, atoms on top of each other, periodic directions without a cell vector, or conditions
-        that contradict each other.  Also for fragments that miss atoms, fragment or reference charges that do not
-        sum to the total charge, and potentials that are not finite.
+        that contradict each other.  Also for partly occupied sites, fragments that miss atoms, fragment or reference
+        charges that do not sum to the total charge, and potentials that are not finite.
 
     Notes
     -----
@@ -289,9 +211,12 @@ def read_structure(
         )
     if pbc.any():
         _check_cell(cell, pbc, where)
+    _check_occupancy(atoms, where)
     charge, external = conditions(
-        atoms, total_charge=total_charge, external_field=external_field, where=where
+        atoms, total_charge=total_charge, external_field=external_field, where=where, prefix=prefix
     )
+    given = (total_charge is not None, external_field is not None)
+    warn_unread_conditions(atoms, charge, external, prefix=prefix, given=given)
     _check_overlap(positions, cell, pbc, where)
     extra = read_site_data(atoms, charge, where)
     return Structure(numbers, positions, cell, pbc, charge, external, **extra)
@@ -316,6 +241,26 @@ def _check_cell(cell: FloatArray, pbc: BoolArray, where: object) -> None:
     # the Gram determinant is the squared volume spanned by the unit vectors
     if np.linalg.det(unit @ unit.T) < 1e-8:
         raise InputError(f"{where} has linearly dependent cell vectors (zero volume); check atoms.cell")
+
+
+def _check_occupancy(atoms: Atoms, where: object) -> None:
+    """Refuse sites that several elements share, or that are not full: a CIF file may hold such, and ASE takes one."""
+    occupancy = atoms.info.get("occupancy")
+    if not isinstance(occupancy, Mapping):
+        return
+    for site, elements in occupancy.items():
+        if not isinstance(elements, Mapping):
+            continue
+        try:
+            shares = [float(share) for share in elements.values()]
+        except (TypeError, ValueError):
+            continue
+        if len(shares) > 1 or any(abs(share - 1.0) > 1e-3 for share in shares):
+            raise InputError(
+                f"{where} has partly occupied sites (site {site}: "
+                f"{', '.join(f'{e} {s:g}' for e, s in zip(elements, shares, strict=True))}); an energy belongs to whole "
+                'atoms: make an ordered cell, and remove atoms.info["occupancy"]'
+            )
 
 
 def _check_overlap(positions: FloatArray, cell: FloatArray, pbc: BoolArray, where: object) -> None:

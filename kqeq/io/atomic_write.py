@@ -25,6 +25,8 @@ def check_writable(path: str | PathLike[str]) -> None:
     InputError
         If the directory does not exist, the path is a directory, or writing is not permitted.
     """
+    if str(path) == "-":
+        raise InputError("standard output (-) is not written to; give a file name")
     target = Path(path)
     try:
         folder, is_folder = target.resolve().parent, target.is_dir()

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from kqeq.kernels.feature_map import Directions, FeatureMap, Similarity
-from kqeq.kernels.settings import SOAPKernel
+from kqeq.kernels.settings import SOAPKernel, default_electronegativity, default_short_range
 
-__all__ = ["Directions", "FeatureMap", "SOAPKernel", "Similarity"]
+__all__ = [
+    "Directions",
+    "FeatureMap",
+    "SOAPKernel",
+    "Similarity",
+    "default_electronegativity",
+    "default_short_range",
+]

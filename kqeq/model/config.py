@@ -1,7 +1,8 @@
 """Settings of a model from a TOML file, under the names that :class:`kqeq.KQEq` uses.
 
     targets = ["energy", "forces", "dipole"]
-    baseline = "zbl"
+    baseline = "gfn2"            # tight binding below the model; or "zbl", "gfn2+zbl", "d4:pbe0"
+    charge_from = "baseline"     # it carries the total charge; "model" keeps it neutral
 
     [electronegativity]          # settings that are not named keep the defaults of this kernel
     r_cut = 4.5
@@ -47,6 +48,7 @@ from kqeq.fitting.settings import RULES, check_noise
 from kqeq.io.rules import NAME, instance, number, unknown_name
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.feature_map import SOAPKernel, default_electronegativity, default_short_range
+from kqeq.kernels.settings import AUTO
 from kqeq.model.estimator import KQEq
 
 
@@ -107,7 +109,7 @@ def model_from_dict(data: Mapping[str, Any]) -> KQEq:
         if name in settings:
             settings[name] = _numbers(name, settings[name])
     if "baseline" in settings:
-        NAME.require(settings["baseline"], "baseline", 'for example "zbl"')
+        NAME.require(settings["baseline"], "baseline", 'for example "gfn2" or "zbl"')
     for name, rule in RULES.items():
         if name in settings:
             rule.require(settings[name], name)
@@ -127,7 +129,9 @@ def _part(name: str, value: Any, build: Callable[[dict[str, Any]], Any]) -> Any:
 
 
 def _kernels(name: str, value: Any, default: Callable[[], SOAPKernel]) -> Any:
-    """One kernel, or several from an array of tables."""
+    """One kernel, several from an array of tables, or "auto"."""
+    if value == AUTO:
+        return value
     if isinstance(value, list) and value and all(isinstance(table, dict) for table in value):
         return [_kernel(f"{name} {number}", default(), table) for number, table in enumerate(value, start=1)]
     return _part(name, value, partial(_kernel, name, default()))

@@ -19,7 +19,7 @@ from sklearn.base import BaseEstimator
 
 from kqeq.backend import Device, devices
 from kqeq.backend.devices import check_precision
-from kqeq.baselines.baseline import resolve_baseline
+from kqeq.baselines import resolve_baseline
 from kqeq.charges import QEq
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError, ModelNotFittedError, UnsupportedError
@@ -31,19 +31,24 @@ from kqeq.fitting.pruning import prune
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.cache import DiskCache, disk_cache
 from kqeq.fitting.rows.targets import element_energies
-from kqeq.fitting.settings import RULES, FitSettings, complete_noise
+from kqeq.fitting.settings import RULES, FitSettings, check_noise, check_settings, complete_noise
 from kqeq.fitting.update import update_charge_aware, update_potential
-from kqeq.frames.labels import LabelKeys, read_frames
+from kqeq.frames.label_checks import survey
+from kqeq.frames.labels import LabelKeys
 from kqeq.io.progress import track
 from kqeq.io.rules import NOTHING, PATH, Rule, check_values, instance
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.settings import (
+    AUTO,
     SOAPKernel,
+    automatic_electronegativity,
+    automatic_short_range,
     default_electronegativity,
     default_short_range,
     kernel_tuple,
 )
 from kqeq.model.evaluation import evaluate_pairs, read_structures
+from kqeq.model.storage import Record, damaged, load_record, save_record
 from kqeq.potential.potential import Potential, Prediction, check_properties
 from kqeq.potential.prediction import PredictOptions
 from kqeq.uncertainty.posterior import (
@@ -55,6 +60,7 @@ from kqeq.uncertainty.posterior import (
 )
 from kqeq.uncertainty.remainder import learn_remainder
 
+_AUTO: Any = AUTO
 _DEFAULT: Any = "default"
 """Marks arguments that take the package's default (``None`` means: leave this part away)."""
 
@@ -72,18 +78,23 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    electronegativity : SOAPKernel, sequence of SOAPKernel, or None
+    electronegativity : SOAPKernel, sequence of SOAPKernel, "auto" or None
         Kernel of the electronegativities, or several that are summed, each with its own descriptor, representatives
-        and prior spread; ``None`` (with ``charges=None``) for a short-range potential alone.
-    short_range : SOAPKernel, sequence of SOAPKernel, or None
-        Kernel of the short-range energy, or several that are summed; ``None`` for charges alone.
+        and prior spread; ``None`` (with ``charges=None``) for a short-range potential alone.  ``"auto"`` takes a middle
+        and a sharp kernel and has ``fit`` choose.
+    short_range : SOAPKernel, sequence of SOAPKernel, "auto" or None
+        Kernel of the short-range energy, or several that are summed; ``None`` for charges alone.  ``"auto"`` takes a
+        long, a middle and a sharp kernel and has ``fit`` choose.
     charges : charge model or None
         ``kqeq.QEq()`` by default.  Element parameters that it marks with ``"learn"`` are fitted together with the
         rest, from all labels and from polarizabilities, with priors around the defaults; the values are in
         ``potential_.charges`` and in the report.  Hardness, polarizability and softness that it marks with ``"kernel"``
         depend on the environment of the atom as well.
-    baseline : None, "zbl" or ase.calculators.calculator.Calculator
-        Subtracted from energies, forces and stresses before the fit and added in prediction.
+    baseline : None, str, ase.calculators.calculator.Calculator or an object of :mod:`kqeq.baselines`
+        What is known before the fit: subtracted from the labels and added in prediction.  ``"gfn2"``, ``"gfn1"`` and
+        ``"ipea1"`` are tight binding, which knows total charge, field and dipole (extra ``xtb``); ``"zbl"`` keeps atoms
+        apart; ``"d4:pbe0"`` and ``"d3:pbe0"`` are dispersion; ``"gfn2+zbl"`` is a sum.  Results of training frames are
+        kept on disk (:mod:`kqeq.baselines.store`) and computed in parallel under ``joblib.parallel_config(n_jobs=...)``.
     noise : dict, optional
         Standard deviations that the fit tolerates: ``energy`` (eV/atom; an energy of N atoms gets √N times
         this), ``forces`` (eV/Å), ``stress`` (eV/Å³), ``dipole`` (e·Å), ``charges`` (e), ``polarizability``
@@ -95,7 +106,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     charges_key : str, optional
         Name of the array with partition charges, for example ``"hirshfeld"``.
     label_prefix : str
-        Prefix of label names in ``atoms.info`` and ``atoms.arrays``, for example ``"REF_"``.
+        Prefix of label names in ``atoms.info`` and ``atoms.arrays``, for example ``"REF_"``; charge and field are
+        found with and without.
     e0 : dict, optional
         Energies of the elements by symbol, eV; fitted where ``None``.
     max_iterations : int
@@ -110,7 +122,14 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     charge_aware : ChargeKernel, optional
         Lets the short-range energy see the charges, so that it can tell charge states of one geometry apart.  Fitted
         in a second stage, with electronegativities and site parameters held; dipole, polarizability, chemical
-        potential and hardness are derivatives of the total energy then, and the dipole is not Σ q r.
+        potential and hardness are derivatives of the total energy then, and the dipole is not Σ q r.  On a baseline
+        that holds the total charge these are the charges of the whole model, and ``charges=None`` is allowed.
+    charge_from : {"baseline", "model"}
+        Who carries the total charge on top of a baseline that can.  ``"baseline"``: it is evaluated at the total charge,
+        and the charge model solves for charges that sum to zero; the correction is the same for all charge states of a
+        geometry unless ``charge_aware`` lets it see the charges.  ``"model"``: the baseline is kept neutral, and
+        differences between charge states are those of the charge model alone.  :func:`kqeq.choose_charge_from` compares
+        them on left-out frames.
 
     Attributes
     ----------
@@ -126,8 +145,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        electronegativity: SOAPKernel | Sequence[SOAPKernel] | None = _DEFAULT,
-        short_range: SOAPKernel | Sequence[SOAPKernel] | None = _DEFAULT,
+        electronegativity: SOAPKernel | Sequence[SOAPKernel] | str | None = _AUTO,
+        short_range: SOAPKernel | Sequence[SOAPKernel] | str | None = _AUTO,
         charges: ChargeModel | None = _DEFAULT,
         baseline: Any = None,
         noise: Mapping[str, float] | None = None,
@@ -139,12 +158,11 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         site_kernel: SOAPKernel | Sequence[SOAPKernel] | None = None,
         solver: str = "auto",
         charge_aware: ChargeKernel | None = None,
+        charge_from: str = "baseline",
     ) -> None:
         # a default object of its own for every model, so that set_params never reaches another
-        self.electronegativity = (
-            default_electronegativity() if _is_default(electronegativity) else electronegativity
-        )
-        self.short_range = default_short_range() if _is_default(short_range) else short_range
+        self.electronegativity = electronegativity
+        self.short_range = short_range
         self.charges = QEq() if _is_default(charges) else charges
         self.baseline = baseline
         self.noise = noise
@@ -156,6 +174,20 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.site_kernel = site_kernel
         self.solver = solver
         self.charge_aware = charge_aware
+        self.charge_from = charge_from
+
+    def set_params(self, **params: Any) -> KQEq:
+        """Set parameters, also nested ones such as ``short_range__delta``.
+
+        A setting of a kernel that is ``"auto"`` makes it the single default kernel with that setting.
+        """
+        singles = {"electronegativity": default_electronegativity, "short_range": default_short_range}
+        for name, single in singles.items():
+            nested = any(key.startswith(f"{name}__") for key in params)
+            if nested and isinstance(params.get(name, getattr(self, name)), str):
+                params = {**params, name: single()}
+        super().set_params(**params)
+        return self
 
     # ------------------------------------------------------------------ fit
 
@@ -168,10 +200,11 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         targets: Sequence[str] | None = None,
         charges_key: str | None = None,
         resume: str | PathLike[str] | None = None,
-        optimize: str | None = None,
+        optimize: str | None = AUTO,
         cache: str | PathLike[str] | DiskCache | None = None,
         device: str | Device = "cpu",
         budget: float | str | None = None,
+        leave_out_failed: bool = False,
     ) -> KQEq:
         """Fit to labelled frames.
 
@@ -179,8 +212,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         ----------
         frames : ase.Atoms or sequence of ase.Atoms
             Labels are taken from ``atoms.info``, ``atoms.arrays`` and the single-point results that ASE
-            attaches on reading; total charge and field from ``atoms.info["total_charge"]`` and
-            ``atoms.info["external_field"]``; an optional weight from ``atoms.info["weight"]``.
+            attaches on reading (:class:`kqeq.frames.labels.LabelKeys`); total charge and field as
+            :mod:`kqeq.frames.conditions` says; an optional weight from ``atoms.info["weight"]``.
         y : None
             Ignored; the labels are in the frames.
         sample_weight : sequence of float, optional
@@ -190,11 +223,15 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         resume : path-like, optional
             Checkpoint file: written after every step, and continued from if it is there already, so that an
             interrupted fit (Ctrl-C, a killed job) called again gives what the uninterrupted one would have.
-        optimize : "evidence", optional
-            Learn the noise of every label kind, the prior spreads (δ of the kernels, spreads of the offsets) and, for
-            fits to dipoles or charges alone, ζ of the electronegativities by maximising the marginal likelihood
-            (:mod:`kqeq.fitting.evidence.hyperparameters`).  The given values are the start and the centre of bounds;
-            what was learned is in ``posterior_`` and in the report; uncertainties are calibrated
+        optimize : {"auto", "left-out", "evidence"}, optional
+            ``"left-out"``: learn the noise of every label kind that ``noise`` does not name, and the prior spread of
+            every kernel, by how well frames are predicted that are left out (in closed form), and leave kernels away
+            that do not help (:mod:`kqeq.fitting.evidence.left_out`).  ``"auto"`` does so where kernels are ``"auto"``;
+            ``None`` is one fit with the settings as they are.
+            ``"evidence"``: learn the noise of every label kind, the prior spreads (δ of the kernels, spreads of the
+            offsets) and, for fits to dipoles or charges alone, ζ of the electronegativities by maximising the marginal
+            likelihood (:mod:`kqeq.fitting.evidence.hyperparameters`).  The given values are the start and the centre
+            of bounds; what was learned is in ``posterior_`` and in the report; uncertainties are calibrated
             (:mod:`kqeq.uncertainty.remainder`).
         cache : path-like or DiskCache, optional
             A folder on a fast disk for kernel features that memory has no room for; :class:`kqeq.DiskCache` says more.
@@ -205,6 +242,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             Time that may be used, in seconds or with a unit (``"10 min"``).  Then the number of representatives is found
             by the fit: it doubles until frames that are left out stop improving or the time is used up, and the report
             says which it was (:mod:`kqeq.fitting.capacity`).  Numbers given with the kernels are upper limits.
+        leave_out_failed : bool
+            Leave out frames whose baseline does not converge; otherwise they are named and refused.
 
         Returns
         -------
@@ -226,9 +265,13 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         check_values("fit", given, _FIT_RULES)
         targets = self.targets if targets is None else targets
         charges_key = self.charges_key if charges_key is None else charges_key
-        settings = replace(self._settings(targets), optimize=optimize)
-        keys = self._keys(charges_key)
-        pairs = list(read_frames(frames, keys, weights=sample_weight))
+        settings = self._settings(targets)
+        if optimize == AUTO:
+            optimize = "left-out" if settings.automatic else None
+        settings = replace(settings, optimize=optimize, leave_out_failed=bool(leave_out_failed))
+        check_settings(settings)
+        noise = settings.noise["forces"]
+        found = survey(frames, self._keys(charges_key), weights=sample_weight, force_noise=noise)
         disk = disk_cache(cache)
 
         allowed = None if budget is None else seconds(budget)
@@ -237,11 +280,11 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             placed = replace(settings, device=where)
             with nullcontext() if disk is None else disk.open() as folder:
                 if allowed is not None:
-                    return fit_within(pairs, placed, allowed, resume=resume, cache=folder)
-                return fit_potential(pairs, placed, resume=resume, cache=folder)
+                    return fit_within(found.pairs, placed, allowed, resume=resume, cache=folder)
+                return fit_potential(found.pairs, placed, resume=resume, cache=folder)
 
         result, _ = devices.run(device, work)
-        self._keep(result, charges_key, calibrate=optimize is not None)
+        self._keep(result.with_survey(found), charges_key, calibrate=optimize is not None)
         return self
 
     def update(self, frames: Any, *, sample_weight: Sequence[float] | None = None) -> KQEq:
@@ -267,7 +310,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         """
         potential = self.fitted()
         posterior = require_posterior(self.posterior_, "adding frames needs")
-        pairs = list(read_frames(frames, self._keys(self.charges_key_), weights=sample_weight))
+        pairs = survey(frames, self._keys(self.charges_key_), weights=sample_weight).pairs
         if isinstance(posterior, CoupledPosterior):
             fit, report = update_charge_aware(
                 pairs, self._settings(None), posterior.fit(), posterior.noise, self.fit_report_
@@ -356,11 +399,19 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     def _settings(self, targets: Sequence[str] | None) -> FitSettings:
         if isinstance(targets, str):
             targets = (targets,)
+        chi, energy = self.electronegativity, self.short_range
+        if isinstance(chi, str):
+            chi = None if self.charges is None else automatic_electronegativity()
+        if isinstance(energy, str):
+            energy = automatic_short_range()
+        check_noise(self.noise)
         return FitSettings(
-            electronegativity=kernel_tuple(self.electronegativity),
-            short_range=kernel_tuple(self.short_range),
+            electronegativity=kernel_tuple(chi),
+            short_range=kernel_tuple(energy),
+            automatic=any(isinstance(own, str) for own in (self.electronegativity, self.short_range)),
+            held=tuple(self.noise or ()),
             charges=self.charges,
-            baseline=resolve_baseline(self.baseline),
+            baseline=resolve_baseline(self.baseline, self.charge_from),
             noise=complete_noise(self.noise),
             targets=None if targets is None else tuple(targets),
             e0=None if self.e0 is None else element_energies(self.e0),
@@ -371,7 +422,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         )
 
     def _keys(self, charges_key: str | None) -> LabelKeys:
-        return LabelKeys.prefixed(self.label_prefix, charges=charges_key)
+        return LabelKeys.prefixed(self.label_prefix, charges_key)
 
     def _set_fitted(
         self,
@@ -456,9 +507,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         chosen = check_properties(properties)
         single_precision = check_precision(precision)
         single = isinstance(frames, Atoms)
-        structures = read_structures(
-            potential, frames, total_charge=total_charge, external_field=external_field
-        )
+        given = {"total_charge": total_charge, "external_field": external_field, "prefix": self.label_prefix}
+        structures = read_structures(potential, frames, **given)
         posterior = require_posterior(self.posterior_) if uncertainty else None
 
         def work(where: Device) -> list[Prediction]:
@@ -468,7 +518,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         predictions, _ = devices.run(device, work)
         if posterior is not None:
             both = track(zip(predictions, structures, strict=True), "uncertainty", total=len(structures))
-            predictions = [with_uncertainty(p, posterior, s, chosen) for p, s in both]
+            predictions = [with_uncertainty(p, posterior, s, chosen, potential.baseline) for p, s in both]
         return predictions[0] if single else predictions
 
     # ------------------------------------------------------------- evaluate
@@ -496,7 +546,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         """
         potential = self.fitted()
         posterior = require_posterior(self.posterior_) if calibration else None
-        pairs = list(read_frames(frames, self._keys(self.charges_key_)))
+        pairs = survey(frames, self._keys(self.charges_key_)).pairs
         result, _ = devices.run(
             device,
             lambda where: evaluate_pairs(
@@ -537,13 +587,46 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             Also an InputError and an OSError: the disk is full, for example.  A model that no file holds yet is then
             kept in another folder, which the message names.
         """
-        from kqeq.model.storage import save_model
+        record = Record(
+            self.get_params(deep=False), self.fitted(), self.fit_report_, self.charges_key_, self.posterior_
+        )
+        save_record(record, path, posterior=posterior, rescue=not self._on_disk)
+        self._on_disk = True
 
-        save_model(self, path, posterior=posterior)
+
+def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
+    """Read a model file.
+
+    Parameters
+    ----------
+    path : path-like
+    baseline : ase calculator, optional
+        Needed if the model was fitted on top of a calculator: calculators are not stored.
+
+    Returns
+    -------
+    KQEq
+        Fitted; predicts bit for bit what the saved model predicted.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is missing, truncated, damaged, no model file, or from a newer version of the package.
+    InputError
+        If the baseline calculator is missing or is not the kind the model was fitted with.
+    """
+    record = load_record(path, baseline=baseline)
+    try:
+        model = KQEq(**record.settings)
+    except Exception as error:  # settings that no version has had
+        raise damaged(path, error) from error
+    model._set_fitted(record.potential, record.report, record.charges_key, record.posterior)
+    model._on_disk = True
+    return model
 
 
 def _is_default(value: Any) -> bool:
     return isinstance(value, str) and value == _DEFAULT
 
 
-__all__ = ["KQEq"]
+__all__ = ["KQEq", "load_model"]

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ase import Atoms
 
 from kqeq.backend import CPU, Device
-from kqeq.errors import InputError
+from kqeq.baselines.store import stored
+from kqeq.errors import InputError, LabelWarning
+from kqeq.fitting.dipole_origin import other_origin
 from kqeq.fitting.metrics import Evaluation, compare
 from kqeq.frames.labels import LABEL_KINDS, Labels
 from kqeq.frames.structures import Structure, as_frames, describe, read_structure
 from kqeq.io.progress import track
-from kqeq.potential.potential import Potential
-from kqeq.potential.prediction import Prediction
+from kqeq.potential.potential import Potential, Prediction
+from kqeq.typing import FloatArray
 from kqeq.uncertainty.posterior import AnyPosterior, with_uncertainty
 
 
@@ -25,6 +29,7 @@ def read_structures(
     *,
     total_charge: float | None = None,
     external_field: Any = None,
+    prefix: str = "",
 ) -> list[Structure]:
     """Validated structures that a potential can predict; warns of charge states that no label has fixed.
 
@@ -37,7 +42,7 @@ def read_structures(
     for i, atoms in enumerate(as_frames(frames)):
         index = None if isinstance(frames, Atoms) else i
         structure = read_structure(
-            atoms, total_charge=total_charge, external_field=external_field, index=index
+            atoms, total_charge=total_charge, external_field=external_field, index=index, prefix=prefix
         )
         potential.check(structure, describe(atoms, index))
         structures.append(structure)
@@ -107,25 +112,35 @@ def evaluate_pairs(
     for i, (structure, _) in enumerate(pairs):
         potential.check(structure, f"frame {i}")
     watch = Watch()
-    predictions = watch.over(
-        potential.predict_many([structure for structure, _ in pairs], wanted, device=device)
-    )
+    kept = replace(potential, baseline=stored(potential.baseline))
+    predictions = watch.over(kept.predict_many([structure for structure, _ in pairs], wanted, device=device))
     if posterior is not None:
         known = posterior
         predictions = (
-            with_uncertainty(prediction, known, structure, wanted)
+            with_uncertainty(prediction, known, structure, wanted, potential.baseline)
             for prediction, (structure, _) in zip(predictions, pairs, strict=True)
         )
-    triples = (
-        (structure, labels, prediction)
-        for (structure, labels), prediction in zip(
-            pairs, track(predictions, "evaluate", total=len(pairs)), strict=True
-        )
-    )
+    ions: list[tuple[Structure, FloatArray, FloatArray]] = []
+
+    def triples() -> Iterator[tuple[Structure, Labels, Prediction]]:
+        tracked = track(predictions, "evaluate", total=len(pairs))
+        for (structure, labels), prediction in zip(pairs, tracked, strict=True):
+            ion = structure.total_charge and not structure.periodic
+            if ion and labels.dipole is not None and prediction.dipole is not None:
+                ions.append((structure, labels.dipole, prediction.dipole))
+            yield structure, labels, prediction
+
     atoms = sum(len(structure) for structure, _ in pairs)
-    return compare(
-        triples, skipped, None if posterior is None else posterior.noise, lambda: 1e3 * watch.seconds / atoms
+    evaluation = compare(
+        triples(),
+        skipped,
+        None if posterior is None else posterior.noise,
+        lambda: 1e3 * watch.seconds / atoms,
     )
+    origin = other_origin(ions)
+    if origin is not None:
+        warnings.warn(origin, LabelWarning, stacklevel=3)
+    return evaluation
 
 
 __all__ = ["evaluate_pairs", "read_structures"]

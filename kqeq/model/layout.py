@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from ase.data import chemical_symbols
 
+from kqeq.baselines import CHARGE_FROM
 from kqeq.charges.base import ENVIRONMENT_KINDS, SITE_KINDS
 from kqeq.charges.recipe import KERNEL, LEARN, SOLVERS
 from kqeq.io.schema import (
@@ -31,7 +32,7 @@ from kqeq.io.schema import (
     text,
 )
 from kqeq.kernels.charge_kernel import MAX_ORDER
-from kqeq.kernels.settings import SELECTIONS
+from kqeq.kernels.settings import AUTO, SELECTIONS
 
 PARTS = ("electronegativity", "short_range")
 
@@ -104,8 +105,8 @@ def _charge_model(value: Any, place: str, *, inner: bool = False) -> None:
 
 
 _SETTINGS = table(
-    electronegativity=optional(_KERNELS),
-    short_range=optional(_KERNELS),
+    electronegativity=optional(either(_KERNELS, text([AUTO]))),
+    short_range=optional(either(_KERNELS, text([AUTO]))),
     charges=optional(_charge_model),
     noise=optional(mapping(_POSITIVE)),
     targets=optional(either(text(), sequence(text()))),
@@ -117,6 +118,7 @@ _SETTINGS = table(
         "site_kernel": optional(_KERNELS),
         "solver": text(),
         "charge_aware": optional(anything),
+        "charge_from": text(CHARGE_FROM),
     },
     more=True,
 )
@@ -190,7 +192,7 @@ _POSTERIOR = table(
     elements=optional(_ELEMENT_PRIOR),
     sites=mapping(sequence(_NOT_NEGATIVE), ENVIRONMENT_KINDS),
     remainders=mapping(_NOT_NEGATIVE),
-    maybe={"energy_first": flag},  # not in files of earlier versions
+    maybe={"energy_first": flag},  # not in files of version 1
 )
 
 _COUPLED_POSTERIOR = table(
@@ -215,6 +217,7 @@ _HEADER = table(
     parts=mapping(optional(_PART)),
     report=_REPORT,
     maybe={
+        "baseline_given": optional(text()),
         "sites": sequence(text(ENVIRONMENT_KINDS), distinct=True),
         "charge_kernel": optional(
             table(order=number(low=1, high=MAX_ORDER, whole=True), scale=number(low=1e-6, high=1e6))
@@ -287,7 +290,11 @@ def check_model(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
         "the model has electronegativities without charges, or charges without electronegativities",
     )
     _agree(any(parts[name] is not None for name in PARTS), "the model has no part at all")
-    _agree(header["charges"] is not None or not (kinds or aware), "the model lacks the charges of its parts")
+    on_baseline = aware is not None and header["baseline"] is not None  # its charges may be all there are
+    _agree(
+        header["charges"] is not None or not (kinds or (aware and not on_baseline)),
+        "the model lacks the charges of its parts",
+    )
     _agree(aware is None or parts["short_range"] is not None, "the model lacks its short-range energy")
     for name in (*PARTS, "charges"):
         stored = header["charges"] if name == "charges" else parts[name]

@@ -124,6 +124,7 @@ def same_geometry(first: Structure, second: Structure) -> bool:
                 "fragment_charges",
                 "reference_charges",
                 "external_potential",
+                "multiplicity",
             )
         )
     )

@@ -1,6 +1,6 @@
 """A fitted potential: frozen parameters in, predictions out.
 
-    E = Σ e0(Z_i) + E_sr(r) + E_el(χ(r), Q, field) + E_baseline(r)
+    E = Σ e0(Z_i) + E_sr(r) + E_el(χ(r), Q − Q_baseline, field) + E_baseline(r, Q_baseline, field)
 
 This module knows nothing of fitting and of ASE.
 
@@ -18,7 +18,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from kqeq.backend import CPU, Device, asarray_like, blas, namespace, to_float, to_numpy, zeros
-from kqeq.baselines.baseline import Baseline
+from kqeq.baselines import Baseline, remaining
 from kqeq.charges.base import ChargeModel, ChargeSystem, SiteParameters
 from kqeq.charges.parameters import multiply_sites
 from kqeq.descriptors import evaluate_states, longest_cutoff
@@ -31,6 +31,7 @@ from kqeq.kernels.charge_kernel import ChargeCoupling, ChargeKernel
 from kqeq.kernels.feature_map import FeatureMap, evaluate_environments
 from kqeq.kernels.sums import Similarities, States
 from kqeq.potential.charged import Charged
+from kqeq.potential.on_baseline import OnBaseline
 from kqeq.potential.prediction import PROPERTIES, Prediction, check_properties
 from kqeq.typing import Array, FloatArray, IntArray
 
@@ -145,13 +146,30 @@ class Potential:
                 f"{', '.join(chemical_symbols[z] for z in self.species)} only. Add frames with the missing elements "
                 "to the training set and fit again"
             )
+        if self.baseline is not None:
+            self.baseline.check(structure)
         if self.charges is not None:
-            self.charges.check(structure)
-        elif structure.external_field.any():
+            self.charges.check(remaining(structure, self.baseline))
+        elif structure.external_field.any() and not self._baseline_feels_fields:
             raise InputError(
                 f"{where} is in an external field, but the model has no charges for the field to act on; "
                 "fit with charges=kqeq.QEq(), or remove the field"
             )
+
+    @property
+    def _baseline_feels_fields(self) -> bool:
+        return self.baseline is not None and self.baseline.capabilities.field
+
+    @property
+    def has_charges(self) -> bool:
+        """Whether a charge model or the baseline gives charges."""
+        return self.charges is not None or (
+            self.baseline is not None and self.baseline.capabilities.holds_charge
+        )
+
+    def in_session(self) -> Potential:
+        """The same for structures that follow each other: the baseline may start from where it ended."""
+        return self if self.baseline is None else replace(self, baseline=self.baseline.session())
 
     def site_parameters(self, numbers: IntArray, similarities: Similarities) -> SiteParameters | None:
         """Hardness and the like of every atom in its environment; ``None`` without charges.
@@ -178,7 +196,7 @@ class Potential:
         if self.charges is None:
             return None
         sites = self.site_parameters(structure.numbers, similarities)
-        return self.charges.bind(structure, sites, device=device)
+        return self.charges.bind(remaining(structure, self.baseline), sites, device=device)
 
     def charged(
         self,
@@ -199,13 +217,15 @@ class Potential:
         sites = self.site_parameters(numbers, similarities)
         assert sites is not None
         sites = sites.on(device.like)
-        system = self.charges.bind(structure, sites, device=device) if system is None else system
-        state = system.solve(chi, structure.external_field, structure.total_charge)
+        own = remaining(structure, self.baseline)
+        system = self.charges.bind(own, sites, device=device) if system is None else system
+        state = system.solve(chi, own.external_field, own.total_charge)
         return Charged(system, state, sites, tuple(self.sites)), chi
 
     def warn_if_undetermined(self, structure: Structure) -> None:
         """Warn when a charge state is asked for whose chemical potential no label has fixed."""
-        if self.charges is None or len(self.training_charges) != 1:
+        held = self.baseline is not None and self.baseline.capabilities.holds_charge
+        if self.charges is None or len(self.training_charges) != 1 or held:
             return
         (only,) = self.training_charges
         if abs(structure.total_charge - only) > 1e-6:
@@ -313,15 +333,21 @@ class Potential:
 
         found = self.charged(structure, similarities, system, device=device)
         charged, chi = (None, None) if found is None else found
+        base = OnBaseline.at(
+            self.baseline, structure, properties, sees_charges=self.charge_kernel is not None
+        )
         energy_short_range = 0.0
         if self.short_range is not None:
             powers = (self.short_range, *self.charge_powers)
             expansions = [model.evaluate(similarities, numbers) for model in powers]
             weights = [None]
             energy_short_range = to_float(namespace(device.like).sum(expansions[0]))
-            if self.charge_kernel is not None and charged is not None:
-                coupling = ChargeCoupling.at(self.charge_kernel, charged.state.charges, expansions)
-                charged = replace(charged, coupling=coupling)
+            if self.charge_kernel is not None:
+                own_charges = None if charged is None else charged.state.charges
+                seen = asarray_like(base.seen(own_charges), device.like)
+                coupling = ChargeCoupling.at(self.charge_kernel, seen, expansions)
+                base = base.couple(coupling)
+                charged = None if charged is None else replace(charged, coupling=coupling)
                 energy_short_range = coupling.energy
                 weights = [None, *(coupling.weights[b, :] for b in range(1, len(powers)))]
             for model, own in zip(powers, weights, strict=True):
@@ -341,23 +367,20 @@ class Potential:
             strain += pulled_back.strain
         positions, strain = to_numpy(positions), to_numpy(strain)
 
-        energy_baseline = 0.0
-        if self.baseline is not None:
-            energy_baseline, base_gradient, base_strain = self.baseline.evaluate(structure)
-            positions += base_gradient
-            strain += base_strain
+        positions += base.gradient()
+        strain += base.strain()
 
         # each costs a whole solution where no matrix is factored
         responses = charged is not None and (
             charged.system.responses_are_cheap or "polarizability" in properties
         )
         energy_electrostatic = 0.0 if charged is None else charged.state.energy
-        return Prediction(
-            energy=energy_offsets + energy_short_range + energy_electrostatic + energy_baseline,
+        prediction = Prediction(
+            energy=energy_offsets + energy_short_range + energy_electrostatic + base.energy,
             energy_offsets=energy_offsets,
             energy_short_range=energy_short_range,
             energy_electrostatic=energy_electrostatic,
-            energy_baseline=energy_baseline,
+            energy_baseline=base.energy,
             forces=-positions if "forces" in properties else None,
             stress=_stress(strain, structure) if "stress" in properties else None,
             charges=None if charged is None else to_numpy(charged.state.charges),
@@ -374,6 +397,7 @@ class Potential:
             total_charge=structure.total_charge,
             external_field=structure.external_field,
         )
+        return base.complete(prediction, properties, charged)
 
 
 def _on_host(values: Array | None) -> FloatArray | None:

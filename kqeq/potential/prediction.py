@@ -5,7 +5,7 @@ Dimensions: N atoms.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -64,6 +64,9 @@ class Prediction:
     energy_std, forces_std, charges_std, dipole_std : float, (N, 3), (N,), (3,) arrays
         Standard deviations of the quantities of the same names, with ``predict(..., uncertainty=True)``; those of the
         model's own values, without the noise of labels (:mod:`kqeq.uncertainty`).
+    undefined : dict of str to str
+        Why quantities that the charge model would have are ``None`` on top of a baseline, by name; ``None`` if there
+        are none.
     """
 
     energy: float
@@ -86,6 +89,7 @@ class Prediction:
     forces_std: FloatArray | None = None
     charges_std: FloatArray | None = None
     dipole_std: FloatArray | None = None
+    undefined: Mapping[str, str] | None = None
 
 
 def check_properties(properties: Collection[str] | None) -> tuple[str, ...]:

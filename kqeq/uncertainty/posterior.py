@@ -41,6 +41,7 @@ from functools import cached_property
 import numpy as np
 
 from kqeq.backend.linalg import solve_lower
+from kqeq.baselines import Baseline, remaining
 from kqeq.charges.base import Response
 from kqeq.charges.parameters import logarithmic_directions
 from kqeq.descriptors import evaluate_states
@@ -53,6 +54,7 @@ from kqeq.fitting.rows.features import TrainingFrame, compute_features
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure
 from kqeq.kernels.feature_map import FeatureMap
+from kqeq.potential.on_baseline import extras_for, sees_baseline
 from kqeq.potential.potential import Potential, Prediction
 from kqeq.typing import BoolArray, FloatArray
 
@@ -90,9 +92,11 @@ class Posterior:
         energy = () if self.parameters.energy is None else ("energy", "forces")
         return (*energy, *(() if self.parameters.chi is None else ("charges", "dipole")))
 
-    def view(self, structure: Structure, *, forces: bool = False) -> Uncertain:
+    def view(
+        self, structure: Structure, *, forces: bool = False, baseline: Baseline | None = None
+    ) -> Uncertain:
         """One structure seen through it; ``forces`` says whether theirs will be asked for."""
-        return Uncertain(self, structure, forces=forces)
+        return Uncertain(self, remaining(structure, baseline), forces=forces)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,8 +150,13 @@ class CoupledPosterior:
         """Energies and forces at given charges; those of the charges are not known."""
         return ("energy", "forces")
 
-    def view(self, structure: Structure, *, forces: bool = False) -> CoupledUncertain:
-        """One structure seen through it; ``forces`` says whether theirs will be asked for."""
+    def view(
+        self, structure: Structure, *, forces: bool = False, baseline: Baseline | None = None
+    ) -> CoupledUncertain:
+        """One structure seen through it; ``forces`` says whether theirs will be asked for.
+
+        The baseline is that of its potential, whatever is given.
+        """
         return CoupledUncertain(self, structure, forces=forces)
 
 
@@ -335,7 +344,13 @@ class CoupledUncertain(_Environments):
         kernel = posterior.potential.charge_kernel
         assert kernel is not None
         super().__init__(structure, posterior.part.feature_maps)
-        self.view = ChargeView(posterior.potential, structure, kernel, derivatives=forces)
+        potential, base = posterior.potential, None
+        if potential.baseline is not None and sees_baseline(potential.baseline, True):
+            knows = potential.baseline.capabilities
+            kinds = ("forces",) if forces else ()
+            base = potential.baseline.evaluate(structure, extras_for(structure, kinds, knows, True))
+        own = remaining(structure, potential.baseline)
+        self.view = ChargeView(potential, own, kernel, derivatives=forces, base=base)
 
     def _kernels(self) -> Iterator[tuple[int, KernelPart]]:
         """Power of the charge and kernel, with the columns that this kernel has for this power."""
@@ -370,7 +385,11 @@ class CoupledUncertain(_Environments):
 
 
 def with_uncertainty(
-    prediction: Prediction, posterior: AnyPosterior, structure: Structure, properties: Collection[str]
+    prediction: Prediction,
+    posterior: AnyPosterior,
+    structure: Structure,
+    properties: Collection[str],
+    baseline: Baseline | None = None,
 ) -> Prediction:
     """A prediction with its standard deviations filled in.
 
@@ -382,6 +401,8 @@ def with_uncertainty(
         The validated structure that was predicted.
     properties : collection of str
         ``forces`` among them adds those of the forces, which cost most.
+    baseline : Baseline, optional
+        What the model was fitted on top of; it has no uncertainty of its own.
 
     Returns
     -------
@@ -396,7 +417,7 @@ def with_uncertainty(
     ]
     if not wanted:
         return prediction
-    view = posterior.view(structure, forces="forces" in wanted)
+    view = posterior.view(structure, forces="forces" in wanted, baseline=baseline)
     std = {kind: np.sqrt(view.variance(kind)) for kind in wanted}
     return replace(
         prediction,

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kqeq.backend.linalg import solve_lower
+from kqeq.baselines import Baseline
 from kqeq.errors import InputError
 from kqeq.fitting.parameters import KernelPart
 from kqeq.frames.labels import standard_deviation
@@ -100,13 +101,13 @@ def select(model: KQEq, pool: Atoms | Sequence[Atoms], n: int, *, quantity: str 
         raise InputError(f"n is {n!r}; expected a whole number from 1 to {len(frames)}, the size of the pool")
     structures = []
     for i, atoms in enumerate(frames):
-        structure = read_structure(atoms, index=i)
+        structure = read_structure(atoms, index=i, prefix=model.label_prefix)
         potential.check(structure, describe(atoms, i))
         structures.append(structure)
     if kind == "dipole" and any(structure.periodic for structure in structures):
         raise InputError('the pool holds periodic cells, whose dipole is not defined; use quantity="energy"')
     candidates = [
-        _candidate(posterior, structure, kind)
+        _candidate(posterior, structure, kind, potential.baseline)
         for structure in track(structures, "pool", total=len(structures))
     ]
     return _greedy(candidates, int(n))
@@ -122,8 +123,10 @@ def _quantity(quantity: Any, posterior: AnyPosterior) -> str:
     return str(quantity)
 
 
-def _candidate(posterior: AnyPosterior, structure: Structure, kind: str) -> _Candidate:
-    view = posterior.view(structure)
+def _candidate(
+    posterior: AnyPosterior, structure: Structure, kind: str, baseline: Baseline | None
+) -> _Candidate:
+    view = posterior.view(structure, baseline=baseline)
     mapped = view.linear_map(kind)
     scaled = solve_lower(posterior.lower, mapped.rows.T)
     variance = scaled.T @ scaled

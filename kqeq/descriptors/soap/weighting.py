@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from kqeq.backend import inverse_or_zero, namespace
 from kqeq.errors import InputError
-from kqeq.typing import FloatArray
+from kqeq.io.rules import show
+from kqeq.typing import Array
 
 FUNCTIONS: Mapping[str, tuple[str, ...]] = {
     "poly": ("r0", "c", "m"),
@@ -67,7 +69,7 @@ class Weighting:
             return given
         if not isinstance(given, Mapping):
             raise InputError(
-                f"SOAP weighting is {given!r}; expected None or a dict as dscribe takes it, for example "
+                f"SOAP weighting is {show(given)}; expected None or a dict as dscribe takes it, for example "
                 '{"function": "pow", "r0": 2.0, "c": 1.0, "d": 1.0, "m": 4.0}'
             )
         function = given.get("function")
@@ -120,35 +122,34 @@ class Weighting:
         """Weight of the centre itself."""
         return float(self(np.zeros(1))[0][0]) if self.w0 is None else self.w0
 
-    def __call__(self, r: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """W and ∂w/∂r at distances r (P,) in Å."""
-        return _FORMS[self.function](self, np.asarray(r, dtype=np.float64))
+    def __call__(self, r: Array) -> tuple[Array, Array]:
+        """W and ∂w/∂r at distances r (P,) in Å, where these are."""
+        return _FORMS[self.function](self, r)
 
 
-def _poly(own: Weighting, r: FloatArray) -> tuple[FloatArray, FloatArray]:
-    x = np.minimum(r / own.r0, 1.0)
-    base = np.maximum(1.0 + x * x * (2.0 * x - 3.0), 0.0)
+def _poly(own: Weighting, r: Array) -> tuple[Array, Array]:
+    xp = namespace(r)
+    x = xp.clip(r / own.r0, None, 1.0)
+    base = xp.clip(1.0 + x * x * (2.0 * x - 3.0), 0.0, None)
     slope = own.c * own.m * base ** (own.m - 1.0) * 6.0 * x * (x - 1.0) / own.r0
-    return own.c * base**own.m, np.where(r < own.r0, slope, 0.0)
+    return own.c * base**own.m, xp.where(r < own.r0, slope, xp.zeros_like(r))
 
 
-def _pow(own: Weighting, r: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _pow(own: Weighting, r: Array) -> tuple[Array, Array]:
     x = r / own.r0
     power = x**own.m
     value = own.c / (own.d + power)
-    slope = np.zeros_like(r)
-    near = x > 0.0  # the centre itself does not move
-    slope[near] = -(value[near] ** 2) / own.c * own.m * power[near] / x[near] / own.r0
-    return value, slope
+    # the centre itself, x = 0, does not move
+    return value, -(value**2) / own.c * own.m * power * inverse_or_zero(x) / own.r0
 
 
-def _exp(own: Weighting, r: FloatArray) -> tuple[FloatArray, FloatArray]:
-    decay = np.exp(-r / own.r0)
+def _exp(own: Weighting, r: Array) -> tuple[Array, Array]:
+    decay = namespace(r).exp(-r / own.r0)
     value = own.c / (own.d + decay)
     return value, value**2 / own.c * decay / own.r0
 
 
-_FORMS: Mapping[str, Callable[[Weighting, FloatArray], tuple[FloatArray, FloatArray]]] = {
+_FORMS: Mapping[str, Callable[[Weighting, Array], tuple[Array, Array]]] = {
     "poly": _poly,
     "pow": _pow,
     "exp": _exp,

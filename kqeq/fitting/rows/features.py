@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from kqeq.backend import CPU, Device, asarray_like, namespace, nbytes, zeros
+from kqeq.baselines import BaselineResult
 from kqeq.charges.base import ChargeSystem
 from kqeq.descriptors import evaluate_states
 from kqeq.descriptors.base import Descriptor, DescriptorState
@@ -48,11 +49,14 @@ class TrainingFrame:
     labels : Labels
     index : int
         Number of the frame in what the user gave.
+    baseline : BaselineResult, optional
+        The baseline itself, where the short-range energy sees its charges.
     """
 
     structure: Structure
     labels: Labels
     index: int
+    baseline: BaselineResult | None = None
 
     @property
     def n_labels(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import Any
@@ -11,13 +11,24 @@ from typing import Any
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
-from kqeq.baselines.baseline import Baseline
+from kqeq.baselines import Capabilities
 from kqeq.errors import InputError
 from kqeq.fitting.rows.blocks import BLOCKS
 from kqeq.fitting.rows.features import TrainingFrame
 from kqeq.fitting.settings import FitSettings
 from kqeq.frames.labels import LABEL_KINDS, Labels
 from kqeq.frames.structures import Structure
+
+
+def why_not(kind: str, knows: Capabilities) -> str | None:
+    """Why a label cannot be fitted on top of a baseline with these capabilities; ``None`` if it can."""
+    if kind == "dipole" and knows.holds_charge and not knows.dipole:
+        return "the baseline holds the total charge and gives no dipole"
+    if kind == "charges" and knows.holds_charge and not knows.charges:
+        return "the baseline holds the total charge and gives no charges of atoms"
+    if kind == "polarizability" and (knows.holds_charge or knows.dipole) and not knows.field:
+        return "the response of the baseline to a field is not known"
+    return None
 
 
 def choose_labels(
@@ -38,7 +49,7 @@ def choose_labels(
             return "a model without charges cannot be fitted to it"
         if kind == "charges" and settings.targets is None:
             return 'partition charges are fitted only on request: targets=[..., "charges"]'
-        return None
+        return None if settings.baseline is None else why_not(kind, settings.baseline.capabilities)
 
     used: Counter[str] = Counter()
     frames: list[TrainingFrame] = []
@@ -81,24 +92,6 @@ def choose_labels(
     return frames, {kind: used[kind] for kind in LABEL_KINDS if used[kind]}, ignored
 
 
-def subtract_baseline(frames: Iterable[TrainingFrame], baseline: Baseline) -> list[TrainingFrame]:
-    """Labels minus the baseline's energy, forces and stress."""
-    result = []
-    for frame in frames:
-        labels = frame.labels
-        if labels.energy is not None or labels.forces is not None or labels.stress is not None:
-            energy, gradient, strain = baseline.evaluate(frame.structure)
-            volume = frame.structure.volume
-            labels = replace(
-                labels,
-                energy=None if labels.energy is None else labels.energy - energy,
-                forces=None if labels.forces is None else labels.forces + gradient,
-                stress=None if labels.stress is None else labels.stress - 0.5 * (strain + strain.T) / volume,
-            )
-        result.append(replace(frame, labels=labels))
-    return result
-
-
 def energy_offsets(
     frames: Sequence[TrainingFrame], species: tuple[int, ...], given: Mapping[int, float] | None
 ) -> dict[int, float]:
@@ -137,4 +130,4 @@ def element_energies(e0: Any) -> dict[int, float]:
     return {atomic_numbers[symbol]: float(value) for symbol, value in e0.items()}
 
 
-__all__ = ["choose_labels", "element_energies", "energy_offsets", "subtract_baseline"]
+__all__ = ["choose_labels", "element_energies", "energy_offsets", "why_not"]

@@ -201,7 +201,11 @@ class ArrayPairs:
         group, vectors = xp.take(group, order), xp.take(vectors, order, axis=1)
         start = xp.searchsorted(group, arange(0, n_atoms * n_species + 1, like))
         r = xp.sqrt(xp.sum(vectors * vectors, axis=0))
-        switch = xp.stack(switching(r, tables.inner, tables.cutoff))
+        factor, slope = switching(r, tables.inner, tables.cutoff)
+        if tables.weighting is not None:
+            weight, weight_slope = tables.weighting(r)
+            factor, slope = factor * weight, slope * weight + factor * weight_slope / r
+        switch = xp.stack([factor, slope])
         return cls(to_numpy(start), start, xp.take(i, order), xp.take(j, order), vectors, switch)
 
     def __len__(self) -> int:

@@ -1,0 +1,291 @@
+"""Learning on top of GFN2-xTB: what a fit reaches with tight binding below it, and what that costs.
+
+    python benchmarks/baselines.py [--quick] [--json FILE] [--only SECTION ...]
+
+Needs tblite (``pip install "kqeq[xtb]"``).  Results of the baseline are kept on disk; the times of fits say whether they
+contain them.
+
+``qm9``         dipoles, 385 and 50 molecules to fit, 1000 to test
+``water``       the line of the accuracy table: (H2O)1-5, H3O(+)
+``dipeptides``  100 frames of the training file to fit, the validation file to test
+``dipeptides_all`` all 495; Born charges as well
+``zno_vertical`` Zn3O3 at -1, 0, +1: ionisation energy and electron affinity before and after the fit
+``nma``         200 frames of N-methylacetamide in fields to fit, the rest to test
+``steps``       milliseconds per step of dynamics: model alone, GFN2-xTB alone, both
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.io import read
+
+import kqeq
+from accuracy_table import LINES
+from common import Row, main, public, row
+from kqeq.constants import COULOMB, DEBYE
+from kqeq.frames.structures import read_structure
+from kqeq.kernels.settings import default_short_range
+
+NO_CHARGES: dict[str, Any] = {"electronegativity": None, "charges": None}
+
+
+def sharp(n: int, **options: Any) -> kqeq.SOAPKernel:
+    """The kernel for errors of tight binding: short and sharp."""
+    settings = {"r_cut": 2.5, "n_max": 8, "l_max": 6, "sigma": 0.2, "zeta": 2, **options}
+    return kqeq.SOAPKernel(n_representatives=n, **settings)
+
+
+def first(frames: list[Atoms], n: int, seed: int) -> list[Atoms]:
+    """The first n of a permutation, as the data's README wants it."""
+    return [frames[int(i)] for i in np.random.default_rng(seed).permutation(len(frames))[:n]]
+
+
+def fitted(train: list[Atoms], optimize: str | None = None, **settings: Any) -> tuple[kqeq.KQEq, float]:
+    """A model on GFN2-xTB, and the CPU seconds of its fit."""
+    started = time.process_time()
+    model = kqeq.KQEq(**{"baseline": "gfn2", **settings}).fit(train, optimize=optimize)
+    return model, time.process_time() - started
+
+
+# ------------------------------------------------------------------------ sets
+
+
+def qm9(quick: bool) -> Iterator[Row]:
+    train, test = public("qm9_dipoles_train.xyz"), public("qm9_dipoles_val.xyz")
+    if train is None or test is None:
+        return
+    fit, check = read(train, ":"), read(test, ":")
+    if quick:
+        fit, check = fit[:60], check[::20]
+    settings: dict[str, Any] = {"electronegativity": sharp(400), "short_range": None, "targets": ["dipole"]}
+    model, seconds = fitted(fit, "evidence", **settings)
+    error = model.evaluate(check)["dipole"].mae_norm / DEBYE
+    yield row(f"QM9 dipoles, {len(fit)} molecules on GFN2-xTB: mean error of |mu|", error, "D", "<= 0.07")
+    yield row("QM9 dipoles on GFN2-xTB: fit by evidence", seconds, "s")
+    errors = []
+    for seed in (0,) if quick else (0, 1, 2):
+        model, _ = fitted(first(fit, 50, seed), "evidence", **settings)
+        known = [a for a in check if set(a.get_chemical_symbols()) <= set(model.species_)]
+        errors.append(model.evaluate(known)["dipole"].mae_norm / DEBYE)
+    yield row(
+        "QM9 dipoles, 50 molecules (elements known): mean of seeds", float(np.mean(errors)), "D", "<= 0.12"
+    )
+    yield row("QM9 dipoles, 50 molecules: spread of seeds", float(np.ptp(errors)), "D")
+
+
+def water(quick: bool) -> Iterator[Row]:
+    """Kernels and charges were chosen by every fourth training frame; the test frames were looked at twice."""
+    train, test = LINES["water"].frames()
+    n = 30 if quick else 300
+    settings = {
+        "electronegativity": sharp(n // 2, r_cut=4.0, sigma=0.3),
+        "short_range": sharp(n, r_cut=3.2, sigma=0.25),
+        "charges": kqeq.AtomicDipoles(kqeq.QEq()),
+        "noise": {"dipole": 0.004},
+    }
+    for name, options in {
+        "QEq with dipoles": settings,
+        "short range alone": {**settings, **NO_CHARGES},
+    }.items():
+        model, seconds = fitted(train, **options)
+        found = model.evaluate(test)
+        goal = {"forces": "<= 40", "dipole": "<= 0.008"} if "QEq" in name else {"forces": "", "dipole": ""}
+        yield row(f"water on GFN2-xTB, {name}: energy", 1e3 * found["energy"].rmse, "meV/atom")
+        yield row(f"water on GFN2-xTB, {name}: forces", 1e3 * found["forces"].rmse, "meV/Å", goal["forces"])
+        yield row(f"water on GFN2-xTB, {name}: dipole", found["dipole"].rmse, "e·Å", goal["dipole"])
+        yield row(f"water on GFN2-xTB, {name}: fit", seconds, "s")
+
+
+def _dipeptides(
+    n: int, options: dict[str, Any], quick: bool, seed: int = 0
+) -> tuple[Any, float, list[Atoms]] | None:
+    train, test = public("dipeptides_train.xyz"), public("dipeptides_val.xyz")
+    if train is None or test is None:
+        return None
+    frames = read(train, ":")
+    fit = frames if n >= len(frames) else first(frames, 20 if quick else n, seed)
+    check = read(test, ":6" if quick else ":")
+    model, seconds = fitted(fit, **options)
+    return model, seconds, check
+
+
+def dipeptides(quick: bool) -> Iterator[Row]:
+    kinds = ["energy", "forces"]
+    errors: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for seed in (0,) if quick else (0, 1, 2):
+        options = {**NO_CHARGES, "short_range": sharp(100 if quick else 500), "targets": kinds}
+        found = _dipeptides(100, options, quick, seed)
+        if found is None:
+            return
+        model, seconds, check = found
+        evaluation = model.evaluate(check)
+        for kind in kinds:
+            errors[kind].append(1e3 * evaluation[kind].rmse)
+        if seed == 0:
+            yield row("dipeptides, 100 on GFN2-xTB, short range alone: fit", seconds, "s")
+    name = "dipeptides, 100 on GFN2-xTB, short range alone, mean of seeds: "
+    yield row(name + "energy", float(np.mean(errors["energy"])), "meV/atom", "<= 1.6")
+    yield row(name + "forces", float(np.mean(errors["forces"])), "meV/Å", "<= 70")
+
+
+def dipeptides_all(quick: bool) -> Iterator[Row]:
+    options = {"electronegativity": sharp(20 if quick else 250), "short_range": sharp(100 if quick else 1000)}
+    found = _dipeptides(20 if quick else 495, options, quick)
+    if found is None:
+        return
+    model, seconds, check = found
+    evaluation = model.evaluate(check)
+    name = "dipeptides, 495 on GFN2-xTB, QEq: "
+    yield row(name + "energy", 1e3 * evaluation["energy"].rmse, "meV/atom", "<= 1")
+    yield row(name + "forces", 1e3 * evaluation["forces"].rmse, "meV/Å", "<= 45")
+    yield row(name + "dipole", evaluation["dipole"].rmse, "e·Å", "<= 0.05")
+    yield row(name + "fit", seconds, "s", "<= 600")
+    errors = []
+    for atoms in check[:1] if quick else check[::5]:
+        own = kqeq.analysis.born_charges(model, atoms).tensors
+        # stored as ∂μ_a/∂r_b at 3b + a
+        label = np.transpose(atoms.arrays["bec"].reshape(-1, 3, 3), (0, 2, 1))
+        errors.append((own - label).ravel())
+    error = float(np.sqrt(np.mean(np.concatenate(errors) ** 2)))
+    yield row(name + f"Born charges ({len(errors)} frames)", error, "e", "<= 0.08")
+
+
+def vertical_errors(model: kqeq.KQEq, test: list[Atoms]) -> tuple[float, float]:
+    """Root-mean-square errors of the vertical ionisation energy and electron affinity of geometries in ``test``, eV."""
+    return _vertical(test, [model.predict(a, properties=["energy"]).energy for a in test])
+
+
+def _vertical(test: list[Atoms], energies: list[float]) -> tuple[float, float]:
+    errors: dict[int, list[float]] = {1: [], -1: []}
+    for ion, there in zip(test, energies, strict=True):
+        for frame, here in zip(test, energies, strict=True):
+            if ion.info["total_charge"] == 0 or frame.info["total_charge"] != 0:
+                continue
+            if np.abs(ion.get_all_distances() - frame.get_all_distances()).max() < 1e-4:
+                reference = ion.get_potential_energy() - frame.get_potential_energy()
+                errors[int(ion.info["total_charge"])].append(there - here - reference)
+    ionisation, affinity = (float(np.sqrt(np.mean(np.square(errors[q])))) for q in (1, -1))
+    return ionisation, affinity
+
+
+ZNO: dict[str, dict[str, Any]] = {
+    "blind": NO_CHARGES,
+    "charge-aware": {**NO_CHARGES, "charge_aware": kqeq.ChargeKernel(2, 0.5)},
+    "QEq, charge from model": {
+        "charge_from": "model",
+        "charge_aware": kqeq.ChargeKernel(),
+        "short_range": default_short_range(),
+    },
+    "QEq, charge-aware": {"charge_aware": kqeq.ChargeKernel(2, 0.5)},
+}
+
+
+def zno_vertical(quick: bool) -> Iterator[Row]:
+    """Kernels were chosen by three folds of the training geometries."""
+    train, test = LINES["zno_vertical"].frames()
+    n = 30 if quick else 300
+    for name, options in ZNO.items():
+        if quick and name != "charge-aware":
+            continue
+        model, seconds = fitted(
+            train, **{"short_range": sharp(n, r_cut=6.0, sigma=0.6, delta=0.3), **options}
+        )
+        found = model.evaluate(test)
+        aware = name == "charge-aware"
+        yield row(f"zno_vertical on GFN2-xTB, {name}: energy", 1e3 * found["energy"].rmse, "meV/atom")
+        yield row(
+            f"zno_vertical on GFN2-xTB, {name}: forces",
+            1e3 * found["forces"].rmse,
+            "meV/Å",
+            "<= 150" if aware else "",
+        )
+        yield row(f"zno_vertical on GFN2-xTB, {name}: dipole", found["dipole"].rmse, "e·Å")
+        for what, error in zip(
+            ("ionisation energy", "electron affinity"), vertical_errors(model, test), strict=True
+        ):
+            yield row(f"zno_vertical, {what}, {name}", error, "eV", "<= 0.05" if aware else "")
+        yield row(f"zno_vertical on GFN2-xTB, {name}: fit", seconds, "s")
+    bare = [kqeq.baselines.TightBinding("gfn2").evaluate(s).energy for s in map(read_structure, test)]
+    errors = _vertical(test, bare)
+    yield row("zno_vertical, ionisation energy, GFN2-xTB itself", errors[0], "eV")
+    yield row("zno_vertical, electron affinity, GFN2-xTB itself", errors[1], "eV")
+
+
+def nma(quick: bool) -> Iterator[Row]:
+    source = public("nma_field.xyz")
+    if source is None:
+        return
+    frames = read(source, ":")
+    order = np.random.default_rng(0).permutation(len(frames))
+    train = [frames[int(i)] for i in order[: 20 if quick else 200]]
+    test = [frames[int(i)] for i in (order[200:230] if quick else order[200:])]
+    learn = "kernel"
+    m = 30 if quick else 150
+    model, seconds = fitted(
+        train,
+        electronegativity=sharp(m, r_cut=4.0, sigma=0.3, n_max=6, l_max=4),
+        short_range=sharp(2 * m if quick else 500),
+        charges=kqeq.AtomicDipoles(kqeq.ACKS2(softness=learn, hardness=learn), polarizability=learn),
+        site_kernel=sharp(40, r_cut=4.0, sigma=0.3, n_max=6, l_max=4),
+        noise={"energy": 5e-4, "forces": 0.02, "dipole": 0.005, "polarizability": 0.002},
+        max_iterations=4 if quick else 15,
+    )
+    found = model.evaluate(test)
+    name = f"NMA in fields, {len(train)} on GFN2-xTB: "
+    yield row(name + "energy", 1e3 * found["energy"].rmse, "meV/atom", "<= 0.5")
+    yield row(name + "forces", 1e3 * found["forces"].rmse, "meV/Å", "<= 28")
+    yield row(name + "dipole", found["dipole"].rmse, "e·Å", "<= 0.01")
+    yield row(name + "polarizability", COULOMB * found["polarizability"].rmse, "Å³", "<= 0.05")
+    yield row(name + "fit", seconds, "s")
+
+
+def steps(quick: bool) -> Iterator[Row]:
+    train, test = LINES["water"].frames()
+    atoms = max(test, key=len)
+    n = 30 if quick else 300
+    settings = {"electronegativity": sharp(n // 2), "short_range": sharp(n)}
+    models = {
+        "model alone": kqeq.KQEq(**settings).fit(train),
+        "on GFN2-xTB": kqeq.KQEq(**settings, baseline="gfn2").fit(train),
+    }
+    rng = np.random.default_rng(0)
+    moved = [0.004 * rng.normal(size=(len(atoms), 3)) for _ in range(5 if quick else 40)]
+    for name, model in models.items():
+        copy = Atoms(atoms.numbers, atoms.positions)
+        copy.info["total_charge"] = atoms.info["total_charge"]
+        copy.calc = kqeq.KQEqCalculator(model)
+        copy.get_forces()
+        started = time.process_time()
+        for change in moved:
+            copy.positions += change
+            copy.get_forces()
+        milliseconds = 1e3 * (time.process_time() - started) / len(moved)
+        yield row(f"one step of {len(atoms)} atoms of water: {name}", milliseconds, "CPU ms")
+    session = kqeq.baselines.TightBinding("gfn2").session()
+    copy = Atoms(atoms.numbers, atoms.positions)
+    session.evaluate(read_structure(copy))
+    started = time.process_time()
+    for change in moved:
+        copy.positions += change
+        session.evaluate(read_structure(copy))
+    milliseconds = 1e3 * (time.process_time() - started) / len(moved)
+    yield row(f"one step of {len(atoms)} atoms of water: GFN2-xTB alone", milliseconds, "CPU ms")
+
+
+SECTIONS = {
+    "qm9": qm9,
+    "water": water,
+    "dipeptides": dipeptides,
+    "zno_vertical": zno_vertical,
+    "nma": nma,
+    "dipeptides_all": dipeptides_all,
+    "steps": steps,
+}
+
+if __name__ == "__main__":
+    main(__doc__ or "", SECTIONS)
