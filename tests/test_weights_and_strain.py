@@ -17,7 +17,7 @@ from kqeq.baselines import ZBL
 from kqeq.fitting.baseline_labels import subtract_baseline
 from kqeq.fitting.evidence import hyperparameters as ev
 from kqeq.fitting.evidence.evidence import DualEvidence, Evidence, _chunk_kinds
-from kqeq.fitting.least_squares.solver import _stalled, minimise
+from kqeq.fitting.least_squares.solver import LONGEST, _stalled, minimise
 from kqeq.fitting.metrics import compare
 from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.rows.features import TrainingFrame
