@@ -145,7 +145,7 @@ class KQEqCalculator(Calculator):
         self._conditions: tuple[float, FloatArray] | None = None
         self._site_data: tuple[bytes | None, ...] = ()
         self._checked: tuple[bytes, ...] | None = None
-        self._warned: set[float] = set()
+        self._warned: set[tuple[float, bytes]] = set()
         self._finder: NeighbourFinder | None = None
         self._geometry: FixedGeometry | None = None
         self._lock = threading.RLock()
@@ -333,9 +333,6 @@ class KQEqCalculator(Calculator):
         if checked != self._checked:  # not at every step of a trajectory
             self._potential.check(structure, describe(self.atoms))
             self._checked = checked
-        if structure.total_charge not in self._warned:
-            self._warned.add(structure.total_charge)
-            self._potential.warn_if_undetermined(structure)
 
         wanted = ["energy"]
         if "forces" in properties or "stress" in properties:
@@ -350,6 +347,10 @@ class KQEqCalculator(Calculator):
         prediction, used = devices.run(self._device, work)
         if used.is_host:
             self._device = "cpu"  # a GPU that failed once is not tried again at every step
+        state = structure.total_charge, np.bincount(structure.numbers).tobytes()
+        if state not in self._warned:  # once for every composition and charge
+            self._warned.add(state)
+            self._potential.warn_if_undetermined([structure], [prediction])
 
         results: dict[str, Any] = {}
         if self._potential.has_energy:

@@ -32,7 +32,7 @@ from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.blocks import LINEAR_KINDS
 from kqeq.fitting.rows.cache import CacheFolder
 from kqeq.fitting.rows.features import TrainingFrame
-from kqeq.fitting.rows.targets import choose_labels, energy_offsets
+from kqeq.fitting.rows.targets import binding, choose_labels, energy_offsets
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings
 from kqeq.frames.label_checks import Survey
 from kqeq.frames.labels import Labels
@@ -42,6 +42,7 @@ from kqeq.io.progress import say, track
 from kqeq.kernels.feature_map import FeatureMap
 from kqeq.kernels.representatives import build_feature_map
 from kqeq.kernels.settings import Kernels
+from kqeq.potential.determination import Determination
 from kqeq.potential.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
 
@@ -51,11 +52,14 @@ CHI_DELTA = 2.0
 CHI_SPREAD = 5.0
 """Prior spread of an element's electronegativity around its cited default, eV/e."""
 
+CHI_COMMON_SPREAD = 8.0
+"""Prior spread of what the electronegativities of all elements share; for uncertainties, not for fits, eV/e."""
+
 ENERGY_DELTA = 1.0
 """Default prior spread of the short-range energy of an atom, eV."""
 
 ENERGY_SPREAD = 10.0
-"""Prior spread of an element's energy around its least-squares offset, eV."""
+"""Prior spread of an element's energy around its least-squares offset, eV; more where compositions leave it open."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,7 +304,7 @@ def finish(
         seconds=time.perf_counter() - started,
         learned=_learned_table(parameters, solution),
     )
-    potential = _potential(parameters, solution.u, settings, total_charges, has_energy)
+    potential = _potential(parameters, solution, settings, total_charges, has_energy)
     return FitResult(potential, report, parameters, solution, noise)
 
 
@@ -326,7 +330,16 @@ def _parameters(
             for kernel in kernels or ()
         ]
 
-    energy_mean = energy_offsets(frames, species, settings.e0) if has_energy else None
+    energy_mean: dict[int, float] | None = None
+    energy_scales: dict[int, float] = {}
+    held_spread = 0.0
+    if has_energy:
+        holds = settings.baseline is not None and settings.baseline.capabilities.holds_charge
+        charged = settings.charges is not None and not holds
+        energy_mean, spreads = energy_offsets(frames, species, settings.e0, charged=charged)
+        if settings.e0 is not None:
+            held_spread = binding(frames, energy_mean)
+        energy_scales = {z: max(1.0, spread / ENERGY_SPREAD) for z, spread in spreads.items()}
     numbers = np.array(species)
     chi_defaults = (
         elements.electronegativity(numbers) if settings.charges is not None else np.zeros(len(species))
@@ -355,6 +368,8 @@ def _parameters(
         ),
         energy_mean=energy_mean,
         energy_spread=0.0 if settings.e0 is not None else ENERGY_SPREAD,
+        energy_scales=energy_scales,
+        energy_held_spread=held_spread,
         site_maps=site_maps,
         site_deltas=site_deltas,
     )
@@ -397,12 +412,13 @@ def _learned_table(parameters: Parameters, solution: Solution) -> dict[str, dict
 
 def _potential(
     parameters: Parameters,
-    u: FloatArray,
+    solution: Solution,
     settings: FitSettings,
     training_charges: tuple[float, ...],
     has_energy: bool,
 ) -> Potential:
     """Freeze parameters into a potential."""
+    u = solution.u
     chi, energy = parameters.chi, parameters.energy
     species = parameters.species
     electronegativity = short_range = None
@@ -425,7 +441,25 @@ def _potential(
         training_charges=training_charges,
         has_energy=has_energy,
         sites=sites,
+        determination=_determination(parameters, solution),
     )
+
+
+def _determination(parameters: Parameters, solution: Solution) -> Determination:
+    """Element means before and after the fit, under a prior that is broader than the fit's where that is too narrow.
+
+    A fit's prior takes the electronegativities of elements for independent, so that what all share has a small spread,
+    although it is what atomic data say least about: it gets :data:`CHI_COMMON_SPREAD` on top.  Element energies that are
+    given are held, and the binding energy per atom may be another for other compositions: by as much as it is itself.
+    """
+    plain = parameters.determination(solution.lower)
+    count = len(parameters.species)
+    spread = np.zeros((2 * count, 2 * count))
+    if parameters.chi is not None:
+        spread[:count, :count] = CHI_COMMON_SPREAD**2
+    if parameters.energy is not None:
+        spread[count:, count:] = parameters.energy.held_spread**2 * np.eye(count)
+    return plain.with_spread(spread)
 
 
 __all__ = ["FitResult", "finish", "fit_potential", "warn_unconverged"]

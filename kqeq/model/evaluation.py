@@ -30,7 +30,7 @@ def read_structures(
     external_field: Any = None,
     prefix: str = "",
 ) -> list[Structure]:
-    """Validated structures that a potential can predict; warns of charge states that no label has fixed.
+    """Validated structures that a potential can predict.
 
     Raises
     ------
@@ -45,8 +45,6 @@ def read_structures(
         )
         potential.check(structure, describe(atoms, index))
         structures.append(structure)
-    for structure in structures:
-        potential.warn_if_undetermined(structure)
     return structures
 
 
@@ -99,6 +97,7 @@ def evaluate_pairs(
             for prediction, (structure, _) in zip(predictions, pairs, strict=True)
         )
     ions: list[tuple[Structure, FloatArray, FloatArray]] = []
+    open_ones: list[tuple[Structure, Prediction]] = []
 
     def triples() -> Iterator[tuple[Structure, Labels, Prediction]]:
         tracked = track(predictions, "evaluate", total=len(pairs))
@@ -106,9 +105,12 @@ def evaluate_pairs(
             ion = structure.total_charge and not structure.periodic
             if ion and labels.dipole is not None and prediction.dipole is not None:
                 ions.append((structure, labels.dipole, prediction.dipole))
+            if prediction.undetermined and "energy" in labels.kinds:
+                open_ones.append((structure, prediction))
             yield structure, labels, prediction
 
     evaluation = compare(triples(), skipped, None if posterior is None else posterior.noise)
+    potential.warn_if_undetermined([s for s, _ in open_ones], [p for _, p in open_ones])
     origin = other_origin(ions)
     if origin is not None:
         warnings.warn(origin, LabelWarning, stacklevel=3)

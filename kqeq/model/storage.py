@@ -5,6 +5,7 @@ Layout, version 2::
     header.json          format, version, library version, settings, element offsets, report
     <kernel>/<Z>/data|indices|indptr  representatives of one element, sparse rows, unless shared with another kernel
     <kernel>/<Z>/coefficients         kernel coefficients
+    determination/covariance|prior    of the element means: what the training data leave open
     posterior/lower, posterior/u      optional: Cholesky factor of the posterior precision, parameters
 
 where a kernel is named like its part (electronegativity, short_range, a kind of site parameter, or power1, power2 ...
@@ -48,6 +49,7 @@ from kqeq.kernels.feature_map import FeatureMap, SOAPKernel
 from kqeq.kernels.settings import kernel_tuple
 from kqeq.model.estimator import KQEq
 from kqeq.model.layout import PARTS, check_model, kernel_name, power_names
+from kqeq.potential.determination import Determination
 from kqeq.potential.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
 from kqeq.uncertainty.posterior import AnyPosterior, CoupledPosterior, Posterior
@@ -113,6 +115,9 @@ def _content(model: KQEq, *, posterior: bool) -> tuple[dict[str, Any], dict[str,
                     arrays[f"{prefix}/shape"] = np.array(rows.shape)
                 arrays[f"{prefix}/coefficients"] = coefficients[z]
         parts[name] = {"offsets": _by_symbol(part.offsets), "kernels": kernels}
+    if potential.determination is not None:
+        arrays["determination/covariance"] = potential.determination.covariance
+        arrays["determination/prior"] = potential.determination.prior
     stored_posterior = None
     if posterior:
         known = model.posterior_
@@ -264,6 +269,7 @@ def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: 
         sites={kind: own for kind in kinds if (own := models[kind]) is not None},
         charge_kernel=charge_kernel,
         charge_powers=tuple(own for name in powers if (own := models[name]) is not None),
+        determination=_determination(header, arrays),
     )
     _check_charges(potential)
     report = dict(header["report"])
@@ -272,6 +278,14 @@ def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: 
     posterior = _posterior(header, arrays, potential, model.charges)
     model._set_fitted(potential, FitReport(**report), header["charges_key"], posterior)
     return model
+
+
+def _determination(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> Determination | None:
+    """What the training data leave open; ``None`` for files of version 1."""
+    if "determination/covariance" not in arrays:
+        return None
+    species = tuple(atomic_numbers[symbol] for symbol in header["species"])
+    return Determination(species, arrays["determination/covariance"], arrays["determination/prior"])
 
 
 def _check_settings(model: KQEq) -> None:
@@ -297,7 +311,13 @@ def _prior(part: SitePart | None) -> dict[str, Any] | None:
     """The prior of one part of the parameters as plain data."""
     if part is None:
         return None
-    return {"deltas": list(part.deltas), "mean": _by_symbol(part.offset_mean), "spread": part.offset_spread}
+    return {
+        "deltas": list(part.deltas),
+        "mean": _by_symbol(part.offset_mean),
+        "spread": part.offset_spread,
+        "scales": _by_symbol(part.offset_scales),
+        "held_spread": part.held_spread,
+    }
 
 
 def _element_prior(part: LearnedPart | None) -> dict[str, Any] | None:
@@ -354,6 +374,8 @@ def _posterior(
         site_maps=next((own.feature_maps for own in potential.sites.values()), ()),
         site_deltas={kind: stored["sites"][kind] for kind in potential.sites},
         energy_first=stored.get("energy_first", False),  # files of version 0.1 do not say
+        energy_scales={} if energy is None else _by_number(energy.get("scales", {})),
+        energy_held_spread=0.0 if energy is None else energy.get("held_spread", 0.0),
     )
     parameters = parameters.with_remainders(stored["remainders"])
     u, lower = arrays["posterior/u"], np.asfortranarray(arrays["posterior/lower"])  # as a fit leaves it
@@ -370,7 +392,8 @@ def _coupled_posterior(
     if short_range is None or potential.charge_kernel is None:
         raise ValueError("the posterior belongs to a short-range energy that the file does not hold")
     mean = _by_number(prior["mean"])
-    part = SitePart.build(_with_spreads(short_range, prior), mean, prior["spread"], 0)
+    scales = _by_number(prior.get("scales", {}))
+    part = SitePart.build(_with_spreads(short_range, prior), mean, prior["spread"], 0, scales)
     part = part.with_kernels(
         [
             replace(kernel, remainder=float(value))

@@ -64,6 +64,10 @@ class Prediction:
     energy_std, forces_std, charges_std, dipole_std : float, (N, 3), (N,), (3,) arrays
         Standard deviations of the quantities of the same names, with ``predict(..., uncertainty=True)``; those of the
         model's own values, without the noise of labels (:mod:`kqeq.uncertainty`).
+    undetermined : dict of str to float
+        Standard deviations of what the training data do not determine, by name: ``energy`` (eV; relative to other
+        compositions and charges, differences at the same composition and charge are not affected) and
+        ``chemical_potential`` (eV/e).  Empty where everything is determined (:mod:`kqeq.potential.determination`).
     undefined : dict of str to str
         Why quantities that the charge model would have are ``None`` on top of a baseline, by name.
     """
@@ -89,6 +93,7 @@ class Prediction:
     charges_std: FloatArray | None = None
     dipole_std: FloatArray | None = None
     undefined: Mapping[str, str] = field(default_factory=dict)
+    undetermined: Mapping[str, float] = field(default_factory=dict)
 
 
 def check_properties(properties: Collection[str] | None) -> tuple[str, ...]:

@@ -27,7 +27,8 @@ the sparse features only: uncertainties of forces err on the large side.
 Standard deviations are those of the model's own value; a label scatters around it with its noise on top.
 
 With a charge-aware short-range energy (:mod:`kqeq.fitting.charge_aware`) they cover that energy at given charges: what
-the charges themselves leave open is not in them, and charges and dipoles have none.
+the charges themselves leave open is not in them (but for element energies and chemical potential that data do not
+determine, :mod:`kqeq.potential.determination`), and charges and dipoles have none.
 
 Dimensions: N atoms, P parameters, n rows of one label.
 """
@@ -40,6 +41,7 @@ from functools import cached_property
 
 import numpy as np
 
+from kqeq.backend import to_numpy
 from kqeq.backend.linalg import solve_lower
 from kqeq.baselines import Baseline, remaining
 from kqeq.charges.base import Response
@@ -53,6 +55,7 @@ from kqeq.fitting.rows.features import TrainingFrame, compute_features
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure
 from kqeq.kernels.feature_map import FeatureMap
+from kqeq.potential.determination import Determination
 from kqeq.potential.on_baseline import extras_for, sees_baseline
 from kqeq.potential.potential import Potential, Prediction
 from kqeq.typing import BoolArray, FloatArray
@@ -84,6 +87,11 @@ class Posterior:
     u: FloatArray
     lower: FloatArray
     noise: Mapping[str, float]
+
+    @cached_property
+    def determination(self) -> Determination:
+        """What is known of the element means."""
+        return self.parameters.determination(self.lower)
 
 
 @dataclass(frozen=True, eq=False)
@@ -374,7 +382,7 @@ def with_uncertainty(
     view = Uncertain(posterior, remaining(structure, baseline), forces=forces)
     found: dict[str, FloatArray | None] = dict.fromkeys(KINDS)
     if has_energy:
-        found["energy"] = view.variance("energy")
+        found["energy"] = view.variance("energy") + _open_variance(prediction, posterior, view)
     if forces:
         found["forces"] = view.variance("forces")
     own = posterior.parameters.chi is not None
@@ -392,14 +400,28 @@ def with_uncertainty(
     )
 
 
+def _open_variance(prediction: Prediction, posterior: Posterior, view: Uncertain) -> float:
+    """What a broader prior of the element means adds to the variance of an energy that data do not determine, eV²."""
+    std = prediction.undetermined.get("energy")
+    if std is None:
+        return 0.0
+    state, known = view.line.state, posterior.determination
+    charges = None if state is None else to_numpy(state.electronegativity_gradient())
+    own = known.std(known.row(view.structure.numbers, charges, energy=True))
+    return max(std**2 - own**2, 0.0)
+
+
 def _coupled(
     prediction: Prediction, posterior: CoupledPosterior, structure: Structure, forces: bool
 ) -> Prediction:
     """Standard deviations of energy and forces at given charges."""
     view = CoupledUncertain(posterior, structure, forces=forces)
+    energy_std = float(np.sqrt(view.variance("energy")[0]))
+    # what the first stage left open between charge and elements
+    energy_std = max(energy_std, prediction.undetermined.get("energy", 0.0))
     return replace(
         prediction,
-        energy_std=float(np.sqrt(view.variance("energy")[0])),
+        energy_std=energy_std,
         forces_std=np.sqrt(view.variance("forces")).reshape(-1, 3) if forces else None,
     )
 

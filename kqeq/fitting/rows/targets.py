@@ -9,8 +9,10 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
+from ase import units
 from ase.data import atomic_numbers, chemical_symbols
 
+from kqeq import elements
 from kqeq.baselines import Capabilities
 from kqeq.errors import InputError
 from kqeq.fitting.rows.blocks import BLOCKS
@@ -18,6 +20,7 @@ from kqeq.fitting.rows.features import TrainingFrame
 from kqeq.fitting.settings import FitSettings
 from kqeq.frames.labels import LABEL_KINDS, Labels
 from kqeq.frames.structures import Structure
+from kqeq.typing import FloatArray, IntArray
 
 
 def why_not(kind: str, knows: Capabilities) -> str | None:
@@ -92,29 +95,107 @@ def choose_labels(
     return frames, {kind: used[kind] for kind in LABEL_KINDS if used[kind]}, ignored
 
 
+CHARGE_SPREAD = 10.0
+"""How much energy the first charge may cost, next to which guesses are corrected, eV/e."""
+
+GUESS_SPREAD = 0.5
+"""Prior spread of element energies that compositions leave open, relative to the guess."""
+
+
 def energy_offsets(
-    frames: Sequence[TrainingFrame], species: tuple[int, ...], given: Mapping[int, float] | None
-) -> dict[int, float]:
-    """Element energies: given, or the least-squares composition fit (minimum norm if underdetermined)."""
+    frames: Sequence[TrainingFrame],
+    species: tuple[int, ...],
+    given: Mapping[int, float] | None,
+    *,
+    charged: bool,
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Element energies: given, or the least-squares composition fit.
+
+    Compositions may leave a part of them open (all frames multiples of one composition), or do so together with charge.
+    A part that compositions leave open is taken from a guess
+    of how elements share an energy (:func:`_guess`), which least squares corrects by as little as compositions ask for, in units
+    of how far the guess may be off;
+    the minimum-norm solution would put most of the energy of water into hydrogen.
+
+    Parameters
+    ----------
+    frames : sequence of TrainingFrame
+    species : tuple of int
+    given : mapping of int to float, optional
+    charged : bool
+        Whether the total charge acts on the model: then the guess leaves to it what goes along with charge.
+
+    Returns
+    -------
+    mean, spread : dict of int to float
+        Energies by element, eV, and, where a part is open, how far they may be off.
+
+    Raises
+    ------
+    InputError
+        For elements that are missing among those given.
+    """
     if given is not None:
         missing = [chemical_symbols[z] for z in species if z not in given]
         if missing:
             raise InputError(
                 f"e0 lacks {', '.join(missing)}; give an energy (eV) for every element, or e0=None"
             )
-        return {z: float(given[z]) for z in species}
+        return {z: float(given[z]) for z in species}, {}
     rows = [
         [np.count_nonzero(frame.structure.numbers == z) for z in species]
         for frame in frames
         if frame.labels.energy is not None
     ]
     if not rows:
-        return dict.fromkeys(species, 0.0)
+        return dict.fromkeys(species, 0.0), {}
     energies = [frame.labels.energy for frame in frames if frame.labels.energy is not None]
     counts = np.array(rows, dtype=np.float64)
     per_atom = counts.sum(axis=1)
-    solution = np.linalg.lstsq(counts / per_atom[:, None], np.array(energies) / per_atom, rcond=1e-8)[0]
-    return dict(zip(species, map(float, solution), strict=True))
+    matrix, values = counts / per_atom[:, None], np.array(energies) / per_atom
+    solution, _, rank, _ = np.linalg.lstsq(matrix, values, rcond=1e-8)
+    total = np.array([frame.structure.total_charge for frame in frames if frame.labels.energy is not None])
+    beside = np.column_stack([matrix, CHARGE_SPREAD * total / per_atom]) if charged and total.any() else matrix
+    spread: dict[int, float] = {}
+    if np.linalg.matrix_rank(beside, 1e-8) < beside.shape[1]:
+        guess = _guess(matrix, values, np.array(species))
+        about = np.maximum(GUESS_SPREAD * np.abs(guess), 1.0)
+        spread = dict(zip(species, map(float, about), strict=True))
+        if rank < len(species):
+            beside[:, : len(species)] *= about
+            rest = np.linalg.lstsq(beside, values - matrix @ guess, rcond=1e-8)[0]
+            solution = guess + about * rest[: len(species)]
+    return dict(zip(species, map(float, solution), strict=True)), spread
+
+
+def binding(frames: Sequence[TrainingFrame], offsets: Mapping[int, float]) -> float:
+    """Root mean square of the energies per atom relative to those of the elements, eV; 0 without energies."""
+    values = [
+        (frame.labels.energy - sum(offsets[int(z)] for z in frame.structure.numbers)) / len(frame.structure)
+        for frame in frames
+        if frame.labels.energy is not None
+    ]
+    return float(np.sqrt(np.mean(np.square(values)))) if values else 0.0
+
+
+THOMAS_FERMI = 0.768745 * units.Hartree
+"""Energy of a neutral atom over Z^(7/3) in Thomas-Fermi theory (Lieb & Simon 1977, *Adv. Math.* 23, 22), eV."""
+
+ALL_ELECTRON = (0.6, 1.2)
+"""Energies within these multiples of the Thomas-Fermi energy are those of all electrons (H to Ag: 0.75 to 0.87)."""
+
+VALENCE_POWER = 1.5
+"""Energies of valence electrons grow with about this power of their number (GFN2-xTB 1.2, pseudopotentials 2)."""
+
+
+def _guess(matrix: FloatArray, values: FloatArray, species: IntArray) -> FloatArray:
+    """Energies of elements in proportion to what is known of atoms, scaled to energies per atom (rows of compositions)."""
+    shares = species ** (7.0 / 3.0)
+    ratio = -np.median(values / (matrix @ shares)) / THOMAS_FERMI
+    if not ALL_ELECTRON[0] <= ratio <= ALL_ELECTRON[1]:
+        shares = elements.valence_electrons(species) ** VALENCE_POWER
+    total = matrix @ shares
+    return np.asarray(float(total @ values) / float(total @ total) * shares)
 
 
 def element_energies(e0: Any) -> dict[int, float]:
@@ -130,4 +211,4 @@ def element_energies(e0: Any) -> dict[int, float]:
     return {atomic_numbers[symbol]: float(value) for symbol, value in e0.items()}
 
 
-__all__ = ["choose_labels", "element_energies", "energy_offsets", "why_not"]
+__all__ = ["binding", "choose_labels", "element_energies", "energy_offsets", "why_not"]
