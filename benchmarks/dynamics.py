@@ -87,15 +87,16 @@ def accuracy(quick: bool) -> Iterator[Row]:
 def with_descriptor_of(model: kqeq.KQEq, other: kqeq.KQEq) -> kqeq.KQEq:
     """The coefficients of one model on the descriptor of another."""
     potential, source = model.potential_, other.potential_
+    ((own, coefficients),) = potential.short_range.terms
     feature_map = replace(
-        potential.short_range.feature_map,
-        descriptor=source.short_range.feature_map.descriptor,
+        own,
+        descriptor=source.short_range.feature_maps[0].descriptor,
         _projected={},
         _prepared={},
     )
     result = kqeq.KQEq(electronegativity=None, charges=None, short_range=other.short_range)
     result._set_fitted(
-        replace(potential, short_range=replace(potential.short_range, feature_map=feature_map)),
+        replace(potential, short_range=replace(potential.short_range, terms=((feature_map, coefficients),))),
         model.fit_report_,
         None,
     )

@@ -50,7 +50,7 @@ def _site_model(kernel: SOAPKernel, structures: list[Structure], rng: np.random.
     coefficients = {
         z: rng.normal(size=rows.shape[0]) * 1e-2 for z, rows in feature_map.representatives.items()
     }
-    return SiteModel(feature_map, coefficients, dict.fromkeys(species, 5.0))
+    return SiteModel(((feature_map, coefficients),), dict.fromkeys(species, 5.0))
 
 
 def built_model(structures: list[Structure], *, charges: bool, n_representatives: int = 400) -> kqeq.KQEq:

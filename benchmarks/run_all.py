@@ -188,15 +188,14 @@ def kernels(quick: bool, gpu: Device | None) -> Iterator[Line]:
             def make(
                 device: Device, structure: Any = structure, single: bool = precision == "float32"
             ) -> Any:
-                found = kqeq.descriptors.evaluate_states(
-                    [model.feature_map.descriptor], structure, device=device
-                )
-                state = found[model.feature_map.descriptor]
+                (feature_map,) = model.feature_maps
+                found = kqeq.descriptors.evaluate_states([feature_map.descriptor], structure, device=device)
+                state = found[feature_map.descriptor]
 
                 def task() -> None:
-                    near = model.feature_map.similarities(state, structure.numbers, single=single)
+                    near = {feature_map: feature_map.similarities(state, structure.numbers, single=single)}
                     model.evaluate(near, structure.numbers)
-                    model.descriptor_gradient(near, state)
+                    model.descriptor_gradients(near, found)
 
                 return task
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kqeq.kernels.settings import SOAPKernel
     from kqeq.model.choice import choose_charge_from
     from kqeq.model.estimator import KQEq
-    from kqeq.model.storage import load_model as load
+    from kqeq.model.estimator import load_model as load
     from kqeq.potential.prediction import Prediction
     from kqeq.uncertainty.selection import select
 
@@ -46,7 +46,7 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "datasets": ("kqeq.datasets", None),
     "devices": ("kqeq.backend.devices", None),
     "errors": ("kqeq.errors", None),
-    "load": ("kqeq.model.storage", "load_model"),
+    "load": ("kqeq.model.estimator", "load_model"),
     "plots": ("kqeq.analysis.plots", None),
     "select": ("kqeq.uncertainty.selection", "select"),
 }

@@ -26,7 +26,7 @@ MOVED = {
     "kqeq.remainder": "kqeq.uncertainty.remainder",
     "kqeq.selection": "kqeq.uncertainty.selection",
     "kqeq.site_data": "kqeq.frames.site_data",
-    "kqeq.storage": "kqeq.model.storage",
+    "kqeq.storage": "kqeq.model.estimator",
     "kqeq.structures": "kqeq.frames.structures",
 }
 """Modules that the documentation of version 0.1 names."""

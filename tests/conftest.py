@@ -9,6 +9,8 @@ import os
 # before NumPy is loaded: matrices here are small, and threads would only fight over the cores
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+# nothing is kept in the user's folders
+os.environ.setdefault("KQEQ_BASELINE_CACHE", "off")
 
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402

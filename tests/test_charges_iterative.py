@@ -299,10 +299,10 @@ def test_choice_is_kept_by_copies_and_files():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"solver": "magic"}, "solver is 'magic'; expected one of auto, dense, iterative"),
-        ({"accuracy": 0.0}, "accuracy is 0.0; expected the largest error"),
-        ({"accuracy": float("nan")}, "accuracy is nan"),
-        ({"accuracy": "fine"}, "accuracy is 'fine'"),
+        ({"solver": "magic"}, r"solver='magic'\): expected one of 'auto', 'dense', 'iterative'"),
+        ({"accuracy": 0.0}, r"accuracy=0.0\): expected a number from 1e-11"),
+        ({"accuracy": float("nan")}, "accuracy=nan"),
+        ({"accuracy": "fine"}, "accuracy='fine'"),
     ],
 )
 @pytest.mark.parametrize("model", [QEq, ACKS2])

@@ -329,7 +329,7 @@ def commands(model, frames, output):
         (
             "cut.xyz",
             '3\nProperties=species:S:1:pos:R:3 pbc="F F F"\nAg 0 0 0\n',
-            "cannot read structures from",
+            "announces 3 atoms, but only 1 lines follow",
         ),
         ("what.ever", "abc", "cannot read structures from"),
     ],
@@ -405,7 +405,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_own_warnings_are_one_line(files, tmp_path, capsys, monkeypatch):
-    def fit(self, frames):
+    def fit(self, frames, **_):
         warnings.warn("look here", KQEqWarning, stacklevel=1)
         raise InputError("stop")
 

@@ -349,6 +349,9 @@ def test_analysis(models):
         with pytest.raises(UnsupportedError, match="whole electrons"):
             kqeq.analysis.charge_response(model, atoms)
         assert "baseline" in str(kqeq.analysis.diagnose(model, atoms))
+    atoms.info.pop("total_charge")
+    found = kqeq.analysis.ionisation(models["short range"], atoms)
+    assert found.vertical_ionisation_energy > 1.0
 
 
 def test_choosing_who_carries_the_charge(kernel, frames):
@@ -456,3 +459,32 @@ def test_command_line_and_settings_file(kernel, frames, tmp_path, capsys):
     (tmp_path / "s.toml").write_text('charge_from = "me"\n')
     with pytest.raises(InputError, match="charge_from"):
         load_config(tmp_path / "s.toml")
+
+
+def test_workers_share_the_baseline_of_training_frames(kernel, frames):
+    """In two processes as in one; functions of the geometry stay at home."""
+    from joblib import parallel_config
+
+    from kqeq.fitting.baseline_labels import compute
+
+    tasks = [(i, read_structure(a), ("charge_field",)) for i, a in enumerate(frames)]
+    alone = compute(tasks, Electrons())
+    with parallel_config(backend="loky", n_jobs=2):
+        together = compute(tasks, Electrons())
+        home = compute(tasks, Home())
+    for first, second in zip(alone, together, strict=True):
+        assert first.energy == second.energy
+        np.testing.assert_array_equal(first.charge_field, second.charge_field)
+    assert len(home) == len(tasks)
+
+
+class Home(kqeq.baselines.GeometryBaseline):
+    """Cannot travel, like a calculator with open files."""
+
+    name = "home"
+
+    def evaluate(self, structure, extras=()):
+        return kqeq.baselines.BaselineResult(1.0, np.zeros((len(structure), 3)), np.zeros((3, 3)))
+
+    def __reduce__(self):
+        raise TypeError("stays here")

@@ -213,3 +213,15 @@ def test_a_file_of_settings_takes_the_same_door(tmp_path):
         path.write_text(text)
         with pytest.raises(InputError, match=f"settings.toml.*{expected}"):
             load_config(path)
+
+
+def test_accepted_settings_are_remembered_until_they_change():
+    model = kqeq.QEq(accuracy=1e-6)
+    model.check_settings()
+    model.check_settings()
+    model.accuracy = "fine"
+    with pytest.raises(InputError, match="accuracy='fine'"):
+        model.check_settings()
+    model.set_params(accuracy=1e-7)
+    model.check_settings()
+    assert "_accepted" not in model.get_params()

@@ -632,7 +632,7 @@ def test_full_disks_at_the_command_line(tmp_path, water_training, elsewhere, mon
 
     train = tmp_path / "train.xyz"
     write(train, water_training)
-    monkeypatch.setattr(KQEq, "fit", lambda self, frames: _quick_fit(self, frames))
+    monkeypatch.setattr(KQEq, "fit", lambda self, frames, **_: _quick_fit(self, frames))
     (tmp_path / "full").mkdir()
     full_disk(monkeypatch, tmp_path / "full")
     assert main(["fit", str(train), "-o", str(tmp_path / "full" / "m.kqeq")]) == 2

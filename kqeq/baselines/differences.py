@@ -79,7 +79,7 @@ def with_extras(
     if CHARGE_GRADIENT in extras and knows.charges:
         found["charge_gradient"] = _by_position(point, structure)
         found["charge_strain"] = _by_strain(point, structure, found["charge_gradient"])
-    return result._replace(**found)
+    return result._replace(**found)  # type: ignore[arg-type]
 
 
 def _slope(plus: FloatArray | None, minus: FloatArray | None, step: float) -> FloatArray:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from kqeq.baselines.differences import with_extras
 from kqeq.baselines.protocol import Baseline, BaselineResult, Capabilities
 from kqeq.errors import ConvergenceError, InputError, UnsupportedError
 from kqeq.frames.structures import Structure
+from kqeq.io.rules import Rule, check_values, choice, number, whole
 
 METHODS = {"gfn2": "GFN2-xTB", "gfn1": "GFN1-xTB", "ipea1": "IPEA1-xTB"}
 """Names of this package, and of tblite."""
@@ -35,6 +35,14 @@ One in a few hundred zwitterionic dipeptides oscillates from the atoms and conve
 
 HEAVIEST = 86
 """The parametrisations end with radon."""
+
+
+_RULES: dict[str, Rule] = {
+    "method": choice(*METHODS),
+    "accuracy": number(above=0),
+    "temperature": number(above=0),
+    "max_iterations": whole(minimum=1),
+}
 
 
 @dataclass(frozen=True)
@@ -72,18 +80,7 @@ class TightBinding:
     max_iterations: int = 150
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError(f"TightBinding(method={self.method!r}): expected one of {', '.join(METHODS)}")
-        for name in ("accuracy", "temperature", "max_iterations"):
-            value = getattr(self, name)
-            kind = Integral if name == "max_iterations" else Real
-            if (
-                not isinstance(value, kind)
-                or isinstance(value, bool)
-                or not (np.isfinite(value) and value > 0)
-            ):
-                words = "whole number" if kind is Integral else "number"
-                raise InputError(f"TightBinding({name}={value!r}): expected a positive {words}")
+        check_values("TightBinding", vars(self), _RULES)
 
     @property
     def name(self) -> str:

@@ -72,7 +72,7 @@ class Equilibrium:
         """
         atoms = len(self.structure)
         reference = self.reference + float(total_charge - self.structure.total_charge) / atoms
-        self.flow.check_field(external_field, is_neutral(reference))
+        self.flow.check_field(external_field, reference)
         field = self.flow.admitted(asarray_like(external_field, self.device.like))
         potential = self.structure.external_potential
         chi = chi if potential is None else chi + asarray_like(potential, self.device.like)
@@ -281,7 +281,7 @@ class EquilibriumState:
     @property
     def dipole(self) -> Array | None:
         """−∂E/∂field; see :class:`~kqeq.charges.base.ChargeState`."""
-        return self.system.flow.defined_dipole(self._moment(), is_neutral(self.reference))
+        return self.system.flow.defined_dipole(self._moment(), self.reference)
 
     @property
     def chemical_potential(self) -> float:
@@ -423,10 +423,4 @@ class EquilibriumState:
         return width_gradients(self.system.structure, self.system.sites.width, self.unknowns, change)
 
 
-def is_neutral(reference: Array) -> bool:
-    """Whether all reference charges vanish: then the dipole of periodic cells is defined."""
-    xp = namespace(reference)
-    return to_float(xp.max(xp.abs(reference))) <= 1e-8
-
-
-__all__ = ["Equilibrium", "EquilibriumState", "is_neutral"]
+__all__ = ["Equilibrium", "EquilibriumState"]

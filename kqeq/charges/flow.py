@@ -21,7 +21,7 @@ from typing import Protocol
 
 import numpy as np
 
-from kqeq.backend import Device, asarray_like, inverse_or_zero, namespace
+from kqeq.backend import Device, asarray_like, inverse_or_zero, namespace, to_float
 from kqeq.charges.base import Response, SiteChange
 from kqeq.charges.boundaries import (
     CHARGED_REFERENCE,
@@ -59,14 +59,11 @@ class Flow(Protocol):
     def has_dipole(self) -> bool:
         """Whether any component of the dipole's response is defined."""
 
-    def defined_dipole(self, dipole: Array, neutral: bool) -> Array | None:
-        """The components of a dipole (3,) that are defined; ``None`` if none is.
+    def defined_dipole(self, dipole: Array, reference: Array) -> Array | None:
+        """The components of a dipole (3,) that are defined with reference charges (N,); ``None`` if none is."""
 
-        ``neutral``: all reference charges vanish.
-        """
-
-    def check_field(self, field: FloatArray, neutral: bool) -> None:
-        """Refuse a field (on the host) that the boundary conditions do not define.
+    def check_field(self, field: FloatArray, reference: Array) -> None:
+        """Refuse a field (on the host) that is not defined with the boundary conditions and reference charges (N,).
 
         Raises
         ------
@@ -199,11 +196,11 @@ class FreeFlow:
         """Along open directions."""
         return self.open.any
 
-    def defined_dipole(self, dipole: Array, neutral: bool) -> Array | None:
+    def defined_dipole(self, dipole: Array, reference: Array) -> Array | None:
         """Those along open directions."""
         return self.open.project(dipole)
 
-    def check_field(self, field: FloatArray, neutral: bool) -> None:
+    def check_field(self, field: FloatArray, reference: Array) -> None:
         """Refuse fields along periodic directions."""
         along = periodic_part(self.open.structure, field)
         if along is not None:
@@ -324,14 +321,16 @@ class BondFlow:
         """Always: the response of the flows is the same for every choice of images."""
         return True
 
-    def defined_dipole(self, dipole: Array, neutral: bool) -> Array | None:
-        """All with neutral reference charges, else those in which Σ q0 r is defined."""
-        return dipole if neutral else self.open.project(dipole)
+    def defined_dipole(self, dipole: Array, reference: Array) -> Array | None:
+        """All without reference charges, else those in which Σ q0 r is defined."""
+        if not self.open.structure.periodic or is_neutral(reference):
+            return dipole
+        return self.open.project(dipole)
 
-    def check_field(self, field: FloatArray, neutral: bool) -> None:
+    def check_field(self, field: FloatArray, reference: Array) -> None:
         """Refuse fields along periodic directions that act on reference charges."""
         along = periodic_part(self.open.structure, field)
-        if along is not None and not neutral:
+        if along is not None and not is_neutral(reference):
             refuse_periodic_field(self.open.structure, field, along, *CHARGED_REFERENCE)
 
     def admitted(self, vectors: Array) -> Array:
@@ -444,9 +443,15 @@ class BondFlow:
         return 0.5 * (xp.take(logarithmic, self.bonds.i, axis=0) + xp.take(logarithmic, self.bonds.j, axis=0))
 
 
+def is_neutral(reference: Array) -> bool:
+    """Whether all reference charges vanish: then the dipole of periodic cells is defined."""
+    xp = namespace(reference)
+    return to_float(xp.max(xp.abs(reference))) <= 1e-8
+
+
 def weighted_squares(vectors: Array, weights: Array) -> Array:
     """Σ_i w_ic v_ia v_ib, (m, m, c), from (N, m) vectors and (N, c) weights."""
     return (vectors.T[:, None, :] * vectors.T[None, :, :]) @ weights
 
 
-__all__ = ["BondFlow", "Flow", "FreeFlow", "OpenDirections", "weighted_squares"]
+__all__ = ["BondFlow", "Flow", "FreeFlow", "OpenDirections", "is_neutral", "weighted_squares"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any, ClassVar, Self
 
 from ase.data import chemical_symbols
@@ -173,6 +174,11 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
         if along is not None:
             self._check_periodic_field(structure, along)
 
+    @classmethod
+    @cache
+    def _all_rules(cls) -> Mapping[str, Rule]:
+        return RECIPE_RULES | cls._rules
+
     def check_settings(self) -> None:
         """Refuse settings that make no sense.
 
@@ -180,7 +186,7 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
         ------
         InputError
         """
-        check_settings(self, RECIPE_RULES | self._rules)
+        check_settings(self, self._all_rules())
 
     def _check_charges(self, structure: Structure) -> None:
         """Refuse structures that lack the fragments or reference charges that the model needs."""

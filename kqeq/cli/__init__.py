@@ -210,7 +210,7 @@ def _jobs(number: int) -> Iterator[None]:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from kqeq.io.atomic_write import check_writable
-    from kqeq.model.storage import load_model
+    from kqeq.model.estimator import load_model
 
     if arguments.json is not None:
         check_writable(arguments.json)
@@ -223,7 +223,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from kqeq.model.storage import load_model
+    from kqeq.model.estimator import load_model
 
     check_output(arguments.output)
     model = load_model(arguments.model)
@@ -240,7 +240,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 def _optimize(arguments: argparse.Namespace) -> int:
     from kqeq.analysis.optimization import optimize
-    from kqeq.model.storage import load_model
+    from kqeq.model.estimator import load_model
 
     check_output(arguments.output)
     model = load_model(arguments.model)

@@ -110,7 +110,7 @@ def _respond(arguments: argparse.Namespace) -> int:
     from kqeq import analysis
     from kqeq.analysis.entry import formula
     from kqeq.errors import KQEqError, UndeterminedWarning
-    from kqeq.model.storage import load_model
+    from kqeq.model.estimator import load_model
 
     _check_outputs(arguments.json, arguments.plot, arguments.cube)
     model = load_model(arguments.model)
@@ -183,7 +183,7 @@ def _read_one(arguments: argparse.Namespace, model: Any) -> Any:
 
 def _diagnose(arguments: argparse.Namespace) -> int:
     from kqeq.analysis import diagnose
-    from kqeq.model.storage import load_model
+    from kqeq.model.estimator import load_model
 
     _check_outputs(arguments.json, arguments.plot)
     model = load_model(arguments.model)
@@ -203,7 +203,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from kqeq.analysis import check_consistency
-    from kqeq.model.storage import load_model
+    from kqeq.model.estimator import load_model
 
     _check_outputs(arguments.json, arguments.plot)
     model = load_model(arguments.model)

@@ -22,8 +22,7 @@ from kqeq.constants import COULOMB
 from kqeq.fitting.metrics import Evaluation
 from kqeq.io.atomic_write import atomic_path, check_writable
 from kqeq.kernels.feature_map import SOAPKernel
-from kqeq.model.estimator import KQEq
-from kqeq.model.storage import load_model
+from kqeq.model.estimator import KQEq, load_model
 
 PLOT_NAME, MODEL_NAME = "kqeq-demo.png", "kqeq-demo.kqeq"
 

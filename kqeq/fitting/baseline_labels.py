@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from kqeq.baselines import Baseline, BaselineResult, Sum, remaining
+from kqeq.baselines import Baseline, BaselineResult, GeometryBaseline, Sum, remaining
 from kqeq.baselines.combine import parts_of
 from kqeq.baselines.shift import learn_shift
 from kqeq.baselines.store import ResultStore, result_key
@@ -166,7 +166,11 @@ def compute(tasks: Sequence[Task], baseline: Baseline) -> list[BaselineResult | 
     missing = [i for i, found in enumerate(results) if found is None]
     groups = [missing[i : i + FRAMES_PER_TASK] for i in range(0, len(missing), FRAMES_PER_TASK)]
     chunks = [[tasks[i] for i in group] for group in groups]
-    found = map_chunks(_compute_some, chunks, baseline, description=f"baseline {baseline.name}")
+    # functions of the geometry are cheap, or calculators that may not travel to other processes
+    travels = any(not isinstance(part, GeometryBaseline) for part in parts_of(baseline))
+    found = map_chunks(
+        _compute_some, chunks, baseline, description=f"baseline {baseline.name}", distribute=travels
+    )
     for group, own in zip(groups, found, strict=True):
         for i, result in zip(group, own, strict=True):
             results[i] = result

@@ -12,6 +12,7 @@ element are not.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -22,6 +23,9 @@ from typing import Any
 import numpy as np
 
 from kqeq.errors import InputError
+
+_ACCEPTED = "_accepted"
+"""Attribute in which a settings object remembers the values that were checked."""
 
 _SHOWN = 80
 """Characters of a refused value that a message shows."""
@@ -223,8 +227,18 @@ def check_values(owner: str, values: Mapping[str, Any], rules: Mapping[str, Rule
 
 
 def check_settings(settings: Any, rules: Mapping[str, Rule]) -> None:
-    """As :func:`check_values`, for an object with the settings as attributes."""
-    check_values(type(settings).__name__, vars(settings), rules)
+    """As :func:`check_values`, for an object with the settings as attributes.
+
+    Asked for every structure, so the object remembers which values were found acceptable.  They are compared as
+    objects: a mapping that is changed in place stays a mapping, and what it holds is checked where it is used.
+    """
+    values = vars(settings)
+    current = [values.get(name) for name in rules]
+    accepted = values.get(_ACCEPTED)
+    if accepted is not None and all(map(operator.is_, accepted, current)):
+        return
+    check_values(type(settings).__name__, values, rules)
+    values[_ACCEPTED] = current
 
 
 def unknown_name(name: str, known: Iterable[str], what: str) -> InputError:

@@ -409,15 +409,25 @@ class FeatureMap:
         """weights_i ∂f_i/∂p_i, of the given shape (N, F); all weights 1 if none are given."""
         like = similarities[0].dots
         xp = namespace(like)
-        gradient = zeros(shape, like)
+        every = sum(len(near.centres) for near in similarities) == shape[0]
+        gradient = (empty if every else zeros)(shape, like)
         for near in similarities:
             own = asarray_like(coefficients[near.element], like)
-            for rows in _row_blocks(near.dots):
+            blocks = _row_blocks(near.dots)
+            for rows in blocks:
                 index = near.index[rows]
-                slopes = _slope(near.dots[rows, :], self.zeta) * own
+                # a pass over the (n, M) slopes costs as much as a tenth of the product below
+                slopes = (
+                    _power(near.dots[rows, :], self.zeta - 1) * (self.zeta * own) if self.zeta != 1 else own
+                )
                 if weights is not None:
-                    slopes *= xp.take(weights, index)[:, None]
-                gradient = put_rows(gradient, index, near.directions.combine(slopes))
+                    slopes = slopes * xp.take(weights, index)[:, None]
+                if self.zeta == 1:
+                    slopes = slopes + zeros(near.dots[rows, :].shape, like)
+                part = near.directions.combine(slopes)
+                if every and len(similarities) == len(blocks) == 1:
+                    return part  # one element: its atoms are all there are, in their order
+                gradient = put_rows(gradient, index, part)
         return gradient
 
 

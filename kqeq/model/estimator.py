@@ -42,6 +42,7 @@ from kqeq.kernels.settings import (
     kernel_tuple,
 )
 from kqeq.model.evaluation import evaluate_pairs, read_structures
+from kqeq.model.storage import Record, damaged, load_record, save_record
 from kqeq.potential.potential import Potential, Prediction, check_properties
 from kqeq.potential.prediction import PredictOptions
 from kqeq.uncertainty.posterior import (
@@ -489,13 +490,46 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             Also an InputError and an OSError: the disk is full, for example.  A model that no file holds yet is then
             kept in another folder, which the message names.
         """
-        from kqeq.model.storage import save_model
+        record = Record(
+            self.get_params(deep=False), self.fitted(), self.fit_report_, self.charges_key_, self.posterior_
+        )
+        save_record(record, path, posterior=posterior, rescue=not self._on_disk)
+        self._on_disk = True
 
-        save_model(self, path, posterior=posterior)
+
+def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
+    """Read a model file.
+
+    Parameters
+    ----------
+    path : path-like
+    baseline : ase calculator, optional
+        Needed if the model was fitted on top of a calculator: calculators are not stored.
+
+    Returns
+    -------
+    KQEq
+        Fitted; predicts bit for bit what the saved model predicted.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is missing, truncated, damaged, no model file, or from a newer version of the package.
+    InputError
+        If the baseline calculator is missing or is not the kind the model was fitted with.
+    """
+    record = load_record(path, baseline=baseline)
+    try:
+        model = KQEq(**record.settings)
+    except Exception as error:  # settings that no version has had
+        raise damaged(path, error) from error
+    model._set_fitted(record.potential, record.report, record.charges_key, record.posterior)
+    model._on_disk = True
+    return model
 
 
 def _is_default(value: Any) -> bool:
     return isinstance(value, str) and value == _DEFAULT
 
 
-__all__ = ["KQEq"]
+__all__ = ["KQEq", "load_model"]

@@ -197,6 +197,7 @@ _POSTERIOR = table(
     elements=optional(_ELEMENT_PRIOR),
     sites=mapping(sequence(_NOT_NEGATIVE), ENVIRONMENT_KINDS),
     remainders=mapping(_NOT_NEGATIVE),
+    maybe={"energy_first": flag},  # not in files of version 1
 )
 
 _COUPLED_POSTERIOR = table(

@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,6 @@ from kqeq.io.archive import read_archive, write_archive
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.feature_map import FeatureMap, SOAPKernel
 from kqeq.kernels.settings import kernel_tuple
-from kqeq.model.estimator import KQEq
 from kqeq.model.layout import PARTS, check_model, kernel_name, power_names
 from kqeq.potential.determination import Determination
 from kqeq.potential.potential import Potential, SiteModel
@@ -58,19 +57,50 @@ FORMAT = "kqeq-model"
 VERSION = 2
 
 
-def save_model(model: KQEq, path: str | PathLike[str], *, posterior: bool = False) -> None:
-    """Write a fitted model; see :meth:`kqeq.KQEq.save`."""
-    header, arrays = _content(model, posterior=posterior)
+@dataclass(frozen=True, eq=False)
+class Record:
+    """A fitted model without its estimator: what a file holds.
+
+    Attributes
+    ----------
+    settings : mapping of str to Any
+        Arguments of the estimator's constructor, as objects.
+    potential : Potential
+    report : FitReport
+    charges_key : str or None
+        Where the charges of the training frames were found.
+    posterior : Posterior or CoupledPosterior, optional
+    """
+
+    settings: Mapping[str, Any]
+    potential: Potential
+    report: FitReport
+    charges_key: str | None
+    posterior: AnyPosterior | None
+
+
+def save_record(record: Record, path: str | PathLike[str], *, posterior: bool, rescue: bool) -> None:
+    """Write a fitted model; see :meth:`kqeq.KQEq.save`.
+
+    Parameters
+    ----------
+    record : Record
+    path : path-like
+    posterior : bool
+        Also store the posterior.
+    rescue : bool
+        Whether to write it elsewhere if it cannot be written there.
+    """
+    header, arrays = _content(record, posterior=posterior)
     try:
         write_archive(path, FORMAT, VERSION, header, arrays)
     except InputError as error:
-        kept = None if model._on_disk else _rescue(header, arrays)
+        kept = _rescue(header, arrays) if rescue else None
         if kept is None:
             raise
         raise OutputError(
             f"{error}. The model was kept at {kept}: move it to where it belongs, or kqeq.load it from there"
         ) from error
-    model._on_disk = True
 
 
 def _rescue(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> Path | None:
@@ -83,9 +113,9 @@ def _rescue(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> Path | None
     return None
 
 
-def _content(model: KQEq, *, posterior: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def _content(record: Record, *, posterior: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Header and arrays of a fitted model."""
-    potential = model.fitted()
+    potential = record.potential
     arrays: dict[str, Any] = {}
     parts: dict[str, Any] = {}
     homes: dict[FeatureMap, str] = {}
@@ -120,7 +150,7 @@ def _content(model: KQEq, *, posterior: bool) -> tuple[dict[str, Any], dict[str,
         arrays["determination/prior"] = potential.determination.prior
     stored_posterior = None
     if posterior:
-        known = model.posterior_
+        known = record.posterior
         if known is None:
             raise InputError(
                 "posterior=True, but this model was loaded from a file and holds no posterior; fit it again to store one"
@@ -129,19 +159,19 @@ def _content(model: KQEq, *, posterior: bool) -> tuple[dict[str, Any], dict[str,
         arrays["posterior/u"] = known.u
         stored_posterior = _stored_posterior(known, potential)
     header = {
-        "settings": _settings(model),
-        "charges_key": model.charges_key_,
+        "settings": _plain_settings(record.settings),
+        "charges_key": record.charges_key,
         "species": [chemical_symbols[z] for z in potential.species],
         "energy_offsets": _by_symbol(potential.energy_offsets),
         "training_charges": list(potential.training_charges),
         "has_energy": potential.has_energy,
         "baseline": None if potential.baseline is None else potential.baseline.name,
-        "baseline_given": _name_given(model),
+        "baseline_given": _name_given(record.settings["baseline"]),
         "charges": None if potential.charges is None else potential.charges.to_dict(),
         "parts": parts,
         "sites": list(potential.sites),
         "charge_kernel": None if potential.charge_kernel is None else potential.charge_kernel.to_dict(),
-        "report": asdict(model.fit_report_),
+        "report": asdict(record.report),
         "posterior": stored_posterior,
     }
     return header, arrays
@@ -166,19 +196,8 @@ def _stored_posterior(known: AnyPosterior, potential: Potential) -> dict[str, An
     }
 
 
-def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
-    """Read a model file.
-
-    Parameters
-    ----------
-    path : path-like
-    baseline : ase calculator, optional
-        Needed if the model was fitted on top of a calculator: calculators are not stored.
-
-    Returns
-    -------
-    KQEq
-        Fitted; predicts bit for bit what the saved model predicted.
+def load_record(path: str | PathLike[str], *, baseline: Any = None) -> Record:
+    """Read a model file; see :func:`kqeq.load`.
 
     Raises
     ------
@@ -187,33 +206,32 @@ def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
     InputError
         If the baseline calculator is missing or is not the kind the model was fitted with.
     """
-    source = Path(path)
     header, arrays = read_archive(
-        source,
+        Path(path),
         FORMAT,
         VERSION,
         "kqeq model file",
         "copy it again, or save the model again with model.save(path)",
     )
-    remedy = "it is damaged: copy it again, or save the model again with model.save(path)"
     try:
         header = _upgrade(header)
         check_model(header, arrays)
     except Exception as error:  # of a header of an older version anything may be missing
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ModelFileError(
-            f"{source} lacks a part of the model or holds a wrong one ({reason}); {remedy}"
-        ) from None
+        raise damaged(path, error) from None
     spec, resolved = _baseline(header, baseline)
     try:
-        model = _build(header, arrays, spec, resolved)
+        return _build(header, arrays, spec, resolved)
     except Exception as error:  # settings pass through many constructors, each with checks of its own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ModelFileError(
-            f"{source} lacks a part of the model or holds a wrong one ({reason}); {remedy}"
-        ) from error
-    model._on_disk = True
-    return model
+        raise damaged(path, error) from error
+
+
+def damaged(path: str | PathLike[str], error: Exception) -> ModelFileError:
+    """The error for a file whose content makes no model."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ModelFileError(
+        f"{Path(path)} lacks a part of the model or holds a wrong one ({reason}); it is damaged: copy it again, or save "
+        "the model again with model.save(path)"
+    )
 
 
 def _by_symbol(values: Mapping[int, float]) -> dict[str, float]:
@@ -224,9 +242,9 @@ def _by_number(values: Mapping[str, float]) -> dict[int, float]:
     return {atomic_numbers[symbol]: float(value) for symbol, value in values.items()}
 
 
-def _settings(model: KQEq) -> dict[str, Any]:
+def _plain_settings(given_settings: Mapping[str, Any]) -> dict[str, Any]:
     """Constructor arguments as plain data."""
-    settings = model.get_params(deep=False)
+    settings = dict(given_settings)
     settings.pop("baseline")
     for name in ("electronegativity", "short_range", "site_kernel"):
         given = settings[name]
@@ -237,18 +255,18 @@ def _settings(model: KQEq) -> dict[str, Any]:
         settings[name] = None if settings[name] is None else settings[name].to_dict()
     if settings["targets"] is not None and not isinstance(settings["targets"], str):
         settings["targets"] = list(settings["targets"])
-    return dict(settings)
+    return settings
 
 
-def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: Baseline | None) -> KQEq:
+def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: Baseline | None) -> Record:
     settings = dict(header["settings"])
     for name in ("electronegativity", "short_range", "site_kernel"):
         settings[name] = _kernel_settings(settings.get(name))
     settings["charges"] = None if settings["charges"] is None else charge_model_from_dict(settings["charges"])
     aware = settings.get("charge_aware")
     settings["charge_aware"] = None if aware is None else ChargeKernel(**aware)
-    model = KQEq(**settings, baseline=spec)
-    _check_settings(model)
+    settings["baseline"] = spec
+    _check_settings(settings)
     charges = header["charges"]  # with learned values in place of "learn"
     models: dict[str, SiteModel | None] = {}
     maps: dict[str, FeatureMap] = {}
@@ -275,9 +293,8 @@ def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: 
     report = dict(header["report"])
     report["iterations"] = tuple(Iteration(**row) for row in report["iterations"])
     report["notes"] = tuple(report["notes"])
-    posterior = _posterior(header, arrays, potential, model.charges)
-    model._set_fitted(potential, FitReport(**report), header["charges_key"], posterior)
-    return model
+    posterior = _posterior(header, arrays, potential, settings["charges"])
+    return Record(settings, potential, FitReport(**report), header["charges_key"], posterior)
 
 
 def _determination(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> Determination | None:
@@ -288,13 +305,13 @@ def _determination(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> Dete
     return Determination(species, arrays["determination/covariance"], arrays["determination/prior"])
 
 
-def _check_settings(model: KQEq) -> None:
+def _check_settings(settings: Mapping[str, Any]) -> None:
     """Refuse kernels that could not have been fitted; a descriptor may not even be possible to build."""
-    for kernels in (model.electronegativity, model.short_range, model.site_kernel):
-        for kernel in kernel_tuple(kernels) or ():
+    for name in ("electronegativity", "short_range", "site_kernel"):
+        for kernel in kernel_tuple(settings[name]) or ():
             kernel.check()
-    if model.charge_aware is not None:
-        model.charge_aware.check()
+    if settings["charge_aware"] is not None:
+        settings["charge_aware"].check()
 
 
 def _check_charges(potential: Potential) -> None:
@@ -408,9 +425,9 @@ def _coupled_posterior(
     return CoupledPosterior(potential, part, u, lower, stored["noise"])
 
 
-def _name_given(model: KQEq) -> str | None:
+def _name_given(baseline: Any) -> str | None:
     """The name of the baseline before ``charge_from`` changed it; in files only."""
-    given = resolve_baseline(model.baseline)
+    given = resolve_baseline(baseline)
     return None if given is None else given.name
 
 
@@ -550,4 +567,4 @@ def _feature_map(stored: Mapping[str, Any], arrays: dict[str, Any], name: str) -
     return feature_map
 
 
-__all__ = ["FORMAT", "VERSION", "load_model", "save_model"]
+__all__ = ["FORMAT", "VERSION", "Record", "damaged", "load_record", "save_record"]
