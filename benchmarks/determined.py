@@ -96,10 +96,10 @@ SETS = {
     ),
     "hydronium": Confounded((("H3O", 1),), (("H2O", 0), ("OH", -1), ("H2", 0))),
     "glycine and glycinium": Confounded(
-        (("glycine", 0), ("glycinium", 1)), (("H2", 0), ("CO2", 0), ("NH3", 0)), (("glycine", 0), ("glycinium", 0))
+        (("glycine", 0), ("glycinium", 1)), (("H2", 0), ("CO2", 0), ("NH3", 0)), (("glycine", 0),)
     ),
     "ammonia and ammonium": Confounded(
-        (("NH3", 0), ("NH4", 1)), (("H2", 0), ("N2", 0)), (("NH3", 0), ("NH4", 0))
+        (("NH3", 0), ("NH4", 1)), (("H2", 0), ("N2", 0)), (("NH3", 0),)
     ),
     "ammonia and ammonium, charge-aware": Confounded(
         (("NH3", 0), ("NH4", 1)), (("H2", 0),), (("NH3", 0),), options={"charge_aware": kqeq.ChargeKernel()}

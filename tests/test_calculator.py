@@ -338,7 +338,11 @@ def test_warns_once_about_an_undetermined_charge_state(frames, atoms):
         warnings.simplefilter("error", UndeterminedWarning)
         atoms.rattle(0.01)
         atoms.get_potential_energy()
-        atoms.calc.total_charge = 1
+        trained = cations[0].copy()
+        trained.calc = KQEqCalculator(model, total_charge=1)
+        trained.get_potential_energy()
+    atoms.calc.total_charge = 1  # another composition than that of the frames
+    with pytest.warns(UndeterminedWarning, match=r"H2O at charge 1 e.*standard deviation \d"):
         atoms.get_potential_energy()
 
 

@@ -125,7 +125,7 @@ def complete_noise(noise: Mapping[str, float] | None) -> dict[str, float]:
         For anything but a mapping, and for unknown kinds.
     """
     check_noise(noise)
-    return {**DEFAULT_NOISE, **(noise or {})}
+    return {**DEFAULT_NOISE, **{kind: float(value) for kind, value in (noise or {}).items()}}
 
 
 def check_noise(noise: Any) -> None:

@@ -111,11 +111,11 @@ def energy_offsets(
 ) -> tuple[dict[int, float], dict[int, float]]:
     """Element energies: given, or the least-squares composition fit.
 
-    Compositions may leave a part of them open (all frames multiples of one composition), or do so together with charge.
-    A part that compositions leave open is taken from a guess
-    of how elements share an energy (:func:`_guess`), which least squares corrects by as little as compositions ask for, in units
-    of how far the guess may be off;
-    the minimum-norm solution would put most of the energy of water into hydrogen.
+    Compositions may leave a part of them open (all frames multiples of one composition).  That part is taken from a guess
+    of how elements share an energy (:func:`_guess`), which least squares corrects by as little as compositions ask for, in
+    units of how far the guess may be off; the minimum-norm solution would put most of the energy of water into hydrogen.
+    Where charge goes along with composition, element energies may be off by what :data:`CHARGE_SPREAD` is in terms of
+    compositions.
 
     Parameters
     ----------
@@ -154,17 +154,22 @@ def energy_offsets(
     per_atom = counts.sum(axis=1)
     matrix, values = counts / per_atom[:, None], np.array(energies) / per_atom
     solution, _, rank, _ = np.linalg.lstsq(matrix, values, rcond=1e-8)
-    total = np.array([frame.structure.total_charge for frame in frames if frame.labels.energy is not None])
-    beside = np.column_stack([matrix, CHARGE_SPREAD * total / per_atom]) if charged and total.any() else matrix
-    spread: dict[int, float] = {}
-    if np.linalg.matrix_rank(beside, 1e-8) < beside.shape[1]:
+    open_part = np.zeros(len(species))
+    beside = matrix
+    if charged:
+        charges = [frame.structure.total_charge for frame in frames if frame.labels.energy is not None]
+        total = np.array(charges) / per_atom
+        along = np.linalg.lstsq(matrix, total, rcond=1e-8)[0]
+        if np.allclose(matrix @ along, total, rtol=0.0, atol=1e-8):
+            open_part = CHARGE_SPREAD * np.abs(along)
+        beside = np.column_stack([matrix, CHARGE_SPREAD * total])
+    if rank < len(species):
         guess = _guess(matrix, values, np.array(species))
-        about = np.maximum(GUESS_SPREAD * np.abs(guess), 1.0)
-        spread = dict(zip(species, map(float, about), strict=True))
-        if rank < len(species):
-            beside[:, : len(species)] *= about
-            rest = np.linalg.lstsq(beside, values - matrix @ guess, rcond=1e-8)[0]
-            solution = guess + about * rest[: len(species)]
+        open_part = np.maximum(open_part, GUESS_SPREAD * np.abs(guess))
+        scale = np.append(np.maximum(open_part, 1.0), np.ones(beside.shape[1] - len(species)))
+        rest = np.linalg.lstsq(beside * scale, values - matrix @ guess, rcond=1e-8)[0]
+        solution = guess + (scale * rest)[: len(species)]
+    spread = dict(zip(species, map(float, open_part), strict=True)) if open_part.any() else {}
     return dict(zip(species, map(float, solution), strict=True)), spread
 
 
