@@ -13,6 +13,7 @@ from conftest import small_kernel
 
 import kqeq
 from kqeq import KQEq, KQEqCalculator, analysis
+from kqeq.analysis.findings import FLAGGED, OK
 from kqeq.elements import valence_electrons
 from kqeq.errors import ModelFileError, UndeterminedWarning
 from kqeq.potential.determination import Determination
@@ -128,7 +129,7 @@ def test_element_means_are_those_at_the_representatives():
     inverse = np.linalg.inv(known.lower @ known.lower.T)
     means = parameters.element_means()
     np.testing.assert_allclose(
-        known.determination.covariance, means @ inverse @ means.T, rtol=1e-6, atol=1e-8
+        known.determination.covariance, means @ inverse @ means.T, rtol=1e-5, atol=1e-5
     )
 
 
@@ -170,9 +171,9 @@ def test_every_door_warns(tmp_path):
     assert not found[0].undetermined and found[1].undetermined
     findings = asked(analysis.diagnose, model, H2)[0].findings
     (finding,) = [f for f in findings if "determine" in f.name]
-    assert finding.verdict == "flagged" and finding.value == pytest.approx(found[1].undetermined["energy"])
+    assert finding.verdict == FLAGGED and finding.value == pytest.approx(found[1].undetermined["energy"])
     (finding,) = [f for f in asked(analysis.diagnose, model, WATER)[0].findings if "determine" in f.name]
-    assert finding.verdict == "ok"
+    assert finding.verdict == OK
 
 
 def test_more_compositions_settle_it():
@@ -216,7 +217,7 @@ def test_charge_that_goes_along_with_composition(options):
     for atoms, charge in ((AMMONIA, 0), (AMMONIUM, 1)):
         assert not asked(model.predict, atoms, total_charge=charge)[1]
     p, said = asked(model.predict, AMMONIA, total_charge=1, uncertainty=True)
-    assert len(said) == 1 and "NH3" in said[0] and "H3N at charge 1 e" in said[0].replace("NH3", "H3N")
+    assert len(said) == 1 and "H3N at charge 1 e" in said[0] and "elements and the charge" in said[0]
     assert abs(p.energy - label(AMMONIA, 1).get_potential_energy()) < 3.0 * p.energy_std
     found = asked(analysis.ionization, model, AMMONIA)[0]
     assert not found.determined and 2.0 < found.difference_std < 10.0
@@ -270,7 +271,7 @@ def test_files_keep_it(tmp_path):
     model.save(tmp_path / "whole.kqeq", posterior=True)
     whole = kqeq.load(tmp_path / "whole.kqeq")
     one, two = (asked(own.predict, H2, uncertainty=True)[0] for own in (model, whole))
-    assert one.energy_std == two.energy_std
+    assert one.energy_std == pytest.approx(two.energy_std, rel=1e-12)
 
 
 def test_files_without_it_follow_the_old_rule(tmp_path):

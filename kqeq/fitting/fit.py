@@ -32,7 +32,7 @@ from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.blocks import LINEAR_KINDS
 from kqeq.fitting.rows.cache import CacheFolder
 from kqeq.fitting.rows.features import TrainingFrame
-from kqeq.fitting.rows.targets import binding, choose_labels, energy_offsets
+from kqeq.fitting.rows.targets import choose_labels, energy_offsets, held_covariance
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings
 from kqeq.frames.label_checks import Survey
 from kqeq.frames.labels import Labels
@@ -332,13 +332,13 @@ def _parameters(
 
     energy_mean: dict[int, float] | None = None
     energy_scales: dict[int, float] = {}
-    held_spread = 0.0
+    held: FloatArray | None = None
     if has_energy:
         holds = settings.baseline is not None and settings.baseline.capabilities.holds_charge
         charged = settings.charges is not None and not holds
         energy_mean, spreads = energy_offsets(frames, species, settings.e0, charged=charged)
         if settings.e0 is not None:
-            held_spread = binding(frames, energy_mean)
+            held = held_covariance(frames, energy_mean)
         energy_scales = {z: max(1.0, spread / ENERGY_SPREAD) for z, spread in spreads.items()}
     numbers = np.array(species)
     chi_defaults = (
@@ -369,7 +369,7 @@ def _parameters(
         energy_mean=energy_mean,
         energy_spread=0.0 if settings.e0 is not None else ENERGY_SPREAD,
         energy_scales=energy_scales,
-        energy_held_spread=held_spread,
+        energy_held=held,
         site_maps=site_maps,
         site_deltas=site_deltas,
     )
@@ -457,9 +457,12 @@ def _determination(parameters: Parameters, solution: Solution) -> Determination:
     spread = np.zeros((2 * count, 2 * count))
     if parameters.chi is not None:
         spread[:count, :count] = CHI_COMMON_SPREAD**2
-    if parameters.energy is not None:
-        spread[count:, count:] = parameters.energy.held_spread**2 * np.eye(count)
-    return plain.with_spread(spread)
+    found = plain.with_spread(spread)
+    if parameters.energy is None or parameters.energy.held is None:
+        return found
+    held = np.zeros_like(spread)
+    held[count:, count:] = parameters.energy.held
+    return Determination(found.species, found.covariance + held, found.prior + held)
 
 
 __all__ = ["FitResult", "finish", "fit_potential", "warn_unconverged"]

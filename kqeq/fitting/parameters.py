@@ -76,8 +76,9 @@ class SitePart:
         Its stretch of the parameter vector: features of the kernels, then one per element in ``offset_mean``.
     offset_scales : dict of int to float, optional
         Spread of an element's offset in units of ``offset_spread``; 1 where it is not named.
-    held_spread : float
-        How far means of elements may be off where offsets are held (``offset_spread`` is 0), for uncertainties only.
+    held : (Z, Z) array, optional
+        Covariance of what means of elements may be off by where offsets are held (``offset_spread`` is 0) and compositions
+        do not tell; for uncertainties only.
     """
 
     kernels: tuple[KernelPart, ...]
@@ -85,7 +86,7 @@ class SitePart:
     offset_spread: float
     columns: slice
     offset_scales: Mapping[int, float] = field(default_factory=dict)
-    held_spread: float = 0.0
+    held: FloatArray | None = None
 
     @classmethod
     def build(
@@ -95,7 +96,7 @@ class SitePart:
         offset_spread: float,
         start: int,
         offset_scales: Mapping[int, float] | None = None,
-        held_spread: float = 0.0,
+        held: FloatArray | None = None,
     ) -> SitePart:
         """Lay kernels (feature map, δ) and offsets out from the column ``start`` on."""
         parts, stop = [], start
@@ -103,7 +104,7 @@ class SitePart:
             parts.append(KernelPart(feature_map, float(delta), slice(stop, stop + feature_map.size)))
             stop += feature_map.size
         columns = slice(start, stop + len(offset_mean))
-        return cls(tuple(parts), offset_mean, offset_spread, columns, dict(offset_scales or {}), held_spread)
+        return cls(tuple(parts), offset_mean, offset_spread, columns, dict(offset_scales or {}), held)
 
     @property
     def kernel_size(self) -> int:
@@ -336,7 +337,7 @@ class Parameters:
         site_deltas: Mapping[str, Sequence[float]] | None = None,
         energy_first: bool = True,
         energy_scales: Mapping[int, float] | None = None,
-        energy_held_spread: float = 0.0,
+        energy_held: FloatArray | None = None,
     ) -> Parameters:
         """Lay the parameters out; ``energy_mean=None`` leaves the energy part away.
 
@@ -347,7 +348,7 @@ class Parameters:
         Kernels are feature maps with their δ.  ``elements`` are the learned element parameters; by default what the
         charge model marks with ``"learn"`` or ``"kernel"``.  ``site_maps`` and ``site_deltas`` (by kind, one for each
         map) are for those marked with ``"kernel"``.  ``energy_scales`` are spreads of element energies in units of
-        ``energy_spread``, ``energy_held_spread`` is :attr:`SitePart.held_spread`.
+        ``energy_spread``, ``energy_held`` is :attr:`SitePart.held`.
         """
         start = 0
         chi = energy = learned = environment = None
@@ -368,7 +369,7 @@ class Parameters:
                 energy_spread,
                 starts["energy"],
                 energy_scales,
-                energy_held_spread,
+                energy_held,
             )
         if charges is not None and charges.to_learn:
             elements = ElementParameters.build(charges, species) if elements is None else elements

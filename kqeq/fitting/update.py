@@ -29,7 +29,7 @@ from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.blocks import LINEAR_KINDS
-from kqeq.fitting.rows.targets import choose_labels
+from kqeq.fitting.rows.targets import choose_labels, compositions, conditioned
 from kqeq.fitting.settings import FitSettings
 from kqeq.frames.labels import LABEL_KINDS, Labels
 from kqeq.frames.structures import Structure
@@ -95,6 +95,10 @@ def update_potential(
     warn_contradictions(frames, noise["energy"])
     if potential.baseline is not None:
         frames, _, _ = subtract_baseline(frames, potential.baseline, shift=False)
+    energy = parameters.energy
+    if energy is not None and energy.held is not None:
+        held = conditioned(energy.held, compositions(frames, list(energy.offset_mean)))
+        parameters = replace(parameters, energy=replace(energy, held=held))
     linear = settings.charges is None or (parameters.learned is None and used.keys() <= LINEAR_KINDS)
     problem = FitProblem(frames, parameters, noise, linear=linear, device=settings.device)
     try:

@@ -178,7 +178,7 @@ _PRIOR = optional(
         maybe={
             "delta": _NOT_NEGATIVE,
             "scales": mapping(_POSITIVE, _SYMBOLS),
-            "held_spread": number(low=0.0, high=1e15),
+            "held": optional(sequence(sequence(_ENERGY))),
         },
     ),
 )

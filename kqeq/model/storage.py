@@ -333,8 +333,18 @@ def _prior(part: SitePart | None) -> dict[str, Any] | None:
         "mean": _by_symbol(part.offset_mean),
         "spread": part.offset_spread,
         "scales": _by_symbol(part.offset_scales),
-        "held_spread": part.held_spread,
+        "held": None if part.held is None else part.held.tolist(),
     }
+
+
+def _held(prior: Mapping[str, Any] | None, species: tuple[int, ...]) -> FloatArray | None:
+    """What :func:`_prior` stored of energies that are held."""
+    if prior is None or prior.get("held") is None:
+        return None
+    held = np.array(prior["held"], dtype=np.float64)
+    if held.shape != (len(species), len(species)):
+        raise ValueError("what is known of the given element energies does not fit the elements")
+    return held
 
 
 def _element_prior(part: LearnedPart | None) -> dict[str, Any] | None:
@@ -392,7 +402,7 @@ def _posterior(
         site_deltas={kind: stored["sites"][kind] for kind in potential.sites},
         energy_first=stored.get("energy_first", False),  # files of version 0.1 do not say
         energy_scales={} if energy is None else _by_number(energy.get("scales", {})),
-        energy_held_spread=0.0 if energy is None else energy.get("held_spread", 0.0),
+        energy_held=_held(energy, potential.species),
     )
     parameters = parameters.with_remainders(stored["remainders"])
     u, lower = arrays["posterior/u"], np.asfortranarray(arrays["posterior/lower"])  # as a fit leaves it

@@ -142,15 +142,10 @@ def energy_offsets(
                 f"e0 lacks {', '.join(missing)}; give an energy (eV) for every element, or e0=None"
             )
         return {z: float(given[z]) for z in species}, {}
-    rows = [
-        [np.count_nonzero(frame.structure.numbers == z) for z in species]
-        for frame in frames
-        if frame.labels.energy is not None
-    ]
-    if not rows:
+    counts = compositions(frames, species)
+    if not len(counts):
         return dict.fromkeys(species, 0.0), {}
     energies = [frame.labels.energy for frame in frames if frame.labels.energy is not None]
-    counts = np.array(rows, dtype=np.float64)
     per_atom = counts.sum(axis=1)
     matrix, values = counts / per_atom[:, None], np.array(energies) / per_atom
     solution, _, rank, _ = np.linalg.lstsq(matrix, values, rcond=1e-8)
@@ -173,14 +168,34 @@ def energy_offsets(
     return dict(zip(species, map(float, solution), strict=True)), spread
 
 
-def binding(frames: Sequence[TrainingFrame], offsets: Mapping[int, float]) -> float:
-    """Root mean square of the energies per atom relative to those of the elements, eV; 0 without energies."""
-    values = [
-        (frame.labels.energy - sum(offsets[int(z)] for z in frame.structure.numbers)) / len(frame.structure)
+def compositions(frames: Sequence[TrainingFrame], species: Sequence[int]) -> FloatArray:
+    """Numbers of atoms of each element, of the frames with energies, (n, Z)."""
+    rows = [
+        [np.count_nonzero(frame.structure.numbers == z) for z in species]
         for frame in frames
         if frame.labels.energy is not None
     ]
-    return float(np.sqrt(np.mean(np.square(values)))) if values else 0.0
+    return np.array(rows, dtype=np.float64).reshape(-1, len(species))
+
+
+def held_covariance(frames: Sequence[TrainingFrame], offsets: Mapping[int, float]) -> FloatArray:
+    """What means of elements may be off by where their energies are given, (Z, Z), eV².
+
+    Kernels account for binding.  Per atom it may be another for other compositions, by as much as it is in the frames.
+    """
+    counts = compositions(frames, list(offsets))
+    energies = [frame.labels.energy for frame in frames if frame.labels.energy is not None]
+    bound = (np.array(energies) - counts @ np.array(list(offsets.values()))) / counts.sum(axis=1)
+    spread = float(np.mean(bound**2)) if len(bound) else 0.0
+    return conditioned(spread * np.eye(len(offsets)), counts)
+
+
+def conditioned(covariance: FloatArray, counts: FloatArray) -> FloatArray:
+    """A covariance of element energies (Z, Z) once the energies of some compositions (n, Z) are known."""
+    across = covariance @ counts.T
+    inner = np.linalg.pinv(counts @ across, rcond=1e-10, hermitian=True)
+    found = covariance - across @ inner @ across.T
+    return np.asarray(0.5 * (found + found.T))
 
 
 THOMAS_FERMI = 0.768745 * units.Hartree
@@ -216,4 +231,12 @@ def element_energies(e0: Any) -> dict[int, float]:
     return {atomic_numbers[symbol]: float(value) for symbol, value in e0.items()}
 
 
-__all__ = ["binding", "choose_labels", "element_energies", "energy_offsets", "why_not"]
+__all__ = [
+    "choose_labels",
+    "compositions",
+    "conditioned",
+    "element_energies",
+    "energy_offsets",
+    "held_covariance",
+    "why_not",
+]
