@@ -17,9 +17,9 @@ import numpy as np
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
-from common import Row, main, row
 
 import kqeq
+from common import Row, main, row
 from kqeq.errors import UndeterminedWarning
 
 Species = tuple[str, int]
@@ -129,7 +129,9 @@ def geometry(name: str) -> Atoms:
     return GEOMETRIES[name].copy() if name in GEOMETRIES else molecule(name)
 
 
-def labelled(case: Confounded, species: Species, count: int, seed: int = 0, scatter: float = 0.06) -> list[Atoms]:
+def labelled(
+    case: Confounded, species: Species, count: int, seed: int = 0, scatter: float = 0.06
+) -> list[Atoms]:
     """Rattled geometries with labels."""
     from tblite.ase import TBLite
 
@@ -208,14 +210,21 @@ def confounded(quick: bool) -> Iterable[Row]:
     for name, case in SETS.items():
         for answer in answers(case, 4 if quick else 6):
             yield row(f"{name} -> {answer.name}: error", answer.error, "eV")
-            yield row(f"{name} -> {answer.name}: std, {'warned' if answer.warned else 'silent'}", answer.std, "eV")
+            yield row(
+                f"{name} -> {answer.name}: std, {'warned' if answer.warned else 'silent'}", answer.std, "eV"
+            )
             if case.open:
                 ratios.append(answer.ratio)
                 said.append(answer.warned)
             else:
                 silent.append(not answer.warned)
     yield row("open questions", float(len(ratios)), "")
-    yield row("errors within three standard deviations", 100.0 * float(np.mean(np.array(ratios) <= 3.0)), "%", ">= 95")
+    yield row(
+        "errors within three standard deviations",
+        100.0 * float(np.mean(np.array(ratios) <= 3.0)),
+        "%",
+        ">= 95",
+    )
     yield row("largest error", float(max(ratios)), "std")
     yield row("open questions with a warning", 100.0 * float(np.mean(said)), "%", ">= 95")
     yield row("determined questions without a warning", 100.0 * float(np.mean(silent)), "%", ">= 100")

@@ -13,7 +13,13 @@ from ase.md.verlet import VelocityVerlet
 
 import kqeq
 from kqeq.calculator import KQEqCalculator, PropertyUnavailableError
-from kqeq.errors import InputError, ModelNotFittedError, UndeterminedWarning, UnsupportedError
+from kqeq.errors import (
+    InputError,
+    ModelFileError,
+    ModelNotFittedError,
+    UndeterminedWarning,
+    UnsupportedError,
+)
 from kqeq.potential.fixed_geometry import FixedGeometry
 
 FIELD = (0.02, -0.05, 0.1)
@@ -338,11 +344,7 @@ def test_warns_once_about_an_undetermined_charge_state(frames, atoms):
         warnings.simplefilter("error", UndeterminedWarning)
         atoms.rattle(0.01)
         atoms.get_potential_energy()
-        trained = cations[0].copy()
-        trained.calc = KQEqCalculator(model, total_charge=1)
-        trained.get_potential_energy()
-    atoms.calc.total_charge = 1  # another composition than that of the frames
-    with pytest.warns(UndeterminedWarning, match=r"H2O at charge 1 e.*standard deviation \d"):
+        atoms.calc.total_charge = 1
         atoms.get_potential_energy()
 
 
@@ -401,3 +403,22 @@ def test_the_kept_neighbour_list_changes_nothing(short_range_model):
         np.testing.assert_allclose(atoms.get_potential_energy(), fresh.energy, rtol=1e-12)
     assert atoms.calc._finder is not None
     assert pickle.loads(pickle.dumps(atoms.calc))._finder is None
+
+
+def test_lists_what_its_model_has(model, dipole_model, short_range_model, tmp_path, atoms):
+    energies, charges = ["energy", "free_energy", "forces", "stress"], ["charges", "dipole"]
+    assert KQEqCalculator(model).implemented_properties == energies + charges
+    assert KQEqCalculator(dipole_model).implemented_properties == charges
+    assert KQEqCalculator(short_range_model).implemented_properties == energies
+    path = tmp_path / "m.kqeq"
+    model.save(path)
+    found = []
+    for given in (model, path, str(path)):
+        own = atoms.copy()
+        own.calc = KQEqCalculator(given)
+        found.append(own.get_potential_energy())
+    assert found[0] == found[1] == found[2] != 0.0
+    with pytest.raises(ModelFileError, match="nowhere"):
+        KQEqCalculator(tmp_path / "nowhere.kqeq")
+    with pytest.raises(InputError, match="or the path of a model file, got int"):
+        KQEqCalculator(3)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from conftest import small_kernel
 
 import kqeq
+from conftest import small_kernel
 from kqeq import KQEq, KQEqCalculator, analysis
 from kqeq.analysis.findings import FLAGGED, OK
 from kqeq.elements import valence_electrons
@@ -209,7 +209,9 @@ def test_forces_alone_fix_no_energy():
 # -------------------------------------------------------------------- charge
 
 
-@pytest.mark.parametrize("options", [{}, {"charge_aware": kqeq.ChargeKernel()}], ids=["plain", "charge-aware"])
+@pytest.mark.parametrize(
+    "options", [{}, {"charge_aware": kqeq.ChargeKernel()}], ids=["plain", "charge-aware"]
+)
 def test_charge_that_goes_along_with_composition(options):
     """Ammonia and ammonium: what an added proton costs, or an electron taken, is not in the data."""
     model = fit(frames(AMMONIA) + frames(AMMONIUM, charge=1), **options)
@@ -290,5 +292,20 @@ def test_files_without_it_follow_the_old_rule(tmp_path):
 
 
 def test_valence_electrons():
-    symbols = {1: 1, 2: 2, 6: 4, 8: 6, 10: 8, 11: 1, 17: 7, 26: 8, 30: 12, 31: 3, 35: 7, 47: 11, 79: 11, 82: 4}
+    symbols = {
+        1: 1,
+        2: 2,
+        6: 4,
+        8: 6,
+        10: 8,
+        11: 1,
+        17: 7,
+        26: 8,
+        30: 12,
+        31: 3,
+        35: 7,
+        47: 11,
+        79: 11,
+        82: 4,
+    }
     assert valence_electrons(list(symbols)).tolist() == list(symbols.values())

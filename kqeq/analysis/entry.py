@@ -96,7 +96,9 @@ def require_charges(potential: Potential, what: str) -> None:
         )
 
 
-def charge_determined(potential: Potential, numbers: IntArray, fukui: FloatArray) -> tuple[bool, float | None]:
+def charge_determined(
+    potential: Potential, numbers: IntArray, fukui: FloatArray
+) -> tuple[bool, float | None]:
     """Whether data determine the difference between charge states, and its standard deviation in eV (or none known).
 
     Parameters

@@ -184,7 +184,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     frames = read_frames(arguments.train)
     validation = [] if arguments.validation is None else read_frames([arguments.validation])
     with _jobs(arguments.jobs):
-        model.fit(frames, leave_out_failed=arguments.leave_out_failed)
+        model.fit(frames, leave_out_failed=arguments.leave_out_failed or None)
     print(model.fit_report_)
     model.save(arguments.output)
     print(f"model written to {arguments.output}")

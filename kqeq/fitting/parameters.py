@@ -186,9 +186,7 @@ class SitePart:
         """Offsets by element at their own parameters, (Z,)."""
         return {
             z: mean + float(spread * x)
-            for (z, mean), spread, x in zip(
-                self.offset_mean.items(), self.offset_spreads, tail, strict=True
-            )
+            for (z, mean), spread, x in zip(self.offset_mean.items(), self.offset_spreads, tail, strict=True)
         }
 
 

@@ -6,7 +6,7 @@ Follows scikit-learn's conventions for estimators; the work is done by :mod:`kqe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from os import PathLike
@@ -15,6 +15,7 @@ from typing import Any, Unpack, overload
 import numpy as np
 from ase import Atoms
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
 
 from kqeq.backend import Device, devices
 from kqeq.backend.devices import check_precision
@@ -33,7 +34,7 @@ from kqeq.fitting.update import update_potential
 from kqeq.frames.label_checks import survey
 from kqeq.frames.labels import LabelKeys
 from kqeq.io.progress import track
-from kqeq.io.rules import NOTHING, PATH, Rule, check_values, instance
+from kqeq.io.rules import FLAG, NOTHING, PATH, Rule, check_values, instance
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.settings import (
     SOAPKernel,
@@ -63,7 +64,42 @@ _FIT_RULES: Mapping[str, Rule] = {
     "charges_key": RULES["charges_key"],
     "resume": PATH | NOTHING,
     "cache": PATH | instance(DiskCache, "kqeq.DiskCache(folder, budget=bytes)") | NOTHING,
+    "leave_out_failed": FLAG,
 }
+
+
+class NotFittedYetError(ModelNotFittedError, NotFittedError):
+    """Also scikit-learn's own exception for that case, for its tools."""
+
+
+_PARTS = ("electronegativity", "short_range", "charges")
+"""Settings whose default is an object."""
+
+
+class _OwnDefault:
+    """A setting whose default is an object: each model gets one of its own once it is looked at.
+
+    Until then the model holds the word that its constructor was given, as scikit-learn asks, so that ``set_params`` never
+    reaches the object of another model.
+    """
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return self
+        if self._name not in instance.__dict__:
+            raise AttributeError(self._name)
+        if _is_default(instance.__dict__[self._name]):
+            instance.__dict__[self._name] = self.make()
+        return instance.__dict__[self._name]
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        instance.__dict__[self._name] = _DEFAULT if _is_default(value) else value
 
 
 class KQEq(BaseEstimator):  # type: ignore[misc]
@@ -121,6 +157,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         geometry unless ``charge_aware`` lets it see the charges.  ``"model"``: the baseline is kept neutral, and
         differences between charge states are those of the charge model alone.  :func:`kqeq.choose_charge_from` compares
         them on left-out frames.
+    optimize, leave_out_failed, resume, cache, device : optional
+        As of :meth:`fit`, where they may be given as well.  Model files keep the first two.
 
     Attributes
     ----------
@@ -150,13 +188,15 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         solver: str = "auto",
         charge_aware: ChargeKernel | None = None,
         charge_from: str = "baseline",
+        optimize: str | None = None,
+        leave_out_failed: bool = False,
+        resume: str | PathLike[str] | None = None,
+        cache: str | PathLike[str] | DiskCache | None = None,
+        device: str | Device = "cpu",
     ) -> None:
-        # a default object of its own for every model, so that set_params never reaches another
-        self.electronegativity = (
-            default_electronegativity() if _is_default(electronegativity) else electronegativity
-        )
-        self.short_range = default_short_range() if _is_default(short_range) else short_range
-        self.charges = QEq() if _is_default(charges) else charges
+        self.electronegativity = electronegativity
+        self.short_range = short_range
+        self.charges = charges
         self.baseline = baseline
         self.noise = noise
         self.targets = targets
@@ -168,6 +208,44 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.solver = solver
         self.charge_aware = charge_aware
         self.charge_from = charge_from
+        self.optimize = optimize
+        self.leave_out_failed = leave_out_failed
+        self.resume = resume
+        self.cache = cache
+        self.device = device
+
+    # ------------------------------------------------------------- settings
+
+    electronegativity = _OwnDefault(default_electronegativity)
+    short_range = _OwnDefault(default_short_range)
+    charges = _OwnDefault(QEq)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Settings by name, as scikit-learn defines it; ``"default"`` for parts that were neither given nor looked at.
+
+        Parameters
+        ----------
+        deep : bool
+            Also those of kernels and charge models, as ``electronegativity__r_cut`` and so on.
+        """
+        untouched = [name for name in _PARTS if self.__dict__.get(name) is _DEFAULT]
+        params: dict[str, Any] = super().get_params(deep=deep)
+        for name in untouched:
+            params[name] = self.__dict__[name] = _DEFAULT
+        return params
+
+    def set_params(self, **params: Any) -> KQEq:
+        """Change settings by name, those of kernels and charge models as ``electronegativity__r_cut`` and so on."""
+        for name in {key.partition("__")[0] for key in params if "__" in key} & set(_PARTS):
+            getattr(self, name)  # an object of its own in place of "default"
+        super().set_params(**params)
+        return self
+
+    def _given(self) -> dict[str, Any]:
+        """Settings by name, with objects for all parts; leaves ``"default"`` where it is."""
+        own = {name: self.__dict__[name] for name in self._get_param_names()}
+        made = {name: vars(KQEq)[name].make() for name in _PARTS if own[name] is _DEFAULT}
+        return {**own, **made}
 
     # ------------------------------------------------------------------ fit
 
@@ -182,8 +260,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         resume: str | PathLike[str] | None = None,
         optimize: str | None = None,
         cache: str | PathLike[str] | DiskCache | None = None,
-        device: str | Device = "cpu",
-        leave_out_failed: bool = False,
+        device: str | Device | None = None,
+        leave_out_failed: bool | None = None,
     ) -> KQEq:
         """Fit to labelled frames.
 
@@ -197,8 +275,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             Ignored; the labels are in the frames.
         sample_weight : sequence of float, optional
             One weight per frame, multiplied with those in the frames.
-        targets, charges_key : optional
-            Override the arguments of the same name for this fit.
+        targets, charges_key, and all that follow : optional
+            Override the settings of the same name for this fit.
         resume : path-like, optional
             Checkpoint file: written after every step, and continued from if it is there already, so that an
             interrupted fit (Ctrl-C, a killed job) called again gives what the uninterrupted one would have.
@@ -231,11 +309,21 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             If a GPU is asked for and does not work.
         """
         # before frames are read: whatever is wrong here is wrong for all of them
-        check_values("KQEq", self.get_params(deep=False), RULES)
-        given = {"optimize": optimize, "charges_key": charges_key, "resume": resume, "cache": cache}
-        check_values("fit", given, _FIT_RULES)
+        check_values("KQEq", self._given(), {**RULES, **_FIT_RULES})
+        given = {
+            "optimize": optimize,
+            "charges_key": charges_key,
+            "resume": resume,
+            "cache": cache,
+            "leave_out_failed": leave_out_failed,
+        }
+        chosen = {name: value for name, value in given.items() if value is not None}
+        check_values("fit", chosen, _FIT_RULES)
+        optimize, charges_key, resume, cache, leave_out_failed = (
+            chosen.get(name, getattr(self, name)) for name in given
+        )
+        device = self.device if device is None else device
         targets = self.targets if targets is None else targets
-        charges_key = self.charges_key if charges_key is None else charges_key
         settings = replace(
             self._settings(targets), optimize=optimize, leave_out_failed=bool(leave_out_failed)
         )
@@ -309,10 +397,11 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     def _settings(self, targets: Sequence[str] | None) -> FitSettings:
         if isinstance(targets, str):
             targets = (targets,)
+        given = self._given()
         return FitSettings(
-            electronegativity=kernel_tuple(self.electronegativity),
-            short_range=kernel_tuple(self.short_range),
-            charges=self.charges,
+            electronegativity=kernel_tuple(given["electronegativity"]),
+            short_range=kernel_tuple(given["short_range"]),
+            charges=given["charges"],
             baseline=resolve_baseline(self.baseline, self.charge_from),
             noise=complete_noise(self.noise),
             targets=None if targets is None else tuple(targets),
@@ -339,7 +428,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.fit_report_ = report
         self.charges_key_ = charges_key
         self.posterior_ = posterior
-        self._on_disk = False  # whether some file holds this fit
+        self.on_disk_ = False  # whether some file holds this fit
         self.species_ = tuple(chemical_symbols[z] for z in potential.species)
 
     def fitted(self) -> Potential:
@@ -351,7 +440,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         """
         potential: Potential | None = getattr(self, "potential_", None)
         if potential is None:
-            raise ModelNotFittedError(
+            raise NotFittedYetError(
                 "this KQEq model is not fitted yet; call model.fit(frames), or load one with kqeq.load(path)"
             )
         return potential
@@ -490,11 +579,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             Also an InputError and an OSError: the disk is full, for example.  A model that no file holds yet is then
             kept in another folder, which the message names.
         """
-        record = Record(
-            self.get_params(deep=False), self.fitted(), self.fit_report_, self.charges_key_, self.posterior_
-        )
-        save_record(record, path, posterior=posterior, rescue=not self._on_disk)
-        self._on_disk = True
+        record = Record(self._given(), self.fitted(), self.fit_report_, self.charges_key_, self.posterior_)
+        save_record(record, path, posterior=posterior, rescue=not self.on_disk_)
+        self.on_disk_ = True
 
 
 def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
@@ -524,7 +611,7 @@ def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
     except Exception as error:  # settings that no version has had
         raise damaged(path, error) from error
     model._set_fitted(record.potential, record.report, record.charges_key, record.posterior)
-    model._on_disk = True
+    model.on_disk_ = True
     return model
 
 

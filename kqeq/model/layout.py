@@ -119,6 +119,8 @@ _SETTINGS = table(
         "solver": text(),
         "charge_aware": optional(anything),
         "charge_from": text(CHARGE_FROM),
+        "optimize": optional(text()),
+        "leave_out_failed": flag,
     },
     more=True,
 )
@@ -321,7 +323,10 @@ def check_model(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
         for name in ("covariance", "prior"):
             values = arrays[f"determination/{name}"]
             largest = float(np.abs(values).max())
-            good = largest < 1e20 and float(np.linalg.eigvalsh(0.5 * (values + values.T))[0]) > -1e-6 * largest - 1e-12
+            good = (
+                largest < 1e20
+                and float(np.linalg.eigvalsh(0.5 * (values + values.T))[0]) > -1e-6 * largest - 1e-12
+            )
             _agree(good, f"determination/{name} is no covariance")
     if header.get("posterior") is not None:
         check_arrays(_POSTERIOR_ARRAYS, arrays, used)

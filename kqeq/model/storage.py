@@ -245,7 +245,8 @@ def _by_number(values: Mapping[str, float]) -> dict[int, float]:
 def _plain_settings(given_settings: Mapping[str, Any]) -> dict[str, Any]:
     """Constructor arguments as plain data."""
     settings = dict(given_settings)
-    settings.pop("baseline")
+    for name in ("baseline", "resume", "cache", "device"):  # of the machine that fitted, or kept elsewhere
+        settings.pop(name, None)
     for name in ("electronegativity", "short_range", "site_kernel"):
         given = settings[name]
         if given is not None:
