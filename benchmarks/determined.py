@@ -1,4 +1,4 @@
-"""What data do not determine: are element energies and chemical potentials that a model guesses within its own error bars.
+"""What data do not determine: are guessed element energies and chemical potentials within their own error bars.
 
 Small sets whose compositions, or charges and compositions, are confounded, labelled with GFN2-xTB (needs tblite), and
 questions that their data leave open.  For every question: error, standard deviation, and whether the model said so.

@@ -77,8 +77,8 @@ class KQEqCalculator(Calculator):
     Parameters
     ----------
     model : KQEq or path-like
-        A fitted model, or its file.  The calculator keeps the parameters that the model has now; fitting the model again later
-        does not reach it.
+        A fitted model, or its file.  The calculator keeps the parameters that the model has now; fitting the model again
+        later does not reach it.
     total_charge : float, optional
         Total charge in e.  ``None`` reads ``atoms.info["total_charge"]`` or ``atoms.info["charge"]``, or takes 0.
     external_field : (3,) array-like, optional

@@ -225,8 +225,8 @@ def test_unknown_parameters_are_refused(model):
 def test_needs_a_fitted_model(atoms):
     with pytest.raises(ModelNotFittedError, match="not fitted"):
         KQEqCalculator(kqeq.KQEq())
-    with pytest.raises(InputError, match="got str"):
-        KQEqCalculator("model.kqeq")
+    with pytest.raises(ModelFileError, match=r"no kqeq model file nowhere\.kqeq"):
+        KQEqCalculator("nowhere.kqeq")
 
 
 def test_asked_without_a_structure(model):

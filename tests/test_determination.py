@@ -1,4 +1,4 @@
-"""What data do not determine, on labels whose truth is known: element energies and what charge costs are put in by hand."""
+"""What data do not determine, on labels whose truth is known."""
 
 import io
 import json

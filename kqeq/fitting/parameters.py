@@ -77,8 +77,8 @@ class SitePart:
     offset_scales : dict of int to float, optional
         Spread of an element's offset in units of ``offset_spread``; 1 where it is not named.
     held : (Z, Z) array, optional
-        Covariance of what means of elements may be off by where offsets are held (``offset_spread`` is 0) and compositions
-        do not tell; for uncertainties only.
+        Covariance of what means of elements may be off by where offsets are held (``offset_spread`` is 0) and
+        compositions do not tell; for uncertainties only.
     """
 
     kernels: tuple[KernelPart, ...]

@@ -279,8 +279,8 @@ class Potential:
         return (
             f"the energy of {name} at charge {charge:g} e relative to other compositions and charges is set by the "
             f"prior, not by data{size}: the training frames leave open how energies divide among the elements"
-            f"{' and the charge' if self.charges is not None else ''}. Differences at this composition and charge are not "
-            "affected. Add frames of other compositions (and charges) to the training set, or give e0"
+            f"{' and the charge' if self.charges is not None else ''}. Differences at this composition and charge are "
+            "not affected. Add frames of other compositions (and charges) to the training set, or give e0"
         )
 
     def warn_if_undetermined(

@@ -112,8 +112,8 @@ def energy_offsets(
     """Element energies: given, or the least-squares composition fit.
 
     Compositions may leave a part of them open (all frames multiples of one composition).  That part is taken from a guess
-    of how elements share an energy (:func:`_guess`), which least squares corrects by as little as compositions ask for, in
-    units of how far the guess may be off; the minimum-norm solution would put most of the energy of water into hydrogen.
+    of how elements share an energy (:func:`_guess`), which least squares corrects by as little as compositions ask
+    for, in units of how far it may be off; the minimum-norm solution would put most of the energy of water into hydrogen.
     Where charge goes along with composition, element energies may be off by what :data:`CHARGE_SPREAD` is in terms of
     compositions.
 
@@ -209,7 +209,7 @@ VALENCE_POWER = 1.5
 
 
 def _guess(matrix: FloatArray, values: FloatArray, species: IntArray) -> FloatArray:
-    """Energies of elements in proportion to what is known of atoms, scaled to energies per atom (rows of compositions)."""
+    """Energies of elements in the proportion of atoms, scaled to energies per atom (rows of compositions)."""
     shares = species ** (7.0 / 3.0)
     ratio = -np.median(values / (matrix @ shares)) / THOMAS_FERMI
     if not ALL_ELECTRON[0] <= ratio <= ALL_ELECTRON[1]:
