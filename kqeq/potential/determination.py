@@ -104,7 +104,7 @@ class Determination:
 
     def prior_std(self, row: FloatArray) -> float:
         """Its prior standard deviation, eV."""
-        return float(np.sqrt(max(row @ self.prior @ row, 0.0)))
+        return float(np.sqrt(max(float(row @ self.prior @ row), 0.0)))
 
     def open_std(self, row: FloatArray) -> float:
         """The part of its standard deviation that comes from open directions, eV."""
