@@ -330,7 +330,7 @@ def _parameters(
 
     def build(kernels: Kernels | None, role: str) -> list[FeatureMap]:
         with warnings.catch_warnings():
-            if settings.automatic:
+            if role in settings.automatic:
                 warnings.simplefilter("ignore", RepresentativesWarning)
                 kernels = tuple(_sized(kernel, len(species)) for kernel in kernels or ())
             return [

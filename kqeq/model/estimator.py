@@ -340,7 +340,14 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         return FitSettings(
             electronegativity=kernel_tuple(chi),
             short_range=kernel_tuple(energy),
-            automatic=any(isinstance(own, str) for own in (self.electronegativity, self.short_range)),
+            automatic=tuple(
+                role
+                for role, own in (
+                    ("electronegativity", self.electronegativity),
+                    ("short-range", self.short_range),
+                )
+                if isinstance(own, str)
+            ),
             held=tuple(self.noise or ()),
             charges=self.charges,
             baseline=resolve_baseline(self.baseline, self.charge_from),
