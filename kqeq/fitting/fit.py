@@ -27,7 +27,7 @@ from kqeq.fitting.evidence.hyperparameters import learn
 from kqeq.fitting.evidence.left_out import learn_left_out
 from kqeq.fitting.least_squares.solver import Solution
 from kqeq.fitting.minimisation import minimise_from, solve, warn_unconverged
-from kqeq.fitting.parameters import Parameters
+from kqeq.fitting.parameters import Parameters, SitePart
 from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.blocks import LINEAR_KINDS
@@ -221,14 +221,9 @@ def fit_potential(
         maps["site parameter"] = (
             parameters.parts[settings.charges.environment[0]] if settings.charges else None
         )
-    counts = {
-        name if len(part.kernels) == 1 else f"{name} {number}": {
-            chemical_symbols[z]: rows.shape[0] for z, rows in kernel.feature_map.representatives.items()
-        }
-        for name, part in maps.items()
-        if part is not None
-        for number, kernel in enumerate(part.kernels, start=1)
-    }
+    counts: dict[str, dict[str, int]] = {}
+    for name, part in maps.items():
+        counts |= {} if part is None else representative_counts(name, part)
     notes += environment_notes(parameters, solution.u)
     report = FitReport(
         n_frames=len(frames),
@@ -314,7 +309,7 @@ def finish(
         seconds=time.perf_counter() - started,
         learned=_learned_table(parameters, solution),
     )
-    potential = _potential(parameters, solution.u, settings, total_charges, has_energy)
+    potential = build_potential(parameters, solution.u, settings, total_charges, has_energy)
     return FitResult(potential, report, parameters, solution, noise)
 
 
@@ -378,6 +373,16 @@ def _parameters(
     )
 
 
+def representative_counts(name: str, part: SitePart) -> dict[str, dict[str, int]]:
+    """Representatives of every kernel of a part by element, under the name of the part, for the report."""
+    return {
+        name if len(part.kernels) == 1 else f"{name} {number}": {
+            chemical_symbols[z]: rows.shape[0] for z, rows in kernel.feature_map.representatives.items()
+        }
+        for number, kernel in enumerate(part.kernels, start=1)
+    }
+
+
 def _sized(kernel: SOAPKernel, elements: int) -> SOAPKernel:
     """A kernel that nobody has chosen, with representatives for the number of elements."""
     if kernel.n_representatives is not None:
@@ -421,7 +426,7 @@ def _learned_table(parameters: Parameters, solution: Solution) -> dict[str, dict
     }
 
 
-def _potential(
+def build_potential(
     parameters: Parameters,
     u: FloatArray,
     settings: FitSettings,
@@ -454,4 +459,11 @@ def _potential(
     )
 
 
-__all__ = ["FitResult", "finish", "fit_potential", "warn_unconverged"]
+__all__ = [
+    "FitResult",
+    "build_potential",
+    "finish",
+    "fit_potential",
+    "representative_counts",
+    "warn_unconverged",
+]

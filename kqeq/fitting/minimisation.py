@@ -18,6 +18,9 @@ from kqeq.fitting.rows.blocks import LINEAR_KINDS
 from kqeq.fitting.settings import FitSettings
 from kqeq.typing import FloatArray
 
+START_FRAMES = 100
+"""Frames to which a start is fitted that takes iterations of its own."""
+
 
 def minimise_problem(problem: FitProblem, start: FloatArray, **options: Any) -> Solution:
     """:func:`~kqeq.fitting.least_squares.solver.minimise` in parallel, within the limits that the parameters set."""
@@ -62,6 +65,8 @@ def _fit_part(
             frames.append(replace(frame, labels=labels))
     if not frames:
         return None
+    if not linear:
+        frames = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, START_FRAMES).astype(int))]
     budget = None if linear else problem.budget
     part = FitProblem(frames, parameters, problem.noise, linear=linear, budget=budget, device=problem.device)
     try:

@@ -348,30 +348,32 @@ class Parameters:
 
     def without_energy(self) -> Parameters:
         """Those of the charges alone, for labels that do not depend on the others; the last ones of the vector."""
-        if self.energy is None:
-            return self
-        assert self.energy_first
-        first = self.energy.size
+        return self if self.energy is None else self.with_energy(None)
 
-        def earlier(columns: slice) -> slice:
-            return slice(columns.start - first, columns.stop - first)
+    def with_energy(self, energy: SitePart | None) -> Parameters:
+        """The same with another short-range energy, which comes first; the others move."""
+        assert self.energy is not None and self.energy_first
+        shift = (0 if energy is None else energy.size) - self.energy.size
+
+        def elsewhere(columns: slice) -> slice:
+            return slice(columns.start + shift, columns.stop + shift)
 
         def moved(part: SitePart) -> SitePart:
-            kernels = tuple(replace(kernel, columns=earlier(kernel.columns)) for kernel in part.kernels)
-            return replace(part, kernels=kernels, columns=earlier(part.columns))
+            kernels = tuple(replace(kernel, columns=elsewhere(kernel.columns)) for kernel in part.kernels)
+            return replace(part, kernels=kernels, columns=elsewhere(part.columns))
 
         learned, environment = self.learned, self.environment
         if learned is not None:
-            learned = replace(learned, columns=earlier(learned.columns))
+            learned = replace(learned, columns=elsewhere(learned.columns))
         if environment is not None:
+            assert environment.fixed is None
             parts = {kind: moved(part) for kind, part in environment.parts.items()}
-            fixed = None if environment.fixed is None else environment.fixed[first:]
-            environment = replace(environment, parts=parts, fixed=fixed)
+            environment = replace(environment, parts=parts)
         return replace(
             self,
             chi=None if self.chi is None else moved(self.chi),
-            energy=None,
-            size=self.size - first,
+            energy=energy,
+            size=self.size + shift,
             learned=learned,
             environment=environment,
         )

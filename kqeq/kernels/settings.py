@@ -17,7 +17,7 @@ DEFAULT_REPRESENTATIVES = 300
 AUTOMATIC_TOTAL = 1000
 """Representatives of all elements together in a kernel that nobody has chosen, as far as that is less."""
 
-SELECTIONS = ("fps", "cur", "leverage")
+SELECTIONS = ("fps", "cur", "leverage", "gradients")
 """Ways to choose representative environments."""
 
 
@@ -46,8 +46,9 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
     n_representatives : int, optional
         Representative environments **per element**.  ``None`` takes up to 300, as many as there are; a number
         that exceeds the distinct environments of the training frames is met with a warning.
-    selection : {"fps", "cur", "leverage"}
-        Farthest-point sampling, CUR decomposition, or random choice in proportion to leverage scores (seeded).
+    selection : {"fps", "cur", "leverage", "gradients"}
+        Farthest-point sampling, CUR decomposition, random choice in proportion to leverage scores (seeded), or the
+        greedy choice of those that explain most of the variance of gradients, for forces.
     delta : float, optional
         Prior standard deviation of the modelled quantity (eV/e for electronegativities, eV per atom for
         the short-range energy).  ``None`` takes the default of the role.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from numbers import Real
 from os import PathLike
 from typing import Any, Unpack, overload
 
@@ -22,14 +23,16 @@ from kqeq.baselines import resolve_baseline
 from kqeq.charges import QEq
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError, ModelNotFittedError, UnsupportedError
-from kqeq.fitting.fit import FitResult, fit_potential
+from kqeq.fitting.capacity import fit_within, seconds
+from kqeq.fitting.fit import FitResult, build_potential, fit_potential, representative_counts
 from kqeq.fitting.least_squares.equations import Prior
 from kqeq.fitting.metrics import Evaluation
+from kqeq.fitting.pruning import prune
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.cache import DiskCache, disk_cache
 from kqeq.fitting.rows.targets import element_energies
 from kqeq.fitting.settings import RULES, FitSettings, check_noise, check_settings, complete_noise
-from kqeq.fitting.update import update_potential
+from kqeq.fitting.update import update_charge_aware, update_potential
 from kqeq.frames.label_checks import survey
 from kqeq.frames.labels import LabelKeys
 from kqeq.io.progress import track
@@ -200,6 +203,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         optimize: str | None = AUTO,
         cache: str | PathLike[str] | DiskCache | None = None,
         device: str | Device = "cpu",
+        budget: float | str | None = None,
         leave_out_failed: bool = False,
     ) -> KQEq:
         """Fit to labelled frames.
@@ -234,6 +238,10 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         device : {"cpu", "cuda", "auto"}
             Where to compute features, sums over frames and steps (:mod:`kqeq.backend.devices`); results do not
             depend on it.
+        budget : float or str, optional
+            Time that may be used, in seconds or with a unit (``"10 min"``).  Then the number of representatives is found
+            by the fit: it doubles until frames that are left out stop improving or the time is used up, and the report
+            says which it was (:mod:`kqeq.fitting.capacity`).  Numbers given with the kernels are upper limits.
         leave_out_failed : bool
             Leave out frames whose baseline does not converge; otherwise they are named and refused.
 
@@ -266,11 +274,14 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         found = survey(frames, self._keys(charges_key), weights=sample_weight, force_noise=noise)
         disk = disk_cache(cache)
 
+        allowed = None if budget is None else seconds(budget)
+
         def work(where: Device) -> FitResult:
+            placed = replace(settings, device=where)
             with nullcontext() if disk is None else disk.open() as folder:
-                return fit_potential(
-                    found.pairs, replace(settings, device=where), resume=resume, cache=folder
-                )
+                if allowed is not None:
+                    return fit_within(found.pairs, placed, allowed, resume=resume, cache=folder)
+                return fit_potential(found.pairs, placed, resume=resume, cache=folder)
 
         result, _ = devices.run(device, work)
         self._keep(result.with_survey(found), charges_key, calibrate=optimize is not None)
@@ -282,8 +293,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         The posterior of the fit takes the place of the old data.  Where the model is linear in its labels (dipoles and
         charges; energies and forces of models without charges) the result is that of one fit to all frames with the same
         representatives and noises; otherwise an approximation that is good as long as the added frames do not move the
-        parameters far (:mod:`kqeq.fitting.update`).  Representatives stay as they are: for other kinds of environments,
-        fit again.
+        parameters far (:mod:`kqeq.fitting.update`).  With a charge-aware short-range energy, that alone is updated, and
+        charges stay as they are.  Representatives stay as well: for other kinds of environments, fit again.
 
         Parameters
         ----------
@@ -299,13 +310,16 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         """
         potential = self.fitted()
         posterior = require_posterior(self.posterior_, "adding frames needs")
+        pairs = survey(frames, self._keys(self.charges_key_), weights=sample_weight).pairs
         if isinstance(posterior, CoupledPosterior):
-            raise UnsupportedError(
-                "a charge-aware model is fitted in two stages, and its posterior is that of the second alone; fit "
-                "again to all frames"
+            fit, report = update_charge_aware(
+                pairs, self._settings(None), posterior.fit(), posterior.noise, self.fit_report_
             )
+            known = CoupledPosterior.of(fit, posterior.noise)
+            self._set_fitted(fit.potential, report, self.charges_key_, known)
+            return self
         result = update_potential(
-            survey(frames, self._keys(self.charges_key_), weights=sample_weight).pairs,
+            pairs,
             self._settings(None),
             potential,
             posterior.parameters,
@@ -314,6 +328,60 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             self.fit_report_,
         )
         self._keep(result, self.charges_key_)
+        return self
+
+    def prune(self, loss: float = 0.01) -> KQEq:
+        """Drop representatives of the short-range energy, the last chosen first, as long as the fit stays as good.
+
+        Predictions cost a dot product with every representative of an atom's element.  What dropping them costs follows
+        from the posterior (:mod:`kqeq.fitting.pruning`), without the frames of the fit.
+
+        Parameters
+        ----------
+        loss : float
+            By how much the loss of the fit may grow, relative to it: with 0.01 errors grow by about half a percent.
+
+        Returns
+        -------
+        KQEq
+            Itself; the report says what was dropped.
+
+        Raises
+        ------
+        ModelNotFittedError, InputError, UnsupportedError
+            Also if the model has no posterior, or a charge-aware short-range energy.
+        """
+        potential = self.fitted()
+        if isinstance(loss, bool) or not isinstance(loss, Real) or not 0.0 < float(loss) <= 1.0:
+            raise InputError(
+                f"loss is {loss!r}; expected a number between 0 and 1, the relative growth of the loss"
+            )
+        posterior = require_posterior(self.posterior_, "pruning needs")
+        if isinstance(posterior, CoupledPosterior):
+            raise UnsupportedError(
+                "a charge-aware short-range energy cannot be pruned; fit with fewer representatives"
+            )
+        report = self.fit_report_
+        found = prune(posterior.parameters, posterior.u, posterior.lower, float(loss) * report.loss)
+        part = found.parameters.energy
+        assert part is not None
+        note = (
+            f"{found.dropped} of {found.dropped + part.kernel_size} representatives of the short-range energy were "
+            f"dropped; the loss grew by {100 * found.increase / report.loss:.2g} %"
+        )
+        report = replace(
+            report,
+            n_parameters=found.parameters.size,
+            representatives={**report.representatives, **representative_counts("short-range", part)},
+            loss=report.loss + found.increase,
+            notes=(*report.notes, note),
+        )
+        smaller = build_potential(
+            found.parameters, found.u, self._settings(None), potential.training_charges, potential.has_energy
+        )
+        smaller = replace(smaller, baseline=potential.baseline)
+        known = replace(posterior, parameters=found.parameters, u=found.u, lower=found.lower)
+        self._set_fitted(smaller, report, self.charges_key_, known)
         return self
 
     def _keep(self, result: FitResult, charges_key: str | None, *, calibrate: bool = False) -> None:
