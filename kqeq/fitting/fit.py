@@ -323,9 +323,9 @@ def _parameters(
 ) -> Parameters:
     """Choose representatives and lay the parameters out."""
 
-    def build(kernels: Kernels | None, role: str) -> list[FeatureMap]:
+    def build(kernels: Kernels | None, role: str, setting: str = "") -> list[FeatureMap]:
         with warnings.catch_warnings():
-            if role in settings.automatic:
+            if setting in settings.automatic:
                 warnings.simplefilter("ignore", RepresentativesWarning)
                 kernels = tuple(_sized(kernel, len(species)) for kernel in kernels or ())
             return [
@@ -344,7 +344,7 @@ def _parameters(
     chi_defaults = (
         elements.electronegativity(numbers) if settings.charges is not None else np.zeros(len(species))
     )
-    chi_maps = build(settings.electronegativity, "electronegativity")
+    chi_maps = build(settings.electronegativity, "electronegativity", "electronegativity")
     site_maps: list[FeatureMap] = []
     site_deltas: dict[str, list[float]] = {}
     if settings.charges is not None and settings.charges.environment:
@@ -364,7 +364,11 @@ def _parameters(
         chi_mean=dict(zip(species, map(float, chi_defaults), strict=True)),
         chi_spread=CHI_SPREAD,
         energy_kernels=list(
-            zip(build(short_range, "short-range"), kernel_spreads(energy_spreads, ENERGY_DELTA), strict=True)
+            zip(
+                build(short_range, "short-range", "short_range"),
+                kernel_spreads(energy_spreads, ENERGY_DELTA),
+                strict=True,
+            )
         ),
         energy_mean=energy_mean,
         energy_spread=0.0 if settings.e0 is not None else ENERGY_SPREAD,

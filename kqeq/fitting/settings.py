@@ -91,7 +91,8 @@ class FitSettings:
     held : tuple of str
         Label kinds whose noise is not learned.
     automatic : tuple of str
-        Roles whose kernels are not the user's: that there are fewer environments than representatives is no news there.
+        Which kernels are not the user's (``electronegativity``, ``short_range``): that there are fewer environments
+        than representatives is no news then.
     site_kernel : tuple of SOAPKernel or None
         For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
     solver : {"auto", "cholesky", "qr"}

@@ -226,8 +226,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         optimize : {"auto", "left-out", "evidence"}, optional
             ``"left-out"``: learn the noise of every label kind that ``noise`` does not name, and the prior spread of
             every kernel, by how well frames are predicted that are left out (in closed form), and leave kernels away
-            that do not help (:mod:`kqeq.fitting.evidence.left_out`).  ``"auto"`` does so where kernels are ``"auto"``;
-            ``None`` is one fit with the settings as they are.
+            that do not help (:mod:`kqeq.fitting.evidence.left_out`).  ``"auto"`` does so where all kernels are
+            ``"auto"``; ``None`` is one fit with the settings as they are.
             ``"evidence"``: learn the noise of every label kind, the prior spreads (δ of the kernels, spreads of the
             offsets) and, for fits to dipoles or charges alone, ζ of the electronegativities by maximising the marginal
             likelihood (:mod:`kqeq.fitting.evidence.hyperparameters`).  The given values are the start and the centre
@@ -267,7 +267,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         charges_key = self.charges_key if charges_key is None else charges_key
         settings = self._settings(targets)
         if optimize == AUTO:
-            optimize = "left-out" if settings.automatic else None
+            kernels = {"electronegativity": settings.electronegativity, "short_range": settings.short_range}
+            ours = all(name in settings.automatic for name, own in kernels.items() if own is not None)
+            optimize = "left-out" if ours else None
         settings = replace(settings, optimize=optimize, leave_out_failed=bool(leave_out_failed))
         check_settings(settings)
         noise = settings.noise["forces"]
@@ -409,14 +411,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             electronegativity=kernel_tuple(chi),
             short_range=kernel_tuple(energy),
             automatic=tuple(
-                role
-                for role, own in (
-                    ("electronegativity", self.electronegativity),
-                    ("short-range", self.short_range),
-                )
-                if isinstance(own, str)
+                name for name in ("electronegativity", "short_range") if isinstance(getattr(self, name), str)
             ),
-            held=tuple(self.noise or ()),
+            held=tuple(self.noise) if isinstance(self.noise, Mapping) else (),
             charges=self.charges,
             baseline=resolve_baseline(self.baseline, self.charge_from),
             noise=complete_noise(self.noise),
