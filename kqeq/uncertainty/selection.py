@@ -124,7 +124,7 @@ def _quantity(quantity: Any, posterior: AnyPosterior) -> str:
 
 
 def _candidate(
-    posterior: AnyPosterior, structure: Structure, kind: str, baseline: Baseline | None
+    posterior: AnyPosterior, structure: Structure, kind: str, baseline: Baseline | None = None
 ) -> _Candidate:
     view = posterior.view(structure, baseline=baseline)
     mapped = view.linear_map(kind)
