@@ -283,7 +283,7 @@ class _Sum:
 
 def jacobian_of(what: SumKind) -> JacobianKind:
     """Which rows a sum needs."""
-    return what if what in ("none", "linear") else "full"  # type: ignore[return-value]
+    return what if what in ("none", "linear") else "full"
 
 
 def sum_rows(problem: LeastSquaresProblem, rows: Iterable[tuple[Array, Array | None]], what: SumKind) -> Sums:
