@@ -7,6 +7,9 @@
 ``qm9``       learning curve on public QM9 dipoles with hyperparameters learned by evidence; calibration
 ``nma``       one Gauss–Newton iteration on public N-methylacetamide data, 400 representatives per element
 ``nma_accuracy``  the whole fit to energies, forces, dipoles and polarizabilities in fields, with its errors on 289 others
+``capacity``  dipeptides with thousands of representatives an element: time, memory, iterations, errors
+``iteration`` cost of one iteration against the size of the short-range block
+``sums``      two threads against one
 ``selection`` a model of water and ions grown by ``kqeq.select`` and by random choice, from three pools
 ``calibration``  energies of water clusters and their predicted deviations after a fit by evidence
 """
@@ -276,6 +279,161 @@ def nma_accuracy(quick: bool) -> Iterator[Row]:
     print(model.fit_report_)
 
 
+# ------------------------------------------------------------------ capacity
+
+
+def dipeptides(n: int) -> list[Atoms] | None:
+    """The first frames of the set in a random order."""
+    source = public("dipeptides_train.xyz")
+    if source is None:
+        return None
+    frames = read(source, ":")
+    return [frames[i] for i in np.random.default_rng(0).permutation(len(frames))[:n]]
+
+
+def sharp(n: int, **options: object) -> kqeq.SOAPKernel:
+    return kqeq.SOAPKernel(r_cut=2.5, sigma=0.2, zeta=2, n_representatives=n, **options)
+
+
+CAPACITY = {
+    # frames, representatives of electronegativities and of the short-range energy; quick ones in the second line
+    "short-range": ((400, 0, 2000), (40, 0, 100)),
+    "charges": ((495, 150, 1500), (40, 30, 100)),
+}
+
+
+def measure_capacity(name: str, quick: bool) -> dict[str, float]:
+    """One fit in this process: CPU seconds, memory, iterations and errors."""
+    import resource
+
+    n, few, many = CAPACITY[name][quick]
+    frames, test = dipeptides(n), public("dipeptides_val.xyz")
+    assert frames is not None and test is not None
+    if few:
+        model = kqeq.KQEq(
+            kqeq.SOAPKernel(r_cut=4.0, sigma=0.3, zeta=2, n_representatives=few),
+            sharp(many),
+            charges=kqeq.QEq(),
+        )
+    else:
+        model = kqeq.KQEq(None, sharp(many), charges=None)
+    started = time.process_time()
+    model.fit(frames)
+    seconds = time.process_time() - started
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+    found = model.evaluate(read(test, ":")[:: 5 if quick else 1])
+    return {
+        "seconds": seconds,
+        "memory": memory,
+        "parameters": model.fit_report_.n_parameters,
+        "iterations": len(model.fit_report_.iterations),
+        "converged": model.fit_report_.converged,
+        "energy": 1e3 * found["energy"].rmse,
+        "forces": 1e3 * found["forces"].rmse,
+        "dipole": found["dipole"].rmse if few else float("nan"),
+        "milliseconds": found.milliseconds or 0.0,
+    }
+
+
+def capacity(quick: bool) -> Iterator[Row]:
+    """Thousands of representatives an element on public dipeptides; each fit in a process of its own."""
+    if dipeptides(1) is None:
+        return
+    targets = {
+        "short-range": {"seconds": "<= 120", "memory": "<= 4000"},
+        "charges": {
+            "seconds": "<= 900",
+            "memory": "<= 4000",
+            "iterations": "<= 15",
+            "forces": "<= 100",
+            "energy": "<= 2.5",
+            "dipole": "<= 0.10",
+        },
+    }
+    units = {
+        "seconds": "CPU s",
+        "memory": "MB",
+        "energy": "meV/atom",
+        "forces": "meV/Å",
+        "dipole": "e·Å",
+        "milliseconds": "ms/atom",
+    }
+    for name, own in targets.items():
+        command = [sys.executable, __file__, "--capacity", name, str(int(quick))]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found = json.loads(output.strip().splitlines()[-1])
+        n = CAPACITY[name][quick][0]
+        for key, value in found.items():
+            if np.isfinite(value):
+                yield row(
+                    f"dipeptides, {n} frames, {name}: {key}",
+                    float(value),
+                    units.get(key, ""),
+                    "" if quick else own.get(key, ""),
+                )
+
+
+def iteration(quick: bool) -> Iterator[Row]:
+    """CPU seconds of the first sums, the factor of the short-range block and one more iteration, against its size."""
+    frames = dipeptides(30 if quick else 495)
+    if frames is None:
+        return
+    from kqeq.fitting import fit as fitting
+    from kqeq.fitting.least_squares.solver import accumulate
+    from kqeq.fitting.problem import FitProblem, joblib_engine
+    from kqeq.fitting.rows.targets import choose_labels
+    from kqeq.frames.labels import read_frames
+
+    sizes = (100, 200, 400) if quick else (250, 500, 1000, 2000, 3500)
+    chi = 25 if quick else 250
+    table = []
+    for n in sizes:
+        model = kqeq.KQEq(kqeq.SOAPKernel(r_cut=4.0, sigma=0.3, zeta=2, n_representatives=chi), sharp(n))
+        settings = model._settings(None)
+        chosen, _, _ = choose_labels(list(read_frames(frames)), settings)
+        structures = [frame.structure for frame in chosen]
+        species = tuple(sorted({z for s in structures for z in s.species}))
+        parameters = fitting._parameters(chosen, structures, species, settings, settings.short_range, True)
+        problem = FitProblem(chosen, parameters, settings.noise, linear=False)
+        u = np.zeros(problem.size)
+        times = []
+        linear = None
+        for _ in range(2):
+            started = time.process_time()
+            linear = accumulate(problem, u, joblib_engine, linear=linear).linear
+            times.append(time.process_time() - started)
+        problem.close()
+        assert linear is not None
+        columns = len(linear.lower)
+        table.append((columns, *times))
+        yield row(f"short-range columns {columns}: first sums and factor, with features", times[0], "CPU s")
+        yield row(f"short-range columns {columns}: one more iteration", times[1], "CPU s")
+    columns, first, later = (np.log(np.array(values)) for values in zip(*table, strict=True))
+    target = "" if quick else "<= 1.2"
+    yield row("growth exponent of an iteration", float(np.polyfit(columns, later, 1)[0]), "", target)
+    yield row("growth exponent of the first", float(np.polyfit(columns, first, 1)[0]), "")
+
+
+def sums(quick: bool) -> Iterator[Row]:
+    """Two threads against one on the sums; on an idle machine."""
+    from kqeq.descriptors.soap.host import parallel
+    from kqeq.fitting.least_squares.gram import Gram
+
+    size = 1500 if quick else 6000
+    rows = np.random.default_rng(0).normal(size=(2048, size)) * np.geomspace(1e3, 1.0, size)
+    best = {}
+    for threads in (1, 2):
+        gram = Gram(size, 0, rows)
+        with parallel.use_threads(threads):
+            for _ in range(3):
+                started = time.perf_counter()
+                gram.add(rows)
+                seconds = time.perf_counter() - started
+                best[threads] = min(best.get(threads, np.inf), seconds)
+        yield row(f"2048 rows of {size} columns, {threads} threads", best[threads], "s")
+    yield row("two threads against one", best[1] / best[2], "", "" if quick else ">= 1.7")
+
+
 # ------------------------------------------------------------------ selection
 
 
@@ -362,6 +520,8 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     if sys.argv[1:2] == ["--measure"]:
         print(json.dumps(measure(sys.argv[2], int(sys.argv[3]))))
+    elif sys.argv[1:2] == ["--capacity"]:
+        print(json.dumps(measure_capacity(sys.argv[2], sys.argv[3] == "1")))
     else:
         main(
             __doc__ or "",
@@ -370,6 +530,9 @@ if __name__ == "__main__":
                 "qm9": qm9,
                 "nma": nma,
                 "nma_accuracy": nma_accuracy,
+                "capacity": capacity,
+                "iteration": iteration,
+                "sums": sums,
                 "selection": selection,
                 "calibration": calibration,
             },

@@ -18,7 +18,7 @@ ON_CARD = os.environ.get("KQEQ_TEST_DEVICE") == "cuda"
 
 def _device():
     if ON_CARD:
-        from kqeq.devices import resolve
+        from kqeq.backend.devices import resolve
 
         return resolve("cuda")
     return Device("strict", array_api_strict.asarray(np.empty(0), device=array_api_strict.Device("device1")))

@@ -99,8 +99,21 @@ def test_fit_prints_report_and_validation(files, tmp_path, capsys):
 def test_fit_without_config_uses_the_defaults(files, tmp_path):
     assert run("fit", files / "train.xyz", "-o", tmp_path / "new.kqeq") == 0
     model = kqeq.load(tmp_path / "new.kqeq")
-    for name in ("electronegativity", "short_range", "charges"):
-        assert model.get_params()[name].get_params() == kqeq.KQEq().get_params()[name].get_params()
+    assert model.electronegativity == model.short_range == "auto"
+    assert model.charges.get_params() == kqeq.KQEq().charges.get_params()
+    assert any("left-out log density" in note for note in model.fit_report_.notes)
+
+
+@pytest.mark.filterwarnings("ignore::kqeq.errors.KQEqWarning")
+@pytest.mark.parametrize(("option", "what"), [(["--quick"], None), (["--optimize", "evidence"], "evidence")])
+def test_how_a_fit_finds_its_settings(option, what, files, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        kqeq.KQEq, "fit", lambda self, frames, **options: given.append(options["optimize"]) or sys.exit(7)
+    )
+    with pytest.raises(SystemExit):
+        run("fit", files / "train.xyz", "-o", tmp_path / "new.kqeq", *option)
+    assert given == [what]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +171,7 @@ def test_configuration_of_everything():
     parameters = model.get_params(deep=False)
     assert parameters["short_range"] is None
     assert parameters["electronegativity"].r_cut == 3
-    assert parameters["electronegativity"].n_max == kqeq.KQEq().electronegativity.n_max
+    assert parameters["electronegativity"].n_max == kqeq.SOAPKernel().n_max
     assert parameters["charges"].hardness == {"O": 12.0}
     assert {
         k: parameters[k] for k in ("charges_key", "label_prefix", "max_iterations", "baseline", "e0")

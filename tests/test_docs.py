@@ -78,10 +78,12 @@ def test_commands_parse():
 def test_settings_file_of_the_command_line_page(tmp_path):
     from kqeq.model.config import load_config
 
-    ((_, text),) = blocks(DOCS / "cli.md", "toml")
-    path = tmp_path / "settings.toml"
-    path.write_text(text, encoding="utf-8")
-    assert load_config(path).charges.to_learn == ("softness", "polarizability")
+    models = []
+    for number, (_, text) in enumerate(blocks(DOCS / "cli.md", "toml")):
+        path = tmp_path / f"settings{number}.toml"
+        path.write_text(text, encoding="utf-8")
+        models.append(load_config(path))
+    assert models[0].charges.to_learn == ("softness", "polarizability")
 
 
 def test_every_example_has_its_figure_and_table():

@@ -17,20 +17,22 @@ from checks import assert_same_prediction, bare
 from conftest import NOISE
 from kqeq import KQEq, QEq, SOAPKernel
 from kqeq.errors import InputError, ModelNotFittedError
-from kqeq.kernels.feature_map import default_electronegativity, default_short_range
+from kqeq.kernels.settings import (
+    automatic_electronegativity,
+    automatic_short_range,
+    default_electronegativity,
+    default_short_range,
+)
 
 # ------------------------------------------------------------- conventions
 
 
 def test_every_argument_has_a_default_that_works():
     model = KQEq()
-    assert isinstance(model.electronegativity, SOAPKernel)
-    assert isinstance(model.short_range, SOAPKernel)
+    assert model.electronegativity == model.short_range == "auto"
     assert isinstance(model.charges, QEq)
-    model.electronegativity.check()
-    model.short_range.check()
-    assert model.electronegativity.get_params() == default_electronegativity().get_params()
-    assert model.short_range.get_params() == default_short_range().get_params()
+    for kernel in (*automatic_electronegativity(), *automatic_short_range()):
+        kernel.check()
     assert model.baseline is None
 
 
@@ -54,12 +56,15 @@ def test_the_public_interface_of_the_issue():
 def test_models_do_not_share_settings():
     first, second = KQEq(), KQEq()
     first.set_params(electronegativity__zeta=7, charges__hardness={"H": 9.0})
+    second.set_params(electronegativity__r_cut=3.0)
     assert second.electronegativity.zeta != 7
     assert second.charges.hardness is None
 
 
 def test_nested_parameters():
-    model = KQEq()
+    model = KQEq().set_params(short_range__r_cut=5.0, electronegativity__zeta=2)
+    assert model.short_range.get_params() == default_short_range().get_params()
+    assert model.electronegativity.get_params() == default_electronegativity().get_params()
     names = set(model.get_params())
     assert {"electronegativity__zeta", "short_range__r_cut", "charges__hardness", "noise", "targets"} <= names
     assert model.set_params(electronegativity__zeta=3, short_range__n_representatives=7) is model
@@ -92,7 +97,7 @@ def test_clone(options):
             assert theirs[name] == value, name
     for name in ("electronegativity", "short_range", "charges"):
         assert (getattr(copy, name) is None) == (getattr(model, name) is None)
-        if getattr(model, name) is not None:
+        if getattr(model, name) not in (None, "auto"):
             assert getattr(copy, name) is not getattr(model, name)
 
 

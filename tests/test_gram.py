@@ -5,7 +5,7 @@ import pytest
 
 from kqeq.descriptors.soap.host import parallel
 from kqeq.fitting.least_squares import gram
-from kqeq.fitting.least_squares.equations import NormalEquations, Prior, TriangularEquations
+from kqeq.fitting.least_squares.equations import NormalEquations, Prior, Sums, TriangularEquations
 from kqeq.fitting.least_squares.gram import Gram, column_sums
 from kqeq.fitting.least_squares.solver import accumulate, minimise, sum_frames
 from test_solver import Problem, losses
@@ -175,3 +175,17 @@ def test_sums_of_parts_add_up():
     border = sum_frames(problem, truth, "border")
     assert border.hessian is None
     np.testing.assert_array_equal(border.border, whole.border)
+
+
+@pytest.mark.parametrize("size", [1, 511, 512, 1100])
+def test_what_travels_is_the_lower_triangle(size):
+    rng = np.random.default_rng(size)
+    matrix = rng.normal(size=(size, size))
+    matrix += matrix.T
+    first = Sums(matrix.copy(), np.ones(size), 1.0, 2)
+    packed = Sums(matrix.copy(), np.ones(size), 3.0, 4).packed()
+    assert sum(block.size for block in packed.hessian.blocks) <= (size * (size + 512)) / 2 + 512**2 / 2
+    np.testing.assert_array_equal(packed.unpacked().hessian, matrix)
+    first.add(packed)
+    np.testing.assert_array_equal(first.hessian, 2.0 * matrix)
+    assert first.loss == 4.0 and first.n_residuals == 6

@@ -314,6 +314,7 @@ def test_tables_in_toml():
     assert (first.r_cut, second.r_cut, second.sigma) == (5.0, 2.5, 0.2)
     assert second.weighting == POW and first is not second
     assert isinstance(model.electronegativity, SOAPKernel)
+    assert model_from_dict({"short_range": "auto"}).short_range == "auto"
     with pytest.raises(InputError, match=r"\[short_range 2\] has no setting 'colour'"):
         model_from_dict({"short_range": [{}, {"colour": 1}]})
     with pytest.raises(InputError, match=r"SOAP weighting is 3; expected None or a dict"):

@@ -350,8 +350,8 @@ def test_analysis(models):
             kqeq.analysis.charge_response(model, atoms)
         assert "baseline" in str(kqeq.analysis.diagnose(model, atoms))
     atoms.info.pop("total_charge")
-    found = kqeq.analysis.ionisation(models["short range"], atoms)
-    assert found.vertical_ionisation_energy > 1.0
+    found = kqeq.analysis.ionization(models["short range"], atoms)
+    assert found.vertical_ionization_energy > 1.0
 
 
 def test_choosing_who_carries_the_charge(kernel, frames):

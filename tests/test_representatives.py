@@ -160,3 +160,54 @@ def test_progress_wraps_the_structures_once(structures):
     kernel = SOAPKernel(r_cut=3.0, n_max=3, l_max=2, n_representatives=2)
     build_feature_map(kernel, iter(structures), (1, 8), progress=progress)
     assert len(seen) == len(structures)
+
+
+def test_gradients_are_explained_better_than_by_farthest_points(water_training):
+    """The variance of derivatives along displacements that is left, for the same number of representatives."""
+    from dataclasses import replace
+
+    from kqeq.frames.structures import read_structure
+    from kqeq.kernels.representatives import build_feature_map
+    from kqeq.kernels.settings import SOAPKernel
+
+    structures = [read_structure(atoms) for atoms in water_training]
+    species = tuple(sorted({z for s in structures for z in s.species}))
+    rng = np.random.default_rng(3)
+    left = {}
+    for selection in ("fps", "gradients"):
+        kernel = SOAPKernel(
+            r_cut=4.0, n_max=4, l_max=3, sigma=0.4, zeta=2, n_representatives=10, selection=selection
+        )
+        feature_map = build_feature_map(kernel, structures, species)
+        assert {rows.shape[0] for rows in feature_map.representatives.values()} == {10}
+        residual = total = 0.0
+        for structure in structures[::2]:
+            shift = 1e-3 * rng.normal(size=structure.positions.shape)
+            ends = [
+                feature_map.descriptor.evaluate(
+                    replace(structure, positions=structure.positions + sign * shift), derivatives=False
+                )
+                for sign in (1.0, -1.0)
+            ]
+            phi = [feature_map.features(end, structure.numbers) for end in ends]
+            across = np.sum(ends[0].values * ends[1].values, axis=1) ** 2
+            prior = 2.0 - 2.0 * across  # variance of f(+) - f(-) under the kernel
+            explained = np.sum((phi[0] - phi[1]) ** 2, axis=1)
+            residual += np.sum(prior - explained)
+            total += np.sum(prior)
+        left[selection] = residual / total
+    assert 0.0 < left["gradients"] < 0.9 * left["fps"] < 0.9
+
+
+def test_gradients_choose_all_there_is():
+    from scipy import sparse
+
+    from kqeq.kernels.representatives import select_for_gradients
+
+    rng = np.random.default_rng(0)
+    rows = rng.random((6, 5))
+    rows /= np.linalg.norm(rows, axis=1)[:, None]
+    same = sparse.csr_array(np.vstack([rows, rows]))
+    changes = sparse.csr_array(rng.normal(size=(12, 5)))
+    found = select_for_gradients(same, changes, 8, 2.0)
+    assert len({int(i) % 6 for i in found}) == len(found) == 6

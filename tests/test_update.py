@@ -131,7 +131,8 @@ def test_other_models_come_close_to_one_fit_to_all_frames(water_systems):
         """In standard deviations of the joint posterior."""
         return np.linalg.norm(expected.lower.T @ (u - expected.u))
 
-    assert distance(found.u) < 0.3 * distance(old)
+    # both fits end where a last step would gain a hundredth of the loss
+    assert distance(found.u) < 0.5 * distance(old)
     after = model.evaluate(more)
     assert after["forces"].rmse < before["forces"].rmse
     assert after["energy"].rmse < before["energy"].rmse

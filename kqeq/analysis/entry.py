@@ -13,6 +13,7 @@ from kqeq.frames.structures import Structure, conditions, describe, read_structu
 from kqeq.model.estimator import KQEq
 from kqeq.potential.fixed_geometry import FixedGeometry
 from kqeq.potential.potential import Potential
+from kqeq.potential.prediction import Prediction
 from kqeq.typing import FloatArray, IntArray
 
 FIELD_STEP = 0.05
@@ -134,6 +135,11 @@ def without_fragments(atoms: Atoms) -> Atoms:
     return copy
 
 
+def reason_for(prediction: Prediction, name: str) -> str | None:
+    """Why a quantity is not defined, where the prediction says."""
+    return None if prediction.undefined is None else prediction.undefined.get(name)
+
+
 def defined(value: Any, what: str, reason: str | None = None) -> Any:
     """A quantity of a prediction, or an error that says why there is none (``Prediction.undefined``).
 
@@ -162,6 +168,7 @@ __all__ = [
     "formula",
     "potential_of",
     "read",
+    "reason_for",
     "require_charges",
     "without_fragments",
 ]

@@ -23,6 +23,7 @@ from kqeq.analysis.entry import (
     defined,
     derivative,
     fix,
+    reason_for,
     require_charges,
 )
 from kqeq.analysis.results import Result
@@ -176,7 +177,7 @@ def polarizability(
     geometry = fix(model, atoms, total_charge, external_field)
     require_charges(geometry.potential, "polarizability")
     found = geometry.predict(("polarizability",))
-    total = defined(found.polarizability, "the polarizability", found.undefined.get("polarizability"))
+    total = defined(found.polarizability, "the polarizability", reason_for(found, "polarizability"))
     atomic = remainder = None
     if not geometry.structure.periodic:
         atomic = _atomic_polarizability(geometry)
@@ -283,7 +284,7 @@ def charge_response(
     geometry = fix(model, atoms, total_charge, external_field)
     require_charges(geometry.potential, "response to charge")
     charge, first = geometry.structure.total_charge, geometry.predict(())
-    defined(first.chemical_potential, "the response to charge", first.undefined.get("chemical_potential"))
+    defined(first.chemical_potential, "the response to charge", reason_for(first, "chemical_potential"))
 
     def values(change: float) -> FloatArray:
         prediction = geometry.under(total_charge=charge + change).predict(())

@@ -75,6 +75,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="processes for baselines and sums over frames (%(default)s)",
     )
     fit.add_argument("--validation", metavar="FRAMES", help="evaluate the fitted model on these frames")
+    fit.add_argument(
+        "--optimize",
+        choices=("auto", "left-out", "evidence"),
+        default="auto",
+        help="how noises and prior spreads are learned; auto: by left-out frames where no kernel is given",
+    )
+    fit.add_argument("--quick", action="store_true", help="one fit with the settings as they are, no search")
     fit.set_defaults(run=_fit)
 
     evaluate = commands.add_parser(
@@ -184,7 +191,11 @@ def _fit(arguments: argparse.Namespace) -> int:
     frames = read_frames(arguments.train)
     validation = [] if arguments.validation is None else read_frames([arguments.validation])
     with _jobs(arguments.jobs):
-        model.fit(frames, leave_out_failed=arguments.leave_out_failed or None)
+        model.fit(
+            frames,
+            optimize=None if arguments.quick else arguments.optimize,
+            leave_out_failed=arguments.leave_out_failed or None,
+        )
     print(model.fit_report_)
     model.save(arguments.output)
     print(f"model written to {arguments.output}")

@@ -23,7 +23,7 @@ import numpy as np
 from kqeq.baselines import BaselineResult
 from kqeq.charges.base import Response
 from kqeq.charges.parameters import logarithmic_gradient_response
-from kqeq.fitting.least_squares.equations import Sums
+from kqeq.fitting.least_squares.equations import Prior, Sums
 from kqeq.fitting.least_squares.solver import (
     JacobianKind,
     LeastSquaresProblem,
@@ -288,6 +288,7 @@ def fit_charge_aware(
     part: SitePart,
     noise: Mapping[str, float],
     kernel: ChargeKernel,
+    prior: Prior | None = None,
 ) -> CoupledFit:
     """Replace the short-range energy of a potential by one that sees its charges.
 
@@ -301,10 +302,14 @@ def fit_charge_aware(
         Prior of the short-range energy; every power of the charge gets the same.
     noise : mapping of str to float
     kernel : ChargeKernel
+    prior : Prior, optional
+        The posterior of an earlier second stage at the same charges, to which these frames are added: labels are linear
+        in its parameters, so that is exact.
     """
     # labels are without the baseline, and calculators may not travel to other processes
     problem = ChargeAwareProblem(frames, replace(potential, baseline=None), part, noise, kernel)
-    solution = minimise(problem, np.zeros(problem.size), engine=_in_parallel)
+    start = np.zeros(problem.size) if prior is None else prior.mean
+    solution = minimise(problem, start, engine=_in_parallel, prior=prior)
     return CoupledFit(_apply(potential, part, kernel, solution.u), part, solution)
 
 

@@ -73,6 +73,8 @@ def write_checkpoint(path: str | PathLike[str], mark: str, state: SolverState) -
     header = {
         "fingerprint": mark,
         "damping": state.damping,
+        "reach": state.reach,
+        "free": state.free,
         "iterations": [asdict(iteration) for iteration in state.iterations],
     }
     arrays = {"u": state.u, "steps": state.steps, "slopes": state.slopes}
@@ -108,6 +110,8 @@ def read_checkpoint(path: str | PathLike[str], mark: str, size: int) -> SolverSt
             u=u,
             damping=float(header["damping"]),
             iterations=iterations,
+            reach=float(header.get("reach", 1.0)),
+            free=int(header.get("free", 0)),
             steps=arrays.get("steps"),
             slopes=arrays.get("slopes"),
         )

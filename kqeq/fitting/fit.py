@@ -17,16 +17,17 @@ from kqeq import elements
 from kqeq.backend.linalg import solve_lower
 from kqeq.baselines import remaining
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
-from kqeq.errors import InputError, KQEqError, LabelWarning
+from kqeq.errors import InputError, KQEqError, LabelWarning, RepresentativesWarning
 from kqeq.fitting.baseline_labels import subtract_baseline, used_baseline
 from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
 from kqeq.fitting.checkpoint import fingerprint
 from kqeq.fitting.contradictions import warn_contradictions
 from kqeq.fitting.dipole_origin import MAX_IONS, far_from_ions, other_origin
 from kqeq.fitting.evidence.hyperparameters import learn
+from kqeq.fitting.evidence.left_out import learn_left_out
 from kqeq.fitting.least_squares.solver import Solution
 from kqeq.fitting.minimisation import minimise_from, solve, warn_unconverged
-from kqeq.fitting.parameters import Parameters
+from kqeq.fitting.parameters import Parameters, SitePart
 from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.blocks import LINEAR_KINDS
@@ -41,7 +42,7 @@ from kqeq.io.atomic_write import check_writable
 from kqeq.io.progress import say, track
 from kqeq.kernels.feature_map import FeatureMap
 from kqeq.kernels.representatives import build_feature_map
-from kqeq.kernels.settings import Kernels
+from kqeq.kernels.settings import AUTOMATIC_TOTAL, DEFAULT_REPRESENTATIVES, Kernels, SOAPKernel
 from kqeq.potential.determination import Determination
 from kqeq.potential.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
@@ -177,7 +178,19 @@ def fit_potential(
     noise = {**DEFAULT_NOISE, **settings.noise}
     linear = settings.charges is None or (parameters.learned is None and used.keys() <= LINEAR_KINDS)
     learned = None
-    if settings.optimize is not None:
+    if settings.optimize == "left-out":
+        learned = learn_left_out(
+            frames,
+            parameters,
+            noise,
+            linear=linear,
+            solve=lambda problem, u: minimise_from(problem, settings, u),
+            report=say,
+            held=settings.held,
+            device=settings.device,
+            cache=cache,
+        )
+    elif settings.optimize is not None:
         learned = learn(
             frames,
             parameters,
@@ -190,14 +203,15 @@ def fit_potential(
             device=settings.device,
             cache=cache,
         )
+    if learned is not None:
         parameters, noise = learned.parameters, learned.noise
         notes += learned.table
     problem = FitProblem(frames, parameters, noise, linear=linear, device=settings.device, cache=cache)
     try:
         solution = (
-            solve(problem, settings, resume)
-            if learned is None
-            else minimise_from(problem, settings, learned.u)
+            minimise_from(problem, settings, learned.u)
+            if learned is not None and (resume is None or settings.optimize == "evidence")
+            else solve(problem, settings, resume, None if learned is None else learned.u)
         )
     finally:
         problem.close()
@@ -211,14 +225,9 @@ def fit_potential(
         maps["site parameter"] = (
             parameters.parts[settings.charges.environment[0]] if settings.charges else None
         )
-    counts = {
-        name if len(part.kernels) == 1 else f"{name} {number}": {
-            chemical_symbols[z]: rows.shape[0] for z, rows in kernel.feature_map.representatives.items()
-        }
-        for name, part in maps.items()
-        if part is not None
-        for number, kernel in enumerate(part.kernels, start=1)
-    }
+    counts: dict[str, dict[str, int]] = {}
+    for name, part in maps.items():
+        counts |= {} if part is None else representative_counts(name, part)
     notes += environment_notes(parameters, solution.u)
     report = FitReport(
         n_frames=len(frames),
@@ -304,7 +313,7 @@ def finish(
         seconds=time.perf_counter() - started,
         learned=_learned_table(parameters, solution),
     )
-    potential = _potential(parameters, solution, settings, total_charges, has_energy)
+    potential = build_potential(parameters, solution.u, solution.lower, settings, total_charges, has_energy)
     return FitResult(potential, report, parameters, solution, noise)
 
 
@@ -318,17 +327,21 @@ def _parameters(
 ) -> Parameters:
     """Choose representatives and lay the parameters out."""
 
-    def build(kernels: Kernels | None, role: str) -> list[FeatureMap]:
-        return [
-            build_feature_map(
-                kernel,
-                structures,
-                species,
-                progress=lambda items: track(items, f"{role} environments"),
-                role=role,
-            )
-            for kernel in kernels or ()
-        ]
+    def build(kernels: Kernels | None, role: str, setting: str = "") -> list[FeatureMap]:
+        with warnings.catch_warnings():
+            if setting in settings.automatic:
+                warnings.simplefilter("ignore", RepresentativesWarning)
+                kernels = tuple(_sized(kernel, len(species)) for kernel in kernels or ())
+            return [
+                build_feature_map(
+                    kernel,
+                    structures,
+                    species,
+                    progress=lambda items: track(items, f"{role} environments"),
+                    role=role,
+                )
+                for kernel in kernels or ()
+            ]
 
     energy_mean: dict[int, float] | None = None
     energy_scales: dict[int, float] = {}
@@ -344,7 +357,7 @@ def _parameters(
     chi_defaults = (
         elements.electronegativity(numbers) if settings.charges is not None else np.zeros(len(species))
     )
-    chi_maps = build(settings.electronegativity, "electronegativity")
+    chi_maps = build(settings.electronegativity, "electronegativity", "electronegativity")
     site_maps: list[FeatureMap] = []
     site_deltas: dict[str, list[float]] = {}
     if settings.charges is not None and settings.charges.environment:
@@ -364,7 +377,11 @@ def _parameters(
         chi_mean=dict(zip(species, map(float, chi_defaults), strict=True)),
         chi_spread=CHI_SPREAD,
         energy_kernels=list(
-            zip(build(short_range, "short-range"), kernel_spreads(energy_spreads, ENERGY_DELTA), strict=True)
+            zip(
+                build(short_range, "short-range", "short_range"),
+                kernel_spreads(energy_spreads, ENERGY_DELTA),
+                strict=True,
+            )
         ),
         energy_mean=energy_mean,
         energy_spread=0.0 if settings.e0 is not None else ENERGY_SPREAD,
@@ -373,6 +390,24 @@ def _parameters(
         site_maps=site_maps,
         site_deltas=site_deltas,
     )
+
+
+def representative_counts(name: str, part: SitePart) -> dict[str, dict[str, int]]:
+    """Representatives of every kernel of a part by element, under the name of the part, for the report."""
+    return {
+        name if len(part.kernels) == 1 else f"{name} {number}": {
+            chemical_symbols[z]: rows.shape[0] for z, rows in kernel.feature_map.representatives.items()
+        }
+        for number, kernel in enumerate(part.kernels, start=1)
+    }
+
+
+def _sized(kernel: SOAPKernel, elements: int) -> SOAPKernel:
+    """A kernel that nobody has chosen, with representatives for the number of elements."""
+    if kernel.n_representatives is not None:
+        return kernel
+    number = min(DEFAULT_REPRESENTATIVES, AUTOMATIC_TOTAL // elements)
+    return SOAPKernel(**{**kernel.get_params(deep=False), "n_representatives": max(1, number)})
 
 
 def kernel_spreads(given: Sequence[float | None], default: float) -> list[float]:
@@ -410,15 +445,15 @@ def _learned_table(parameters: Parameters, solution: Solution) -> dict[str, dict
     }
 
 
-def _potential(
+def build_potential(
     parameters: Parameters,
-    solution: Solution,
+    u: FloatArray,
+    lower: FloatArray,
     settings: FitSettings,
     training_charges: tuple[float, ...],
     has_energy: bool,
 ) -> Potential:
-    """Freeze parameters into a potential."""
-    u = solution.u
+    """Freeze parameters into a potential; ``lower`` is the factor of their posterior precision."""
     chi, energy = parameters.chi, parameters.energy
     species = parameters.species
     electronegativity = short_range = None
@@ -441,18 +476,18 @@ def _potential(
         training_charges=training_charges,
         has_energy=has_energy,
         sites=sites,
-        determination=_determination(parameters, solution),
+        determination=_determination(parameters, lower),
     )
 
 
-def _determination(parameters: Parameters, solution: Solution) -> Determination:
+def _determination(parameters: Parameters, lower: FloatArray) -> Determination:
     """Element means before and after the fit, under a prior that is broader than the fit's where that is too narrow.
 
     A fit's prior takes the electronegativities of elements for independent, so that what all share has a small spread,
     although it is what atomic data say least about: it gets :data:`CHI_COMMON_SPREAD` on top.  Element energies that are
     given are held, and the binding energy per atom may be another for other compositions: by as much as it is itself.
     """
-    plain = parameters.determination(solution.lower)
+    plain = parameters.determination(lower)
     count = len(parameters.species)
     spread = np.zeros((2 * count, 2 * count))
     if parameters.chi is not None:
@@ -465,4 +500,11 @@ def _determination(parameters: Parameters, solution: Solution) -> Determination:
     return Determination(found.species, found.covariance + held, found.prior + held)
 
 
-__all__ = ["FitResult", "finish", "fit_potential", "warn_unconverged"]
+__all__ = [
+    "FitResult",
+    "build_potential",
+    "finish",
+    "fit_potential",
+    "representative_counts",
+    "warn_unconverged",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -93,6 +93,8 @@ class Evaluation(Mapping[str, Errors]):
         Labels that were not compared, with the reason.
     calibration : mapping of str to Calibration
         By quantity, where uncertainties were asked for.
+    milliseconds : float, optional
+        What predicting took for each atom, in time on the clock: the price of the errors.
     """
 
     def __init__(
@@ -100,8 +102,10 @@ class Evaluation(Mapping[str, Errors]):
         errors: Mapping[str, Errors],
         skipped: Mapping[str, str],
         calibration: Mapping[str, Calibration] | None = None,
+        milliseconds: float | None = None,
     ) -> None:
         self._errors = dict(errors)
+        self.milliseconds = milliseconds
         self.skipped = dict(skipped)
         self.calibration = dict(calibration or {})
 
@@ -139,6 +143,8 @@ class Evaluation(Mapping[str, Errors]):
                 f"{kind:<16}{100 * c.within_68:10.1f} %{100 * c.within_95:10.1f} %  {c.mean_z2:<12.3f}{c.n:8d}"
             )
         lines += [f"not compared: {kind} ({reason})" for kind, reason in self.skipped.items()]
+        if self.milliseconds is not None:
+            lines.append(f"predicted in {self.milliseconds:.3g} ms per atom")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -149,6 +155,7 @@ def compare(
     items: Iterable[tuple[Structure, Labels, Prediction]],
     skipped: Mapping[str, str],
     noise: Mapping[str, float] | None = None,
+    milliseconds: Callable[[], float] | None = None,
 ) -> Evaluation:
     """Compare predictions with labels.
 
@@ -160,6 +167,8 @@ def compare(
     noise : mapping of str to float, optional
         Standard deviation of labels by kind; adds the calibration of those quantities that were predicted with
         an uncertainty.  A label scatters with its noise around the value, so the variances add.
+    milliseconds : callable, optional
+        What predictions took for each atom; called when ``items`` are used up.
     """
     deviations: dict[str, list[FloatArray]] = {}
     reference: dict[str, list[FloatArray]] = {}
@@ -209,7 +218,12 @@ def compare(
         )
         for kind, scatter in deviations.items()
     }
-    return Evaluation(errors, {k: v for k, v in left_out.items() if k in present}, calibration)
+    return Evaluation(
+        errors,
+        {k: v for k, v in left_out.items() if k in present},
+        calibration,
+        None if milliseconds is None else milliseconds(),
+    )
 
 
 def _r2(y: FloatArray, p: FloatArray, kind: str, compositions: list[tuple[tuple[int, int], ...]]) -> float:

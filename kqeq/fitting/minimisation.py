@@ -18,6 +18,9 @@ from kqeq.fitting.rows.blocks import LINEAR_KINDS
 from kqeq.fitting.settings import FitSettings
 from kqeq.typing import FloatArray
 
+START_FRAMES = 100
+"""Frames to which a start is fitted that takes iterations of its own."""
+
 
 def minimise_problem(problem: FitProblem, start: FloatArray, **options: Any) -> Solution:
     """:func:`~kqeq.fitting.least_squares.solver.minimise` in parallel, within the limits that the parameters set."""
@@ -62,6 +65,8 @@ def _fit_part(
             frames.append(replace(frame, labels=labels))
     if not frames:
         return None
+    if not linear:
+        frames = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, START_FRAMES).astype(int))]
     budget = None if linear else problem.budget
     part = FitProblem(frames, parameters, problem.noise, linear=linear, budget=budget, device=problem.device)
     try:
@@ -77,17 +82,23 @@ def minimise_from(problem: FitProblem, settings: FitSettings, u: FloatArray | No
     return minimise_problem(problem, u, max_iterations=settings.max_iterations, solver=settings.solver)
 
 
-def solve(problem: FitProblem, settings: FitSettings, resume: str | PathLike[str] | None) -> Solution:
-    """Minimise, from the checkpoint if there is one."""
+def solve(
+    problem: FitProblem,
+    settings: FitSettings,
+    resume: str | PathLike[str] | None,
+    start: FloatArray | None = None,
+) -> Solution:
+    """Minimise, from the checkpoint if there is one, else from ``start`` or from the closed-form start."""
     state, mark = None, ""
     if resume is not None:
         mark = fingerprint(settings, problem.frames)
         state = read_checkpoint(resume, mark, problem.size)
-    start = np.zeros(problem.size)
-    if state is None and not problem.linear:
-        start = _start(problem, settings.solver)
-        if resume is not None:
-            write_checkpoint(resume, mark, SolverState(start, 0.0, ()))
+    if start is None:
+        start = np.zeros(problem.size)
+        if state is None and not problem.linear:
+            start = _start(problem, settings.solver)
+    if state is None and not problem.linear and resume is not None:
+        write_checkpoint(resume, mark, SolverState(start, 0.0, ()))
 
     failed = False
 

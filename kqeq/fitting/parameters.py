@@ -15,7 +15,7 @@ kernel; P = p_χ + Z + p_sr + Z + L + K p_θ in all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -411,30 +411,32 @@ class Parameters:
 
     def without_energy(self) -> Parameters:
         """Those of the charges alone, for labels that do not depend on the others; the last ones of the vector."""
-        if self.energy is None:
-            return self
-        assert self.energy_first
-        first = self.energy.size
+        return self if self.energy is None else self.with_energy(None)
 
-        def earlier(columns: slice) -> slice:
-            return slice(columns.start - first, columns.stop - first)
+    def with_energy(self, energy: SitePart | None) -> Parameters:
+        """The same with another short-range energy, which comes first; the others move."""
+        assert self.energy is not None and self.energy_first
+        shift = (0 if energy is None else energy.size) - self.energy.size
+
+        def elsewhere(columns: slice) -> slice:
+            return slice(columns.start + shift, columns.stop + shift)
 
         def moved(part: SitePart) -> SitePart:
-            kernels = tuple(replace(kernel, columns=earlier(kernel.columns)) for kernel in part.kernels)
-            return replace(part, kernels=kernels, columns=earlier(part.columns))
+            kernels = tuple(replace(kernel, columns=elsewhere(kernel.columns)) for kernel in part.kernels)
+            return replace(part, kernels=kernels, columns=elsewhere(part.columns))
 
         learned, environment = self.learned, self.environment
         if learned is not None:
-            learned = replace(learned, columns=earlier(learned.columns))
+            learned = replace(learned, columns=elsewhere(learned.columns))
         if environment is not None:
+            assert environment.fixed is None
             parts = {kind: moved(part) for kind, part in environment.parts.items()}
-            fixed = None if environment.fixed is None else environment.fixed[first:]
-            environment = replace(environment, parts=parts, fixed=fixed)
+            environment = replace(environment, parts=parts)
         return replace(
             self,
             chi=None if self.chi is None else moved(self.chi),
-            energy=None,
-            size=self.size - first,
+            energy=energy,
+            size=self.size + shift,
             learned=learned,
             environment=environment,
         )
@@ -462,6 +464,58 @@ class Parameters:
                 for name, part in self.parts.items()
             }
         )
+
+    def without(self, names: Collection[str]) -> tuple[Parameters, IntArray]:
+        """The model without some of the :attr:`kernels` of electronegativity and energy, and which columns are left."""
+        start = 0
+        kept: list[IntArray] = []
+        parts: dict[str, SitePart] = {}
+        gone = [self.kernels[name] for name in names]
+        named = {"chi": self.chi, "energy": self.energy}
+        found = [(name, part) for name, part in named.items() if part is not None]
+        for name, part in sorted(found, key=lambda item: item[1].columns.start):
+            kernels = []
+            first = start
+            for kernel in part.kernels:
+                if any(kernel is other for other in gone):
+                    continue
+                kept.append(np.arange(kernel.columns.start, kernel.columns.stop))
+                kernels.append(replace(kernel, columns=slice(start, start + kernel.size)))
+                start += kernel.size
+            tail = len(part.offset_mean)
+            kept.append(np.arange(part.columns.stop - tail, part.columns.stop))
+            start += tail
+            parts[name] = replace(part, kernels=tuple(kernels), columns=slice(first, start))
+        rest = self.site_columns
+        kept.append(np.arange(rest.start, rest.stop))
+        shift = start - rest.start
+
+        def moved(columns: slice) -> slice:
+            return slice(columns.start + shift, columns.stop + shift)
+
+        learned, environment = self.learned, self.environment
+        if learned is not None:
+            learned = replace(learned, columns=moved(learned.columns))
+        if environment is not None:
+            own = {
+                kind: replace(
+                    part,
+                    columns=moved(part.columns),
+                    kernels=tuple(replace(k, columns=moved(k.columns)) for k in part.kernels),
+                )
+                for kind, part in environment.parts.items()
+            }
+            environment = replace(environment, parts=own)
+        index = np.concatenate(kept)
+        changed = replace(
+            self,
+            chi=parts.get("chi"),
+            energy=parts.get("energy"),
+            learned=learned,
+            environment=environment,
+            size=len(index),
+        )
+        return changed, index
 
     @property
     def site_columns(self) -> slice:

@@ -36,7 +36,13 @@ from kqeq.io.progress import say, track
 from kqeq.typing import Array, FloatArray
 
 MAX_CHUNKS = 64
-"""Each chunk returns a P×P matrix; more chunks than this would move more matrices than they save time."""
+"""Each chunk returns half a P×P matrix once; more chunks than this would move more numbers than they save time."""
+
+MIN_CHUNKS = 4
+"""So many chunks there are at least, if frames suffice."""
+
+TRAFFIC = 4_000_000_000
+"""Bytes that all chunks together may return at the first point; later ones return less."""
 
 RETRIES = 3
 """How often in a row a pool of worker processes may break before a fit gives up."""
@@ -116,7 +122,7 @@ def _store(chunk: Chunk) -> FeatureStore:
 def chunk_sums(chunk: LeastSquaresProblem, u: FloatArray, what: SumKind) -> Sums:
     """The sums of one chunk; one BLAS thread, because chunks may share the machine."""
     with blas.one_thread():
-        return sum_frames(chunk, u, what)
+        return sum_frames(chunk, u, what).packed()
 
 
 class FitProblem:
@@ -164,7 +170,7 @@ class FitProblem:
         self.token = f"{os.getpid()}-{next(_NUMBERS)}"
         files = None if cache is None else cache.files(feature_maps(parameters))
         self.chunks = []
-        for i, group in enumerate(_groups(frames)):
+        for i, group in enumerate(_groups(frames, parameters.size)):
             share = len(group) / len(frames)
             own = None if files is None else files.share(share)
             self.chunks.append(
@@ -200,10 +206,11 @@ class FitProblem:
             del _STORES[key]
 
 
-def _groups(frames: Sequence[TrainingFrame]) -> list[Sequence[TrainingFrame]]:
-    """Consecutive frames with about :data:`CHUNK_ROWS` labels each, at most :data:`MAX_CHUNKS` groups."""
+def _groups(frames: Sequence[TrainingFrame], size: int) -> list[Sequence[TrainingFrame]]:
+    """Consecutive frames with about :data:`CHUNK_ROWS` labels each, in no more groups than the limits above."""
     counts = [frame.n_labels for frame in frames]
-    target = max(CHUNK_ROWS, sum(counts) // MAX_CHUNKS + 1)
+    most = max(MIN_CHUNKS, min(MAX_CHUNKS, TRAFFIC // (4 * size**2)))
+    target = max(CHUNK_ROWS, sum(counts) // most + 1)
     groups: list[Sequence[TrainingFrame]] = []
     start = waiting = 0
     for i, count in enumerate(counts):
@@ -290,7 +297,7 @@ def joblib_engine(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) ->
 def add_up(parts: Iterable[Sums]) -> Sums:
     """The sum of (at least one) sums, in their order."""
     remaining = iter(parts)
-    total = next(remaining)
+    total = next(remaining).unpacked()
     for sums in remaining:
         total.add(sums)
     return total

@@ -27,7 +27,7 @@ from kqeq.io.rules import (
     whole,
 )
 from kqeq.kernels.charge_kernel import ChargeKernel
-from kqeq.kernels.settings import Kernels, SOAPKernel
+from kqeq.kernels.settings import AUTO, Kernels, SOAPKernel
 from kqeq.potential.on_baseline import sees_baseline
 
 _DEVIATION = number(above=0)
@@ -42,8 +42,8 @@ _CHARGES = protocol(
 )
 
 RULES: Mapping[str, Rule] = {
-    "electronegativity": _KERNEL | NOTHING,
-    "short_range": _KERNEL | NOTHING,
+    "electronegativity": _KERNEL | choice(AUTO) | NOTHING,
+    "short_range": _KERNEL | choice(AUTO) | NOTHING,
     "site_kernel": _KERNEL | NOTHING,
     "charges": _CHARGES | NOTHING,
     "charge_aware": instance(ChargeKernel, "kqeq.ChargeKernel(...)") | NOTHING,
@@ -53,7 +53,7 @@ RULES: Mapping[str, Rule] = {
     "label_prefix": TEXT,
     "max_iterations": whole(minimum=1),
     "solver": choice(*SOLVERS),
-    "optimize": choice("evidence") | NOTHING,
+    "optimize": choice(AUTO, "left-out", "evidence") | NOTHING,
 }
 """Settings of a fit, and of the estimator, by name; noise has a check of its own (:func:`check_noise`)."""
 
@@ -86,8 +86,13 @@ class FitSettings:
     e0 : mapping of int to float or None
         Energies of elements, eV; ``None`` fits them.
     max_iterations : int
-    optimize : "evidence" or None
+    optimize : "left-out", "evidence" or None
         What noises and prior spreads are learned by; ``None`` keeps the given ones.
+    held : tuple of str
+        Label kinds whose noise is not learned.
+    automatic : tuple of str
+        Which kernels are not the user's (``electronegativity``, ``short_range``): that there are fewer environments
+        than representatives is no news then.
     site_kernel : tuple of SOAPKernel or None
         For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
     solver : {"auto", "cholesky", "qr"}
@@ -109,6 +114,8 @@ class FitSettings:
     e0: Mapping[int, float] | None = None
     max_iterations: int = 30
     optimize: str | None = None
+    held: tuple[str, ...] = ()
+    automatic: tuple[str, ...] = ()
     site_kernel: Kernels | None = None
     charge_aware: ChargeKernel | None = None
     solver: str = "auto"
@@ -125,6 +132,7 @@ def complete_noise(noise: Mapping[str, float] | None) -> dict[str, float]:
         For anything but a mapping, and for unknown kinds.
     """
     check_noise(noise)
+    # a NumPy scalar of lower precision would spread its precision through the fit
     return {**DEFAULT_NOISE, **{kind: float(value) for kind, value in (noise or {}).items()}}
 
 

@@ -16,11 +16,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from kqeq.errors import InputError
 from kqeq.fitting.baseline_labels import subtract_baseline
+from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
 from kqeq.fitting.contradictions import warn_contradictions
 from kqeq.fitting.fit import FitResult, finish
 from kqeq.fitting.least_squares.equations import Prior
@@ -29,10 +32,12 @@ from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.blocks import LINEAR_KINDS
+from kqeq.fitting.rows.features import TrainingFrame
 from kqeq.fitting.rows.targets import choose_labels, compositions, conditioned
 from kqeq.fitting.settings import FitSettings
 from kqeq.frames.labels import LABEL_KINDS, Labels
 from kqeq.frames.structures import Structure
+from kqeq.potential.determination import TOLERANCE, Determination
 from kqeq.potential.potential import Potential
 
 
@@ -76,6 +81,129 @@ def update_potential(
         For structures that the charge model cannot treat.
     """
     started = time.perf_counter()
+    added = _added(pairs, settings, potential, noise, report)
+    linear = settings.charges is None or (parameters.learned is None and added.kinds <= LINEAR_KINDS)
+    energy = parameters.energy
+    if energy is not None and energy.held is not None:
+        held = conditioned(energy.held, compositions(added.frames, list(energy.offset_mean)))
+        parameters = replace(parameters, energy=replace(energy, held=held))
+    problem = FitProblem(added.frames, parameters, noise, linear=linear, device=settings.device)
+    try:
+        solution = minimise_problem(
+            problem, prior.mean, max_iterations=settings.max_iterations, prior=prior, solver=settings.solver
+        )
+    finally:
+        problem.close()
+    warn_unconverged(solution)
+    solution = replace(
+        solution, loss=report.loss + solution.loss, n_residuals=report.n_residuals + solution.n_residuals
+    )
+    before = added.report
+    if not linear:
+        *notes, line = before.notes
+        line += "; the earlier ones enter through the quadratic form at their optimum"
+        before = replace(before, notes=(*notes, line))
+    return finish(
+        parameters,
+        solution,
+        dict(noise),
+        added.settings,
+        before,
+        added.charges,
+        potential.has_energy,
+        started,
+    )
+
+
+def update_charge_aware(
+    pairs: Sequence[tuple[Structure, Labels]],
+    settings: FitSettings,
+    known: CoupledFit,
+    noise: Mapping[str, float],
+    report: FitReport,
+) -> tuple[CoupledFit, FitReport]:
+    """Add frames to the second stage of a fit with a charge-aware short-range energy.
+
+    Charges stay as they are; at given charges labels are linear in the parameters, so the result is that of a second
+    stage with all frames.
+
+    Parameters
+    ----------
+    pairs, settings, noise, report :
+        As for :func:`update_potential`.
+    known : CoupledFit
+        What the second stage gave.
+
+    Raises
+    ------
+    InputError, UnsupportedError
+        As :func:`update_potential`.
+    """
+    started = time.perf_counter()
+    potential, prior = known.potential, Prior(known.solution.u, known.solution.lower)
+    assert potential.charge_kernel is not None
+    added = _added(pairs, settings, potential, noise, report)
+    fit = fit_charge_aware(added.frames, potential, known.part, noise, potential.charge_kernel, prior)
+    *notes, line = added.report.notes
+    changed = replace(
+        added.report,
+        notes=(*notes, f"{line}: in the short-range energy alone, charges stay as they were"),
+        seconds=time.perf_counter() - started,
+    )
+    charges = tuple(sorted({round(charge, 6) for charge in added.charges}))
+    found = replace(
+        fit.potential, training_charges=charges, determination=_settled(fit.potential, added.frames)
+    )
+    return replace(fit, potential=found), changed
+
+
+def _settled(potential: Potential, frames: Sequence[TrainingFrame]) -> Determination | None:
+    """What is open once the energies of some frames are known as well as counts as determined."""
+    known = potential.determination
+    structures = [frame.structure for frame in frames if frame.labels.energy is not None]
+    if known is None or not structures:
+        return known
+    bare = replace(potential, baseline=None)
+    rows = np.array(
+        [
+            known.row(structure.numbers, prediction.charges, energy=True)
+            for structure, prediction in zip(structures, bare.predict_many(structures, ()), strict=True)
+        ]
+    )
+    return known.conditioned(rows, 0.5 * TOLERANCE)
+
+
+@dataclass(frozen=True)
+class _Added:
+    """Frames that are added, ready to be fitted.
+
+    Attributes
+    ----------
+    frames : sequence of TrainingFrame
+    kinds : set of str
+        Labels that are used.
+    settings : FitSettings
+    report : FitReport
+        Counts old and added frames together; its last note says that they were added.
+    charges : tuple of float
+        Total charges of old and added frames.
+    """
+
+    frames: Sequence[TrainingFrame]
+    kinds: Set[str]
+    settings: FitSettings
+    report: FitReport
+    charges: tuple[float, ...]
+
+
+def _added(
+    pairs: Sequence[tuple[Structure, Labels]],
+    settings: FitSettings,
+    potential: Potential,
+    noise: Mapping[str, float],
+    report: FitReport,
+) -> _Added:
+    """Check the frames to add, and take the baseline off."""
     kinds = tuple(kind for kind in LABEL_KINDS if kind in report.used)
     found = {kind for _, labels in pairs for kind in labels.kinds}
     if not found & set(kinds):
@@ -95,29 +223,11 @@ def update_potential(
     warn_contradictions(frames, noise["energy"])
     if potential.baseline is not None:
         frames, _, _ = subtract_baseline(frames, potential.baseline, shift=False)
-    energy = parameters.energy
-    if energy is not None and energy.held is not None:
-        held = conditioned(energy.held, compositions(frames, list(energy.offset_mean)))
-        parameters = replace(parameters, energy=replace(energy, held=held))
-    linear = settings.charges is None or (parameters.learned is None and used.keys() <= LINEAR_KINDS)
-    problem = FitProblem(frames, parameters, noise, linear=linear, device=settings.device)
-    try:
-        solution = minimise_problem(
-            problem, prior.mean, max_iterations=settings.max_iterations, prior=prior, solver=settings.solver
-        )
-    finally:
-        problem.close()
-    warn_unconverged(solution)
-    solution = replace(
-        solution, loss=report.loss + solution.loss, n_residuals=report.n_residuals + solution.n_residuals
-    )
     counts = Counter(report.used) + Counter(used)
     line = (
         f"continued from a fit to {report.n_frames} frames (loss {report.loss:.6g}) with {len(frames)} more"
     )
-    if not linear:
-        line += "; the earlier ones enter through the quadratic form at their optimum"
-    before = replace(
+    together = replace(
         report,
         n_frames=report.n_frames + len(frames),
         n_atoms=report.n_atoms + sum(len(frame.structure) for frame in frames),
@@ -126,7 +236,7 @@ def update_potential(
         notes=(*report.notes, line),
     )
     charges = (*potential.training_charges, *(structure.total_charge for structure, _ in pairs))
-    return finish(parameters, solution, dict(noise), settings, before, charges, potential.has_energy, started)
+    return _Added(frames, used.keys(), settings, together, charges)
 
 
-__all__ = ["update_potential"]
+__all__ = ["update_charge_aware", "update_potential"]

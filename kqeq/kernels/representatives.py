@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from ase.data import chemical_symbols
 from scipy import sparse
 
 from kqeq.backend import blas
+from kqeq.backend.linalg import factorise_with_jitter, solve_lower
 from kqeq.descriptors.base import Descriptor
 from kqeq.errors import RepresentativesWarning
 from kqeq.frames.structures import Structure
@@ -47,6 +49,15 @@ SMALLEST_POOL = 250
 POOL_FACTOR = 1
 """Farthest-point sampling: environments that are collected beside those chosen so far before a choice is made among
 both; this many at least, and this many times the representatives."""
+
+DISPLACEMENT = 0.01
+"""Standard deviation of displacements along which gradients are judged, Å."""
+
+MOST_JUDGES = 2000
+"""Environments whose gradients are to be explained."""
+
+GREEDY_BATCH = 16
+"""Representatives that are chosen for gradients before covariances are conditioned on them."""
 
 SMALLEST_SAMPLE = 2000
 SAMPLE_FACTOR = 10
@@ -100,14 +111,20 @@ def _build(
         size = wanted + max(SMALLEST_POOL, POOL_FACTOR * wanted)
         reduce = partial(_keep_farthest, n=wanted)
     else:
-        sample = max(SMALLEST_SAMPLE, SAMPLE_FACTOR * wanted)
+        sample = max(SMALLEST_SAMPLE, (2 if kernel.selection == "gradients" else SAMPLE_FACTOR) * wanted)
         size, reduce = 2 * sample, partial(_keep_drawn, n=sample)
-    pool = _candidates(descriptor, progress(structures), species, size, reduce)
+    gradients = kernel.selection == "gradients"
+    pool = _candidates(descriptor, progress(structures), species, size, reduce, displaced=gradients)
     chosen: dict[int, sparse.csr_array] = {}
     short: list[str] = []
     for z, rows in pool.items():
-        index = select(rows, wanted, kernel.selection)
-        chosen[z] = rows[index]
+        if gradients:
+            half = rows.shape[1] // 2
+            rows, others = rows[:, :half], rows[:, half:]  # noqa: PLW2901
+            index = select_for_gradients(rows, others - rows, wanted, float(kernel.zeta))
+        else:
+            index = select(rows, wanted, kernel.selection)
+        chosen[z] = sparse.csr_array(rows[index])
         if kernel.n_representatives is not None and len(index) < wanted:
             short.append(f"{chemical_symbols[z]} {len(index)}")
     if short:
@@ -131,8 +148,10 @@ def _candidates(
     species: tuple[int, ...],
     limit: int,
     reduce: Reduce,
+    *,
+    displaced: bool = False,
 ) -> dict[int, sparse.csr_array]:
-    """Environments by element as sparse rows in the common layout.
+    """Environments by element as sparse rows in the common layout; with ``displaced`` twice, atoms moved a little.
 
     All of them up to ``limit`` per element; whenever there are more they are reduced, so that memory does not depend on
     the number of structures.
@@ -145,16 +164,23 @@ def _candidates(
     rng = np.random.default_rng(0)
     for structure in structures:
         state = descriptor.evaluate(structure, derivatives=False)
+        whole = state.values
+        if displaced:
+            shifts = DISPLACEMENT * rng.normal(size=structure.positions.shape)
+            moved = replace(structure, positions=structure.positions + shifts)
+            whole = np.hstack([whole, descriptor.evaluate(moved, derivatives=False).values])
         if state.species not in columns:
             places = layout_columns(descriptor, state.species, species)
+            if displaced:
+                places = np.concatenate([places, places + size])
             order = np.argsort(places, kind="stable")
             columns[state.species] = (order, places[order].astype(np.int32))
         order, places = columns[state.species]
         for z in structure.species:
-            values = state.values[structure.numbers == z]
+            values = whole[structure.numbers == z]
             n, f = values.shape
             block = (values[:, order].ravel(), np.tile(places, n), np.arange(0, n * f + 1, f, dtype=np.int32))
-            rows[z].append(sparse.csr_array(block, shape=(n, size)))
+            rows[z].append(sparse.csr_array(block, shape=(n, 2 * size if displaced else size)))
             keys[z].append(rng.random(n))
             count[z] += n
             if count[z] > limit:
@@ -256,6 +282,64 @@ def _farthest_of(dots: FloatArray, n: int, start: list[int]) -> IntArray:
     return chosen
 
 
+def select_for_gradients(rows: sparse.csr_array, changes: sparse.csr_array, n: int, zeta: float) -> IntArray:
+    """Representatives that explain most of the variance of gradients, chosen greedily.
+
+    Forces are derivatives: what matters is not how far apart environments are but how much of ∂f along displacements
+    that occur is determined by the values at the representatives.  Under the prior, f ~ GP(0, k),
+
+        cov(∂f_i, f_m) = ζ (p_i·p_m)^(ζ−1) (d_i·p_m)
+
+    with d_i the change of p_i along a random displacement.  The candidate m that explains most, Σ_i cov² / var(f_m), is
+    taken, and covariances are conditioned on its value, as in a pivoted Cholesky factorisation; a few at a time, which
+    makes conditioning a matrix product, as long as those taken together are not alike.
+
+    Parameters
+    ----------
+    rows, changes : sparse (n_candidates, F) matrices
+        p and d.
+    n : int
+    zeta : float
+        Power of the kernel.
+
+    Returns
+    -------
+    array of int
+        At most ``n`` indices in the order of choice.
+    """
+    candidates = rows.shape[0]
+    if candidates <= n:
+        return _distinct(rows, np.arange(candidates))
+    used = used_columns(rows)
+    values: FloatArray = rows[:, used].toarray()
+    judges = np.unique(np.linspace(0, candidates - 1, MOST_JUDGES).astype(int))
+    dots = np.clip(values @ values.T, 0.0, None)
+    across = zeta * dots[judges] ** (zeta - 1.0) * (changes[judges][:, used].toarray() @ values.T)
+    kernel = dots**zeta
+    chosen: list[int] = []
+    while len(chosen) < n:
+        variance = np.diagonal(kernel).copy()
+        gains = np.where(variance > DUPLICATE, np.einsum("im,im->m", across, across), 0.0)
+        gains /= np.maximum(variance, DUPLICATE)
+        gains[chosen] = 0.0
+        batch: list[int] = []
+        for index in np.argsort(-gains, kind="stable")[: 8 * GREEDY_BATCH]:
+            alike = kernel[index, batch] ** 2 > 0.25 * variance[index] * variance[batch]
+            if gains[index] > 0.0 and not alike.any():
+                batch.append(int(index))
+            if len(batch) == min(GREEDY_BATCH, n - len(chosen)):
+                break
+        if not batch:
+            return _distinct(rows, _farthest(rows, n, chosen or [0]))
+        chosen += batch
+        own = kernel[np.ix_(batch, batch)]
+        factor, _ = factorise_with_jitter(own, "the kernel matrix of candidates")
+        whitened = solve_lower(factor, kernel[batch])
+        across -= solve_lower(factor, across[:, batch].T).T @ whitened
+        kernel -= whitened.T @ whitened
+    return _distinct(rows, np.array(chosen, dtype=np.int64))
+
+
 def _by_leverage(rows: sparse.csr_array, n: int) -> IntArray:
     """Rows drawn without replacement in proportion to their ridge leverage scores.
 
@@ -290,4 +374,4 @@ def _distinct(rows: sparse.csr_array, order: IntArray) -> IntArray:
     return np.asarray(order[~(dots > 1.0 - DUPLICATE).any(axis=1)])
 
 
-__all__ = ["build_feature_map", "select"]
+__all__ = ["build_feature_map", "select", "select_for_gradients"]

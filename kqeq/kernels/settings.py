@@ -14,7 +14,10 @@ from kqeq.io.rules import NOTHING, Rule, check_settings, choice, number, whole
 DEFAULT_REPRESENTATIVES = 300
 """Representatives per element where none are asked for."""
 
-SELECTIONS = ("fps", "cur", "leverage")
+AUTOMATIC_TOTAL = 1000
+"""Representatives of all elements together in a kernel that nobody has chosen, as far as that is less."""
+
+SELECTIONS = ("fps", "cur", "leverage", "gradients")
 """Ways to choose representative environments."""
 
 
@@ -43,8 +46,9 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
     n_representatives : int, optional
         Representative environments **per element**.  ``None`` takes up to 300, as many as there are; a number
         that exceeds the distinct environments of the training frames is met with a warning.
-    selection : {"fps", "cur", "leverage"}
-        Farthest-point sampling, CUR decomposition, or random choice in proportion to leverage scores (seeded).
+    selection : {"fps", "cur", "leverage", "gradients"}
+        Farthest-point sampling, CUR decomposition, random choice in proportion to leverage scores (seeded), or the
+        greedy choice of those that explain most of the variance of gradients, for forces.
     delta : float, optional
         Prior standard deviation of the modelled quantity (eV/e for electronegativities, eV per atom for
         the short-range energy).  ``None`` takes the default of the role.
@@ -115,28 +119,56 @@ Kernels = tuple[SOAPKernel, ...]
 """The kernels of a sum."""
 
 
-def kernel_tuple(given: SOAPKernel | Sequence[SOAPKernel] | None) -> Kernels | None:
-    """One kernel, or a sequence of kernels that are summed, as a tuple; ``None`` stays."""
-    if given is None or isinstance(given, SOAPKernel):
-        return None if given is None else (given,)
-    return tuple(given)
+def kernel_tuple(given: SOAPKernel | Sequence[SOAPKernel] | str | None) -> Kernels | None:
+    """One kernel, or a sequence of kernels that are summed, as a tuple; ``None`` where none are named."""
+    if given is None or isinstance(given, str):
+        return None
+    return (given,) if isinstance(given, SOAPKernel) else tuple(given)
+
+
+AUTO = "auto"
+"""Stands for :func:`automatic_electronegativity` and :func:`automatic_short_range`, and for a search of their spreads."""
+
+
+def automatic_electronegativity() -> Kernels:
+    """Kernels of the electronegativity where nothing is said about them: middle and sharp."""
+    return (
+        SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2),
+        SOAPKernel(r_cut=2.5, n_max=6, l_max=4, sigma=0.2, zeta=2),
+    )
+
+
+def automatic_short_range() -> Kernels:
+    """Kernels of the short-range energy where nothing is said about them: long, middle and sharp.
+
+    Their spreads are typical of what left-out frames of the packaged data sets ask for.
+    """
+    return (
+        SOAPKernel(r_cut=5.0, n_max=8, l_max=6, sigma=0.5, zeta=4, delta=0.3),
+        SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2, delta=1.0),
+        SOAPKernel(r_cut=2.5, n_max=6, l_max=4, sigma=0.2, zeta=2, delta=2.5),
+    )
 
 
 def default_electronegativity() -> SOAPKernel:
-    """Kernel settings of the electronegativity where none are given."""
+    """What a single kernel of the electronegativity has for settings that are not given."""
     return SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2)
 
 
 def default_short_range() -> SOAPKernel:
-    """Kernel settings of the short-range energy where none are given."""
+    """What a single kernel of the short-range energy has for settings that are not given."""
     return SOAPKernel(r_cut=5.0, n_max=8, l_max=6, sigma=0.5, zeta=4)
 
 
 __all__ = [
+    "AUTO",
+    "AUTOMATIC_TOTAL",
     "DEFAULT_REPRESENTATIVES",
     "SELECTIONS",
     "Kernels",
     "SOAPKernel",
+    "automatic_electronegativity",
+    "automatic_short_range",
     "default_electronegativity",
     "default_short_range",
     "kernel_tuple",

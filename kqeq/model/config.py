@@ -48,6 +48,7 @@ from kqeq.fitting.settings import RULES, check_noise
 from kqeq.io.rules import NAME, instance, number, unknown_name
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.feature_map import SOAPKernel, default_electronegativity, default_short_range
+from kqeq.kernels.settings import AUTO
 from kqeq.model.estimator import KQEq
 
 
@@ -128,7 +129,9 @@ def _part(name: str, value: Any, build: Callable[[dict[str, Any]], Any]) -> Any:
 
 
 def _kernels(name: str, value: Any, default: Callable[[], SOAPKernel]) -> Any:
-    """One kernel, or several from an array of tables."""
+    """One kernel, several from an array of tables, or "auto"."""
+    if value == AUTO:
+        return value
     if isinstance(value, list) and value and all(isinstance(table, dict) for table in value):
         return [_kernel(f"{name} {number}", default(), table) for number, table in enumerate(value, start=1)]
     return _part(name, value, partial(_kernel, name, default()))

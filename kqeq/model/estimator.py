@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from numbers import Real
 from os import PathLike
 from typing import Any, Unpack, overload
 
@@ -23,21 +24,26 @@ from kqeq.baselines import resolve_baseline
 from kqeq.charges import QEq
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError, ModelNotFittedError, UnsupportedError
-from kqeq.fitting.fit import FitResult, fit_potential
+from kqeq.fitting.capacity import fit_within, seconds
+from kqeq.fitting.fit import FitResult, build_potential, fit_potential, representative_counts
 from kqeq.fitting.least_squares.equations import Prior
 from kqeq.fitting.metrics import Evaluation
+from kqeq.fitting.pruning import prune
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.cache import DiskCache, disk_cache
 from kqeq.fitting.rows.targets import element_energies
-from kqeq.fitting.settings import RULES, FitSettings, check_settings, complete_noise
-from kqeq.fitting.update import update_potential
+from kqeq.fitting.settings import RULES, FitSettings, check_noise, check_settings, complete_noise
+from kqeq.fitting.update import update_charge_aware, update_potential
 from kqeq.frames.label_checks import survey
 from kqeq.frames.labels import LabelKeys
 from kqeq.io.progress import track
 from kqeq.io.rules import FLAG, NOTHING, PATH, Rule, check_values, instance
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.settings import (
+    AUTO,
     SOAPKernel,
+    automatic_electronegativity,
+    automatic_short_range,
     default_electronegativity,
     default_short_range,
     kernel_tuple,
@@ -55,6 +61,7 @@ from kqeq.uncertainty.posterior import (
 )
 from kqeq.uncertainty.remainder import learn_remainder
 
+_AUTO: Any = AUTO
 _DEFAULT: Any = "default"
 """Marks arguments that take the package's default (``None`` means: leave this part away)."""
 
@@ -70,10 +77,6 @@ _FIT_RULES: Mapping[str, Rule] = {
 
 class NotFittedYetError(ModelNotFittedError, NotFittedError):
     """Also scikit-learn's own exception for that case, for its tools."""
-
-
-_PARTS = ("electronegativity", "short_range", "charges")
-"""Settings whose default is an object."""
 
 
 class _OwnDefault:
@@ -107,11 +110,13 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    electronegativity : SOAPKernel, sequence of SOAPKernel, or None
+    electronegativity : SOAPKernel, sequence of SOAPKernel, "auto" or None
         Kernel of the electronegativities, or several that are summed, each with its own descriptor, representatives
-        and prior spread; ``None`` (with ``charges=None``) for a short-range potential alone.
-    short_range : SOAPKernel, sequence of SOAPKernel, or None
-        Kernel of the short-range energy, or several that are summed; ``None`` for charges alone.
+        and prior spread; ``None`` (with ``charges=None``) for a short-range potential alone.  ``"auto"`` takes a middle
+        and a sharp kernel and has ``fit`` choose.
+    short_range : SOAPKernel, sequence of SOAPKernel, "auto" or None
+        Kernel of the short-range energy, or several that are summed; ``None`` for charges alone.  ``"auto"`` takes a
+        long, a middle and a sharp kernel and has ``fit`` choose.
     charges : charge model or None
         ``kqeq.QEq()`` by default.  Element parameters that it marks with ``"learn"`` are fitted together with the
         rest, from all labels and from polarizabilities, with priors around the defaults; the values are in
@@ -157,8 +162,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         geometry unless ``charge_aware`` lets it see the charges.  ``"model"``: the baseline is kept neutral, and
         differences between charge states are those of the charge model alone.  :func:`kqeq.choose_charge_from` compares
         them on left-out frames.
-    optimize, leave_out_failed, resume, cache, device : optional
-        As of :meth:`fit`, where they may be given as well.  Model files keep the first two.
+    optimize, budget, leave_out_failed, resume, cache, device : optional
+        As of :meth:`fit`, where they may be given as well.  Model files keep the first three.
 
     Attributes
     ----------
@@ -174,8 +179,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        electronegativity: SOAPKernel | Sequence[SOAPKernel] | None = _DEFAULT,
-        short_range: SOAPKernel | Sequence[SOAPKernel] | None = _DEFAULT,
+        electronegativity: SOAPKernel | Sequence[SOAPKernel] | str | None = _AUTO,
+        short_range: SOAPKernel | Sequence[SOAPKernel] | str | None = _AUTO,
         charges: ChargeModel | None = _DEFAULT,
         baseline: Any = None,
         noise: Mapping[str, float] | None = None,
@@ -188,7 +193,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         solver: str = "auto",
         charge_aware: ChargeKernel | None = None,
         charge_from: str = "baseline",
-        optimize: str | None = None,
+        optimize: str | None = AUTO,
+        budget: float | str | None = None,
         leave_out_failed: bool = False,
         resume: str | PathLike[str] | None = None,
         cache: str | PathLike[str] | DiskCache | None = None,
@@ -209,6 +215,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.charge_aware = charge_aware
         self.charge_from = charge_from
         self.optimize = optimize
+        self.budget = budget
         self.leave_out_failed = leave_out_failed
         self.resume = resume
         self.cache = cache
@@ -216,36 +223,41 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
 
     # ------------------------------------------------------------- settings
 
-    electronegativity = _OwnDefault(default_electronegativity)
-    short_range = _OwnDefault(default_short_range)
     charges = _OwnDefault(QEq)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Settings by name, as scikit-learn defines it; ``"default"`` for parts that were neither given nor looked at.
+        """Settings by name, as scikit-learn defines it; ``"default"`` for charges that nobody gave or looked at.
 
         Parameters
         ----------
         deep : bool
             Also those of kernels and charge models, as ``electronegativity__r_cut`` and so on.
         """
-        untouched = [name for name in _PARTS if self.__dict__.get(name) is _DEFAULT]
+        untouched = self.__dict__.get("charges") is _DEFAULT
         params: dict[str, Any] = super().get_params(deep=deep)
-        for name in untouched:
-            params[name] = self.__dict__[name] = _DEFAULT
+        if untouched:
+            params["charges"] = self.__dict__["charges"] = _DEFAULT
         return params
 
+    def _given(self) -> dict[str, Any]:
+        """Settings by name, with a charge model in place of ``"default"``, which stays where it is."""
+        own = {name: self.__dict__[name] for name in self._get_param_names()}
+        return {**own, "charges": QEq()} if own["charges"] is _DEFAULT else own
+
     def set_params(self, **params: Any) -> KQEq:
-        """Change settings by name, those of kernels and charge models as ``electronegativity__r_cut`` and so on."""
-        for name in {key.partition("__")[0] for key in params if "__" in key} & set(_PARTS):
-            getattr(self, name)  # an object of its own in place of "default"
+        """Set parameters, also nested ones such as ``short_range__delta``.
+
+        A setting of a kernel that is ``"auto"`` makes it the single default kernel with that setting.
+        """
+        singles = {"electronegativity": default_electronegativity, "short_range": default_short_range}
+        for name, single in singles.items():
+            nested = any(key.startswith(f"{name}__") for key in params)
+            if nested and isinstance(params.get(name, getattr(self, name)), str):
+                params = {**params, name: single()}
+        if any(key.startswith("charges__") for key in params):
+            params = {"charges": self.charges, **params}  # an object of its own in place of "default"
         super().set_params(**params)
         return self
-
-    def _given(self) -> dict[str, Any]:
-        """Settings by name, with objects for all parts; leaves ``"default"`` where it is."""
-        own = {name: self.__dict__[name] for name in self._get_param_names()}
-        made = {name: vars(KQEq)[name].make() for name in _PARTS if own[name] is _DEFAULT}
-        return {**own, **made}
 
     # ------------------------------------------------------------------ fit
 
@@ -258,9 +270,10 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         targets: Sequence[str] | None = None,
         charges_key: str | None = None,
         resume: str | PathLike[str] | None = None,
-        optimize: str | None = None,
+        optimize: str | None = _DEFAULT,
         cache: str | PathLike[str] | DiskCache | None = None,
         device: str | Device | None = None,
+        budget: float | str | None = None,
         leave_out_failed: bool | None = None,
     ) -> KQEq:
         """Fit to labelled frames.
@@ -280,17 +293,25 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         resume : path-like, optional
             Checkpoint file: written after every step, and continued from if it is there already, so that an
             interrupted fit (Ctrl-C, a killed job) called again gives what the uninterrupted one would have.
-        optimize : "evidence", optional
-            Learn the noise of every label kind, the prior spreads (δ of the kernels, spreads of the offsets) and, for
-            fits to dipoles or charges alone, ζ of the electronegativities by maximising the marginal likelihood
-            (:mod:`kqeq.fitting.evidence.hyperparameters`).  The given values are the start and the centre of bounds;
-            what was learned is in ``posterior_`` and in the report; uncertainties are calibrated
+        optimize : {"auto", "left-out", "evidence"}, optional
+            ``"left-out"``: learn the noise of every label kind that ``noise`` does not name, and the prior spread of
+            every kernel, by how well frames are predicted that are left out (in closed form), and leave kernels away
+            that do not help (:mod:`kqeq.fitting.evidence.left_out`).  ``"auto"`` does so where all kernels are
+            ``"auto"``; ``None`` is one fit with the settings as they are.
+            ``"evidence"``: learn the noise of every label kind, the prior spreads (δ of the kernels, spreads of the
+            offsets) and, for fits to dipoles or charges alone, ζ of the electronegativities by maximising the marginal
+            likelihood (:mod:`kqeq.fitting.evidence.hyperparameters`).  The given values are the start and the centre
+            of bounds; what was learned is in ``posterior_`` and in the report; uncertainties are calibrated
             (:mod:`kqeq.uncertainty.remainder`).
         cache : path-like or DiskCache, optional
             A folder on a fast disk for kernel features that memory has no room for; :class:`kqeq.DiskCache` says more.
         device : {"cpu", "cuda", "auto"}
             Where to compute features, sums over frames and steps (:mod:`kqeq.backend.devices`); results do not
             depend on it.
+        budget : float or str, optional
+            Time that may be used, in seconds or with a unit (``"10 min"``).  Then the number of representatives is found
+            by the fit: it doubles until frames that are left out stop improving or the time is used up, and the report
+            says which it was (:mod:`kqeq.fitting.capacity`).  Numbers given with the kernels are upper limits.
         leave_out_failed : bool
             Leave out frames whose baseline does not converge; otherwise they are named and refused.
 
@@ -311,32 +332,40 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         # before frames are read: whatever is wrong here is wrong for all of them
         check_values("KQEq", self._given(), {**RULES, **_FIT_RULES})
         given = {
-            "optimize": optimize,
             "charges_key": charges_key,
             "resume": resume,
             "cache": cache,
             "leave_out_failed": leave_out_failed,
         }
         chosen = {name: value for name, value in given.items() if value is not None}
+        if not _is_default(optimize):  # None is one plain fit
+            chosen["optimize"] = optimize
         check_values("fit", chosen, _FIT_RULES)
-        optimize, charges_key, resume, cache, leave_out_failed = (
-            chosen.get(name, getattr(self, name)) for name in given
+        charges_key, resume, cache, leave_out_failed, optimize = (
+            chosen.get(name, getattr(self, name)) for name in (*given, "optimize")
         )
         device = self.device if device is None else device
+        budget = self.budget if budget is None else budget
         targets = self.targets if targets is None else targets
-        settings = replace(
-            self._settings(targets), optimize=optimize, leave_out_failed=bool(leave_out_failed)
-        )
+        settings = self._settings(targets)
+        if optimize == AUTO:
+            kernels = {"electronegativity": settings.electronegativity, "short_range": settings.short_range}
+            ours = all(name in settings.automatic for name, own in kernels.items() if own is not None)
+            optimize = "left-out" if ours else None
+        settings = replace(settings, optimize=optimize, leave_out_failed=bool(leave_out_failed))
         check_settings(settings)
         noise = settings.noise["forces"]
         found = survey(frames, self._keys(charges_key), weights=sample_weight, force_noise=noise)
         disk = disk_cache(cache)
 
+        allowed = None if budget is None else seconds(budget)
+
         def work(where: Device) -> FitResult:
+            placed = replace(settings, device=where)
             with nullcontext() if disk is None else disk.open() as folder:
-                return fit_potential(
-                    found.pairs, replace(settings, device=where), resume=resume, cache=folder
-                )
+                if allowed is not None:
+                    return fit_within(found.pairs, placed, allowed, resume=resume, cache=folder)
+                return fit_potential(found.pairs, placed, resume=resume, cache=folder)
 
         result, _ = devices.run(device, work)
         self._keep(result.with_survey(found), charges_key, calibrate=optimize is not None)
@@ -348,8 +377,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         The posterior of the fit takes the place of the old data.  Where the model is linear in its labels (dipoles and
         charges; energies and forces of models without charges) the result is that of one fit to all frames with the same
         representatives and noises; otherwise an approximation that is good as long as the added frames do not move the
-        parameters far (:mod:`kqeq.fitting.update`).  Representatives stay as they are: for other kinds of environments,
-        fit again.
+        parameters far (:mod:`kqeq.fitting.update`).  With a charge-aware short-range energy, that alone is updated, and
+        charges stay as they are.  Representatives stay as well: for other kinds of environments, fit again.
 
         Parameters
         ----------
@@ -365,13 +394,16 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         """
         potential = self.fitted()
         posterior = require_posterior(self.posterior_, "adding frames needs")
+        pairs = survey(frames, self._keys(self.charges_key_), weights=sample_weight).pairs
         if isinstance(posterior, CoupledPosterior):
-            raise UnsupportedError(
-                "a charge-aware model is fitted in two stages, and its posterior is that of the second alone; fit "
-                "again to all frames"
+            fit, report = update_charge_aware(
+                pairs, self._settings(None), posterior.fit(), posterior.noise, self.fit_report_
             )
+            known = CoupledPosterior.of(fit, posterior.noise)
+            self._set_fitted(fit.potential, report, self.charges_key_, known)
+            return self
         result = update_potential(
-            survey(frames, self._keys(self.charges_key_), weights=sample_weight).pairs,
+            pairs,
             self._settings(None),
             potential,
             posterior.parameters,
@@ -380,6 +412,65 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             self.fit_report_,
         )
         self._keep(result, self.charges_key_)
+        return self
+
+    def prune(self, loss: float = 0.01) -> KQEq:
+        """Drop representatives of the short-range energy, the last chosen first, as long as the fit stays as good.
+
+        Predictions cost a dot product with every representative of an atom's element.  What dropping them costs follows
+        from the posterior (:mod:`kqeq.fitting.pruning`), without the frames of the fit.
+
+        Parameters
+        ----------
+        loss : float
+            By how much the loss of the fit may grow, relative to it: with 0.01 errors grow by about half a percent.
+
+        Returns
+        -------
+        KQEq
+            Itself; the report says what was dropped.
+
+        Raises
+        ------
+        ModelNotFittedError, InputError, UnsupportedError
+            Also if the model has no posterior, or a charge-aware short-range energy.
+        """
+        potential = self.fitted()
+        if isinstance(loss, bool) or not isinstance(loss, Real) or not 0.0 < float(loss) <= 1.0:
+            raise InputError(
+                f"loss is {loss!r}; expected a number between 0 and 1, the relative growth of the loss"
+            )
+        posterior = require_posterior(self.posterior_, "pruning needs")
+        if isinstance(posterior, CoupledPosterior):
+            raise UnsupportedError(
+                "a charge-aware short-range energy cannot be pruned; fit with fewer representatives"
+            )
+        report = self.fit_report_
+        found = prune(posterior.parameters, posterior.u, posterior.lower, float(loss) * report.loss)
+        part = found.parameters.energy
+        assert part is not None
+        note = (
+            f"{found.dropped} of {found.dropped + part.kernel_size} representatives of the short-range energy were "
+            f"dropped; the loss grew by {100 * found.increase / report.loss:.2g} %"
+        )
+        report = replace(
+            report,
+            n_parameters=found.parameters.size,
+            representatives={**report.representatives, **representative_counts("short-range", part)},
+            loss=report.loss + found.increase,
+            notes=(*report.notes, note),
+        )
+        smaller = build_potential(
+            found.parameters,
+            found.u,
+            found.lower,
+            self._settings(None),
+            potential.training_charges,
+            potential.has_energy,
+        )
+        smaller = replace(smaller, baseline=potential.baseline)
+        known = replace(posterior, parameters=found.parameters, u=found.u, lower=found.lower)
+        self._set_fitted(smaller, report, self.charges_key_, known)
         return self
 
     def _keep(self, result: FitResult, charges_key: str | None, *, calibrate: bool = False) -> None:
@@ -397,11 +488,20 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     def _settings(self, targets: Sequence[str] | None) -> FitSettings:
         if isinstance(targets, str):
             targets = (targets,)
-        given = self._given()
+        chi, energy, charges = self.electronegativity, self.short_range, self._given()["charges"]
+        if isinstance(chi, str):
+            chi = None if charges is None else automatic_electronegativity()
+        if isinstance(energy, str):
+            energy = automatic_short_range()
+        check_noise(self.noise)
         return FitSettings(
-            electronegativity=kernel_tuple(given["electronegativity"]),
-            short_range=kernel_tuple(given["short_range"]),
-            charges=given["charges"],
+            electronegativity=kernel_tuple(chi),
+            short_range=kernel_tuple(energy),
+            automatic=tuple(
+                name for name in ("electronegativity", "short_range") if isinstance(getattr(self, name), str)
+            ),
+            held=tuple(self.noise) if isinstance(self.noise, Mapping) else (),
+            charges=charges,
             baseline=resolve_baseline(self.baseline, self.charge_from),
             noise=complete_noise(self.noise),
             targets=None if targets is None else tuple(targets),

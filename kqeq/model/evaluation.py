@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -48,6 +49,26 @@ def read_structures(
     return structures
 
 
+class Watch:
+    """Adds up how long something takes to produce its items."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def over(self, items: Iterable[Prediction]) -> Iterator[Prediction]:
+        """The same items."""
+        remaining = iter(items)
+        while True:
+            started = time.perf_counter()
+            try:
+                item = next(remaining)
+            except StopIteration:
+                return
+            finally:
+                self.seconds += time.perf_counter() - started
+            yield item
+
+
 def evaluate_pairs(
     potential: Potential,
     pairs: Sequence[tuple[Structure, Labels]],
@@ -88,8 +109,9 @@ def evaluate_pairs(
         skipped = dict.fromkeys(("energy", "forces", "stress"), reason)
     for i, (structure, _) in enumerate(pairs):
         potential.check(structure, f"frame {i}")
+    watch = Watch()
     kept = replace(potential, baseline=stored(potential.baseline))
-    predictions = kept.predict_many([structure for structure, _ in pairs], wanted, device=device)
+    predictions = watch.over(kept.predict_many([structure for structure, _ in pairs], wanted, device=device))
     if posterior is not None:
         known = posterior
         predictions = (
@@ -109,7 +131,13 @@ def evaluate_pairs(
                 open_ones.append((structure, prediction))
             yield structure, labels, prediction
 
-    evaluation = compare(triples(), skipped, None if posterior is None else posterior.noise)
+    atoms = sum(len(structure) for structure, _ in pairs)
+    evaluation = compare(
+        triples(),
+        skipped,
+        None if posterior is None else posterior.noise,
+        lambda: 1e3 * watch.seconds / atoms,
+    )
     potential.warn_if_undetermined([s for s, _ in open_ones], [p for _, p in open_ones])
     origin = other_origin(ions)
     if origin is not None:

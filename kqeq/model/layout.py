@@ -32,7 +32,7 @@ from kqeq.io.schema import (
     text,
 )
 from kqeq.kernels.charge_kernel import MAX_ORDER
-from kqeq.kernels.settings import SELECTIONS
+from kqeq.kernels.settings import AUTO, SELECTIONS
 
 PARTS = ("electronegativity", "short_range")
 
@@ -105,8 +105,8 @@ def _charge_model(value: Any, place: str, *, inner: bool = False) -> None:
 
 
 _SETTINGS = table(
-    electronegativity=optional(_KERNELS),
-    short_range=optional(_KERNELS),
+    electronegativity=optional(either(_KERNELS, text([AUTO]))),
+    short_range=optional(either(_KERNELS, text([AUTO]))),
     charges=optional(_charge_model),
     noise=optional(mapping(_POSITIVE)),
     targets=optional(either(text(), sequence(text()))),

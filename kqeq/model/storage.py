@@ -46,7 +46,7 @@ from kqeq.fitting.report import FitReport
 from kqeq.io.archive import read_archive, write_archive
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.feature_map import FeatureMap, SOAPKernel
-from kqeq.kernels.settings import kernel_tuple
+from kqeq.kernels.settings import AUTO, kernel_tuple
 from kqeq.model.layout import PARTS, check_model, kernel_name, power_names
 from kqeq.potential.determination import Determination
 from kqeq.potential.potential import Potential, SiteModel
@@ -249,7 +249,7 @@ def _plain_settings(given_settings: Mapping[str, Any]) -> dict[str, Any]:
         settings.pop(name, None)
     for name in ("electronegativity", "short_range", "site_kernel"):
         given = settings[name]
-        if given is not None:
+        if given is not None and not isinstance(given, str):
             several = isinstance(given, (list, tuple))
             settings[name] = [kernel.to_dict() for kernel in given] if several else given.to_dict()
     for name in ("charges", "charge_aware"):
@@ -478,8 +478,8 @@ def _site_models(potential: Potential) -> dict[str, SiteModel | None]:
 
 def _kernel_settings(stored: Any) -> Any:
     """Kernel settings, one or a list of them, from plain data."""
-    if stored is None:
-        return None
+    if stored is None or stored == AUTO:
+        return stored
     kernels = [SOAPKernel(**own) for own in (stored if isinstance(stored, list) else [stored])]
     for kernel in kernels:
         kernel.check()

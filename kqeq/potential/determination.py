@@ -81,6 +81,13 @@ class Determination:
         prior = directions @ broader @ directions.T
         return Determination(self.species, 0.5 * (covariance + covariance.T), 0.5 * (prior + prior.T))
 
+    def conditioned(self, rows: FloatArray, std: float) -> Determination:
+        """With quantities of the derivatives ``rows`` (n, 2Z) known to a standard deviation (eV)."""
+        across = self.covariance @ rows.T
+        inner = rows @ across + std**2 * np.eye(len(rows))
+        covariance = self.covariance - across @ np.linalg.solve(inner, across.T)
+        return Determination(self.species, 0.5 * (covariance + covariance.T), self.prior)
+
     def row(self, numbers: IntArray, charges: FloatArray | None, *, energy: bool) -> FloatArray:
         """The derivative v of a quantity with respect to the element means, (2Z,).
 

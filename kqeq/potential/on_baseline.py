@@ -152,7 +152,7 @@ class OnBaseline:
             changes["dipole"] = self._dipole(prediction.dipole, knows, reasons)
         if "polarizability" in properties and (knows.field or knows.dipole or knows.holds_charge):
             changes["polarizability"] = self._polarizability(prediction.polarizability, charged, reasons)
-        return replace(prediction, undefined={**prediction.undefined, **reasons}, **changes)  # type: ignore[arg-type]
+        return replace(prediction, undefined=reasons or None, **changes)  # type: ignore[arg-type]
 
     def _dipole(
         self, own: FloatArray | None, knows: Capabilities, reasons: dict[str, str]

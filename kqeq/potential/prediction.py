@@ -69,7 +69,8 @@ class Prediction:
         compositions and charges, differences at the same composition and charge are not affected) and
         ``chemical_potential`` (eV/e).  Empty where everything is determined (:mod:`kqeq.potential.determination`).
     undefined : dict of str to str
-        Why quantities that the charge model would have are ``None`` on top of a baseline, by name.
+        Why quantities that the charge model would have are ``None`` on top of a baseline, by name; ``None`` if there
+        are none.
     """
 
     energy: float
@@ -92,7 +93,7 @@ class Prediction:
     forces_std: FloatArray | None = None
     charges_std: FloatArray | None = None
     dipole_std: FloatArray | None = None
-    undefined: Mapping[str, str] = field(default_factory=dict)
+    undefined: Mapping[str, str] | None = None
     undetermined: Mapping[str, float] = field(default_factory=dict)
 
 

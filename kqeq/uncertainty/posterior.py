@@ -27,8 +27,8 @@ the sparse features only: uncertainties of forces err on the large side.
 Standard deviations are those of the model's own value; a label scatters around it with its noise on top.
 
 With a charge-aware short-range energy (:mod:`kqeq.fitting.charge_aware`) they cover that energy at given charges: what
-the charges themselves leave open is not in them (but for element energies and chemical potential that data do not
-determine, :mod:`kqeq.potential.determination`), and charges and dipoles have none.
+the charges themselves leave open is not in them (but for energies that data do not determine,
+:mod:`kqeq.potential.determination`), and charges and dipoles have none.
 
 Dimensions: N atoms, P parameters, n rows of one label.
 """
@@ -49,6 +49,7 @@ from kqeq.charges.parameters import logarithmic_directions
 from kqeq.descriptors import evaluate_states
 from kqeq.errors import UnsupportedError
 from kqeq.fitting.charge_aware import ChargeView, CoupledFit
+from kqeq.fitting.least_squares.solver import Solution
 from kqeq.fitting.parameters import KernelPart, Parameters, SitePart
 from kqeq.fitting.rows.blocks import BLOCKS, Linearisation
 from kqeq.fitting.rows.features import TrainingFrame, compute_features
@@ -93,6 +94,28 @@ class Posterior:
         """What is known of the element means."""
         return self.parameters.determination(self.lower)
 
+    def energy_variance(self, view: Uncertain, open_std: float | None) -> float:
+        """Variance of an energy, eV²; ``open_std`` is that of :attr:`Prediction.undetermined`, under a broader prior."""
+        variance = float(view.variance("energy")[0])
+        if open_std is None:
+            return variance
+        state, known = view.line.state, self.determination
+        charges = None if state is None else to_numpy(state.electronegativity_gradient())
+        own = known.std(known.row(view.structure.numbers, charges, energy=True))
+        return variance + max(open_std**2 - own**2, 0.0)
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """What it knows the uncertainty of, in the order of :data:`KINDS`."""
+        energy = () if self.parameters.energy is None else ("energy", "forces")
+        return (*energy, *(() if self.parameters.chi is None else ("charges", "dipole")))
+
+    def view(
+        self, structure: Structure, *, forces: bool = False, baseline: Baseline | None = None
+    ) -> Uncertain:
+        """One structure seen through it; ``forces`` says whether theirs will be asked for."""
+        return Uncertain(self, remaining(structure, baseline), forces=forces)
+
 
 @dataclass(frozen=True, eq=False)
 class LinearMap:
@@ -135,6 +158,28 @@ class CoupledPosterior:
     def of(cls, fit: CoupledFit, noise: Mapping[str, float]) -> CoupledPosterior:
         """The posterior of a second stage."""
         return cls(fit.potential, fit.part, fit.solution.u, fit.solution.lower, noise)
+
+    def fit(self) -> CoupledFit:
+        """What it was made of; of how the minimum was reached nothing is known any more."""
+        return CoupledFit(self.potential, self.part, Solution(self.u, 0.0, self.lower, (), True, 0))
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """Energies and forces at given charges; those of the charges are not known."""
+        return ("energy", "forces")
+
+    def energy_variance(self, view: CoupledUncertain, open_std: float | None) -> float:
+        """Variance of an energy, eV²; at least what the first stage left open between charge and elements."""
+        return max(float(view.variance("energy")[0]), 0.0 if open_std is None else open_std**2)
+
+    def view(
+        self, structure: Structure, *, forces: bool = False, baseline: Baseline | None = None
+    ) -> CoupledUncertain:
+        """One structure seen through it; ``forces`` says whether theirs will be asked for.
+
+        The baseline is that of its potential, whatever is given.
+        """
+        return CoupledUncertain(self, structure, forces=forces)
 
 
 AnyPosterior = Posterior | CoupledPosterior
@@ -329,23 +374,35 @@ class CoupledUncertain(_Environments):
         own = remaining(structure, potential.baseline)
         self.view = ChargeView(potential, own, kernel, derivatives=forces, base=base)
 
+    def _kernels(self) -> Iterator[tuple[int, KernelPart]]:
+        """Power of the charge and kernel, with the columns that this kernel has for this power."""
+        part = self.posterior.part
+        for power in range(len(self.view.values)):
+            for kernel in part.kernels:
+                first = power * part.kernel_size + kernel.columns.start - part.columns.start
+                yield power, replace(kernel, columns=slice(first, first + kernel.size))
+
+    def linear_map(self, kind: str) -> LinearMap:
+        """Derivatives of the energy."""
+        assert kind == "energy"
+        sites = tuple((kernel, self.view.values[power][None, :]) for power, kernel in self._kernels())
+        return LinearMap(self.view.rows(kind, self.posterior.part), sites)
+
     def variance(self, kind: str) -> FloatArray:
         """Posterior variance of the energy (1,) or of the forces (3N,)."""
-        part, view, size = self.posterior.part, self.view, self.posterior.part.kernel_size
-        rows = view.rows(kind, part)
+        view = self.view
+        rows = view.rows(kind, self.posterior.part)
         scaled = solve_lower(self.posterior.lower, rows.T)
         result = np.einsum("pn,pn->n", scaled, scaled)
         moved = view.charge_derivatives() if kind == "forces" else None
-        for b, (value, slope) in enumerate(zip(view.values, view.slopes, strict=True)):
-            for kernel in part.kernels:
-                if moved is None:
-                    prior = np.atleast_1d(value @ self.kernel(kernel.feature_map) @ value)
-                else:
-                    prior = self._gradient_prior(kernel.feature_map, value, moved * slope)
-                first = b * size + kernel.columns.start - part.columns.start
-                own = rows[:, first : first + kernel.size]
-                missed = np.maximum(kernel.delta**2 * prior - np.einsum("np,np->n", own, own), 0.0)
-                result += kernel.remainder * missed
+        for power, kernel in self._kernels():
+            value = view.values[power]
+            if moved is None:
+                prior = np.atleast_1d(value @ self.kernel(kernel.feature_map) @ value)
+            else:
+                prior = self._gradient_prior(kernel.feature_map, value, moved * view.slopes[power])
+            missed = np.maximum(kernel.delta**2 * prior - _explained(kernel, rows), 0.0)
+            result += kernel.remainder * missed
         return np.asarray(result)
 
 
@@ -375,54 +432,24 @@ def with_uncertainty(
         With ``energy_std`` (eV), ``forces_std`` (N, 3) (eV/Å), ``charges_std`` (N,) (e) and ``dipole_std`` (3,)
         (e·Å); ``None`` where the quantity was not asked for or is not defined.
     """
-    if isinstance(posterior, CoupledPosterior):
-        return _coupled(prediction, posterior, structure, "forces" in properties)
-    has_energy = posterior.parameters.energy is not None
-    forces = "forces" in properties and has_energy
-    view = Uncertain(posterior, remaining(structure, baseline), forces=forces)
-    found: dict[str, FloatArray | None] = dict.fromkeys(KINDS)
-    if has_energy:
-        found["energy"] = view.variance("energy") + _open_variance(prediction, posterior, view)
-    if forces:
-        found["forces"] = view.variance("forces")
-    own = posterior.parameters.chi is not None
-    if prediction.charges is not None and own:
-        found["charges"] = view.variance("charges")
-    if prediction.dipole is not None and own:
-        found["dipole"] = view.variance("dipole")
-    std = {kind: None if value is None else np.sqrt(value) for kind, value in found.items()}
+    known = posterior.quantities
+    wanted = [kind for kind in known if kind == "energy" or (kind == "forces" and kind in properties)]
+    wanted += [
+        kind for kind in ("charges", "dipole") if kind in known and getattr(prediction, kind) is not None
+    ]
+    if not wanted:
+        return prediction
+    view = posterior.view(structure, forces="forces" in wanted, baseline=baseline)
+    std = {kind: np.sqrt(view.variance(kind)) for kind in wanted if kind != "energy"}
+    if "energy" in wanted:
+        open_std = prediction.undetermined.get("energy")
+        std["energy"] = np.sqrt([posterior.energy_variance(view, open_std)])  # type: ignore[arg-type]
     return replace(
         prediction,
-        energy_std=None if std["energy"] is None else float(std["energy"][0]),
-        forces_std=None if std["forces"] is None else std["forces"].reshape(-1, 3),
-        charges_std=std["charges"],
-        dipole_std=std["dipole"],
-    )
-
-
-def _open_variance(prediction: Prediction, posterior: Posterior, view: Uncertain) -> float:
-    """What a broader prior of the element means adds to the variance of an energy that data do not determine, eV²."""
-    std = prediction.undetermined.get("energy")
-    if std is None:
-        return 0.0
-    state, known = view.line.state, posterior.determination
-    charges = None if state is None else to_numpy(state.electronegativity_gradient())
-    own = known.std(known.row(view.structure.numbers, charges, energy=True))
-    return max(std**2 - own**2, 0.0)
-
-
-def _coupled(
-    prediction: Prediction, posterior: CoupledPosterior, structure: Structure, forces: bool
-) -> Prediction:
-    """Standard deviations of energy and forces at given charges."""
-    view = CoupledUncertain(posterior, structure, forces=forces)
-    energy_std = float(np.sqrt(view.variance("energy")[0]))
-    # what the first stage left open between charge and elements
-    energy_std = max(energy_std, prediction.undetermined.get("energy", 0.0))
-    return replace(
-        prediction,
-        energy_std=energy_std,
-        forces_std=np.sqrt(view.variance("forces")).reshape(-1, 3) if forces else None,
+        energy_std=float(std["energy"][0]) if "energy" in std else None,
+        forces_std=std["forces"].reshape(-1, 3) if "forces" in std else None,
+        charges_std=std.get("charges"),
+        dipole_std=std.get("dipole"),
     )
 
 

@@ -25,15 +25,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kqeq.backend.linalg import solve_lower
-from kqeq.baselines import remaining
-from kqeq.errors import InputError, UnsupportedError
+from kqeq.baselines import Baseline
+from kqeq.errors import InputError
 from kqeq.fitting.parameters import KernelPart
 from kqeq.frames.labels import standard_deviation
 from kqeq.frames.structures import Structure, as_frames, describe, read_structure
 from kqeq.io.progress import track
 from kqeq.kernels.feature_map import FeatureMap
 from kqeq.typing import FloatArray
-from kqeq.uncertainty.posterior import CoupledPosterior, Posterior, Uncertain, require_posterior
+from kqeq.uncertainty.posterior import AnyPosterior, require_posterior
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -78,7 +78,8 @@ def select(model: KQEq, pool: Atoms | Sequence[Atoms], n: int, *, quantity: str 
         Labels are not needed; total charges and fields are read from the frames as in ``predict``.
     n : int
     quantity : {"energy", "dipole", "charges"}, optional
-        What will be labelled.  Energies by default, dipoles for models fitted without energies.
+        What will be labelled.  Energies by default, dipoles for models fitted without energies.  A model with a
+        charge-aware short-range energy knows the uncertainty of energies alone, at given charges.
 
     Returns
     -------
@@ -94,11 +95,6 @@ def select(model: KQEq, pool: Atoms | Sequence[Atoms], n: int, *, quantity: str 
     """
     potential = model.fitted()
     posterior = require_posterior(model.posterior_)
-    if isinstance(posterior, CoupledPosterior):
-        raise UnsupportedError(
-            "selection needs what the fit knows about all parameters together, and a model with a charge-aware "
-            "short-range energy knows those of the charges apart; select with a model without charge_aware"
-        )
     kind = _quantity(quantity, posterior)
     frames = as_frames(pool)
     if not isinstance(n, Integral) or not 1 <= n <= len(frames):
@@ -107,20 +103,19 @@ def select(model: KQEq, pool: Atoms | Sequence[Atoms], n: int, *, quantity: str 
     for i, atoms in enumerate(frames):
         structure = read_structure(atoms, index=i, prefix=model.label_prefix)
         potential.check(structure, describe(atoms, i))
-        structures.append(remaining(structure, potential.baseline))
+        structures.append(structure)
     if kind == "dipole" and any(structure.periodic for structure in structures):
         raise InputError('the pool holds periodic cells, whose dipole is not defined; use quantity="energy"')
     candidates = [
-        _candidate(posterior, structure, kind)
+        _candidate(posterior, structure, kind, potential.baseline)
         for structure in track(structures, "pool", total=len(structures))
     ]
     return _greedy(candidates, int(n))
 
 
-def _quantity(quantity: Any, posterior: Posterior) -> str:
+def _quantity(quantity: Any, posterior: AnyPosterior) -> str:
     """The quantity to select for."""
-    has_energy, has_charges = posterior.parameters.energy is not None, posterior.parameters.chi is not None
-    possible = [kind for kind in QUANTITIES if (has_energy if kind == "energy" else has_charges)]
+    possible = [kind for kind in QUANTITIES if kind in posterior.quantities]
     if quantity is None:
         return possible[0]
     if quantity not in possible:
@@ -128,8 +123,10 @@ def _quantity(quantity: Any, posterior: Posterior) -> str:
     return str(quantity)
 
 
-def _candidate(posterior: Posterior, structure: Structure, kind: str) -> _Candidate:
-    view = Uncertain(posterior, structure)
+def _candidate(
+    posterior: AnyPosterior, structure: Structure, kind: str, baseline: Baseline | None = None
+) -> _Candidate:
+    view = posterior.view(structure, baseline=baseline)
     mapped = view.linear_map(kind)
     scaled = solve_lower(posterior.lower, mapped.rows.T)
     variance = scaled.T @ scaled

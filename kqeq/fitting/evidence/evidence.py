@@ -125,7 +125,7 @@ class Evidence:
         hessian[np.diag_indices_from(hessian)] += 1.0
         lower = factorise(hessian, "the matrix of the normal equations", "raise the smallest noise")
         u = solve_lower(lower, solve_lower(lower, columns * rhs), transposed=True)
-        covariance = _inverse(lower)
+        covariance = inverse_of(lower)
 
         value = self.constant - 0.5 * float(u @ u) - float(np.log(np.diagonal(lower)).sum())
         gradient = np.zeros(self.size)
@@ -204,13 +204,8 @@ class DualEvidence:
         """Log evidence, its gradient and the most probable parameters; see :meth:`Evidence.evaluate`."""
         noise = np.exp(2.0 * theta[: len(self.names)])
         spreads = np.exp(2.0 * theta[len(self.names) :])
-        covariance = self.fixed.copy()
-        for spread, gram in zip(spreads, self.grams, strict=True):
-            covariance += spread * gram
-        covariance[np.diag_indices_from(covariance)] += noise[self.kind]
-        lower = factorise(covariance, "the covariance of the labels", "raise the smallest noise")
-        weights = solve_lower(lower, solve_lower(lower, self.targets), transposed=True)
-        inverse = _inverse(lower)
+        lower, weights = self.solve(theta)
+        inverse = inverse_of(lower)
         value = self.constant - 0.5 * float(self.targets @ weights) - float(np.log(np.diagonal(lower)).sum())
         own = weights**2 - np.diagonal(inverse)
         gradient = np.concatenate(
@@ -222,16 +217,40 @@ class DualEvidence:
                 ],
             ]
         )
-        u = self.rows.T @ weights
-        for spread, group in zip(spreads, self.groups, strict=True):
-            u[group] *= math.sqrt(spread)
-        return value, gradient, u
+        return value, gradient, self._weighted(theta, weights)
+
+    def solve(self, theta: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Cholesky factor of C, and C⁻¹ t.
+
+        Raises
+        ------
+        NotPositiveDefiniteError
+            If rounding makes C indefinite.
+        """
+        noise = np.exp(2.0 * theta[: len(self.names)])
+        spreads = np.exp(2.0 * theta[len(self.names) :])
+        covariance = self.fixed.copy()
+        for spread, gram in zip(spreads, self.grams, strict=True):
+            covariance += spread * gram
+        covariance[np.diag_indices_from(covariance)] += noise[self.kind]
+        lower = factorise(covariance, "the covariance of the labels", "raise the smallest noise")
+        return lower, solve_lower(lower, solve_lower(lower, self.targets), transposed=True)
+
+    def parameters(self, theta: FloatArray) -> FloatArray:
+        """The most probable parameters, (P,)."""
+        return self._weighted(theta, self.solve(theta)[1])
+
+    def _weighted(self, theta: FloatArray, weights: FloatArray) -> FloatArray:
+        u: FloatArray = self.rows.T @ weights
+        for spread, group in zip(theta[len(self.names) :], self.groups, strict=True):
+            u[group] *= math.exp(spread)
+        return u
 
 
 AnyEvidence = Evidence | DualEvidence
 
 
-def _inverse(lower: FloatArray) -> FloatArray:
+def inverse_of(lower: FloatArray) -> FloatArray:
     """(L Lᵀ)⁻¹, symmetric."""
     from scipy.linalg.lapack import dpotri
 
@@ -368,4 +387,13 @@ def maximise(evidence: AnyEvidence, bounds: Sequence[tuple[float, float]], start
     return np.asarray(found.x, dtype=np.float64)
 
 
-__all__ = ["AnyEvidence", "DualEvidence", "Evidence", "KindSums", "collect", "column_groups", "maximise"]
+__all__ = [
+    "AnyEvidence",
+    "DualEvidence",
+    "Evidence",
+    "KindSums",
+    "collect",
+    "column_groups",
+    "inverse_of",
+    "maximise",
+]

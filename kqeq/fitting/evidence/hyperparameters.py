@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -93,8 +93,16 @@ class PowerSearch:
     step: float = math.log(1.5)
 
 
+class Hyperparameters(Protocol):
+    """Something that depends on noises of label kinds and on prior spreads."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Label kinds, in the order of theta; spreads follow."""
+
+
 def rescale(
-    parameters: Parameters, noise: Mapping[str, float], evidence: AnyEvidence, theta: FloatArray
+    parameters: Parameters, noise: Mapping[str, float], evidence: Hyperparameters, theta: FloatArray
 ) -> tuple[Parameters, dict[str, float]]:
     """Parameters and noise with their spreads and noises multiplied by exp(theta)."""
     factors = dict(zip(evidence.names, np.exp(theta[: len(evidence.names)]), strict=True))
@@ -129,7 +137,13 @@ def _zeta(parameters: Parameters) -> float | None:
     return kernels[0].feature_map.zeta if len(kernels) == 1 else None
 
 
-def describe(parameters: Parameters, noise: Mapping[str, float], kinds: Sequence[str], value: float) -> str:
+def describe(
+    parameters: Parameters,
+    noise: Mapping[str, float],
+    kinds: Sequence[str],
+    value: float,
+    what: str = "log evidence",
+) -> str:
     """One line on where the search stands."""
     words = [f"noise {kind} {noise[kind]:.3g}" for kind in kinds]
     for name, kernel in parameters.kernels.items():
@@ -137,7 +151,7 @@ def describe(parameters: Parameters, noise: Mapping[str, float], kinds: Sequence
     for name, part in parameters.parts.items():
         if part.offset_spread > 0.0:
             words.append(f"{name} spread {part.offset_spread:.3g}")
-    return f"log evidence {value:.2f}: " + ", ".join(words)
+    return f"{what} {value:.2f}: " + ", ".join(words)
 
 
 def learn(

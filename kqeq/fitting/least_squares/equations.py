@@ -28,7 +28,7 @@ Dimensions: P parameters, p linear ones, n rows of one block.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -36,7 +36,7 @@ import numpy as np
 from kqeq.backend import arange, asarray_like, eye, full, is_numpy, namespace, to_float, to_numpy, zeros
 from kqeq.backend.linalg import add_to_diagonal, factorise, solve_lower
 from kqeq.errors import NotPositiveDefiniteError
-from kqeq.fitting.least_squares.gram import column_sums
+from kqeq.fitting.least_squares.gram import TILE, column_sums
 from kqeq.typing import Array, FloatArray
 
 Method = Literal["cholesky", "qr"]
@@ -101,6 +101,41 @@ class Prior:
         return hessian
 
 
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The lower triangle of a symmetric matrix as blocks of rows.
+
+    Attributes
+    ----------
+    blocks : tuple of (n, stop) arrays
+        Rows up to the diagonal of their last one.
+    """
+
+    blocks: tuple[FloatArray, ...]
+
+    @classmethod
+    def of(cls, matrix: FloatArray) -> Rows:
+        """Cut a matrix up."""
+        edges = range(0, len(matrix), TILE)
+        return cls(tuple(matrix[a : a + TILE, : a + TILE].copy() for a in edges))
+
+    def add_to(self, matrix: FloatArray) -> None:
+        """Add the whole symmetric matrix."""
+        start = 0
+        for block in self.blocks:
+            count, stop = block.shape
+            matrix[start:stop, :stop] += block
+            matrix[:start, start:stop] += block[:, :start].T
+            start += count
+
+    def whole(self) -> FloatArray:
+        """The matrix."""
+        size = self.blocks[-1].shape[1] if self.blocks else 0
+        result = np.zeros((size, size))
+        self.add_to(result)
+        return result
+
+
 @dataclass(eq=False)
 class Sums:
     """What a set of frames contributes; sums of sets add up, on the device where they were computed.
@@ -120,16 +155,31 @@ class Sums:
         The rest of its rows where the first p parameters are linear.
     """
 
-    hessian: Array | None
+    hessian: Array | Rows | None
     rhs: Array | None
     loss: float
     n_residuals: int
     triangle: Array | None = None
     border: Array | None = None
 
+    def packed(self) -> Sums:
+        """For the way from a worker: the lower triangle of the matrix as blocks of rows, half of the bytes."""
+        if not isinstance(self.hessian, np.ndarray):
+            return self
+        return replace(self, hessian=Rows.of(self.hessian))
+
+    def unpacked(self) -> Sums:
+        """The opposite of :meth:`packed`."""
+        if not isinstance(self.hessian, Rows):
+            return self
+        return replace(self, hessian=self.hessian.whole())
+
     def add(self, other: Sums) -> None:
-        """Add another set's contribution in place."""
-        if self.hessian is not None and other.hessian is not None:
+        """Add another set's contribution, packed or not, in place."""
+        if isinstance(other.hessian, Rows):
+            assert isinstance(self.hessian, np.ndarray)
+            other.hessian.add_to(self.hessian)
+        elif self.hessian is not None and other.hessian is not None:
             self.hessian += other.hessian
         if self.border is not None and other.border is not None:
             self.border += other.border
@@ -584,6 +634,7 @@ __all__ = [
     "Method",
     "NormalEquations",
     "Prior",
+    "Rows",
     "Sums",
     "TriangularEquations",
     "condition_number",

@@ -62,6 +62,12 @@ CHUNK_ROWS = 2048
 MEMORY = 5
 """Steps from which second-order terms are learned."""
 
+LEAST_CURVATURE = 0.2
+"""Least curvature along a step, relative to that of the normal equations, that is learned."""
+
+LONGEST = 8.0
+"""How far limits of steps may be stretched."""
+
 SMALLEST_LIMITING = 1e-4
 """Damping from which on a step that is too long is damped more and more."""
 
@@ -134,6 +140,10 @@ class SolverState:
         The convergence table so far.
     steps, slopes : (k, P) arrays
         Last steps s, and what they changed b = −∇loss by, −y; for the last step b before it.
+    reach : float
+        How many times further than ``step_factor`` says a step may go.
+    free : int
+        Nearly free steps in a row that gained next to nothing.
     """
 
     u: FloatArray
@@ -141,6 +151,8 @@ class SolverState:
     iterations: tuple[Iteration, ...]
     steps: FloatArray | None = None
     slopes: FloatArray | None = None
+    reach: float = 1.0
+    free: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +283,7 @@ class _Sum:
 
 def jacobian_of(what: SumKind) -> JacobianKind:
     """Which rows a sum needs."""
-    return what if what in ("none", "linear") else "full"  # type: ignore[return-value]
+    return what if what in ("none", "linear") else "full"
 
 
 def sum_rows(problem: LeastSquaresProblem, rows: Iterable[tuple[Array, Array | None]], what: SumKind) -> Sums:
@@ -382,13 +394,17 @@ class _Curvature:
         """Note a step and b before it."""
         self.last = step, rhs
 
-    def arrived(self, rhs: FloatArray) -> None:
-        """Complete the last pair with b behind the step."""
+    def arrived(self, equations: Equations) -> None:
+        """Complete the last pair with b behind the step.
+
+        Where the loss is curved far less along the step than H says, the pair would make the next step far too long.
+        """
         if self.last is None:
             return
-        step, change = self.last[0], rhs - self.last[1]
+        step, change = self.last[0], equations.rhs - self.last[1]
         self.last = None
-        if -float(step @ change) > 1e-12 * float(np.linalg.norm(step) * np.linalg.norm(change)):
+        expected = 2.0 * (float(equations.rhs @ step) - equations.promised(step))
+        if -float(step @ change) > LEAST_CURVATURE * expected:
             self.steps, self.changes = [*self.steps, step][-MEMORY:], [*self.changes, change][-MEMORY:]
 
     def forget(self) -> None:
@@ -476,8 +492,8 @@ def minimise(
         root of the loss: with 1e-2, what is left would lower them by half a percent.
     negligible : float
         Or below this much per parameter: with 1e-3 the remaining step is a few hundredths of the posterior
-        standard deviation of each parameter.  A nearly undamped step that gains no more than this ends the
-        iteration as well.
+        standard deviation of each parameter.  Two nearly undamped steps in a row that gain no more than this
+        end the iteration as well.
     engine : callable
         Does the sums over frames.
     state : SolverState, optional
@@ -487,7 +503,8 @@ def minimise(
     report : callable
         Called after every iteration.
     step_factor : callable
-        How much of a step may be taken, at most 1: for parameters that predictions depend on exponentially.
+        How much of a step may be taken, at most 1: for parameters that predictions depend on exponentially.  Up to
+        :data:`LONGEST` times as much while steps gain what they promise.
     limited : int, optional
         Where these parameters begin, to the end of u: the others then take the step that is best for what is left of
         theirs.  Without it the whole step is shortened.
@@ -500,14 +517,18 @@ def minimise(
         See :func:`accumulate`; once ``auto`` has turned to QR it stays there.
     """
     iterations: list[Iteration] = []
-    damping = 0.0
+    damping, reach, free = 0.0, 1.0, 0
     if state is not None:
-        u, damping, iterations = state.u, state.damping, list(state.iterations)
+        u, damping, reach, iterations = state.u, state.damping, state.reach, list(state.iterations)
+        free = state.free
     prior = Prior.standard(problem.size) if prior is None else prior
     if solver == "auto" and iterations and iterations[-1].method == "qr":
         solver = "qr"
     growth = 2.0
     converged = False
+
+    def within(step: FloatArray) -> float:
+        return min(1.0, reach * step_factor(step))
 
     def note(number: int, decrement: float, accepted: bool) -> None:
         iterations.append(
@@ -527,7 +548,7 @@ def minimise(
     columns = problem.linear_columns
     linear_lower = None if columns is None or problem.linear else equations.block(columns)
     curvature = _Curvature(state)
-    curvature.arrived(equations.rhs)
+    curvature.arrived(equations)
     for number in range(len(iterations), max_iterations):
         if problem.linear:
             # the quadratic model is exact, and H does not depend on u
@@ -543,11 +564,11 @@ def minimise(
             )
         newton = curvature.direction(equations)
         decrement = 0.5 * float(equations.rhs @ newton)
-        if curvature.steps and step_factor(newton) < 1.0:
+        if curvature.steps and within(newton) < 1.0:
             decrement = equations.decrement()  # what was learned on short steps says little about long ones
         small = max(tolerance * equations.loss, negligible * problem.size)
         losses = [iteration.loss for iteration in iterations] + [equations.loss]
-        if decrement <= small or _stalled(losses, patience, small):
+        if decrement <= small or _stalled(losses, patience, small) or (free > 1 and damping < 1e-3):
             converged = True
             note(number, decrement, True)
             break
@@ -555,9 +576,9 @@ def minimise(
         for _ in range(40):
             if not corrected:
                 step = equations.step(damping)
-            whole = step_factor(step) >= 1.0
+            whole = within(step) >= 1.0
             if not whole:
-                step = _shortened(equations, step, damping, step_factor, limited)
+                step = _shortened(equations, step, damping, within, limited)
             promised = decrement if corrected and whole else equations.promised(step)
             try:
                 trial, trial_loss = project_linear(problem, u + step, linear_lower, engine, prior)
@@ -567,6 +588,9 @@ def minimise(
             if actual > 1e-4 * promised:
                 accepted = True
                 break
+            if not whole and reach > 1.0:
+                reach *= 0.5
+                continue
             if corrected:
                 # the plain step deserves a chance before it is damped
                 corrected = False
@@ -581,21 +605,22 @@ def minimise(
         damping *= max(1.0 / 9.0, 1.0 - (2.0 * gain - 1.0) ** 3)
         damping = 0.0 if damping < 1e-6 else damping
         growth = 2.0
+        # nearly free steps that gained next to nothing: what the quadratic model still promises is not there
+        free = free + 1 if whole and actual <= small else 0
+        if gain < 0.25:
+            reach = max(0.25, 0.5 * reach)
+        elif not whole and gain > 0.75:
+            reach = min(LONGEST, 2.0 * reach)
         if actual < 0.5 * equations.loss:
             curvature.moved(trial - u, equations.rhs)
         else:
             curvature.forget()  # residuals, and with them the second-order terms, have become others
         u = trial
-        checkpoint(SolverState(u, damping, tuple(iterations), *curvature.stored()))
+        checkpoint(SolverState(u, damping, tuple(iterations), *curvature.stored(), reach, free))
         if solver == "auto":
             solver = "auto" if equations.method == "cholesky" else "qr"
         equations = accumulate(problem, u, engine, prior, solver, equations.linear)
-        curvature.arrived(equations.rhs)
-        if whole and damping < 1e-3 and actual <= max(tolerance * equations.loss, negligible * problem.size):
-            # a nearly free step that gained next to nothing: what the quadratic model still promises is not there
-            converged = True
-            note(number + 1, equations.decrement(), True)
-            break
+        curvature.arrived(equations)
     return Solution(u, equations.loss, equations.lower, tuple(iterations), converged, equations.n_residuals)
 
 
