@@ -309,3 +309,16 @@ def test_valence_electrons():
         82: 4,
     }
     assert valence_electrons(list(symbols)).tolist() == list(symbols.values())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{**SHORT, "e0": {"H": NUMBERS[1], "O": NUMBERS[8]}}, {"charge_aware": kqeq.ChargeKernel()}],
+    ids=["e0 given", "charge-aware"],
+)
+def test_more_compositions_settle_other_models_too(options):
+    model = fit(frames(WATER), **options)
+    assert asked(model.predict, H2)[1]
+    model.update(frames(H2, seed=3))
+    assert not asked(model.predict, H2)[1]
+    assert not asked(model.predict, WATER)[1]
