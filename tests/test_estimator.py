@@ -384,7 +384,9 @@ def test_checks_of_scikit_learn(name):
 def test_parts_that_were_not_given():
     one, two = kqeq.KQEq(), kqeq.KQEq()
     assert one.get_params()["charges"] == "default"
-    assert "electronegativity__r_cut" in one.get_params()
+    assert "charges__fragments" in one.get_params()
+    assert one.set_params(charges__fragments=True).charges.fragments
+    assert not two.charges.fragments
     one.set_params(electronegativity__r_cut=3.0)
     assert one.electronegativity.r_cut == 3.0 != two.electronegativity.r_cut
     assert one.get_params()["electronegativity"] is one.electronegativity
