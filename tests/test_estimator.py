@@ -388,7 +388,7 @@ def test_parts_that_were_not_given():
     assert one.set_params(charges__fragments=True).charges.fragments
     assert not two.charges.fragments
     one.set_params(electronegativity__r_cut=3.0)
-    assert one.electronegativity.r_cut == 3.0 != two.electronegativity.r_cut
+    assert one.electronegativity.r_cut == 3.0 and two.electronegativity == "auto"
     assert one.get_params()["electronegativity"] is one.electronegativity
     assert clone(one).electronegativity.r_cut == 3.0
 
