@@ -95,8 +95,8 @@ def choose_labels(
     return frames, {kind: used[kind] for kind in LABEL_KINDS if used[kind]}, ignored
 
 
-CHARGE_SPREAD = 10.0
-"""How much energy the first charge may cost, next to which guesses are corrected, eV/e."""
+CHARGE_SPREAD = 15.0
+"""How much energy the first charge may cost (ionization energies are 5 to 15 eV), eV/e."""
 
 GUESS_SPREAD = 0.5
 """Prior spread of element energies that compositions leave open, relative to the guess."""
