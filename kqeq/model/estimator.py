@@ -141,6 +141,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         What the fit knows about its parameters; ``None`` for models loaded from a file without it.
     species_ : tuple of str
         Elements the model knows.
+    saved_ : bool
+        Whether some file holds this fit.
     """
 
     def __init__(
@@ -441,7 +443,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.fit_report_ = report
         self.charges_key_ = charges_key
         self.posterior_ = posterior
-        self._on_disk = False  # whether some file holds this fit
+        self.saved_ = False
         self.species_ = tuple(chemical_symbols[z] for z in potential.species)
 
     def fitted(self) -> Potential:
@@ -594,8 +596,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         record = Record(
             self.get_params(deep=False), self.fitted(), self.fit_report_, self.charges_key_, self.posterior_
         )
-        save_record(record, path, posterior=posterior, rescue=not self._on_disk)
-        self._on_disk = True
+        save_record(record, path, posterior=posterior, rescue=not self.saved_)
+        self.saved_ = True
 
 
 def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
@@ -625,7 +627,7 @@ def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
     except Exception as error:  # settings that no version has had
         raise damaged(path, error) from error
     model._set_fitted(record.potential, record.report, record.charges_key, record.posterior)
-    model._on_disk = True
+    model.saved_ = True
     return model
 
 
