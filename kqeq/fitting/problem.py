@@ -164,7 +164,8 @@ class FitProblem:
             budget = 0 if linear else cache_budget(device.like, MEMORY_BUDGET)
         self.budget = budget
         # rows are met in every iteration: what does not fit in double precision may fit in single precision
-        self.single = not linear and device.is_host and stored_bytes(frames, parameters) > budget
+        needed = 0 if linear or not device.is_host else stored_bytes(frames, parameters)
+        self.single = needed > budget >= needed // 2
         self.device = device
         self.size = parameters.size
         self.token = f"{os.getpid()}-{next(_NUMBERS)}"

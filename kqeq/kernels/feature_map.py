@@ -356,17 +356,17 @@ class FeatureMap:
         for same in zip(*self.similarities_many(states, numbers), strict=True):
             z = same[0].element
             raw = []
-            for near, state, (_, positions, strain) in zip(same, states, sizes, strict=True):
+            for near, state, (_, by_positions, by_strain) in zip(same, states, sizes, strict=True):
                 raw.append(xp.sum(_power(near.dots, self.zeta), axis=0)[None, :])
-                if not positions and not strain:
+                if not by_positions and not by_strain:
                     continue
                 slopes = _slope(near.dots, self.zeta)
                 directions = self._directions(state.species, z, like)
                 found = self.descriptor.feature_gradients(
                     state, near.centres, directions, slopes, projections=near.dots
                 )
-                raw += [found.positions] if positions else []
-                raw += [found.strain] if strain else []
+                raw += [found.positions] if by_positions else []
+                raw += [found.strain] if by_strain else []
             stack[:, columns[z]] = solve_lower(self._lower(z, like), xp.concat(raw).T).T
         results, start = [], 0
         for size in sizes:

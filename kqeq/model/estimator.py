@@ -175,6 +175,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         What the fit knows about its parameters; ``None`` for models loaded from a file without it.
     species_ : tuple of str
         Elements the model knows.
+    saved_ : bool
+        Whether some file holds this fit.
     """
 
     def __init__(
@@ -528,7 +530,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.fit_report_ = report
         self.charges_key_ = charges_key
         self.posterior_ = posterior
-        self.on_disk_ = False  # whether some file holds this fit
+        self.saved_ = False
         self.species_ = tuple(chemical_symbols[z] for z in potential.species)
 
     def fitted(self) -> Potential:
@@ -680,8 +682,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             kept in another folder, which the message names.
         """
         record = Record(self._given(), self.fitted(), self.fit_report_, self.charges_key_, self.posterior_)
-        save_record(record, path, posterior=posterior, rescue=not self.on_disk_)
-        self.on_disk_ = True
+        save_record(record, path, posterior=posterior, rescue=not self.saved_)
+        self.saved_ = True
 
 
 def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
@@ -711,7 +713,7 @@ def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
     except Exception as error:  # settings that no version has had
         raise damaged(path, error) from error
     model._set_fitted(record.potential, record.report, record.charges_key, record.posterior)
-    model.on_disk_ = True
+    model.saved_ = True
     return model
 
 

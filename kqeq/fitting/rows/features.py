@@ -232,13 +232,8 @@ def _compute(
         energy = sums.summed_many(maps[1], states, numbers, gradients, strains)
     for i, frame in enumerate(frames):
         own = energy[i]
-        raw = KernelFeatures(
-            chi[i],
-            None if own is None else own.values,
-            None if own is None else own.positions,
-            None if own is None else own.strain,
-            sites[i],
-        )
+        own = SummedFeatures(None, None, None) if own is None else own
+        raw = KernelFeatures(chi[i], own.values, own.positions, own.strain, sites[i])
         yield _assemble(frame, parameters, device, raw, states[i], single), raw
 
 
