@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
+from os import PathLike
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -36,7 +37,7 @@ from kqeq.frames.conditions import (
 from kqeq.frames.neighbours import NeighbourFinder, Pairs
 from kqeq.frames.site_data import site_data_key
 from kqeq.frames.structures import Structure, describe, read_structure
-from kqeq.model.estimator import KQEq
+from kqeq.model.estimator import KQEq, load_model
 from kqeq.potential.fixed_geometry import FixedGeometry, same_geometry
 from kqeq.potential.potential import Potential, Prediction, require_energy_model
 from kqeq.typing import FloatArray
@@ -75,9 +76,9 @@ class KQEqCalculator(Calculator):
 
     Parameters
     ----------
-    model : KQEq
-        A fitted model.  The calculator keeps the parameters that the model has now; fitting the model again later
-        does not reach it.
+    model : KQEq or path-like
+        A fitted model, or its file.  The calculator keeps the parameters that the model has now; fitting the model again
+        later does not reach it.
     total_charge : float, optional
         Total charge in e.  ``None`` reads ``atoms.info["total_charge"]`` or ``atoms.info["charge"]``, or takes 0.
     external_field : (3,) array-like, optional
@@ -100,6 +101,8 @@ class KQEqCalculator(Calculator):
         If the model is not fitted.
     InputError
         For something that is not a model, a charge or a field, or an unknown device or precision.
+    ModelFileError
+        For a file that holds no model.
     DeviceError
         If a GPU is asked for and does not work.
 
@@ -117,25 +120,30 @@ class KQEqCalculator(Calculator):
     (:class:`ase.constraints.FixCom`) where it should not drift away.
     """
 
+    # those of the class; an instance lists what its model has
     implemented_properties: list[str] = [*_ENERGY_KINDS, *_CHARGE_KINDS]  # noqa: RUF012 (as in ASE)
     default_parameters: dict[str, Any] = {"total_charge": None, "external_field": None}  # noqa: RUF012
     ignored_changes: set[str] = {"initial_magmoms"}  # noqa: RUF012
 
     def __init__(
         self,
-        model: KQEq,
+        model: KQEq | str | PathLike[str],
         *,
         total_charge: float | None = None,
         external_field: Any = None,
         device: str | Device = "cpu",
         precision: str = "float64",
     ) -> None:
+        if isinstance(model, str | PathLike):
+            model = load_model(model)
         if not isinstance(model, KQEq):
             raise InputError(
-                f"KQEqCalculator needs a fitted kqeq.KQEq model, got {type(model).__name__}; "
-                "load a model file with kqeq.load(path) first"
+                f"KQEqCalculator needs a fitted kqeq.KQEq model or the path of a model file, got {type(model).__name__}"
             )
         self._potential: Potential = model.fitted().in_session()
+        # ASE's tools ask only for what is listed
+        kinds = (*_ENERGY_KINDS,) if self._potential.has_energy else ()
+        self.implemented_properties = [*kinds, *(_CHARGE_KINDS if self._potential.has_charges else ())]
         self._prefix = str(model.label_prefix)
         self._noted: dict[str, list[Any]] = {NOTED_CHARGE: [], NOTED_FIELD: []}
         self._single = check_precision(precision)
@@ -145,7 +153,7 @@ class KQEqCalculator(Calculator):
         self._conditions: tuple[float, FloatArray] | None = None
         self._site_data: tuple[bytes | None, ...] = ()
         self._checked: tuple[bytes, ...] | None = None
-        self._warned: set[float] = set()
+        self._warned: set[tuple[float, bytes]] = set()
         self._finder: NeighbourFinder | None = None
         self._geometry: FixedGeometry | None = None
         self._lock = threading.RLock()
@@ -292,6 +300,8 @@ class KQEqCalculator(Calculator):
                 f"KQEqCalculator was asked for {name!r} without a structure; pass atoms, or attach the calculator "
                 "(atoms.calc = calculator) and ask the atoms"
             )
+        if name not in self.implemented_properties:
+            self._require(name)  # says why
         value = super().get_property(name, atoms, allow_calculation)  # type: ignore[no-untyped-call]
         if atoms is not None and self.results:
             self._note(atoms)
@@ -333,9 +343,6 @@ class KQEqCalculator(Calculator):
         if checked != self._checked:  # not at every step of a trajectory
             self._potential.check(structure, describe(self.atoms))
             self._checked = checked
-        if structure.total_charge not in self._warned:
-            self._warned.add(structure.total_charge)
-            self._potential.warn_if_undetermined(structure)
 
         wanted = ["energy"]
         if "forces" in properties or "stress" in properties:
@@ -350,6 +357,10 @@ class KQEqCalculator(Calculator):
         prediction, used = devices.run(self._device, work)
         if used.is_host:
             self._device = "cpu"  # a GPU that failed once is not tried again at every step
+        state = structure.total_charge, np.bincount(structure.numbers).tobytes()
+        if state not in self._warned:  # once for every composition and charge
+            self._warned.add(state)
+            self._potential.warn_if_undetermined([structure], [prediction])
 
         results: dict[str, Any] = {}
         if self._potential.has_energy:
@@ -406,7 +417,7 @@ class KQEqCalculator(Calculator):
 
     def _require(self, name: str) -> None:
         """Refuse properties that the model cannot have for any structure."""
-        if name not in self.implemented_properties:
+        if name not in (*_ENERGY_KINDS, *_CHARGE_KINDS):
             raise PropertyUnavailableError(
                 f"KQEqCalculator has no property {name!r}; expected one of {', '.join(self.implemented_properties)}"
             )

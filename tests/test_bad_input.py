@@ -396,8 +396,13 @@ def test_a_model_of_one_total_charge_warns_when_another_is_asked_for(kernel, wat
             KQEqCalculator(fitted, total_charge=1).get_charges(WATER)
 
 
-def test_a_model_of_two_total_charges_does_not_warn(water_model):
-    water_model.predict(WATER, total_charge=2)
+def test_charge_that_goes_along_with_composition_warns(water_model):
+    """Hydroxide, water, hydronium: nothing says what charge costs at one composition."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UndeterminedWarning)
+        water_model.predict(WATER)
+    with pytest.warns(UndeterminedWarning, match="energy of H2O at charge 2 e"):
+        water_model.predict(WATER, total_charge=2)
 
 
 # ---------------------------------------------------------------- in general

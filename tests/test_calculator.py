@@ -13,7 +13,13 @@ from ase.md.verlet import VelocityVerlet
 
 import kqeq
 from kqeq.calculator import KQEqCalculator, PropertyUnavailableError
-from kqeq.errors import InputError, ModelNotFittedError, UndeterminedWarning, UnsupportedError
+from kqeq.errors import (
+    InputError,
+    ModelFileError,
+    ModelNotFittedError,
+    UndeterminedWarning,
+    UnsupportedError,
+)
 from kqeq.potential.fixed_geometry import FixedGeometry
 
 FIELD = (0.02, -0.05, 0.1)
@@ -219,8 +225,8 @@ def test_unknown_parameters_are_refused(model):
 def test_needs_a_fitted_model(atoms):
     with pytest.raises(ModelNotFittedError, match="not fitted"):
         KQEqCalculator(kqeq.KQEq())
-    with pytest.raises(InputError, match="got str"):
-        KQEqCalculator("model.kqeq")
+    with pytest.raises(ModelFileError, match=r"no kqeq model file nowhere\.kqeq"):
+        KQEqCalculator("nowhere.kqeq")
 
 
 def test_asked_without_a_structure(model):
@@ -397,3 +403,22 @@ def test_the_kept_neighbour_list_changes_nothing(short_range_model):
         np.testing.assert_allclose(atoms.get_potential_energy(), fresh.energy, rtol=1e-12)
     assert atoms.calc._finder is not None
     assert pickle.loads(pickle.dumps(atoms.calc))._finder is None
+
+
+def test_lists_what_its_model_has(model, dipole_model, short_range_model, tmp_path, atoms):
+    energies, charges = ["energy", "free_energy", "forces", "stress"], ["charges", "dipole"]
+    assert KQEqCalculator(model).implemented_properties == energies + charges
+    assert KQEqCalculator(dipole_model).implemented_properties == charges
+    assert KQEqCalculator(short_range_model).implemented_properties == energies
+    path = tmp_path / "m.kqeq"
+    model.save(path)
+    found = []
+    for given in (model, path, str(path)):
+        own = atoms.copy()
+        own.calc = KQEqCalculator(given)
+        found.append(own.get_potential_energy())
+    assert found[0] == found[1] == found[2] != 0.0
+    with pytest.raises(ModelFileError, match="nowhere"):
+        KQEqCalculator(tmp_path / "nowhere.kqeq")
+    with pytest.raises(InputError, match="or the path of a model file, got int"):
+        KQEqCalculator(3)

@@ -256,8 +256,8 @@ def test_rows_are_derivatives_of_predictions(name, condition, models):
             for own in u[: 3 * size].reshape(3, size)
         ]
         offsets = {
-            z: part.offset_mean[z] + part.offset_spread * x
-            for z, x in zip(part.offset_mean, u[3 * size :], strict=True)
+            z: part.offset_mean[z] + spread * x
+            for z, spread, x in zip(part.offset_mean, part.offset_spreads, u[3 * size :], strict=True)
         }
         return replace(
             potential, energy_offsets=offsets, short_range=powers[0], charge_powers=tuple(powers[1:])

@@ -113,7 +113,8 @@ def salt(rng):
     atoms = Atoms("ClClNaNa", cell=cell, pbc=True)
     atoms.positions = places @ cell + 0.1 * rng.normal(size=(4, 3))
     atoms.info["energy"] = rng.normal()
-    atoms.arrays["forces"] = rng.normal(size=(4, 3))
+    forces = rng.normal(size=(4, 3))
+    atoms.arrays["forces"] = forces - forces.mean(axis=0)
     atoms.arrays["charges"] = np.array([-0.6, -0.4, 0.3, 0.7])
     return atoms
 

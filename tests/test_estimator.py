@@ -353,3 +353,68 @@ def test_the_short_recipes(water_training, kernel):
     p = charges.predict(bare(water_training[0]))
     assert p.energy_short_range == 0.0
     assert p.energy_electrostatic != 0.0
+
+
+# ------------------------------------------------------- scikit-learn's tools
+
+
+APPLICABLE = (
+    "check_parameters_default_constructible",
+    "check_no_attributes_set_in_init",
+    "check_get_params_invariance",
+    "check_set_params",
+    "check_estimator_repr",
+    "check_estimator_cloneable",
+    "check_estimators_unfitted",
+    "check_valid_tag_types",
+    "check_estimator_tags_renamed",
+    "check_mixin_order",
+)
+"""The others fit to arrays of numbers."""
+
+
+@pytest.mark.parametrize("name", APPLICABLE)
+def test_checks_of_scikit_learn(name):
+    from sklearn.utils import estimator_checks
+
+    check = getattr(estimator_checks, name)
+    check("KQEq", kqeq.KQEq())
+
+
+def test_parts_that_were_not_given():
+    one, two = kqeq.KQEq(), kqeq.KQEq()
+    assert one.get_params()["charges"] == "default"
+    assert "charges__fragments" in one.get_params()
+    assert one.set_params(charges__fragments=True).charges.fragments
+    assert not two.charges.fragments
+    one.set_params(electronegativity__r_cut=3.0)
+    assert one.electronegativity.r_cut == 3.0 and two.electronegativity == "auto"
+    assert one.get_params()["electronegativity"] is one.electronegativity
+    assert clone(one).electronegativity.r_cut == 3.0
+
+
+def test_settings_of_the_fit_are_settings_of_the_model(water_training, kernel, tmp_path):
+    settings = {"short_range": None, "targets": ["dipole"]}
+    model = kqeq.KQEq(kernel(3.0), **settings, optimize="evidence", cache=tmp_path, device="cpu")
+    again = clone(model).fit(water_training)
+    by_hand = kqeq.KQEq(kernel(3.0), **settings).fit(water_training, optimize="evidence")
+    np.testing.assert_array_equal(again.posterior_.u, by_hand.posterior_.u)
+    assert again.posterior_.noise["dipole"] != 0.01
+    again.save(tmp_path / "m.kqeq")
+    loaded = kqeq.load(tmp_path / "m.kqeq")
+    assert loaded.optimize == "evidence" and loaded.cache is None
+    for wrong in ({"optimize": "evidenz"}, {"leave_out_failed": "no"}, {"cache": ""}, {"resume": 3}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            clone(model).set_params(**wrong).fit(water_training)
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            clone(model).fit(water_training, **wrong)
+
+
+def test_grid_search(water_training, kernel):
+    from sklearn.model_selection import GridSearchCV
+
+    model = kqeq.KQEq(kernel(3.0), None, targets=["dipole"])
+    grid = {"optimize": [None, "evidence"], "electronegativity__zeta": [1, 2]}
+    search = GridSearchCV(model, grid, cv=2, error_score="raise").fit(water_training)
+    assert len(set(search.cv_results_["mean_test_score"])) == 4
+    assert search.best_estimator_.predict(water_training[0]).dipole is not None

@@ -200,3 +200,18 @@ def _bare(atoms):
     copy = atoms.copy()
     copy.calc = None
     return copy
+
+
+def test_calibration_knows_the_weights_of_frames():
+    """A label of weight w scatters by σ/√w: errors of 0.2 and 0.1 eV/atom at w = 1 and 4 are one and the same z."""
+    items = [
+        (
+            structure("H2"),
+            Labels(energy=1.0, weight=weight),
+            prediction(energy=1.0 + 2 * error, energy_std=0.0),
+        )
+        for weight, error in ((1.0, 0.2), (4.0, 0.1))
+    ]
+    found = compare(items, {}, {"energy": 0.1}).calibration["energy"]
+    assert found.mean_z2 == pytest.approx((0.2 / (0.1 / np.sqrt(2))) ** 2)
+    assert found.n == 2

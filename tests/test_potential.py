@@ -1,5 +1,6 @@
 """The physics of predictions: derivatives, conservation laws, symmetries, limits."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -486,8 +487,17 @@ def test_a_single_training_charge_leaves_the_chemical_potential_undetermined(
     potential = model.potential_
     assert potential.training_charges == (1.0,)
     structure = read_structure(bare(water_systems["hydronium"][1]))
-    # warnings are errors here: these two are silent
-    potential.warn_if_undetermined(structure.under(1.0, NONE))
-    water_model.potential_.warn_if_undetermined(structure.under(2.0, NONE))
-    with pytest.warns(UndeterminedWarning, match="every training frame had total charge 1 e"):
-        potential.warn_if_undetermined(structure)
+
+    def ask(own, charge):
+        there = structure.under(charge, NONE)
+        own.warn_if_undetermined([there], [own.predict(there, ())])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UndeterminedWarning)
+        ask(potential, 1.0)
+        ask(water_model.potential_, 1.0)
+    with pytest.warns(UndeterminedWarning, match=r"every training frame had total charge 1 e.*deviation \d"):
+        ask(potential, 0.0)
+    # hydroxide, water and hydronium: charge goes along with composition
+    with pytest.warns(UndeterminedWarning, match=r"OH3|H3O.* at charge 2 e .* the elements and the charge"):
+        ask(water_model.potential_, 2.0)

@@ -133,7 +133,7 @@ def test_the_training_set_is_not_stored(file, water_training):
         for part in ("electronegativity", "short_range")
         for symbol in ("H", "O")
         for array in ("data", "indices", "indptr", "shape", "coefficients")
-    }
+    } | {"determination/covariance.npy", "determination/prior.npy"}
 
 
 def test_the_posterior_is_optional(water_model, file, tmp_path):

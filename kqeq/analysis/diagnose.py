@@ -25,7 +25,8 @@ from kqeq.charges import ACKS2, AtomicDipoles, QEq
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, KQEqError
 from kqeq.frames.structures import Structure, read_structure
-from kqeq.potential.potential import Potential
+from kqeq.potential.determination import TOLERANCE
+from kqeq.potential.potential import Potential, Prediction
 from kqeq.typing import FloatArray
 
 MAX_EXPONENT = 1.3
@@ -92,8 +93,10 @@ def diagnose(
     if atoms is not None:
         geometry = fix(model, atoms, total_charge, external_field)
         structure = geometry.structure
+        here = geometry.predict(())
+        findings.append(_determined(potential, structure, here))
         if potential.has_charges:
-            values = geometry.predict(()).charges
+            values = here.charges
             ranges = charge_ranges(geometry.structure.numbers)
             findings.append(_range(values, ranges, geometry.structure))
         distances = novelty(geometry)
@@ -318,6 +321,28 @@ def _leakage_remedy(charges: Any) -> str:
         "no charge flows over this distance; the fraction is that of the reference charges: give whole charges with "
         "kqeq.charges.assign_fragments(atoms, groups, charges)"
     )
+
+
+# ------------------------------------------------------- what data determine
+
+
+def _determined(potential: Potential, structure: Structure, prediction: Prediction) -> Finding:
+    name = "what the training data determine"
+    stds = prediction.undetermined
+    if potential.determination is None:
+        return Finding(name, UNTESTED, None, None, "", "the model file is of a version that does not say")
+    why = potential.why_undetermined(structure, prediction)
+    remedy = "add frames of other compositions and of several charges of one composition to the training set"
+    if why is not None:
+        return Finding(name, FLAGGED, max(stds.values(), default=None), TOLERANCE, "eV", f"{why}.", remedy)
+    if "chemical_potential" in stds:
+        text = (
+            "charge states of one geometry are set by the prior: the standard deviation of the chemical potential is "
+            f"{stds['chemical_potential']:.2g} eV/e."
+        )
+        return Finding(name, NOTE, stds["chemical_potential"], TOLERANCE, "eV", text, remedy)
+    text = "element energies and chemical potential behind the energy of this geometry follow from the data."
+    return Finding(name, OK, None, TOLERANCE, "eV", text)
 
 
 # ---------------------------------------------------------------- charge ranges

@@ -14,7 +14,7 @@ from kqeq.model.estimator import KQEq
 from kqeq.potential.fixed_geometry import FixedGeometry
 from kqeq.potential.potential import Potential
 from kqeq.potential.prediction import Prediction
-from kqeq.typing import FloatArray
+from kqeq.typing import FloatArray, IntArray
 
 FIELD_STEP = 0.05
 """Step of finite differences by the field, V/Å.  Energies of the charge models are quadratic in the field at fixed
@@ -78,8 +78,9 @@ def fix(model: Any, atoms: Any, total_charge: Any = None, external_field: Any = 
     """The model at one geometry; see :func:`read`."""
     structure = read(model, atoms, total_charge, external_field)
     potential = potential_of(model)
-    potential.warn_if_undetermined(structure)
-    return FixedGeometry.at(potential, structure)
+    geometry = FixedGeometry.at(potential, structure)
+    potential.warn_if_undetermined([structure], [geometry.predict(())])
+    return geometry
 
 
 def require_charges(potential: Potential, what: str) -> None:
@@ -94,6 +95,24 @@ def require_charges(potential: Potential, what: str) -> None:
             f"the model has no charges, so it has no {what}; fit with charges=kqeq.QEq(), or "
             'on a baseline that has some (baseline="gfn2")'
         )
+
+
+def charge_determined(
+    potential: Potential, numbers: IntArray, fukui: FloatArray
+) -> tuple[bool, float | None]:
+    """Whether data determine the difference between charge states, and its standard deviation in eV (or none known).
+
+    Parameters
+    ----------
+    potential : Potential
+    numbers, fukui : (N,) arrays
+        Change of the charges for one more in all.
+    """
+    known = potential.determination
+    if known is None or potential.holds_charge:
+        return len(potential.training_charges) > 1, None
+    row = known.row(numbers, fukui, energy=False)
+    return known.undetermined(row) is None, known.std(row)
 
 
 def derivative(function: Callable[[float], FloatArray], step: float) -> FloatArray:
@@ -141,6 +160,7 @@ def defined(value: Any, what: str, reason: str | None = None) -> Any:
 __all__ = [
     "CHARGE_STEP",
     "FIELD_STEP",
+    "charge_determined",
     "conditions_of",
     "defined",
     "derivative",

@@ -152,7 +152,7 @@ def optimize(
 
 
 def optimise(atoms: Atoms, model: KQEq, **options: Any) -> Optimization:
-    """The name and order of arguments of version 0.1; use :func:`optimize`."""
+    """The name and order of arguments of version 0.1; use ``optimize``."""
     warnings.warn(
         "optimise(atoms, model) is now optimize(model, atoms); the old name goes with the next release",
         DeprecationWarning,

@@ -16,7 +16,16 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from ase.data import covalent_radii
 
-from kqeq.analysis.entry import CHARGE_STEP, FIELD_STEP, defined, derivative, fix, reason_for, require_charges
+from kqeq.analysis.entry import (
+    CHARGE_STEP,
+    FIELD_STEP,
+    charge_determined,
+    defined,
+    derivative,
+    fix,
+    reason_for,
+    require_charges,
+)
 from kqeq.analysis.results import Result
 from kqeq.constants import COULOMB
 from kqeq.potential.fixed_geometry import FixedGeometry
@@ -98,7 +107,11 @@ class ChargeResponse(Result):
     hardness : float
         ∂²E/∂Q², eV/e².
     determined : bool
-        Whether frames of more than one total charge were fitted; otherwise the prior alone sets the chemical potential.
+        Whether the training data determine the chemical potential; otherwise the prior does
+        (:mod:`kqeq.potential.determination`).
+    chemical_potential_std : float or None
+        Its standard deviation that comes from the mean electronegativities of the elements, eV/e; ``None`` for files of
+        version 0.1.
     """
 
     numbers: IntArray
@@ -107,6 +120,7 @@ class ChargeResponse(Result):
     chemical_potential: Annotated[float, "eV/e"]
     hardness: Annotated[float, "eV/e²"]
     determined: bool
+    chemical_potential_std: Annotated[float | None, "eV/e"]
     rows: ClassVar[str] = "numbers"
 
     @property
@@ -278,13 +292,15 @@ def charge_response(
         return np.append(prediction.charges, prediction.chemical_potential)
 
     here, slope = values(0.0), derivative(values, CHARGE_STEP)
+    determined, std = charge_determined(geometry.potential, geometry.structure.numbers, slope[:-1])
     return ChargeResponse(
         numbers=geometry.structure.numbers,
         charges=here[:-1],
         fukui=slope[:-1],
         chemical_potential=float(here[-1]),
         hardness=float(slope[-1]),
-        determined=len(geometry.potential.training_charges) > 1,
+        determined=determined,
+        chemical_potential_std=std,
     )
 
 

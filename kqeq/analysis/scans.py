@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from ase import Atoms
 
-from kqeq.analysis.entry import conditions_of, fix, potential_of, require_charges
+from kqeq.analysis.entry import charge_determined, conditions_of, fix, potential_of, require_charges
 from kqeq.analysis.optimization import optimize
 from kqeq.analysis.results import Result
 from kqeq.errors import InputError
@@ -76,7 +76,11 @@ class Ionization(Result):
     relaxed_ionization_energy, relaxed_electron_affinity : float or None
         The same with every state at its own minimum (adiabatic, without zero-point energies), eV.
     determined : bool
-        Whether frames of more than one total charge were fitted; otherwise the prior alone sets the differences.
+        Whether the training data determine the differences; otherwise the prior does
+        (:mod:`kqeq.potential.determination`).
+    difference_std : float or None
+        Standard deviation of the differences that comes from the mean electronegativities of the elements, eV; ``None``
+        for files of version 0.1 and where a baseline holds the charge.
     positions : (N, 3) array
         The geometry of the vertical differences, Å.
     """
@@ -87,6 +91,7 @@ class Ionization(Result):
     relaxed_ionization_energy: Annotated[float | None, "eV"]
     relaxed_electron_affinity: Annotated[float | None, "eV"]
     determined: bool
+    difference_std: Annotated[float | None, "eV"]
     positions: Annotated[FloatArray, "Å"]
     rows: ClassVar[str] = "positions"
 
@@ -190,8 +195,8 @@ def charge_scan(
     predictions = []
     for charge in states:
         there = geometry.under(total_charge=float(charge))
-        potential.warn_if_undetermined(there.structure)
         predictions.append(there.predict(("dipole",)))
+        potential.warn_if_undetermined([there.structure], predictions[-1:])
     scan = ChargeScan(
         total_charges=states,
         energies=np.array([p.energy for p in predictions]),
@@ -256,13 +261,16 @@ def ionization(
         free = without_conditions(atoms, prefix=model.label_prefix)
         ends = [_relaxed(model, free, charge + change, field, fmax)[1] for change in (-1.0, 1.0)]
         relaxed = (float(ends[1] - zero), float(zero - ends[0]))
+    fukui = None if scan.charges is None else 0.5 * (scan.charges[2] - scan.charges[0])
+    determined, std = charge_determined(potential_of(model), atoms.numbers, fukui)
     return Ionization(
         total_charge=charge,
         vertical_ionization_energy=float(plus - zero),
         vertical_electron_affinity=float(zero - minus),
         relaxed_ionization_energy=relaxed[0],
         relaxed_electron_affinity=relaxed[1],
-        determined=len(potential_of(model).training_charges) > 1,
+        determined=determined,
+        difference_std=std,
         positions=atoms.positions.copy(),
     )
 

@@ -102,7 +102,7 @@ class Baseline(Protocol):
 
     @property
     def name(self) -> str:
-        """What a model file records; :func:`kqeq.baselines.resolve` understands it, or says what else it needs."""
+        """What a model file records; ``kqeq.baselines.resolve`` understands it, or says what else it needs."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -126,7 +126,7 @@ class Baseline(Protocol):
         ----------
         structure : Structure
         extras : collection of str
-            Some of :data:`EXTRAS`.
+            Some of ``EXTRAS``.
 
         Raises
         ------

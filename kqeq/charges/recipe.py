@@ -121,7 +121,7 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
 
     @property
     def learned(self) -> tuple[str, ...]:
-        """The name of version 0.1; use :attr:`to_learn`."""
+        """The name of version 0.1; use ``to_learn``."""
         return old_learned(self)
 
     @property

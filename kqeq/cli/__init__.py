@@ -194,7 +194,7 @@ def _fit(arguments: argparse.Namespace) -> int:
         model.fit(
             frames,
             optimize=None if arguments.quick else arguments.optimize,
-            leave_out_failed=arguments.leave_out_failed,
+            leave_out_failed=arguments.leave_out_failed or None,
         )
     print(model.fit_report_)
     model.save(arguments.output)

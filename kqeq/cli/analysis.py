@@ -265,15 +265,19 @@ def _summary(prediction: Any, results: dict[str, Any], has_energy: bool) -> list
         add("Born charges: sum rule", f"violated by {found.sum_rule_error:.1e} e")
     found = results.get("charge_response")
     if found is not None:
-        unsure = "" if found.determined else "  (set by the prior: one charge state was fitted)"
+        unsure = "" if found.determined else _set_by_prior(found.chemical_potential_std)
         add("dE/dQ (eV/e)", f"{found.chemical_potential:.3f}{unsure}")
         add("d²E/dQ² (eV/e²)", f"{found.hardness:.3f}")
     states: Ionization | None = results.get("ionization")
     if states is not None:
-        unsure = "" if states.determined else "  (set by the prior)"
+        unsure = "" if states.determined else _set_by_prior(states.difference_std)
         add("vertical ionization energy (eV)", f"{states.vertical_ionization_energy:.3f}{unsure}")
         add("vertical electron affinity (eV)", f"{states.vertical_electron_affinity:.3f}{unsure}")
     return lines
+
+
+def _set_by_prior(std: float | None) -> str:
+    return "  (set by the prior)" if std is None else f"  ± {std:.2g} (set by the prior)"
 
 
 def _atom_table(atoms: Any, prediction: Any, results: dict[str, Any]) -> list[str]:

@@ -189,6 +189,21 @@ def polarizability(numbers: Iterable[int] | IntArray) -> FloatArray:
     return _spread(numbers, "polarizability")
 
 
+def valence_electrons(numbers: Iterable[int] | IntArray) -> FloatArray:
+    """Electrons outside the core of a noble gas and outside filled d and f shells below a p shell, (N,)."""
+
+    def count(z: int) -> float:
+        if z <= 2:
+            return float(z)
+        core = max(noble for noble in (2, 10, 18, 36, 54, 86) if noble < z)
+        electrons = z - core
+        if core >= 54 and electrons > 16:
+            electrons -= 14
+        return float(electrons - 10 if core >= 18 and electrons > 12 else electrons)
+
+    return np.array([count(int(z)) for z in numbers], dtype=np.float64)
+
+
 def _spread(numbers: Iterable[int] | IntArray, name: str) -> FloatArray:
     """One property of :class:`Element` for every atom."""
     table = element_table()
@@ -301,5 +316,6 @@ __all__ = [
     "hardness",
     "polarizability",
     "resolve",
+    "valence_electrons",
     "width",
 ]

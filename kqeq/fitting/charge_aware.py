@@ -329,13 +329,9 @@ def _apply(potential: Potential, part: SitePart, kernel: ChargeKernel, u: FloatA
     alone = SitePart.build(list(zip(part.feature_maps, part.deltas, strict=True)), {}, 0.0, 0)
     powers = [SiteModel(alone.terms(own), zero) for own in u[: (kernel.order + 1) * size].reshape(-1, size)]
     tail = u[len(powers) * size :]
-    offsets = {
-        z: mean + part.offset_spread * float(x)
-        for (z, mean), x in zip(part.offset_mean.items(), tail, strict=True)
-    }
     return replace(
         potential,
-        energy_offsets=offsets,
+        energy_offsets=part.offsets_at(tail),
         short_range=powers[0],
         charge_kernel=kernel,
         charge_powers=tuple(powers[1:]),

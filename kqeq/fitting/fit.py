@@ -33,7 +33,7 @@ from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.blocks import LINEAR_KINDS
 from kqeq.fitting.rows.cache import CacheFolder
 from kqeq.fitting.rows.features import TrainingFrame
-from kqeq.fitting.rows.targets import choose_labels, energy_offsets
+from kqeq.fitting.rows.targets import choose_labels, energy_offsets, held_covariance
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings
 from kqeq.frames.label_checks import Survey
 from kqeq.frames.labels import Labels
@@ -43,6 +43,7 @@ from kqeq.io.progress import say, track
 from kqeq.kernels.feature_map import FeatureMap
 from kqeq.kernels.representatives import build_feature_map
 from kqeq.kernels.settings import AUTOMATIC_TOTAL, DEFAULT_REPRESENTATIVES, Kernels, SOAPKernel
+from kqeq.potential.determination import Determination
 from kqeq.potential.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
 
@@ -52,11 +53,14 @@ CHI_DELTA = 2.0
 CHI_SPREAD = 5.0
 """Prior spread of an element's electronegativity around its cited default, eV/e."""
 
+CHI_COMMON_SPREAD = 8.0
+"""Prior spread of what the electronegativities of all elements share; for uncertainties, not for fits, eV/e."""
+
 ENERGY_DELTA = 1.0
 """Default prior spread of the short-range energy of an atom, eV."""
 
 ENERGY_SPREAD = 10.0
-"""Prior spread of an element's energy around its least-squares offset, eV."""
+"""Prior spread of an element's energy around its least-squares offset, eV; more where compositions leave it open."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,7 +313,7 @@ def finish(
         seconds=time.perf_counter() - started,
         learned=_learned_table(parameters, solution),
     )
-    potential = build_potential(parameters, solution.u, settings, total_charges, has_energy)
+    potential = build_potential(parameters, solution.u, solution.lower, settings, total_charges, has_energy)
     return FitResult(potential, report, parameters, solution, noise)
 
 
@@ -323,9 +327,9 @@ def _parameters(
 ) -> Parameters:
     """Choose representatives and lay the parameters out."""
 
-    def build(kernels: Kernels | None, role: str) -> list[FeatureMap]:
+    def build(kernels: Kernels | None, role: str, setting: str = "") -> list[FeatureMap]:
         with warnings.catch_warnings():
-            if settings.automatic:
+            if setting in settings.automatic:
                 warnings.simplefilter("ignore", RepresentativesWarning)
                 kernels = tuple(_sized(kernel, len(species)) for kernel in kernels or ())
             return [
@@ -339,21 +343,30 @@ def _parameters(
                 for kernel in kernels or ()
             ]
 
-    energy_mean = energy_offsets(frames, species, settings.e0) if has_energy else None
+    energy_mean: dict[int, float] | None = None
+    energy_scales: dict[int, float] = {}
+    held: FloatArray | None = None
+    if has_energy:
+        holds = settings.baseline is not None and settings.baseline.capabilities.holds_charge
+        charged = settings.charges is not None and not holds
+        energy_mean, spreads = energy_offsets(frames, species, settings.e0, charged=charged)
+        if settings.e0 is not None:
+            held = held_covariance(frames, energy_mean)
+        energy_scales = {z: max(1.0, spread / ENERGY_SPREAD) for z, spread in spreads.items()}
     numbers = np.array(species)
     chi_defaults = (
         elements.electronegativity(numbers) if settings.charges is not None else np.zeros(len(species))
     )
-    chi_maps = build(settings.electronegativity, "electronegativity")
+    chi_maps = build(settings.electronegativity, "electronegativity", "electronegativity")
     site_maps: list[FeatureMap] = []
     site_deltas: dict[str, list[float]] = {}
     if settings.charges is not None and settings.charges.environment:
         given = settings.site_kernel
         site_maps = chi_maps if given is None else build(given, "site parameter")
         # the spread of kernels that are shared is that of another quantity
-        spreads = [None] * len(site_maps) if given is None else [kernel.delta for kernel in given]
+        site_spreads = [None] * len(site_maps) if given is None else [kernel.delta for kernel in given]
         site_deltas = {
-            kind: kernel_spreads(spreads, ENVIRONMENT_SPREADS[kind]) for kind in settings.charges.environment
+            kind: kernel_spreads(site_spreads, ENVIRONMENT_SPREADS[kind]) for kind in settings.charges.environment
         }
     chi_spreads = [kernel.delta for kernel in settings.electronegativity or ()]
     energy_spreads = [kernel.delta for kernel in short_range or ()]
@@ -364,10 +377,16 @@ def _parameters(
         chi_mean=dict(zip(species, map(float, chi_defaults), strict=True)),
         chi_spread=CHI_SPREAD,
         energy_kernels=list(
-            zip(build(short_range, "short-range"), kernel_spreads(energy_spreads, ENERGY_DELTA), strict=True)
+            zip(
+                build(short_range, "short-range", "short_range"),
+                kernel_spreads(energy_spreads, ENERGY_DELTA),
+                strict=True,
+            )
         ),
         energy_mean=energy_mean,
         energy_spread=0.0 if settings.e0 is not None else ENERGY_SPREAD,
+        energy_scales=energy_scales,
+        energy_held=held,
         site_maps=site_maps,
         site_deltas=site_deltas,
     )
@@ -429,11 +448,12 @@ def _learned_table(parameters: Parameters, solution: Solution) -> dict[str, dict
 def build_potential(
     parameters: Parameters,
     u: FloatArray,
+    lower: FloatArray,
     settings: FitSettings,
     training_charges: tuple[float, ...],
     has_energy: bool,
 ) -> Potential:
-    """Freeze parameters into a potential."""
+    """Freeze parameters into a potential; ``lower`` is the factor of their posterior precision."""
     chi, energy = parameters.chi, parameters.energy
     species = parameters.species
     electronegativity = short_range = None
@@ -456,7 +476,28 @@ def build_potential(
         training_charges=training_charges,
         has_energy=has_energy,
         sites=sites,
+        determination=_determination(parameters, lower),
     )
+
+
+def _determination(parameters: Parameters, lower: FloatArray) -> Determination:
+    """Element means before and after the fit, under a prior that is broader than the fit's where that is too narrow.
+
+    A fit's prior takes the electronegativities of elements for independent, so that what all share has a small spread,
+    although it is what atomic data say least about: it gets :data:`CHI_COMMON_SPREAD` on top.  Element energies that are
+    given are held, and the binding energy per atom may be another for other compositions: by as much as it is itself.
+    """
+    plain = parameters.determination(lower)
+    count = len(parameters.species)
+    spread = np.zeros((2 * count, 2 * count))
+    if parameters.chi is not None:
+        spread[:count, :count] = CHI_COMMON_SPREAD**2
+    found = plain.with_spread(spread)
+    if parameters.energy is None or parameters.energy.held is None:
+        return found
+    held = np.zeros_like(spread)
+    held[count:, count:] = parameters.energy.held
+    return Determination(found.species, found.covariance + held, found.prior + held)
 
 
 __all__ = [

@@ -16,14 +16,16 @@ kernel; P = p_χ + Z + p_sr + Z + L + K p_θ in all.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from kqeq.backend import asarray_like, zeros
+from kqeq.backend.linalg import solve_lower
 from kqeq.charges.base import ChargeModel, SiteChange, SiteParameters
 from kqeq.charges.parameters import ElementParameters, logarithmic_directions, multiply_sites
 from kqeq.kernels.feature_map import FeatureMap
+from kqeq.potential.determination import Determination
 from kqeq.typing import Array, FloatArray, IntArray
 
 
@@ -72,12 +74,19 @@ class SitePart:
         Prior standard deviation of the offsets; 0 fixes them.
     columns : slice
         Its stretch of the parameter vector: features of the kernels, then one per element in ``offset_mean``.
+    offset_scales : dict of int to float, optional
+        Spread of an element's offset in units of ``offset_spread``; 1 where it is not named.
+    held : (Z, Z) array, optional
+        Covariance of what means of elements may be off by where offsets are held (``offset_spread`` is 0) and
+        compositions do not tell; for uncertainties only.
     """
 
     kernels: tuple[KernelPart, ...]
     offset_mean: dict[int, float]
     offset_spread: float
     columns: slice
+    offset_scales: Mapping[int, float] = field(default_factory=dict)
+    held: FloatArray | None = None
 
     @classmethod
     def build(
@@ -86,13 +95,16 @@ class SitePart:
         offset_mean: dict[int, float],
         offset_spread: float,
         start: int,
+        offset_scales: Mapping[int, float] | None = None,
+        held: FloatArray | None = None,
     ) -> SitePart:
         """Lay kernels (feature map, δ) and offsets out from the column ``start`` on."""
         parts, stop = [], start
         for feature_map, delta in kernels:
             parts.append(KernelPart(feature_map, float(delta), slice(stop, stop + feature_map.size)))
             stop += feature_map.size
-        return cls(tuple(parts), offset_mean, offset_spread, slice(start, stop + len(offset_mean)))
+        columns = slice(start, stop + len(offset_mean))
+        return cls(tuple(parts), offset_mean, offset_spread, columns, dict(offset_scales or {}), held)
 
     @property
     def kernel_size(self) -> int:
@@ -132,11 +144,34 @@ class SitePart:
         """Number of parameters of this part."""
         return int(self.columns.stop - self.columns.start)
 
+    @property
+    def offset_spreads(self) -> FloatArray:
+        """Prior standard deviation of every element's offset, (Z,)."""
+        scales = [self.offset_scales.get(z, 1.0) for z in self.offset_mean]
+        return self.offset_spread * np.array(scales, dtype=np.float64)
+
     def one_hot(self, numbers: IntArray) -> FloatArray:
         """Offset columns (N, Z), scaled by the spread."""
         species = np.array(list(self.offset_mean))
         hot: FloatArray = (numbers[:, None] == species[None, :]).astype(np.float64)
-        return self.offset_spread * hot
+        return self.offset_spreads * hot
+
+    def element_means(self, species: Sequence[int], size: int) -> FloatArray:
+        """Derivatives by u of the mean over the representatives of each element, (Z, P) for ``size`` parameters.
+
+        Features of the representatives themselves are the rows of the Cholesky factor L of their kernel matrix.
+        """
+        rows = np.zeros((len(species), size))
+        first = self.columns.start + self.kernel_size
+        spreads = dict(zip(self.offset_mean, self.offset_spreads, strict=True))
+        for number, z in enumerate(species):
+            for kernel in self.kernels:
+                own, start = kernel.feature_map.columns[z], kernel.columns.start
+                mean = kernel.feature_map.lower[z].mean(axis=0)
+                rows[number, start + own.start : start + own.stop] = kernel.delta * mean
+            if z in spreads:
+                rows[number, first + list(spreads).index(z)] = spreads[z]
+        return rows
 
     def mean(self, numbers: IntArray) -> FloatArray:
         """Prior mean of every atom, (N,)."""
@@ -145,9 +180,13 @@ class SitePart:
     def offsets(self, u: FloatArray) -> dict[int, float]:
         """Offsets by element at the parameters u."""
         tail = u[self.columns][self.kernel_size :]
+        return self.offsets_at(tail)
+
+    def offsets_at(self, tail: FloatArray) -> dict[int, float]:
+        """Offsets by element at their own parameters, (Z,)."""
         return {
-            z: mean + self.offset_spread * float(x)
-            for (z, mean), x in zip(self.offset_mean.items(), tail, strict=True)
+            z: mean + float(spread * x)
+            for (z, mean), spread, x in zip(self.offset_mean.items(), self.offset_spreads, tail, strict=True)
         }
 
 
@@ -295,6 +334,8 @@ class Parameters:
         site_maps: Sequence[FeatureMap] = (),
         site_deltas: Mapping[str, Sequence[float]] | None = None,
         energy_first: bool = True,
+        energy_scales: Mapping[int, float] | None = None,
+        energy_held: FloatArray | None = None,
     ) -> Parameters:
         """Lay the parameters out; ``energy_mean=None`` leaves the energy part away.
 
@@ -304,7 +345,8 @@ class Parameters:
 
         Kernels are feature maps with their δ.  ``elements`` are the learned element parameters; by default what the
         charge model marks with ``"learn"`` or ``"kernel"``.  ``site_maps`` and ``site_deltas`` (by kind, one for each
-        map) are for those marked with ``"kernel"``.
+        map) are for those marked with ``"kernel"``.  ``energy_scales`` are spreads of element energies in units of
+        ``energy_spread``, ``energy_held`` is :attr:`SitePart.held`.
         """
         start = 0
         chi = energy = learned = environment = None
@@ -319,7 +361,14 @@ class Parameters:
         if charges is not None:
             chi = SitePart.build(chi_kernels, chi_mean, chi_spread, starts["chi"])
         if energy_mean is not None:
-            energy = SitePart.build(energy_kernels, energy_mean, energy_spread, starts["energy"])
+            energy = SitePart.build(
+                energy_kernels,
+                energy_mean,
+                energy_spread,
+                starts["energy"],
+                energy_scales,
+                energy_held,
+            )
         if charges is not None and charges.to_learn:
             elements = ElementParameters.build(charges, species) if elements is None else elements
             learned = LearnedPart(elements, slice(start, start + elements.size))
@@ -345,6 +394,20 @@ class Parameters:
         if environment is not None:
             environment = replace(environment, parts={kind: parts[kind] for kind in environment.parts})
         return replace(self, chi=parts.get("chi"), energy=parts.get("energy"), environment=environment)
+
+    def element_means(self) -> FloatArray:
+        """Derivatives by u of the mean electronegativities of the elements, then of their mean energies, (2Z, P)."""
+        nothing = np.zeros((len(self.species), self.size))
+        parts = (self.chi, self.energy)
+        return np.concatenate(
+            [nothing if part is None else part.element_means(self.species, self.size) for part in parts]
+        )
+
+    def determination(self, lower: FloatArray) -> Determination:
+        """Element means under the prior of the fit; ``lower`` is the factor of the posterior precision, (P, P)."""
+        rows = self.element_means()
+        scaled = solve_lower(lower, rows.T)
+        return Determination(self.species, scaled.T @ scaled, rows @ rows.T)
 
     def without_energy(self) -> Parameters:
         """Those of the charges alone, for labels that do not depend on the others; the last ones of the vector."""

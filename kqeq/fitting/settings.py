@@ -90,8 +90,9 @@ class FitSettings:
         What noises and prior spreads are learned by; ``None`` keeps the given ones.
     held : tuple of str
         Label kinds whose noise is not learned.
-    automatic : bool
-        Whether kernels are not the user's: that there are fewer environments than representatives is no news then.
+    automatic : tuple of str
+        Which kernels are not the user's (``electronegativity``, ``short_range``): that there are fewer environments
+        than representatives is no news then.
     site_kernel : tuple of SOAPKernel or None
         For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
     solver : {"auto", "cholesky", "qr"}
@@ -114,7 +115,7 @@ class FitSettings:
     max_iterations: int = 30
     optimize: str | None = None
     held: tuple[str, ...] = ()
-    automatic: bool = False
+    automatic: tuple[str, ...] = ()
     site_kernel: Kernels | None = None
     charge_aware: ChargeKernel | None = None
     solver: str = "auto"

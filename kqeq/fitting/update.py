@@ -19,6 +19,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from kqeq.errors import InputError
 from kqeq.fitting.baseline_labels import subtract_baseline
 from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
@@ -31,10 +33,11 @@ from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.blocks import LINEAR_KINDS
 from kqeq.fitting.rows.features import TrainingFrame
-from kqeq.fitting.rows.targets import choose_labels
+from kqeq.fitting.rows.targets import choose_labels, compositions, conditioned
 from kqeq.fitting.settings import FitSettings
 from kqeq.frames.labels import LABEL_KINDS, Labels
 from kqeq.frames.structures import Structure
+from kqeq.potential.determination import TOLERANCE, Determination
 from kqeq.potential.potential import Potential
 
 
@@ -80,6 +83,10 @@ def update_potential(
     started = time.perf_counter()
     added = _added(pairs, settings, potential, noise, report)
     linear = settings.charges is None or (parameters.learned is None and added.kinds <= LINEAR_KINDS)
+    energy = parameters.energy
+    if energy is not None and energy.held is not None:
+        held = conditioned(energy.held, compositions(added.frames, list(energy.offset_mean)))
+        parameters = replace(parameters, energy=replace(energy, held=held))
     problem = FitProblem(added.frames, parameters, noise, linear=linear, device=settings.device)
     try:
         solution = minimise_problem(
@@ -144,7 +151,26 @@ def update_charge_aware(
         seconds=time.perf_counter() - started,
     )
     charges = tuple(sorted({round(charge, 6) for charge in added.charges}))
-    return replace(fit, potential=replace(fit.potential, training_charges=charges)), changed
+    found = replace(
+        fit.potential, training_charges=charges, determination=_settled(fit.potential, added.frames)
+    )
+    return replace(fit, potential=found), changed
+
+
+def _settled(potential: Potential, frames: Sequence[TrainingFrame]) -> Determination | None:
+    """What is open once the energies of some frames are known as well as counts as determined."""
+    known = potential.determination
+    structures = [frame.structure for frame in frames if frame.labels.energy is not None]
+    if known is None or not structures:
+        return known
+    bare = replace(potential, baseline=None)
+    rows = np.array(
+        [
+            known.row(structure.numbers, prediction.charges, energy=True)
+            for structure, prediction in zip(structures, bare.predict_many(structures, ()), strict=True)
+        ]
+    )
+    return known.conditioned(rows, 0.5 * TOLERANCE)
 
 
 @dataclass(frozen=True)

@@ -221,9 +221,8 @@ class FeatureMap:
                 if z in species
             }
 
-        return _remembered(
-            self._projected, species, make, 64
-        )  # many different compositions: memory is bounded
+        # many different compositions: memory is bounded
+        return _remembered(self._projected, species, make, 64)  # type: ignore[no-any-return]
 
     def _copy(self, make: Callable[[], Any], like: Array, *key: Any) -> Any:
         """What ``make`` gives for the device of ``like``, kept under ``key``."""
@@ -372,9 +371,9 @@ class FeatureMap:
         results, start = [], 0
         for size in sizes:
             ends = [start + part for part in (1, size[0] + size[1], sum(size))]
-            positions = stack[ends[0] : ends[1], :] if size[1] else None
-            strain = stack[ends[1] : ends[2], :] if size[2] else None
-            results.append(SummedFeatures(stack[start, :], positions, strain))
+            own_positions = stack[ends[0] : ends[1], :] if size[1] else None
+            own_strain = stack[ends[1] : ends[2], :] if size[2] else None
+            results.append(SummedFeatures(stack[start, :], own_positions, own_strain))
             start = ends[2]
         return results
 

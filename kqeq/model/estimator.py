@@ -6,7 +6,7 @@ Follows scikit-learn's conventions for estimators; the work is done by :mod:`kqe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from numbers import Real
@@ -16,6 +16,7 @@ from typing import Any, Unpack, overload
 import numpy as np
 from ase import Atoms
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
 
 from kqeq.backend import Device, devices
 from kqeq.backend.devices import check_precision
@@ -36,7 +37,7 @@ from kqeq.fitting.update import update_charge_aware, update_potential
 from kqeq.frames.label_checks import survey
 from kqeq.frames.labels import LabelKeys
 from kqeq.io.progress import track
-from kqeq.io.rules import NOTHING, PATH, Rule, check_values, instance
+from kqeq.io.rules import FLAG, NOTHING, PATH, Rule, check_values, instance
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.settings import (
     AUTO,
@@ -70,7 +71,38 @@ _FIT_RULES: Mapping[str, Rule] = {
     "charges_key": RULES["charges_key"],
     "resume": PATH | NOTHING,
     "cache": PATH | instance(DiskCache, "kqeq.DiskCache(folder, budget=bytes)") | NOTHING,
+    "leave_out_failed": FLAG,
 }
+
+
+class NotFittedYetError(ModelNotFittedError, NotFittedError):  # type: ignore[misc]
+    """Also scikit-learn's own exception for that case, for its tools."""
+
+
+class _OwnDefault:
+    """A setting whose default is an object: each model gets one of its own once it is looked at.
+
+    Until then the model holds the word that its constructor was given, as scikit-learn asks, so that ``set_params`` never
+    reaches the object of another model.
+    """
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return self
+        if self._name not in instance.__dict__:
+            raise AttributeError(self._name)
+        if _is_default(instance.__dict__[self._name]):
+            instance.__dict__[self._name] = self.make()
+        return instance.__dict__[self._name]
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        instance.__dict__[self._name] = _DEFAULT if _is_default(value) else value
 
 
 class KQEq(BaseEstimator):  # type: ignore[misc]
@@ -130,6 +162,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         geometry unless ``charge_aware`` lets it see the charges.  ``"model"``: the baseline is kept neutral, and
         differences between charge states are those of the charge model alone.  :func:`kqeq.choose_charge_from` compares
         them on left-out frames.
+    optimize, budget, leave_out_failed, resume, cache, device : optional
+        As of :meth:`fit`, where they may be given as well.  Model files keep the first three.
 
     Attributes
     ----------
@@ -141,6 +175,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         What the fit knows about its parameters; ``None`` for models loaded from a file without it.
     species_ : tuple of str
         Elements the model knows.
+    saved_ : bool
+        Whether some file holds this fit.
     """
 
     def __init__(
@@ -159,11 +195,16 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         solver: str = "auto",
         charge_aware: ChargeKernel | None = None,
         charge_from: str = "baseline",
+        optimize: str | None = AUTO,
+        budget: float | str | None = None,
+        leave_out_failed: bool = False,
+        resume: str | PathLike[str] | None = None,
+        cache: str | PathLike[str] | DiskCache | None = None,
+        device: str | Device = "cpu",
     ) -> None:
-        # a default object of its own for every model, so that set_params never reaches another
         self.electronegativity = electronegativity
         self.short_range = short_range
-        self.charges = QEq() if _is_default(charges) else charges
+        self.charges = charges
         self.baseline = baseline
         self.noise = noise
         self.targets = targets
@@ -175,6 +216,35 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.solver = solver
         self.charge_aware = charge_aware
         self.charge_from = charge_from
+        self.optimize = optimize
+        self.budget = budget
+        self.leave_out_failed = leave_out_failed
+        self.resume = resume
+        self.cache = cache
+        self.device = device
+
+    # ------------------------------------------------------------- settings
+
+    charges = _OwnDefault(QEq)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Settings by name, as scikit-learn defines it; ``"default"`` for charges that nobody gave or looked at.
+
+        Parameters
+        ----------
+        deep : bool
+            Also those of kernels and charge models, as ``electronegativity__r_cut`` and so on.
+        """
+        untouched = self.__dict__.get("charges") is _DEFAULT
+        params: dict[str, Any] = super().get_params(deep=deep)
+        if untouched:
+            params["charges"] = self.__dict__["charges"] = _DEFAULT
+        return params
+
+    def _given(self) -> dict[str, Any]:
+        """Settings by name, with a charge model in place of ``"default"``, which stays where it is."""
+        own = {name: self.__dict__[name] for name in self._get_param_names()}
+        return {**own, "charges": QEq()} if own["charges"] is _DEFAULT else own
 
     def set_params(self, **params: Any) -> KQEq:
         """Set parameters, also nested ones such as ``short_range__delta``.
@@ -186,6 +256,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             nested = any(key.startswith(f"{name}__") for key in params)
             if nested and isinstance(params.get(name, getattr(self, name)), str):
                 params = {**params, name: single()}
+        if any(key.startswith("charges__") for key in params):
+            params = {"charges": self.charges, **params}  # an object of its own in place of "default"
         super().set_params(**params)
         return self
 
@@ -200,11 +272,11 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         targets: Sequence[str] | None = None,
         charges_key: str | None = None,
         resume: str | PathLike[str] | None = None,
-        optimize: str | None = AUTO,
+        optimize: str | None = _DEFAULT,
         cache: str | PathLike[str] | DiskCache | None = None,
-        device: str | Device = "cpu",
+        device: str | Device | None = None,
         budget: float | str | None = None,
-        leave_out_failed: bool = False,
+        leave_out_failed: bool | None = None,
     ) -> KQEq:
         """Fit to labelled frames.
 
@@ -218,16 +290,16 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             Ignored; the labels are in the frames.
         sample_weight : sequence of float, optional
             One weight per frame, multiplied with those in the frames.
-        targets, charges_key : optional
-            Override the arguments of the same name for this fit.
+        targets, charges_key, and all that follow : optional
+            Override the settings of the same name for this fit.
         resume : path-like, optional
             Checkpoint file: written after every step, and continued from if it is there already, so that an
             interrupted fit (Ctrl-C, a killed job) called again gives what the uninterrupted one would have.
         optimize : {"auto", "left-out", "evidence"}, optional
             ``"left-out"``: learn the noise of every label kind that ``noise`` does not name, and the prior spread of
             every kernel, by how well frames are predicted that are left out (in closed form), and leave kernels away
-            that do not help (:mod:`kqeq.fitting.evidence.left_out`).  ``"auto"`` does so where kernels are ``"auto"``;
-            ``None`` is one fit with the settings as they are.
+            that do not help (:mod:`kqeq.fitting.evidence.left_out`).  ``"auto"`` does so where all kernels are
+            ``"auto"``; ``None`` is one fit with the settings as they are.
             ``"evidence"``: learn the noise of every label kind, the prior spreads (δ of the kernels, spreads of the
             offsets) and, for fits to dipoles or charges alone, ζ of the electronegativities by maximising the marginal
             likelihood (:mod:`kqeq.fitting.evidence.hyperparameters`).  The given values are the start and the centre
@@ -260,14 +332,28 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             If a GPU is asked for and does not work.
         """
         # before frames are read: whatever is wrong here is wrong for all of them
-        check_values("KQEq", self.get_params(deep=False), RULES)
-        given = {"optimize": optimize, "charges_key": charges_key, "resume": resume, "cache": cache}
-        check_values("fit", given, _FIT_RULES)
+        check_values("KQEq", self._given(), {**RULES, **_FIT_RULES})
+        given: dict[str, Any] = {
+            "charges_key": charges_key,
+            "resume": resume,
+            "cache": cache,
+            "leave_out_failed": leave_out_failed,
+        }
+        chosen = {name: value for name, value in given.items() if value is not None}
+        if not _is_default(optimize):  # None is one plain fit
+            chosen["optimize"] = optimize
+        check_values("fit", chosen, _FIT_RULES)
+        charges_key, resume, cache, leave_out_failed, optimize = (
+            chosen.get(name, getattr(self, name)) for name in (*given, "optimize")
+        )
+        device = self.device if device is None else device
+        budget = self.budget if budget is None else budget
         targets = self.targets if targets is None else targets
-        charges_key = self.charges_key if charges_key is None else charges_key
         settings = self._settings(targets)
         if optimize == AUTO:
-            optimize = "left-out" if settings.automatic else None
+            kernels = {"electronegativity": settings.electronegativity, "short_range": settings.short_range}
+            ours = all(name in settings.automatic for name, own in kernels.items() if own is not None)
+            optimize = "left-out" if ours else None
         settings = replace(settings, optimize=optimize, leave_out_failed=bool(leave_out_failed))
         check_settings(settings)
         noise = settings.noise["forces"]
@@ -377,7 +463,12 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             notes=(*report.notes, note),
         )
         smaller = build_potential(
-            found.parameters, found.u, self._settings(None), potential.training_charges, potential.has_energy
+            found.parameters,
+            found.u,
+            found.lower,
+            self._settings(None),
+            potential.training_charges,
+            potential.has_energy,
         )
         smaller = replace(smaller, baseline=potential.baseline)
         known = replace(posterior, parameters=found.parameters, u=found.u, lower=found.lower)
@@ -399,18 +490,20 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     def _settings(self, targets: Sequence[str] | None) -> FitSettings:
         if isinstance(targets, str):
             targets = (targets,)
-        chi, energy = self.electronegativity, self.short_range
+        chi, energy, charges = self.electronegativity, self.short_range, self._given()["charges"]
         if isinstance(chi, str):
-            chi = None if self.charges is None else automatic_electronegativity()
+            chi = None if charges is None else automatic_electronegativity()
         if isinstance(energy, str):
             energy = automatic_short_range()
         check_noise(self.noise)
         return FitSettings(
             electronegativity=kernel_tuple(chi),
             short_range=kernel_tuple(energy),
-            automatic=any(isinstance(own, str) for own in (self.electronegativity, self.short_range)),
-            held=tuple(self.noise or ()),
-            charges=self.charges,
+            automatic=tuple(
+                name for name in ("electronegativity", "short_range") if isinstance(getattr(self, name), str)
+            ),
+            held=tuple(self.noise) if isinstance(self.noise, Mapping) else (),
+            charges=charges,
             baseline=resolve_baseline(self.baseline, self.charge_from),
             noise=complete_noise(self.noise),
             targets=None if targets is None else tuple(targets),
@@ -437,7 +530,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.fit_report_ = report
         self.charges_key_ = charges_key
         self.posterior_ = posterior
-        self._on_disk = False  # whether some file holds this fit
+        self.saved_ = False
         self.species_ = tuple(chemical_symbols[z] for z in potential.species)
 
     def fitted(self) -> Potential:
@@ -449,7 +542,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         """
         potential: Potential | None = getattr(self, "potential_", None)
         if potential is None:
-            raise ModelNotFittedError(
+            raise NotFittedYetError(
                 "this KQEq model is not fitted yet; call model.fit(frames), or load one with kqeq.load(path)"
             )
         return potential
@@ -516,6 +609,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             return list(track(results, "predict", total=len(structures)))
 
         predictions, _ = devices.run(device, work)
+        potential.warn_if_undetermined(structures, predictions, stacklevel=3)
         if posterior is not None:
             both = track(zip(predictions, structures, strict=True), "uncertainty", total=len(structures))
             predictions = [with_uncertainty(p, posterior, s, chosen, potential.baseline) for p, s in both]
@@ -587,11 +681,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             Also an InputError and an OSError: the disk is full, for example.  A model that no file holds yet is then
             kept in another folder, which the message names.
         """
-        record = Record(
-            self.get_params(deep=False), self.fitted(), self.fit_report_, self.charges_key_, self.posterior_
-        )
-        save_record(record, path, posterior=posterior, rescue=not self._on_disk)
-        self._on_disk = True
+        record = Record(self._given(), self.fitted(), self.fit_report_, self.charges_key_, self.posterior_)
+        save_record(record, path, posterior=posterior, rescue=not self.saved_)
+        self.saved_ = True
 
 
 def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
@@ -621,7 +713,7 @@ def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
     except Exception as error:  # settings that no version has had
         raise damaged(path, error) from error
     model._set_fitted(record.potential, record.report, record.charges_key, record.posterior)
-    model._on_disk = True
+    model.saved_ = True
     return model
 
 

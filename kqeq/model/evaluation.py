@@ -31,7 +31,7 @@ def read_structures(
     external_field: Any = None,
     prefix: str = "",
 ) -> list[Structure]:
-    """Validated structures that a potential can predict; warns of charge states that no label has fixed.
+    """Validated structures that a potential can predict.
 
     Raises
     ------
@@ -46,8 +46,6 @@ def read_structures(
         )
         potential.check(structure, describe(atoms, index))
         structures.append(structure)
-    for structure in structures:
-        potential.warn_if_undetermined(structure)
     return structures
 
 
@@ -121,6 +119,7 @@ def evaluate_pairs(
             for prediction, (structure, _) in zip(predictions, pairs, strict=True)
         )
     ions: list[tuple[Structure, FloatArray, FloatArray]] = []
+    open_ones: list[tuple[Structure, Prediction]] = []
 
     def triples() -> Iterator[tuple[Structure, Labels, Prediction]]:
         tracked = track(predictions, "evaluate", total=len(pairs))
@@ -128,6 +127,8 @@ def evaluate_pairs(
             ion = structure.total_charge and not structure.periodic
             if ion and labels.dipole is not None and prediction.dipole is not None:
                 ions.append((structure, labels.dipole, prediction.dipole))
+            if prediction.undetermined and "energy" in labels.kinds:
+                open_ones.append((structure, prediction))
             yield structure, labels, prediction
 
     atoms = sum(len(structure) for structure, _ in pairs)
@@ -137,6 +138,7 @@ def evaluate_pairs(
         None if posterior is None else posterior.noise,
         lambda: 1e3 * watch.seconds / atoms,
     )
+    potential.warn_if_undetermined([s for s, _ in open_ones], [p for _, p in open_ones])
     origin = other_origin(ions)
     if origin is not None:
         warnings.warn(origin, LabelWarning, stacklevel=3)

@@ -119,6 +119,8 @@ _SETTINGS = table(
         "solver": text(),
         "charge_aware": optional(anything),
         "charge_from": text(CHARGE_FROM),
+        "optimize": optional(text()),
+        "leave_out_failed": flag,
     },
     more=True,
 )
@@ -174,7 +176,12 @@ _PRIOR = optional(
         deltas=sequence(_NOT_NEGATIVE),
         mean=mapping(_ENERGY, _SYMBOLS),
         spread=_NOT_NEGATIVE,
-        maybe={"delta": _NOT_NEGATIVE},  # in files of version 1
+        # the first in files of version 1
+        maybe={
+            "delta": _NOT_NEGATIVE,
+            "scales": mapping(_POSITIVE, _SYMBOLS),
+            "held": optional(sequence(sequence(_ENERGY))),
+        },
     ),
 )
 
@@ -247,6 +254,11 @@ _REPRESENTATIVES = (
     ArrayField("{part}/{element}/indptr", "int", ("rows+1",), low=0, offsets="nonzero"),
 )
 
+_DETERMINATION_ARRAYS = (
+    ArrayField("determination/covariance", "float", ("means", "means")),
+    ArrayField("determination/prior", "float", ("means", "means")),
+)
+
 _POSTERIOR_ARRAYS = (
     ArrayField("posterior/u", "float", ("parameters",)),
     ArrayField("posterior/lower", "float", ("parameters", "parameters")),
@@ -306,6 +318,16 @@ def check_model(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
     for name in expected:
         if parts[name] is not None:
             _check_part(name, header, arrays, used, before)
+    if any(name.startswith("determination/") for name in arrays):  # files of version 1 have none
+        check_arrays(_DETERMINATION_ARRAYS, arrays, used, {"means": 2 * len(species)})
+        for name in ("covariance", "prior"):
+            values = arrays[f"determination/{name}"]
+            largest = float(np.abs(values).max())
+            good = (
+                largest < 1e20
+                and float(np.linalg.eigvalsh(0.5 * (values + values.T))[0]) > -1e-6 * largest - 1e-12
+            )
+            _agree(good, f"determination/{name} is no covariance")
     if header.get("posterior") is not None:
         check_arrays(_POSTERIOR_ARRAYS, arrays, used)
         _agree(

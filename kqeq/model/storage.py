@@ -5,6 +5,7 @@ Layout, version 2::
     header.json          format, version, library version, settings, element offsets, report
     <kernel>/<Z>/data|indices|indptr  representatives of one element, sparse rows, unless shared with another kernel
     <kernel>/<Z>/coefficients         kernel coefficients
+    determination/covariance|prior    of the element means: what the training data leave open
     posterior/lower, posterior/u      optional: Cholesky factor of the posterior precision, parameters
 
 where a kernel is named like its part (electronegativity, short_range, a kind of site parameter, or power1, power2 ...
@@ -47,6 +48,7 @@ from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.feature_map import FeatureMap, SOAPKernel
 from kqeq.kernels.settings import AUTO, kernel_tuple
 from kqeq.model.layout import PARTS, check_model, kernel_name, power_names
+from kqeq.potential.determination import Determination
 from kqeq.potential.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
 from kqeq.uncertainty.posterior import AnyPosterior, CoupledPosterior, Posterior
@@ -143,6 +145,9 @@ def _content(record: Record, *, posterior: bool) -> tuple[dict[str, Any], dict[s
                     arrays[f"{prefix}/shape"] = np.array(rows.shape)
                 arrays[f"{prefix}/coefficients"] = coefficients[z]
         parts[name] = {"offsets": _by_symbol(part.offsets), "kernels": kernels}
+    if potential.determination is not None:
+        arrays["determination/covariance"] = potential.determination.covariance
+        arrays["determination/prior"] = potential.determination.prior
     stored_posterior = None
     if posterior:
         known = record.posterior
@@ -240,7 +245,8 @@ def _by_number(values: Mapping[str, float]) -> dict[int, float]:
 def _plain_settings(given_settings: Mapping[str, Any]) -> dict[str, Any]:
     """Constructor arguments as plain data."""
     settings = dict(given_settings)
-    settings.pop("baseline")
+    for name in ("baseline", "resume", "cache", "device"):  # of the machine that fitted, or kept elsewhere
+        settings.pop(name, None)
     for name in ("electronegativity", "short_range", "site_kernel"):
         given = settings[name]
         if given is not None and not isinstance(given, str):
@@ -282,6 +288,7 @@ def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: 
         sites={kind: own for kind in kinds if (own := models[kind]) is not None},
         charge_kernel=charge_kernel,
         charge_powers=tuple(own for name in powers if (own := models[name]) is not None),
+        determination=_determination(header, arrays),
     )
     _check_charges(potential)
     report = dict(header["report"])
@@ -289,6 +296,14 @@ def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: 
     report["notes"] = tuple(report["notes"])
     posterior = _posterior(header, arrays, potential, settings["charges"])
     return Record(settings, potential, FitReport(**report), header["charges_key"], posterior)
+
+
+def _determination(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> Determination | None:
+    """What the training data leave open; ``None`` for files of version 1."""
+    if "determination/covariance" not in arrays:
+        return None
+    species = tuple(atomic_numbers[symbol] for symbol in header["species"])
+    return Determination(species, arrays["determination/covariance"], arrays["determination/prior"])
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
@@ -314,7 +329,23 @@ def _prior(part: SitePart | None) -> dict[str, Any] | None:
     """The prior of one part of the parameters as plain data."""
     if part is None:
         return None
-    return {"deltas": list(part.deltas), "mean": _by_symbol(part.offset_mean), "spread": part.offset_spread}
+    return {
+        "deltas": list(part.deltas),
+        "mean": _by_symbol(part.offset_mean),
+        "spread": part.offset_spread,
+        "scales": _by_symbol(part.offset_scales),
+        "held": None if part.held is None else part.held.tolist(),
+    }
+
+
+def _held(prior: Mapping[str, Any] | None, species: tuple[int, ...]) -> FloatArray | None:
+    """What :func:`_prior` stored of energies that are held."""
+    if prior is None or prior.get("held") is None:
+        return None
+    held = np.array(prior["held"], dtype=np.float64)
+    if held.shape != (len(species), len(species)):
+        raise ValueError("what is known of the given element energies does not fit the elements")
+    return held
 
 
 def _element_prior(part: LearnedPart | None) -> dict[str, Any] | None:
@@ -371,6 +402,8 @@ def _posterior(
         site_maps=next((own.feature_maps for own in potential.sites.values()), ()),
         site_deltas={kind: stored["sites"][kind] for kind in potential.sites},
         energy_first=stored.get("energy_first", False),  # files of version 0.1 do not say
+        energy_scales={} if energy is None else _by_number(energy.get("scales", {})),
+        energy_held=_held(energy, potential.species),
     )
     parameters = parameters.with_remainders(stored["remainders"])
     u, lower = arrays["posterior/u"], np.asfortranarray(arrays["posterior/lower"])  # as a fit leaves it
@@ -387,7 +420,8 @@ def _coupled_posterior(
     if short_range is None or potential.charge_kernel is None:
         raise ValueError("the posterior belongs to a short-range energy that the file does not hold")
     mean = _by_number(prior["mean"])
-    part = SitePart.build(_with_spreads(short_range, prior), mean, prior["spread"], 0)
+    scales = _by_number(prior.get("scales", {}))
+    part = SitePart.build(_with_spreads(short_range, prior), mean, prior["spread"], 0, scales)
     part = part.with_kernels(
         [
             replace(kernel, remainder=float(value))

@@ -85,14 +85,14 @@ class Charged:
         own = self.state.chemical_potential
         if self.coupling is None:
             return own
-        return own + to_float(self.coupling.slope @ self._fukui)
+        return own + to_float(self.coupling.slope @ self.fukui)
 
     def hardness(self) -> float:
         """∂²E/∂Q²."""
         own = self.system.hardness()
         if self.coupling is None:
             return own
-        return own + to_float(self.coupling.curvature @ self._fukui**2)
+        return own + to_float(self.coupling.curvature @ self.fukui**2)
 
     def polarizability(self) -> Array | None:
         """∂μ/∂field; charges are linear in the field, so g' is all that the short-range energy adds."""
@@ -103,7 +103,8 @@ class Charged:
         return own - (moved * self.coupling.curvature[:, None]).T @ moved
 
     @cached_property
-    def _fukui(self) -> Array:
+    def fukui(self) -> Array:
+        """∂q/∂Q, (N,)."""
         return self.system.respond_total_charge().charges[:, 0]
 
 

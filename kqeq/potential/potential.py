@@ -2,7 +2,7 @@
 
     E = Σ e0(Z_i) + E_sr(r) + E_el(χ(r), Q − Q_baseline, field) + E_baseline(r, Q_baseline, field)
 
-This module knows nothing of fitting and of ASE.
+This module knows nothing of fitting and, but for names, of ASE.
 
 Dimensions: N atoms, F descriptor features.
 """
@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from ase import Atoms
 from ase.data import chemical_symbols
 
 from kqeq.backend import CPU, Device, asarray_like, blas, namespace, to_float, to_numpy, zeros
@@ -31,6 +32,7 @@ from kqeq.kernels.charge_kernel import ChargeCoupling, ChargeKernel
 from kqeq.kernels.feature_map import FeatureMap, evaluate_environments
 from kqeq.kernels.sums import Similarities, States
 from kqeq.potential.charged import Charged
+from kqeq.potential.determination import Determination
 from kqeq.potential.on_baseline import OnBaseline
 from kqeq.potential.prediction import PROPERTIES, Prediction, check_properties
 from kqeq.typing import Array, FloatArray, IntArray
@@ -99,6 +101,8 @@ class Potential:
         How the short-range energy depends on charges.
     charge_powers : tuple of SiteModel
         Then the expansions f_b for b = 1 and up; ``short_range`` is that for b = 0.
+    determination : Determination, optional
+        What the training data leave open; files of version 0.1 do not hold it.
     """
 
     species: tuple[int, ...]
@@ -112,6 +116,7 @@ class Potential:
     sites: Mapping[str, SiteModel] = field(default_factory=dict)
     charge_kernel: ChargeKernel | None = None
     charge_powers: tuple[SiteModel, ...] = ()
+    determination: Determination | None = None
 
     @property
     def feature_maps(self) -> list[FeatureMap]:
@@ -222,20 +227,77 @@ class Potential:
         state = system.solve(chi, own.external_field, own.total_charge)
         return Charged(system, state, sites, tuple(self.sites)), chi
 
-    def warn_if_undetermined(self, structure: Structure) -> None:
-        """Warn when a charge state is asked for whose chemical potential no label has fixed."""
-        held = self.baseline is not None and self.baseline.capabilities.holds_charge
-        if self.charges is None or len(self.training_charges) != 1 or held:
-            return
-        (only,) = self.training_charges
-        if abs(structure.total_charge - only) > 1e-6:
-            warnings.warn(
-                f"every training frame had total charge {only:g} e: the uniform part of the electronegativities, "
-                f"hence the chemical potential and the energy difference to charge {structure.total_charge:g} e, is "
-                "set by the prior, not by data. Add frames of another charge state to the training set",
-                UndeterminedWarning,
-                stacklevel=4,
+    @property
+    def holds_charge(self) -> bool:
+        """Whether the baseline is evaluated at the total charge, and the charge model at zero."""
+        return self.baseline is not None and self.baseline.capabilities.holds_charge
+
+    def undetermined(self, numbers: IntArray, charged: Charged | None, *, fukui: bool) -> dict[str, float]:
+        """For :attr:`Prediction.undetermined`.
+
+        Parameters
+        ----------
+        numbers : (N,) array
+        charged : Charged, optional
+        fukui : bool
+            Whether the chemical potential is looked at, which takes one response.
+        """
+        known = self.determination
+        if known is None:
+            return {}
+        found: dict[str, float | None] = {}
+        if self.has_energy:
+            charges = None if charged is None else to_numpy(charged.state.electronegativity_gradient())
+            found["energy"] = known.undetermined(known.row(numbers, charges, energy=True))
+        if charged is not None and fukui and not self.holds_charge:
+            row = known.row(numbers, to_numpy(charged.fukui), energy=False)
+            found["chemical_potential"] = known.undetermined(row)
+        return {name: std for name, std in found.items() if std is not None}
+
+    def why_undetermined(self, structure: Structure, prediction: Prediction) -> str | None:
+        """What of a prediction the training data do not determine, with the standard deviation; ``None`` if nothing.
+
+        Of models without energies, that is a total charge that no frame had.
+        """
+        stds = prediction.undetermined
+        if self.has_energy and self.determination is not None and "energy" not in stds:
+            return None
+        charge = structure.total_charge
+        number = stds.get("energy" if self.has_energy else "chemical_potential")
+        size = "" if number is None else f" (standard deviation {number:.2g} eV)"
+        only = self.training_charges[0]
+        one_charge = self.charges is not None and len(self.training_charges) == 1 and not self.holds_charge
+        if one_charge and abs(charge - only) > 1e-6:
+            return (
+                f"every training frame had total charge {only:g} e: the uniform part of the electronegativities, hence "
+                f"the chemical potential and the energy difference to charge {charge:g} e, is set by the prior, not by "
+                f"data{size}. Add frames of another charge state to the training set"
             )
+        if "energy" not in stds:
+            return None
+        name = Atoms(structure.numbers).get_chemical_formula()
+        return (
+            f"the energy of {name} at charge {charge:g} e relative to other compositions and charges is set by the "
+            f"prior, not by data{size}: the training frames leave open how energies divide among the elements"
+            f"{' and the charge' if self.charges is not None else ''}. Differences at this composition and charge are "
+            "not affected. Add frames of other compositions (and charges) to the training set, or give e0"
+        )
+
+    def warn_if_undetermined(
+        self, structures: Sequence[Structure], predictions: Sequence[Prediction], *, stacklevel: int = 4
+    ) -> None:
+        """Warn, once for all, where energies are predicted that the training data do not determine."""
+        found = {}
+        for i, (structure, prediction) in enumerate(zip(structures, predictions, strict=True)):
+            why = self.why_undetermined(structure, prediction)
+            if why is not None:
+                found[i] = prediction.undetermined.get("energy", 0.0), why
+        if not found:
+            return
+        worst, (_, text) = max(found.items(), key=lambda item: item[1][0])
+        if len(structures) > 1:
+            text = f"{text} (structure {worst}; in all {len(found)} of {len(structures)} structures)"
+        warnings.warn(text, UndeterminedWarning, stacklevel=stacklevel)
 
     def predict(
         self,
@@ -396,6 +458,7 @@ class Potential:
             hardness=charged.hardness() if charged is not None and responses else None,
             total_charge=structure.total_charge,
             external_field=structure.external_field,
+            undetermined=self.undetermined(numbers, charged, fukui=responses),
         )
         return base.complete(prediction, properties, charged)
 

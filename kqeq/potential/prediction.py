@@ -6,7 +6,7 @@ Dimensions: N atoms.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from kqeq.backend import Device
@@ -64,6 +64,10 @@ class Prediction:
     energy_std, forces_std, charges_std, dipole_std : float, (N, 3), (N,), (3,) arrays
         Standard deviations of the quantities of the same names, with ``predict(..., uncertainty=True)``; those of the
         model's own values, without the noise of labels (:mod:`kqeq.uncertainty`).
+    undetermined : dict of str to float
+        Standard deviations of what the training data do not determine, by name: ``energy`` (eV; relative to other
+        compositions and charges, differences at the same composition and charge are not affected) and
+        ``chemical_potential`` (eV/e).  Empty where everything is determined (:mod:`kqeq.potential.determination`).
     undefined : dict of str to str
         Why quantities that the charge model would have are ``None`` on top of a baseline, by name; ``None`` if there
         are none.
@@ -90,6 +94,7 @@ class Prediction:
     charges_std: FloatArray | None = None
     dipole_std: FloatArray | None = None
     undefined: Mapping[str, str] | None = None
+    undetermined: Mapping[str, float] = field(default_factory=dict)
 
 
 def check_properties(properties: Collection[str] | None) -> tuple[str, ...]:

@@ -27,7 +27,8 @@ the sparse features only: uncertainties of forces err on the large side.
 Standard deviations are those of the model's own value; a label scatters around it with its noise on top.
 
 With a charge-aware short-range energy (:mod:`kqeq.fitting.charge_aware`) they cover that energy at given charges: what
-the charges themselves leave open is not in them, and charges and dipoles have none.
+the charges themselves leave open is not in them (but for energies that data do not determine,
+:mod:`kqeq.potential.determination`), and charges and dipoles have none.
 
 Dimensions: N atoms, P parameters, n rows of one label.
 """
@@ -40,6 +41,7 @@ from functools import cached_property
 
 import numpy as np
 
+from kqeq.backend import to_numpy
 from kqeq.backend.linalg import solve_lower
 from kqeq.baselines import Baseline, remaining
 from kqeq.charges.base import Response
@@ -54,6 +56,7 @@ from kqeq.fitting.rows.features import TrainingFrame, compute_features
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure
 from kqeq.kernels.feature_map import FeatureMap
+from kqeq.potential.determination import Determination
 from kqeq.potential.on_baseline import extras_for, sees_baseline
 from kqeq.potential.potential import Potential, Prediction
 from kqeq.typing import BoolArray, FloatArray
@@ -85,6 +88,21 @@ class Posterior:
     u: FloatArray
     lower: FloatArray
     noise: Mapping[str, float]
+
+    @cached_property
+    def determination(self) -> Determination:
+        """What is known of the element means."""
+        return self.parameters.determination(self.lower)
+
+    def energy_variance(self, view: Uncertain, open_std: float | None) -> float:
+        """Variance of an energy, eV²; ``open_std`` is that of :attr:`Prediction.undetermined`, under a broader prior."""
+        variance = float(view.variance("energy")[0])
+        if open_std is None:
+            return variance
+        state, known = view.line.state, self.determination
+        charges = None if state is None else to_numpy(state.electronegativity_gradient())
+        own = known.std(known.row(view.structure.numbers, charges, energy=True))
+        return variance + max(open_std**2 - own**2, 0.0)
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -149,6 +167,10 @@ class CoupledPosterior:
     def quantities(self) -> tuple[str, ...]:
         """Energies and forces at given charges; those of the charges are not known."""
         return ("energy", "forces")
+
+    def energy_variance(self, view: CoupledUncertain, open_std: float | None) -> float:
+        """Variance of an energy, eV²; at least what the first stage left open between charge and elements."""
+        return max(float(view.variance("energy")[0]), 0.0 if open_std is None else open_std**2)
 
     def view(
         self, structure: Structure, *, forces: bool = False, baseline: Baseline | None = None
@@ -418,7 +440,10 @@ def with_uncertainty(
     if not wanted:
         return prediction
     view = posterior.view(structure, forces="forces" in wanted, baseline=baseline)
-    std = {kind: np.sqrt(view.variance(kind)) for kind in wanted}
+    std = {kind: np.sqrt(view.variance(kind)) for kind in wanted if kind != "energy"}
+    if "energy" in wanted:
+        open_std = prediction.undetermined.get("energy")
+        std["energy"] = np.sqrt([posterior.energy_variance(view, open_std)])  # type: ignore[arg-type]
     return replace(
         prediction,
         energy_std=float(std["energy"][0]) if "energy" in std else None,

@@ -9,8 +9,10 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
+from ase import units
 from ase.data import atomic_numbers, chemical_symbols
 
+from kqeq import elements
 from kqeq.baselines import Capabilities
 from kqeq.errors import InputError
 from kqeq.fitting.rows.blocks import BLOCKS
@@ -18,6 +20,7 @@ from kqeq.fitting.rows.features import TrainingFrame
 from kqeq.fitting.settings import FitSettings
 from kqeq.frames.labels import LABEL_KINDS, Labels
 from kqeq.frames.structures import Structure
+from kqeq.typing import FloatArray, IntArray
 
 
 def why_not(kind: str, knows: Capabilities) -> str | None:
@@ -92,29 +95,127 @@ def choose_labels(
     return frames, {kind: used[kind] for kind in LABEL_KINDS if used[kind]}, ignored
 
 
+CHARGE_SPREAD = 15.0
+"""How much energy the first charge may cost (ionization energies are 5 to 15 eV), eV/e."""
+
+GUESS_SPREAD = 0.5
+"""Prior spread of element energies that compositions leave open, relative to the guess."""
+
+
 def energy_offsets(
-    frames: Sequence[TrainingFrame], species: tuple[int, ...], given: Mapping[int, float] | None
-) -> dict[int, float]:
-    """Element energies: given, or the least-squares composition fit (minimum norm if underdetermined)."""
+    frames: Sequence[TrainingFrame],
+    species: tuple[int, ...],
+    given: Mapping[int, float] | None,
+    *,
+    charged: bool,
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Element energies: given, or the least-squares composition fit.
+
+    Compositions may leave a part of them open (all frames multiples of one composition).  That part is taken from a guess
+    of how elements share an energy (:func:`_guess`), which least squares corrects by as little as compositions ask
+    for, in units of how far it may be off; the minimum-norm solution would put most of the energy of water into hydrogen.
+    Where charge goes along with composition, element energies may be off by what :data:`CHARGE_SPREAD` is in terms of
+    compositions.
+
+    Parameters
+    ----------
+    frames : sequence of TrainingFrame
+    species : tuple of int
+    given : mapping of int to float, optional
+    charged : bool
+        Whether the total charge acts on the model: then the guess leaves to it what goes along with charge.
+
+    Returns
+    -------
+    mean, spread : dict of int to float
+        Energies by element, eV, and, where a part is open, how far they may be off.
+
+    Raises
+    ------
+    InputError
+        For elements that are missing among those given.
+    """
     if given is not None:
         missing = [chemical_symbols[z] for z in species if z not in given]
         if missing:
             raise InputError(
                 f"e0 lacks {', '.join(missing)}; give an energy (eV) for every element, or e0=None"
             )
-        return {z: float(given[z]) for z in species}
+        return {z: float(given[z]) for z in species}, {}
+    counts = compositions(frames, species)
+    if not len(counts):
+        return dict.fromkeys(species, 0.0), {}
+    energies = [frame.labels.energy for frame in frames if frame.labels.energy is not None]
+    per_atom = counts.sum(axis=1)
+    matrix, values = counts / per_atom[:, None], np.array(energies) / per_atom
+    solution, _, rank, _ = np.linalg.lstsq(matrix, values, rcond=1e-8)
+    open_part = np.zeros(len(species))
+    beside = matrix
+    if charged:
+        charges = [frame.structure.total_charge for frame in frames if frame.labels.energy is not None]
+        total = np.array(charges) / per_atom
+        along = np.linalg.lstsq(matrix, total, rcond=1e-8)[0]
+        if np.allclose(matrix @ along, total, rtol=0.0, atol=1e-8):
+            open_part = CHARGE_SPREAD * np.abs(along)
+        beside = np.column_stack([matrix, CHARGE_SPREAD * total])
+    if rank < len(species):
+        guess = _guess(matrix, values, np.array(species))
+        open_part = np.maximum(open_part, GUESS_SPREAD * np.abs(guess))
+        scale = np.append(np.maximum(open_part, 1.0), np.ones(beside.shape[1] - len(species)))
+        rest = np.linalg.lstsq(beside * scale, values - matrix @ guess, rcond=1e-8)[0]
+        solution = guess + (scale * rest)[: len(species)]
+    spread = dict(zip(species, map(float, open_part), strict=True)) if open_part.any() else {}
+    return dict(zip(species, map(float, solution), strict=True)), spread
+
+
+def compositions(frames: Sequence[TrainingFrame], species: Sequence[int]) -> FloatArray:
+    """Numbers of atoms of each element, of the frames with energies, (n, Z)."""
     rows = [
         [np.count_nonzero(frame.structure.numbers == z) for z in species]
         for frame in frames
         if frame.labels.energy is not None
     ]
-    if not rows:
-        return dict.fromkeys(species, 0.0)
+    return np.array(rows, dtype=np.float64).reshape(-1, len(species))
+
+
+def held_covariance(frames: Sequence[TrainingFrame], offsets: Mapping[int, float]) -> FloatArray:
+    """What means of elements may be off by where their energies are given, (Z, Z), eV².
+
+    Kernels account for binding.  Per atom it may be another for other compositions, by as much as it is in the frames.
+    """
+    counts = compositions(frames, list(offsets))
     energies = [frame.labels.energy for frame in frames if frame.labels.energy is not None]
-    counts = np.array(rows, dtype=np.float64)
-    per_atom = counts.sum(axis=1)
-    solution = np.linalg.lstsq(counts / per_atom[:, None], np.array(energies) / per_atom, rcond=1e-8)[0]
-    return dict(zip(species, map(float, solution), strict=True))
+    bound = (np.array(energies) - counts @ np.array(list(offsets.values()))) / counts.sum(axis=1)
+    spread = float(np.mean(bound**2)) if len(bound) else 0.0
+    return conditioned(spread * np.eye(len(offsets)), counts)
+
+
+def conditioned(covariance: FloatArray, counts: FloatArray) -> FloatArray:
+    """A covariance of element energies (Z, Z) once the energies of some compositions (n, Z) are known."""
+    across = covariance @ counts.T
+    inner = np.linalg.pinv(counts @ across, rcond=1e-10, hermitian=True)
+    found = covariance - across @ inner @ across.T
+    return np.asarray(0.5 * (found + found.T))
+
+
+THOMAS_FERMI = 0.768745 * units.Hartree
+"""Energy of a neutral atom over Z^(7/3) in Thomas-Fermi theory (Lieb & Simon 1977, *Adv. Math.* 23, 22), eV."""
+
+ALL_ELECTRON = (0.6, 1.2)
+"""Energies within these multiples of the Thomas-Fermi energy are those of all electrons (H to Ag: 0.75 to 0.87)."""
+
+VALENCE_POWER = 1.5
+"""Energies of valence electrons grow with about this power of their number (GFN2-xTB 1.2, pseudopotentials 2)."""
+
+
+def _guess(matrix: FloatArray, values: FloatArray, species: IntArray) -> FloatArray:
+    """Energies of elements in the proportion of atoms, scaled to energies per atom (rows of compositions)."""
+    shares = species ** (7.0 / 3.0)
+    ratio = -np.median(values / (matrix @ shares)) / THOMAS_FERMI
+    if not ALL_ELECTRON[0] <= ratio <= ALL_ELECTRON[1]:
+        shares = elements.valence_electrons(species) ** VALENCE_POWER
+    total = matrix @ shares
+    return np.asarray(float(total @ values) / float(total @ total) * shares)
 
 
 def element_energies(e0: Any) -> dict[int, float]:
@@ -130,4 +231,12 @@ def element_energies(e0: Any) -> dict[int, float]:
     return {atomic_numbers[symbol]: float(value) for symbol, value in e0.items()}
 
 
-__all__ = ["choose_labels", "element_energies", "energy_offsets", "why_not"]
+__all__ = [
+    "choose_labels",
+    "compositions",
+    "conditioned",
+    "element_energies",
+    "energy_offsets",
+    "held_covariance",
+    "why_not",
+]
