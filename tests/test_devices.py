@@ -95,10 +95,11 @@ def test_other_charge_models(charges, kernel, water_training, water_systems):
 
 def test_a_short_range_energy_that_sees_the_charges(water_model, water_systems):
     potential = water_model.potential_
-    weaker = replace(
-        potential.short_range,
-        coefficients={z: 0.3 * c for z, c in potential.short_range.coefficients.items()},
+    terms = tuple(
+        (own, {z: 0.3 * c for z, c in coefficients.items()})
+        for own, coefficients in potential.short_range.terms
     )
+    weaker = replace(potential.short_range, terms=terms)
     aware = replace(potential, charge_kernel=kqeq.ChargeKernel(order=2), charge_powers=(weaker, weaker))
     for atoms in frames(water_systems):
         structure = read_structure(atoms)

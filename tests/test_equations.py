@@ -214,5 +214,5 @@ def test_tiny_noise_loses_digits_without_qr(water_training):
 
 
 def test_a_wrong_name_is_refused(water_training):
-    with pytest.raises(InputError, match="auto, cholesky, qr"):
+    with pytest.raises(InputError, match="'auto', 'cholesky', 'qr'"):
         dipoles(solver="lu").fit(water_training)
