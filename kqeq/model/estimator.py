@@ -75,7 +75,7 @@ _FIT_RULES: Mapping[str, Rule] = {
 }
 
 
-class NotFittedYetError(ModelNotFittedError, NotFittedError):
+class NotFittedYetError(ModelNotFittedError, NotFittedError):  # type: ignore[misc]
     """Also scikit-learn's own exception for that case, for its tools."""
 
 
@@ -333,7 +333,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         """
         # before frames are read: whatever is wrong here is wrong for all of them
         check_values("KQEq", self._given(), {**RULES, **_FIT_RULES})
-        given = {
+        given: dict[str, Any] = {
             "charges_key": charges_key,
             "resume": resume,
             "cache": cache,
