@@ -590,9 +590,9 @@ def test_forces_are_derivatives_of_the_energy_in_their_uncertainty_too(made):
     [
         (
             {"charges": QEq(width=KERNEL)},
-            r"width is 'kernel'; expected a dict of values by element, \"learn\", or",
+            r"width='kernel'\): expected a dict of values by element, or 'learn', or",
         ),
-        ({"charges": QEq(hardness="kernal")}, r"hardness is 'kernal'; expected .* \"learn\", \"kernel\", or"),
+        ({"charges": QEq(hardness="kernal")}, r"hardness='kernal'\): expected .* 'learn', 'kernel', or"),
         ({"charges": QEq(LEARN), "site_kernel": OWN}, r"site_kernel was given, but no parameter"),
         ({"site_kernel": OWN, "electronegativity": None, "charges": None}, r"site_kernel was given"),
         ({"charges": QEq(KERNEL), "site_kernel": small_kernel(3.0, delta=-1.0)}, r"delta=-1.0"),
