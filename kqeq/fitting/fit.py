@@ -349,10 +349,10 @@ def _parameters(
     if has_energy:
         holds = settings.baseline is not None and settings.baseline.capabilities.holds_charge
         charged = settings.charges is not None and not holds
-        energy_mean, spreads = energy_offsets(frames, species, settings.e0, charged=charged)
+        energy_mean, open_part = energy_offsets(frames, species, settings.e0, charged=charged)
         if settings.e0 is not None:
             held = held_covariance(frames, energy_mean)
-        energy_scales = {z: max(1.0, spread / ENERGY_SPREAD) for z, spread in spreads.items()}
+        energy_scales = {z: max(1.0, spread / ENERGY_SPREAD) for z, spread in open_part.items()}
     numbers = np.array(species)
     chi_defaults = (
         elements.electronegativity(numbers) if settings.charges is not None else np.zeros(len(species))
