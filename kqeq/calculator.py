@@ -32,6 +32,7 @@ from kqeq.frames.conditions import (
     check_field,
     conditions,
     is_among,
+    require_number,
     write_name,
 )
 from kqeq.frames.neighbours import NeighbourFinder, Pairs
@@ -204,6 +205,7 @@ class KQEqCalculator(Calculator):
             if value is None:
                 checked[name] = None
             elif name == "total_charge":
+                require_number(value, "the calculator")
                 checked[name] = check_charge(value, "the calculator")
             else:
                 # a tuple, so that the field cannot be changed behind the cache's back

@@ -266,5 +266,5 @@ def test_a_line_is_reported_for_every_step(water_training, monkeypatch):
 
 
 def test_bad_request(water_training):
-    with pytest.raises(InputError, match='expected "evidence" or None'):
+    with pytest.raises(InputError, match="expected one of 'auto', 'left-out', 'evidence'"):
         dipoles().fit(water_training, optimize="likelihood")

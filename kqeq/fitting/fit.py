@@ -366,7 +366,8 @@ def _parameters(
         # the spread of kernels that are shared is that of another quantity
         site_spreads = [None] * len(site_maps) if given is None else [kernel.delta for kernel in given]
         site_deltas = {
-            kind: kernel_spreads(site_spreads, ENVIRONMENT_SPREADS[kind]) for kind in settings.charges.environment
+            kind: kernel_spreads(site_spreads, ENVIRONMENT_SPREADS[kind])
+            for kind in settings.charges.environment
         }
     chi_spreads = [kernel.delta for kernel in settings.electronegativity or ()]
     energy_spreads = [kernel.delta for kernel in short_range or ()]

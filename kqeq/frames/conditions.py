@@ -114,6 +114,19 @@ def check_charge(value: Any, where: object) -> float:
     return float(array.reshape(())) + 0.0
 
 
+def require_number(total_charge: Any, where: object) -> None:
+    """Refuse texts and lists as an argument; files may hold numbers as texts, a script has no reason to.
+
+    Raises
+    ------
+    InputError
+    """
+    if isinstance(total_charge, str | bytes | list | tuple):
+        raise InputError(
+            f"total_charge of {where} is {total_charge!r}; expected one finite number (e), for example 1"
+        )
+
+
 def conditions(
     atoms: Atoms,
     *,
@@ -157,6 +170,7 @@ def conditions(
         If two sources disagree, a value is not finite or has the wrong shape, or is a truth value and the only source;
         for charges see above.
     """
+    require_number(total_charge, where)
     told = list(_told(atoms, calculator, stale or {}))
     charges = [("the argument total_charge", total_charge)]
     charges += _stated(atoms, CHARGE_KEYS, prefix)
@@ -510,6 +524,7 @@ __all__ = [
     "is_among",
     "is_boolean",
     "read_name",
+    "require_number",
     "stored_charges",
     "under_conditions",
     "warn_unread_conditions",
