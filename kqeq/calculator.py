@@ -265,7 +265,12 @@ class KQEqCalculator(Calculator):
         )
 
     def _note(self, atoms: Atoms) -> None:
-        """Write into atoms what this calculator was told, for files to keep; take back what does not hold any more."""
+        """Write into atoms what this calculator was told, for files to keep; take back what does not hold any more.
+
+        Only into atoms that it belongs to: ``calculator.get_forces(atoms)`` asks about atoms of somebody else.
+        """
+        if atoms.calc is not self:
+            return
         for key, value in ((NOTED_CHARGE, self.total_charge), (NOTED_FIELD, self.external_field)):
             noted = self._noted[key]
             if value is not None:

@@ -15,7 +15,7 @@ from kqeq import KQEqCalculator, analysis
 from kqeq.analysis.optimization import optimize
 from kqeq.charges import assign_fragments
 from kqeq.cli.files import read_frames, read_one
-from kqeq.errors import InputError, LabelWarning
+from kqeq.errors import InputError, LabelWarning, UndeterminedWarning
 from kqeq.frames.conditions import conditions, read_name, under_conditions, without_conditions, write_name
 from kqeq.frames.labels import LabelKeys, read_frame
 from kqeq.frames.structures import read_structure
@@ -440,3 +440,14 @@ def test_what_a_trajectory_says_reaches_dynamics_of_the_check(tmp_path, ion_mode
     frame.info.clear()  # only the parameters of the calculator are left
     result = analysis.check_consistency(ion_model, frame, steps=3)
     assert result.passed, result
+
+
+def test_asking_about_atoms_of_somebody_else_leaves_them_alone(water_model):
+    """``calculator.get_forces(atoms)`` without ``atoms.calc``: the next question about them is neutral again."""
+    atoms = WATER.copy()
+    before = water_model.predict(atoms).energy
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UndeterminedWarning)
+        charged = KQEqCalculator(water_model, total_charge=1).get_potential_energy(atoms)
+    assert atoms.info == {} and abs(charged - before) > 0.1
+    assert water_model.predict(atoms).energy == before

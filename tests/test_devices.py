@@ -75,8 +75,9 @@ def test_prediction_on_a_device(which, water_systems, request):
         assert_equal_predictions(result, expected)
         assert np.abs(expected.forces).max() > 1e-2
         # forces, strain, charges, dipole, polarizability, electronegativities; before that, positions for neighbours, and
-        # from each descriptor the number of neighbours of every atom
-        assert len(moved.to_host) <= (12 if atoms.pbc.any() else 8)
+        # from each descriptor the number of neighbours of every atom; charges and their response, for what the data do
+        # not determine
+        assert len(moved.to_host) <= (14 if atoms.pbc.any() else 10)
         assert max(moved.to_host) <= 8 * 3 * len(atoms) + 72
 
 
