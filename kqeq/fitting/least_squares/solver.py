@@ -568,7 +568,9 @@ def minimise(
             decrement = equations.decrement()  # what was learned on short steps says little about long ones
         small = max(tolerance * equations.loss, negligible * problem.size)
         losses = [iteration.loss for iteration in iterations] + [equations.loss]
-        if decrement <= small or _stalled(losses, patience, small) or (free > 1 and damping < 1e-3):
+        # steps that gain nothing prove little while the model still promises much: floors of curved valleys drop again
+        idle = free > 1 and damping < 1e-3 and decrement <= 2.0 * small
+        if decrement <= small or _stalled(losses, patience, small) or idle:
             converged = True
             note(number, decrement, True)
             break
