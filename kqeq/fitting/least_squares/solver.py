@@ -569,7 +569,7 @@ def minimise(
         small = max(tolerance * equations.loss, negligible * problem.size)
         losses = [iteration.loss for iteration in iterations] + [equations.loss]
         # steps that gain nothing prove little while the model still promises much: floors of curved valleys drop again
-        idle = free > 1 and damping < 1e-3 and decrement <= 2.0 * small
+        idle = damping < 1e-3 and (free > 6 or (free > 1 and decrement <= 2.0 * small))
         if decrement <= small or _stalled(losses, patience, small) or idle:
             converged = True
             note(number, decrement, True)
