@@ -40,6 +40,8 @@ from ase import Atoms, units
 from ase.build import bulk
 from ase.io import read, write
 
+from kqeq.baselines.charged_cells import background
+
 METHOD = "IPEA1-xTB"
 PRISTINE, VACANCY = "zno_pristine", "zno_vacancy"
 CHARGES = (0, 1, 2)
@@ -116,52 +118,6 @@ def crossed(task: Task) -> list[Task]:
 
 
 # ------------------------------------------------------------------------------------------------- reference
-
-
-def ewald_parameter(cell: np.ndarray) -> float:
-    """The splitting parameter (1/Bohr) that tblite chooses for the Ewald sum of a cell (Angstrom).
-
-    tblite bisects for the value at which the last terms of the sums over the lattice and over its reciprocal fall
-    off alike, to a loose tolerance; so the value jumps, and the bisection has to be done again in the same steps.
-    """
-    lattice = np.asarray(cell) / units.Bohr
-    volume = abs(np.linalg.det(lattice))
-    wave = np.linalg.norm(2 * math.pi * np.linalg.inv(lattice).T, axis=1).min()
-    length = np.linalg.norm(lattice, axis=1).min()
-    tolerance = math.sqrt(np.finfo(float).eps)
-
-    def reciprocal(g: float, alpha: float) -> float:
-        return 4 * math.pi * math.exp(-((g / (2 * alpha)) ** 2)) / (volume * g**2)
-
-    def direct(r: float, alpha: float) -> float:
-        return math.erfc(alpha * r) / r
-
-    def excess(alpha: float) -> float:
-        falls = reciprocal(4 * wave, alpha) - reciprocal(5 * wave, alpha)
-        return falls - (direct(2 * length, alpha) - direct(3 * length, alpha))
-
-    high = tolerance
-    while excess(high) < -tolerance:
-        high *= 2
-    low = high / 2
-    while excess(high) < tolerance:
-        high *= 2
-    middle = (low + high) / 2
-    while abs(difference := excess(middle)) > tolerance:
-        low, high = (middle, high) if difference < 0 else (low, middle)
-        middle = (low + high) / 2
-    return middle
-
-
-def background(cell: np.ndarray, charge: float) -> float:
-    """What tblite's energy (eV) of a charged cell lacks: -pi k_e Q^2 / (2 alpha^2 V), the background's share.
-
-    tblite (0.8) leaves out the term of zero wave vector of its Ewald sum, so that its energy depends on the splitting
-    parameter alpha.  With the term, the cell average of the potential of point charges is zero.
-    """
-    alpha = ewald_parameter(cell) / units.Bohr
-    volume = abs(np.linalg.det(np.asarray(cell)))
-    return -math.pi * units.Hartree * units.Bohr * charge**2 / (2 * alpha**2 * volume)
 
 
 class Labels(NamedTuple):
