@@ -67,6 +67,8 @@ def both(name: str, boundary: str, total_charge: float, accuracy: float = 1e-8) 
         extra = {**FRAGMENTS, "fragment_charges": np.array([0.4, total_charge - 0.4])}
     make = MODELS[name]
     dense = conditions(make(solver="dense"), boundary, total_charge, **extra)
+    if dense.model.quantity == "charge":  # a few tenths of e
+        dense = replace(dense, chi=0.4 * dense.chi)
     return dense, replace(dense, model=make(solver="iterative", accuracy=accuracy))
 
 

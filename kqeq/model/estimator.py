@@ -576,8 +576,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         external_field : (3,) array-like, optional
             V/Å; otherwise ``info["external_field"]`` of each frame, or none.
         properties : collection of str, optional
-            Some of ``energy, forces, stress, charges, dipole, polarizability``; leaving forces away saves most
-            of the time.  All by default.
+            Some of ``energy, forces, stress, charges, dipole, polarizability, born_charges``; leaving forces away saves
+            most of the time.  All but the last by default.
         uncertainty : bool
             Also give ``energy_std``, ``forces_std``, ``charges_std`` and ``dipole_std``, standard deviations of the
             model's values (:mod:`kqeq.uncertainty`), always computed on the CPU.  Those of forces take most of the time.
