@@ -18,7 +18,7 @@ Dimensions: N atoms, n = N or 4N unknowns z, P directed pairs, c columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -181,11 +181,11 @@ class FreeFlow:
     constraint: IntArray
 
     @classmethod
-    def build(cls, structure: Structure, constraint: IntArray, device: Device) -> FreeFlow:
+    def build(cls, structure: Structure, constraint: IntArray, device: Device) -> Self:
         """Add what follows from the geometry."""
         return cls(OpenDirections.build(structure, device), constraint)
 
-    def core(self, hessian: Array) -> ConstrainedCore:
+    def core(self, hessian: Array) -> Core:
         """Factor; slabs may be indefinite across the constraints."""
         member = self.constraint[:, None] == np.arange(int(self.constraint.max()) + 1)[None, :]
         return ConstrainedCore.build(

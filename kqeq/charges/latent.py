@@ -169,7 +169,7 @@ def _bond_charges(structure: Structure) -> FloatArray:
     i, j = i[bonded], j[bonded]
     difference = np.nan_to_num(levels[j] - levels[i])
     charge = np.sign(difference) * (0.16 * np.abs(difference) + 0.035 * difference**2)
-    return np.bincount(i, weights=charge, minlength=len(structure))
+    return np.asarray(np.bincount(i, weights=charge, minlength=len(structure)), dtype=np.float64)
 
 
 __all__ = ["LatentCharges", "typical_charges"]
