@@ -217,7 +217,7 @@ def shell(command, **options):
 def without_compilation(text):
     """What a command wrote to stderr, less the announcement of a compilation.
 
-    Processes that fill numba's disk cache at the same time can lose each other's entries, so that a command may compile anew.
+    Processes that fill numba's disk cache at the same time can lose each other's entries: a command may compile anew.
     """
     return "".join(x for x in text.splitlines(True) if not x.startswith("kqeq: compiling "))
 
