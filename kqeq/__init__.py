@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kqeq.calculator import KQEqCalculator
     from kqeq.charges import ACKS2, AtomicDipoles, QEq
     from kqeq.fitting.rows.cache import DiskCache
+    from kqeq.frames.outputs import read
     from kqeq.kernels.charge_kernel import ChargeKernel
     from kqeq.kernels.settings import SOAPKernel
     from kqeq.model.choice import choose_charge_from
@@ -47,6 +48,7 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "devices": ("kqeq.backend.devices", None),
     "errors": ("kqeq.errors", None),
     "load": ("kqeq.model.estimator", "load_model"),
+    "read": ("kqeq.frames.outputs", "read"),
     "plots": ("kqeq.analysis.plots", None),
     "select": ("kqeq.uncertainty.selection", "select"),
 }
@@ -69,6 +71,7 @@ __all__ = [
     "errors",
     "load",
     "plots",
+    "read",
     "select",
 ]
 
