@@ -139,7 +139,10 @@ def tutorials(docs: Path, examples: Path) -> None:
 ```
 """,
         )
-    _write(docs / "generated" / "gallery.md", "\n".join(["::::{grid} 1 2 2 3", ":gutter: 3", "", *cards, "::::", ""]))
+    _write(
+        docs / "generated" / "gallery.md",
+        "\n".join(["::::{grid} 1 2 2 3", ":gutter: 3", "", *cards, "::::", ""]),
+    )
     for old in (docs / "tutorials").glob("[0-9][0-9]_*.md"):
         if old.stem not in names:
             old.unlink()
@@ -147,7 +150,7 @@ def tutorials(docs: Path, examples: Path) -> None:
 
 def _card(name: str, title: str, text: str) -> str:
     """A thumbnail that leads to a tutorial, with its first sentence."""
-    first = re.split(r"(?<=[.:;])\s", " ".join(text.split("\n\n")[0].split()), maxsplit=1)[0]
+    first = re.split(r"(?<=[.:;])\s", " ".join(text.split("\n\n", maxsplit=1)[0].split()), maxsplit=1)[0]
     return (
         f":::{{grid-item-card}} {title}\n:img-top: ../generated/{name}.png\n:link: {name}\n:link-type: doc\n\n"
         f"{first.rstrip(':;')}\n:::\n"
