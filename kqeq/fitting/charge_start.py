@@ -143,7 +143,12 @@ def _latent(parameters: Parameters) -> bool:
 def _tells_signs(frame: TrainingFrame) -> bool:
     """Whether a total charge, a field or the like tells positive from negative charges."""
     structure = frame.structure
-    given = (structure.external_potential, structure.fragment_charges, structure.reference_charges)
+    given = (
+        structure.external_potential,
+        structure.external_charges,
+        structure.fragment_charges,
+        structure.reference_charges,
+    )
     return bool(
         structure.total_charge != 0.0
         or structure.external_field.any()

@@ -97,7 +97,8 @@ def check_born_charges(
             LabelWarning,
             stacklevel=6,
         )
-    if structure.periodic or structure.external_field.any() or len(structure) < 2:
+    outside = structure.external_charges is not None or structure.external_potential is not None
+    if structure.periodic or structure.external_field.any() or outside or len(structure) < 2:
         return tensors
     turned = np.ascontiguousarray(tensors.transpose(0, 2, 1))
     given, other = (rotation_error(t, structure, dipole) for t in (tensors, turned))
