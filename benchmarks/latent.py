@@ -85,7 +85,7 @@ def dipeptides(quick: bool) -> Iterator[Row]:
         return
     train, test = read(paths[0], ":"), read(paths[1], ":")
     train = first(train, 60 if quick else 495)
-    size, own = (200, 100) if quick else (300, 150)
+    size, own = (200, 100) if quick else (250, 120)
     for frame in test:  # stored with the position first; the order is that of kqeq's labels from here on
         n = len(frame)
         frame.arrays["born_charges"] = (
