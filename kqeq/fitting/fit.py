@@ -157,7 +157,7 @@ def fit_potential(
     if settings.charges is None and not has_energy:
         raise InputError("a model without charges needs energies or forces, and no frame has any")
 
-    warn_contradictions(frames, {**DEFAULT_NOISE, **settings.noise}["energy"])
+    warn_contradictions(frames, {**DEFAULT_NOISE, **settings.noise})
     settings = replace(settings, baseline=used_baseline(settings.baseline, has_energy=has_energy))
     if settings.baseline is not None:
         frames, shifted, told = subtract_baseline(

@@ -220,7 +220,7 @@ def _added(
         kind: reason if kind in kinds else "the model was not fitted to it; fit again to all frames to use it"
         for kind, reason in ignored.items()
     }
-    warn_contradictions(frames, noise["energy"])
+    warn_contradictions(frames, noise)
     if potential.baseline is not None:
         frames, _, _ = subtract_baseline(frames, potential.baseline, shift=False)
     counts = Counter(report.used) + Counter(used)
