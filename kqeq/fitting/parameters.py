@@ -24,6 +24,7 @@ from kqeq.backend import asarray_like, zeros
 from kqeq.backend.linalg import solve_lower
 from kqeq.charges.base import ChargeModel, SiteChange, SiteParameters
 from kqeq.charges.parameters import ElementParameters, logarithmic_directions, multiply_sites
+from kqeq.fitting.charge_aware import ChargeDependence
 from kqeq.kernels.feature_map import FeatureMap
 from kqeq.potential.determination import Determination
 from kqeq.typing import Array, FloatArray, IntArray
@@ -43,12 +44,15 @@ class KernelPart:
     remainder : float
         Variance of what the sparse features miss, relative to what the prior says it is
         (:mod:`kqeq.uncertainty.remainder`).
+    power : int
+        Power of the charge that it is multiplied with, in a short-range energy that sees charges.
     """
 
     feature_map: FeatureMap
     delta: float
     columns: slice
     remainder: float = 1.0
+    power: int = 0
 
     @property
     def size(self) -> int:
@@ -112,18 +116,28 @@ class SitePart:
         return sum(kernel.size for kernel in self.kernels)
 
     @property
+    def offsets_size(self) -> int:
+        """Number of offsets."""
+        return len(self.offset_mean)
+
+    def of_power(self, power: int = 0) -> tuple[KernelPart, ...]:
+        """The kernels of one power of the charge; without a dependence on charges all have the power 0."""
+        return tuple(kernel for kernel in self.kernels if kernel.power == power)
+
+    @property
     def feature_maps(self) -> tuple[FeatureMap, ...]:
-        """Those of the kernels, in their order."""
-        return tuple(kernel.feature_map for kernel in self.kernels)
+        """Those of the kernels, in their order; the same for every power of the charge."""
+        return tuple(kernel.feature_map for kernel in self.of_power())
 
     @property
     def deltas(self) -> tuple[float, ...]:
-        """Those of the kernels, in their order."""
-        return tuple(kernel.delta for kernel in self.kernels)
+        """Those of the kernels, in their order; the same for every power of the charge."""
+        return tuple(kernel.delta for kernel in self.of_power())
 
     def scales(self) -> FloatArray:
         """δ of the kernel of every feature, (kernel_size,)."""
-        return np.repeat(self.deltas, [kernel.size for kernel in self.kernels]).astype(np.float64)
+        deltas = [kernel.delta for kernel in self.kernels]
+        return np.repeat(deltas, [kernel.size for kernel in self.kernels]).astype(np.float64)
 
     def scale(self, features: Array) -> Array:
         """Unscaled features of all kernels (..., kernel_size) times their δ."""
@@ -131,9 +145,19 @@ class SitePart:
             return self.kernels[0].delta * features
         return asarray_like(self.scales(), features) * features
 
-    def terms(self, u: Array) -> tuple[tuple[FeatureMap, dict[int, FloatArray]], ...]:
-        """Feature map and kernel coefficients of every kernel at the parameters u."""
-        return tuple((k.feature_map, k.feature_map.coefficients(k.weights(u))) for k in self.kernels)
+    def terms(self, u: Array, power: int = 0) -> tuple[tuple[FeatureMap, dict[int, FloatArray]], ...]:
+        """Feature map and kernel coefficients of every kernel of a power of the charge at the parameters u."""
+        return tuple((k.feature_map, k.feature_map.coefficients(k.weights(u))) for k in self.of_power(power))
+
+    def with_powers(self, count: int) -> SitePart:
+        """Kernels like these for each of ``count`` powers of the charge, one after the other from column 0 on."""
+        kernels, start = [], 0
+        for power in range(count):
+            for kernel in self.of_power():
+                columns = slice(start, start + kernel.size)
+                kernels.append(replace(kernel, columns=columns, power=power))
+                start = columns.stop
+        return replace(self, kernels=tuple(kernels), columns=slice(0, start + self.offsets_size))
 
     def with_kernels(self, kernels: Sequence[KernelPart]) -> SitePart:
         """The same columns with other scales."""
@@ -165,7 +189,7 @@ class SitePart:
         first = self.columns.start + self.kernel_size
         spreads = dict(zip(self.offset_mean, self.offset_spreads, strict=True))
         for number, z in enumerate(species):
-            for kernel in self.kernels:
+            for kernel in self.of_power():  # the others are zero without charges
                 own, start = kernel.feature_map.columns[z], kernel.columns.start
                 mean = kernel.feature_map.lower[z].mean(axis=0)
                 rows[number, start + own.start : start + own.stop] = kernel.delta * mean
@@ -180,10 +204,6 @@ class SitePart:
     def offsets(self, u: FloatArray) -> dict[int, float]:
         """Offsets by element at the parameters u."""
         tail = u[self.columns][self.kernel_size :]
-        return self.offsets_at(tail)
-
-    def offsets_at(self, tail: FloatArray) -> dict[int, float]:
-        """Offsets by element at their own parameters, (Z,)."""
         return {
             z: mean + float(spread * x)
             for (z, mean), spread, x in zip(self.offset_mean.items(), self.offset_spreads, tail, strict=True)
@@ -308,6 +328,8 @@ class Parameters:
         Element parameters of the charge model.
     environment : EnvironmentPart or None
         Their dependence on the environment; its columns follow those of ``learned``.
+    dependence : ChargeDependence or None
+        The charges that the short-range energy sees.  They are held: then there are no other parameters than its own.
     """
 
     species: tuple[int, ...]
@@ -317,6 +339,15 @@ class Parameters:
     size: int
     learned: LearnedPart | None = None
     environment: EnvironmentPart | None = None
+    dependence: ChargeDependence | None = None
+
+    @classmethod
+    def charge_aware(
+        cls, species: tuple[int, ...], energy: SitePart, dependence: ChargeDependence
+    ) -> Parameters:
+        """Those of a short-range energy that sees charges: kernels like those of ``energy`` for each power of them."""
+        part = energy.with_powers(dependence.powers)
+        return cls(species, None, None, part, part.size, dependence=dependence)
 
     @classmethod
     def build(

@@ -202,13 +202,6 @@ _POSTERIOR = table(
     maybe={"energy_first": flag},  # not in files of version 1
 )
 
-_COUPLED_POSTERIOR = table(
-    noise=mapping(_POSITIVE),
-    coupled=_PRIOR,
-    remainders=sequence(_NOT_NEGATIVE),
-    maybe={"remainder": _NOT_NEGATIVE},  # in files of version 1
-)
-
 _HEADER = table(
     format=text(),
     version=_COUNT,
@@ -229,7 +222,7 @@ _HEADER = table(
         "charge_kernel": optional(
             table(order=number(low=1, high=MAX_ORDER, whole=True), scale=number(low=1e-6, high=1e6))
         ),
-        "posterior": optional(either(_POSTERIOR, _COUPLED_POSTERIOR)),
+        "posterior": optional(_POSTERIOR),
     },
 )
 

@@ -290,11 +290,9 @@ def test_files_of_version_1(name):
     for what, value in known["predictions"][name].items():
         np.testing.assert_allclose(getattr(found, what), value, rtol=1e-9, atol=1e-9)
     assert isinstance(model.short_range, SOAPKernel)
-    assert (
-        all(isinstance(k, KernelPart) for k in getattr(model.posterior_, "part", None).kernels)
-        if (name == "coupled")
-        else model.posterior_.parameters.kernels
-    )
+    kernels = model.posterior_.parameters.kernels
+    assert kernels and all(isinstance(k, KernelPart) for k in kernels.values())
+    assert {k.power for k in kernels.values()} == ({0, 1, 2} if name == "coupled" else {0})
 
 
 def test_a_file_without_a_kernel_is_damaged(sums, tmp_path):

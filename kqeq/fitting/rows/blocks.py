@@ -11,7 +11,7 @@ Dimensions: N atoms, P parameters, n rows of one label.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,9 +25,11 @@ from kqeq.charges.parameters import (
     logarithmic_gradient_response,
 )
 from kqeq.descriptors.base import FeatureGradients, SiteJacobian
+from kqeq.fitting.charge_aware import KINDS
 from kqeq.fitting.least_squares.solver import JacobianKind
 from kqeq.fitting.parameters import Parameters, SiteDirections
 from kqeq.fitting.rows.features import FrameFeatures, TrainingFrame
+from kqeq.fitting.rows.voigt import VOIGT, to_stress, upper_triangle
 from kqeq.frames.labels import standard_deviation
 from kqeq.kernels import sums
 from kqeq.typing import Array, FloatArray
@@ -172,6 +174,8 @@ def _energy(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
         value += line.features.energy @ line.there[part.columns]
         if rows is not None:
             rows[0, part.columns] = line.features.energy
+    if line.features.held is not None:
+        value += line.put(line.features.held.known("energy"))
     if line.state is not None and line.parameters.chi is not None and line.features.chi is not None:
         value += line.state.energy
         if rows is not None:
@@ -196,6 +200,8 @@ def _position_derivative(line: Linearisation, jacobian: bool, strain: bool) -> t
         value += linear @ line.there[part.columns]
         if rows is not None:
             rows[:, part.columns] = linear
+    if line.features.held is not None:
+        value += line.put(line.features.held.known_gradient(strain=strain))
     part, state = line.parameters.chi, line.state
     if part is None or state is None:
         return value, rows
@@ -238,24 +244,38 @@ def _forces(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
     return -value, None if rows is None else -rows
 
 
-# Voigt order xx yy zz yz xz xy as positions in the flattened 3x3 matrix, and the transposed ones
-_VOIGT = np.array([0, 4, 8, 5, 2, 1])
-_VOIGT_TRANSPOSED = np.array([0, 4, 8, 7, 6, 3])
-
-
 def _stress(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
     value, rows = _position_derivative(line, jacobian, strain=True)
     volume = line.frame.structure.volume
     return to_stress(value, volume), None if rows is None else to_stress(rows, volume)
 
 
-def to_stress(strain: Array, volume: float) -> Array:
-    """Strain derivatives (9, ...) to stress in Voigt order (6, ...)."""
-    rows = [strain[int(a), ...] + strain[int(b), ...] for a, b in zip(_VOIGT, _VOIGT_TRANSPOSED, strict=True)]
-    return namespace(strain).stack(rows, axis=0) * (0.5 / volume)
+def _observable_rows(line: Linearisation, kind: str) -> Array:
+    """Derivatives of a dipole or polarizability by the parameters of an energy that sees held charges, (n, p)."""
+    part, held = line.parameters.energy, line.features.held
+    assert part is not None and held is not None
+    features = held.dipole_features() if kind == "dipole" else held.polarizability_features()
+    return line.put(
+        np.concatenate([part.scale(features), np.zeros((len(features), part.offsets_size))], axis=1)
+    )
+
+
+def _at_held_charges(line: Linearisation, kind: str, jacobian: bool) -> tuple[Array, Array | None]:
+    """A dipole or polarizability to which nothing is added but by an energy that sees held charges."""
+    part, held = line.parameters.energy, line.features.held
+    assert part is not None and held is not None
+    block = _observable_rows(line, kind)
+    value = line.put(held.known(kind)) + block @ line.there[part.columns]
+    if not jacobian:
+        return value, None
+    rows = zeros((int(block.shape[0]), line.parameters.size), block)
+    rows[:, part.columns] = block
+    return value, rows
 
 
 def _dipole(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
+    if line.features.held is not None:
+        return _at_held_charges(line, "dipole", jacobian)
     assert line.state is not None and line.state.dipole is not None
     if not jacobian:
         return line.state.dipole, None
@@ -282,19 +302,10 @@ def _spread(line: Linearisation, block: Array, sites: Array | None) -> Array:
     return rows
 
 
-_UPPER = np.triu_indices(3)
-_UPPER_WEIGHTS = np.where(_UPPER[0] == _UPPER[1], 1.0, np.sqrt(2.0))
-
-
-def upper_triangle(tensor: Array) -> Array:
-    """A symmetric tensor (3, 3, ...) as rows (6, ...) whose squares add up to those of all nine components."""
-    elements = zip(*_UPPER, _UPPER_WEIGHTS, strict=True)
-    rows = [tensor[int(a), int(b), ...] * float(weight) for a, b, weight in elements]
-    return namespace(tensor).stack(rows, axis=0)
-
-
 def _polarizability(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
-    """It depends on site parameters only (theory section 3)."""
+    """It depends on site parameters only (theory section 3), unless an energy sees the charges."""
+    if line.features.held is not None:
+        return _at_held_charges(line, "polarizability", jacobian)
     assert line.system is not None
     alpha = line.system.polarizability()
     assert alpha is not None
@@ -325,11 +336,16 @@ LINEAR_KINDS = frozenset({"dipole", "charges"})
 parameters are learned."""
 
 
+def is_linear(parameters: Parameters, kinds: Collection[str]) -> bool:
+    """Whether labels of some kinds are all linear in the parameters: then a fit is one step."""
+    return parameters.charges is None or (parameters.learned is None and set(kinds) <= LINEAR_KINDS)
+
+
 def target_vector(frame: TrainingFrame, kind: str) -> FloatArray:
     """The labels of one kind as a vector, in the order of the block's rows."""
     value = np.asarray(getattr(frame.labels, kind), dtype=np.float64)
     if kind == "stress":
-        return np.asarray(value.ravel()[_VOIGT])
+        return np.asarray(value.ravel()[VOIGT])
     if kind == "polarizability":
         return np.asarray(upper_triangle(value))
     return np.asarray(value.reshape(-1))
@@ -340,14 +356,18 @@ def deviation(frame: TrainingFrame, kind: str, noise: Mapping[str, float]) -> fl
     return standard_deviation(kind, noise, len(frame.structure), frame.labels.weight)
 
 
-def _linear_rows(frame: TrainingFrame, features: FrameFeatures, kind: str, size: int) -> Array:
+def _linear_rows(line: Linearisation, kind: str, size: int) -> Array:
     """Jacobian of one label with respect to the energy parameters (n, p); it does not depend on u."""
+    frame, features = line.frame, line.features
     if kind == "energy" and features.energy is not None:
         return features.energy[None, :]
     if kind == "forces" and features.positions is not None:
         return features.positions  # of the energy: the sign is put where rows are scaled
     if kind == "stress" and features.strain is not None:
         return to_stress(features.strain, frame.structure.volume)
+    if features.held is not None:
+        assert kind in KINDS
+        return _observable_rows(line, kind)
     return zeros((target_vector(frame, kind).size, size), features.device.like)
 
 
@@ -392,7 +412,7 @@ def frame_rows(
     for kind, target in targets.items():
         value, rows = BLOCKS[kind](line, jacobian == "full" and not linear_only)
         if linear_only:
-            rows = _linear_rows(frame, features, kind, linear_size)
+            rows = _linear_rows(line, kind, linear_size)
         scale = 1.0 / deviation(frame, kind, noise)
         residuals.append(scale * (line.put(target) - value))
         stop = start + len(target)
@@ -409,7 +429,6 @@ __all__ = [
     "Linearisation",
     "deviation",
     "frame_rows",
+    "is_linear",
     "target_vector",
-    "to_stress",
-    "upper_triangle",
 ]

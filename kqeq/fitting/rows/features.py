@@ -20,6 +20,7 @@ from kqeq.baselines import BaselineResult
 from kqeq.charges.base import ChargeSystem
 from kqeq.descriptors import evaluate_states
 from kqeq.descriptors.base import Descriptor, DescriptorState
+from kqeq.fitting.charge_aware import HeldCharges
 from kqeq.fitting.parameters import Parameters, SitePart
 from kqeq.fitting.rows.cache import CacheFiles
 from kqeq.frames.labels import Labels
@@ -91,6 +92,8 @@ class FrameFeatures:
         Its strain derivative, where stresses are fitted; likewise.
     sites : (N, p_θ) array
         Features Φ of the site parameters that depend on the environment.
+    held : HeldCharges, optional
+        The charges that the energy sees; what is above of the energy includes them.
     device : Device
         Where all of this lives.
     """
@@ -102,6 +105,7 @@ class FrameFeatures:
     positions: Array | None
     strain: Array | None
     sites: Array | None = None
+    held: HeldCharges | None = None
     device: Device = CPU
 
     @property
@@ -213,6 +217,9 @@ def compute_many(
 def _compute(
     frames: Sequence[TrainingFrame], parameters: Parameters, device: Device, single: bool
 ) -> Iterator[tuple[FrameFeatures, KernelFeatures]]:
+    if parameters.dependence is not None:
+        yield from ((_at_held_charges(frame, parameters, device), _NOTHING) for frame in frames)
+        return
     maps = feature_maps(parameters)
     descriptors = [m.descriptor for own in maps for m in own]
     states = [
@@ -235,6 +242,33 @@ def _compute(
         own = SummedFeatures(None, None, None) if own is None else own
         raw = KernelFeatures(chi[i], own.values, own.positions, own.strain, sites[i])
         yield _assemble(frame, parameters, device, raw, states[i], single), raw
+
+
+_NOTHING = KernelFeatures(None, None, None, None, None)
+
+
+def _at_held_charges(frame: TrainingFrame, parameters: Parameters, device: Device) -> FrameFeatures:
+    """Those of an energy that sees charges; the charges themselves are held."""
+    dependence, part = parameters.dependence, parameters.energy
+    assert dependence is not None and part is not None
+    held = dependence.at(
+        frame.structure, part.feature_maps, derivatives=frame.needs_gradients, base=frame.baseline
+    )
+    positions = held.gradient_features() if frame.needs_gradients else None
+    strain = held.gradient_features(strain=True) if frame.labels.stress is not None else None
+    energy = np.concatenate(
+        [part.scale(held.energy_features()), part.one_hot(frame.structure.numbers).sum(axis=0)]
+    )
+    return FrameFeatures(
+        None,
+        None,
+        None,
+        asarray_like(energy, device.like),
+        None if positions is None else _beside_offsets(positions, len(positions), part, device, False),
+        None if strain is None else _beside_offsets(strain, 9, part, device, False),
+        held=held,
+        device=device,
+    )
 
 
 def _restore(
