@@ -16,10 +16,13 @@ from ase.data import chemical_symbols
 from kqeq import elements
 from kqeq.backend.linalg import solve_lower
 from kqeq.baselines import remaining
+from kqeq.charges.latent import typical_charges
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
+from kqeq.charges.site_values import CHARGE
 from kqeq.errors import InputError, KQEqError, LabelWarning, RepresentativesWarning
 from kqeq.fitting.baseline_labels import subtract_baseline, used_baseline
 from kqeq.fitting.charge_aware import ChargeDependence
+from kqeq.fitting.charge_start import ChargeStart, choose_start, needs_start
 from kqeq.fitting.checkpoint import fingerprint
 from kqeq.fitting.contradictions import warn_contradictions
 from kqeq.fitting.dipole_origin import MAX_IONS, far_from_ions, other_origin
@@ -50,6 +53,12 @@ from kqeq.typing import FloatArray
 
 CHI_DELTA = 2.0
 """Default prior spread of the kernel part of the electronegativity, eV/e."""
+
+LATENT_DELTA = 0.2
+"""The same of latent charges and learned reference charges, e."""
+
+LATENT_SPREAD = 0.5
+"""Prior spread of the latent charge of an element around what bonds suggest, e."""
 
 CHI_SPREAD = 5.0
 """Prior spread of an element's electronegativity around its cited default, eV/e."""
@@ -130,7 +139,9 @@ def fit_potential(
     frames, settings, notes = ready.frames, ready.settings, list(ready.notes)
     parameters = _parameters(ready)
     noise = {**DEFAULT_NOISE, **settings.noise}
-    learned = _learned(ready, parameters, noise, resume, cache)
+    begin = _charge_start(ready, parameters, noise, cache)
+    notes += [] if begin is None else [begin.note]
+    learned = _learned(ready, parameters, noise, begin, resume, cache)
     start = None
     if learned is not None:
         parameters, noise, start = learned.parameters, learned.noise, learned.u
@@ -148,7 +159,7 @@ def fit_potential(
         if start is not None and (resume is None or settings.optimize == "evidence"):
             solution = minimise_from(problem, settings, start)
         else:
-            solution = solve(problem, settings, resume, start)
+            solution = solve(problem, settings, resume, start, begin)
     finally:
         problem.close()
     warn_unconverged(solution)
@@ -277,10 +288,26 @@ def _on_baseline(ready: _Ready) -> _Ready:
     )
 
 
+def _charge_start(
+    ready: _Ready, parameters: Parameters, noise: dict[str, float], cache: CacheFolder | None
+) -> ChargeStart | None:
+    """Values of the elements to start from, where no label tells them in closed form."""
+    if is_linear(parameters, ready.used) or not needs_start(ready.frames, parameters):
+        return None
+    rough = FitProblem(
+        ready.frames, parameters, noise, linear=False, device=ready.settings.device, cache=cache
+    )
+    try:
+        return choose_start(rough, ready.settings.solver)
+    finally:
+        rough.close()
+
+
 def _learned(
     ready: _Ready,
     parameters: Parameters,
     noise: dict[str, float],
+    begin: ChargeStart | None,
     resume: str | PathLike[str] | None,
     cache: CacheFolder | None,
 ) -> Learned | None:
@@ -291,7 +318,7 @@ def _learned(
     linear = is_linear(parameters, ready.used)
 
     def again(problem: FitProblem, u: FloatArray | None) -> Solution:
-        return minimise_from(problem, settings, u)
+        return minimise_from(problem, settings, u, begin)
 
     if settings.optimize == "left-out":
         return learn_left_out(
@@ -456,9 +483,12 @@ def _parameters(ready: _Ready) -> Parameters:
             held = held_covariance(frames, energy_mean)
         energy_scales = {z: max(1.0, spread / ENERGY_SPREAD) for z, spread in open_part.items()}
     numbers = np.array(species)
-    chi_defaults = (
-        elements.electronegativity(numbers) if settings.charges is not None else np.zeros(len(species))
-    )
+    latent = settings.charges is not None and settings.charges.quantity == CHARGE
+    chi_mean = dict.fromkeys(species, 0.0)
+    if not latent and settings.charges is not None:
+        chi_mean = dict(zip(species, map(float, elements.electronegativity(numbers)), strict=True))
+    elif latent and not (settings.baseline is not None and settings.baseline.capabilities.charges):
+        chi_mean = typical_charges(structures, species)
     chi_maps = build(settings.electronegativity, "electronegativity", "electronegativity")
     site_maps: list[FeatureMap] = []
     site_deltas: dict[str, list[float]] = {}
@@ -476,9 +506,11 @@ def _parameters(ready: _Ready) -> Parameters:
     return Parameters.build(
         species,
         charges=settings.charges,
-        chi_kernels=list(zip(chi_maps, kernel_spreads(chi_spreads, CHI_DELTA), strict=True)),
-        chi_mean=dict(zip(species, map(float, chi_defaults), strict=True)),
-        chi_spread=CHI_SPREAD,
+        chi_kernels=list(
+            zip(chi_maps, kernel_spreads(chi_spreads, LATENT_DELTA if latent else CHI_DELTA), strict=True)
+        ),
+        chi_mean=chi_mean,
+        chi_spread=LATENT_SPREAD if latent else CHI_SPREAD,
         energy_kernels=list(
             zip(
                 build(short_range, "short-range", "short_range"),
@@ -614,7 +646,7 @@ def _determination(parameters: Parameters, lower: FloatArray) -> Determination:
     plain = parameters.determination(lower)
     count = len(parameters.species)
     spread = np.zeros((2 * count, 2 * count))
-    if parameters.chi is not None:
+    if parameters.charges is not None and parameters.charges.quantity != CHARGE:
         spread[:count, :count] = CHI_COMMON_SPREAD**2
     found = plain.with_spread(spread)
     if parameters.energy is None or parameters.energy.held is None:

@@ -203,7 +203,10 @@ class SitePart:
 
     def offsets(self, u: FloatArray) -> dict[int, float]:
         """Offsets by element at the parameters u."""
-        tail = u[self.columns][self.kernel_size :]
+        return self.offsets_at(u[self.columns][self.kernel_size :])
+
+    def offsets_at(self, tail: FloatArray) -> dict[int, float]:
+        """Offsets by element at their own parameters, (Z,)."""
         return {
             z: mean + float(spread * x)
             for (z, mean), spread, x in zip(self.offset_mean.items(), self.offset_spreads, tail, strict=True)
