@@ -184,7 +184,7 @@ def fit_potential(
     )
     result = finish(parameters, solution, noise, settings, report, ready.charges, ready.has_energy, started)
     result = _check_origin(replace(result, frames=frames), settings)
-    if settings.charge_aware is None or parameters.energy is None:
+    if settings.charge_aware is None or parameters.short_range is None:
         return result
     return _second_stage(result, settings, settings.charge_aware, started)
 
@@ -348,7 +348,7 @@ def _learned(
 
 def _all_representatives(parameters: Parameters, settings: FitSettings) -> dict[str, dict[str, int]]:
     """Representatives of all kernels by element, for the report; shared ones once."""
-    parts = {"electronegativity": parameters.chi, "short-range": parameters.energy}
+    parts = {"electronegativity": parameters.electronegativity, "short-range": parameters.short_range}
     if settings.site_kernel is not None and settings.charges is not None:
         parts["site parameter"] = parameters.parts[settings.charges.environment[0]]
     counts: dict[str, dict[str, int]] = {}
@@ -361,7 +361,7 @@ def _second_stage(
     result: FitResult, settings: FitSettings, kernel: ChargeKernel, started: float
 ) -> FitResult:
     """The short-range energy again, of which every part depends on the charges of the first stage, which are held."""
-    energy = result.parameters.energy
+    energy = result.parameters.short_range
     assert energy is not None
     dependence = ChargeDependence.on(result.potential, kernel)
     parameters = Parameters.charge_aware(result.potential.species, energy, dependence)
@@ -506,22 +506,22 @@ def _parameters(ready: _Ready) -> Parameters:
     return Parameters.build(
         species,
         charges=settings.charges,
-        chi_kernels=list(
+        electronegativity_kernels=list(
             zip(chi_maps, kernel_spreads(chi_spreads, LATENT_DELTA if latent else CHI_DELTA), strict=True)
         ),
-        chi_mean=chi_mean,
-        chi_spread=LATENT_SPREAD if latent else CHI_SPREAD,
-        energy_kernels=list(
+        electronegativity_mean=chi_mean,
+        electronegativity_spread=LATENT_SPREAD if latent else CHI_SPREAD,
+        short_range_kernels=list(
             zip(
                 build(short_range, "short-range", "short_range"),
                 kernel_spreads(energy_spreads, ENERGY_DELTA),
                 strict=True,
             )
         ),
-        energy_mean=energy_mean,
-        energy_spread=0.0 if settings.e0 is not None else ENERGY_SPREAD,
-        energy_scales=energy_scales,
-        energy_held=held,
+        short_range_mean=energy_mean,
+        short_range_spread=0.0 if settings.e0 is not None else ENERGY_SPREAD,
+        short_range_scales=energy_scales,
+        short_range_held=held,
         site_maps=site_maps,
         site_deltas=site_deltas,
     )
@@ -552,7 +552,7 @@ def kernel_spreads(given: Sequence[float | None], default: float) -> list[float]
 
 def environment_notes(parameters: Parameters, u: FloatArray) -> list[str]:
     """How much site parameters vary with the environment, by kind and element, for the report."""
-    environment = parameters.environment
+    environment = parameters.sites
     if environment is None:
         return []
     notes = []
@@ -591,16 +591,16 @@ def build_potential(
     """Freeze parameters into a potential; ``lower`` is the factor of their posterior precision."""
     if parameters.dependence is not None:
         return _charge_aware_potential(parameters, parameters.dependence, u, settings, training_charges)
-    chi, energy = parameters.chi, parameters.energy
+    part, energy = parameters.electronegativity, parameters.short_range
     species = parameters.species
     electronegativity = short_range = None
-    if chi is not None and chi.kernels:
-        electronegativity = SiteModel(chi.terms(u), chi.offsets(u))
+    if part is not None and part.kernels:
+        electronegativity = SiteModel(part.terms(u), part.offsets(u))
     if energy is not None and energy.kernels:
         short_range = SiteModel(energy.terms(u), dict.fromkeys(species, 0.0))
     sites = {}
-    if parameters.environment is not None:
-        environment = parameters.environment
+    if parameters.sites is not None:
+        environment = parameters.sites
         for kind in environment.parts:
             sites[kind] = SiteModel(environment.terms(kind, u), dict.fromkeys(species, 0.0))
     return Potential(
@@ -625,7 +625,7 @@ def _charge_aware_potential(
     training_charges: tuple[float, ...],
 ) -> Potential:
     """The potential whose charges are held, with the energy that sees them."""
-    energy = parameters.energy
+    energy = parameters.short_range
     assert energy is not None
     zero = dict.fromkeys(parameters.species, 0.0)
     powers = [SiteModel(energy.terms(u, power), zero) for power in range(dependence.powers)]
@@ -649,10 +649,10 @@ def _determination(parameters: Parameters, lower: FloatArray) -> Determination:
     if parameters.charges is not None and parameters.charges.quantity != CHARGE:
         spread[:count, :count] = CHI_COMMON_SPREAD**2
     found = plain.with_spread(spread)
-    if parameters.energy is None or parameters.energy.held is None:
+    if parameters.short_range is None or parameters.short_range.held is None:
         return found
     held = np.zeros_like(spread)
-    held[count:, count:] = parameters.energy.held
+    held[count:, count:] = parameters.short_range.held
     return Determination(found.species, found.covariance + held, found.prior + held)
 
 

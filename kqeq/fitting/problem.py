@@ -96,7 +96,7 @@ class Chunk:
     @property
     def linear_columns(self) -> slice | None:
         """The parameters of the energy, which every label depends on linearly."""
-        return None if self.parameters.energy is None else self.parameters.energy.columns
+        return None if self.parameters.short_range is None else self.parameters.short_range.columns
 
     def rows(self, u: FloatArray, *, jacobian: JacobianKind) -> Iterator[tuple[Array, Array | None]]:
         """Residuals and Jacobians frame by frame."""

@@ -86,10 +86,10 @@ def update_potential(
     charge_aware = parameters.dependence is not None
     added = _added(pairs, settings, potential, noise, report, charge_aware=charge_aware)
     linear = is_linear(parameters, added.kinds)
-    energy = parameters.energy
-    if energy is not None and energy.held is not None:
-        held = conditioned(energy.held, compositions(added.frames, list(energy.offset_mean)))
-        parameters = replace(parameters, energy=replace(energy, held=held))
+    part = parameters.short_range
+    if part is not None and part.held is not None:
+        held = conditioned(part.held, compositions(added.frames, list(part.offset_mean)))
+        parameters = replace(parameters, short_range=replace(part, held=held))
     problem = FitProblem(added.frames, parameters, noise, linear=linear, device=settings.device)
     try:
         solution = minimise_problem(

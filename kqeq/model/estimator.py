@@ -440,7 +440,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             )
         report = self.fit_report_
         found = prune(posterior.parameters, posterior.u, posterior.lower, float(loss) * report.loss)
-        part = found.parameters.energy
+        part = found.parameters.short_range
         assert part is not None
         note = (
             f"{found.dropped} of {found.dropped + part.kernel_size} representatives of the short-range energy were "

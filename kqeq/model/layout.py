@@ -201,12 +201,12 @@ _ELEMENT_PRIOR = table(
 
 _POSTERIOR = table(
     noise=mapping(_POSITIVE),
-    chi=_PRIOR,
-    energy=_PRIOR,
+    electronegativity=_PRIOR,
+    short_range=_PRIOR,
     elements=optional(_ELEMENT_PRIOR),
     sites=mapping(sequence(_NOT_NEGATIVE), ENVIRONMENT_KINDS),
     remainders=mapping(_NOT_NEGATIVE),
-    maybe={"energy_first": flag},  # not in files of version 1
+    maybe={"short_range_first": flag},  # not in files of version 1
 )
 
 _HEADER = table(

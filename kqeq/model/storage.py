@@ -18,6 +18,7 @@ The training set is not stored.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import time
 from collections.abc import Mapping
@@ -182,9 +183,9 @@ def _stored_posterior(known: Posterior, potential: Potential) -> dict[str, Any]:
     """What a posterior knows beside its arrays, as plain data."""
     return {
         "noise": dict(known.noise),
-        "energy_first": known.parameters.energy_first,
-        "chi": _prior(known.parameters.chi),
-        "energy": _prior(known.parameters.energy),
+        "short_range_first": known.parameters.short_range_first,
+        "electronegativity": _prior(known.parameters.electronegativity),
+        "short_range": _prior(known.parameters.short_range),
         "elements": _element_prior(known.parameters.learned),
         "sites": {
             kind: list(part.deltas)
@@ -384,30 +385,30 @@ def _posterior(
     stored = header.get("posterior")
     if stored is None:
         return None
-    chi, energy = stored["chi"], stored["energy"]
+    chi, energy = stored["electronegativity"], stored["short_range"]
     chi_site, energy_site = potential.electronegativity, potential.short_range
     aware = potential.charge_kernel is not None
     parameters = Parameters.build(
         potential.species,
         charges=None if aware else charges,  # those that an energy sees are held
-        chi_kernels=_with_spreads(chi_site, chi),
-        chi_mean={} if chi is None else _by_number(chi["mean"]),
-        chi_spread=0.0 if chi is None else chi["spread"],
-        energy_kernels=_with_spreads(energy_site, energy),
-        energy_mean=None if energy is None else _by_number(energy["mean"]),
-        energy_spread=0.0 if energy is None else energy["spread"],
+        electronegativity_kernels=_with_spreads(chi_site, chi),
+        electronegativity_mean={} if chi is None else _by_number(chi["mean"]),
+        electronegativity_spread=0.0 if chi is None else chi["spread"],
+        short_range_kernels=_with_spreads(energy_site, energy),
+        short_range_mean=None if energy is None else _by_number(energy["mean"]),
+        short_range_spread=0.0 if energy is None else energy["spread"],
         elements=_elements(stored["elements"]),
         site_maps=() if aware else next((own.feature_maps for own in potential.sites.values()), ()),
         site_deltas={} if aware else {kind: stored["sites"][kind] for kind in potential.sites},
-        energy_first=stored.get("energy_first", False),  # files of version 0.1 do not say
-        energy_scales={} if energy is None else _by_number(energy.get("scales", {})),
-        energy_held=_held(energy, potential.species),
+        short_range_first=stored.get("short_range_first", False),  # files of version 0.1 do not say
+        short_range_scales={} if energy is None else _by_number(energy.get("scales", {})),
+        short_range_held=_held(energy, potential.species),
     )
     if potential.charge_kernel is not None:
-        if parameters.energy is None:
+        if parameters.short_range is None:
             raise ValueError("the posterior belongs to a short-range energy that the file does not hold")
         dependence = ChargeDependence.on(potential, potential.charge_kernel)
-        parameters = Parameters.charge_aware(potential.species, parameters.energy, dependence)
+        parameters = Parameters.charge_aware(potential.species, parameters.short_range, dependence)
     parameters = parameters.with_remainders(stored["remainders"])
     u, lower = arrays["posterior/u"], np.asfortranarray(arrays["posterior/lower"])  # as a fit leaves it
     if u.shape != (parameters.size,) or lower.shape != (parameters.size, parameters.size):
@@ -480,7 +481,7 @@ def _descriptor_settings(descriptor: Descriptor) -> dict[str, Any]:
 def _upgrade(header: dict[str, Any]) -> dict[str, Any]:
     """The header of an older version in the layout of this one."""
     if header["version"] >= 2:
-        return _upgrade_coupled(header)
+        return _upgrade_posterior(header)
     header = dict(header)
     settings = header["settings"]
     site_kernel = settings.get("site_kernel") or settings["electronegativity"]
@@ -509,26 +510,32 @@ def _upgrade(header: dict[str, Any]) -> dict[str, Any]:
         if "remainder" in known:
             known["remainders"] = [known["remainder"]]
         header["posterior"] = known
-    return _upgrade_coupled(header)
+    return _upgrade_posterior(header)
 
 
-def _upgrade_coupled(header: dict[str, Any]) -> dict[str, Any]:
-    """The posterior of a charge-aware short-range energy once had a layout of its own."""
+def _upgrade_posterior(header: dict[str, Any]) -> dict[str, Any]:
+    """Names that the parts of a posterior once had; that of a charge-aware energy had a layout of its own."""
     known = header.get("posterior")
-    if not isinstance(known, Mapping) or "coupled" not in known:
+    if not isinstance(known, Mapping) or not {"chi", "coupled"} & known.keys():
         return header
-    prior = known["coupled"]
-    own = known["remainders"] * (header["charge_kernel"]["order"] + 1)
-    return header | {
-        "posterior": {
+    known = dict(known)
+    if "coupled" in known:
+        values = known["remainders"] * (header["charge_kernel"]["order"] + 1)
+        known = {
             "noise": known["noise"],
             "chi": None,
-            "energy": prior,
+            "energy": known["coupled"],
             "elements": None,
             "sites": {},
-            "remainders": {f"energy {number}": value for number, value in enumerate(own, start=1)},
+            "remainders": {f"energy {number}": value for number, value in enumerate(values, start=1)},
         }
+    new = {"chi": "electronegativity", "energy": "short_range", "energy_first": "short_range_first"}
+    renamed = {new.get(name, name): value for name, value in known.items()}
+    renamed["remainders"] = {
+        re.sub("^(chi|energy)\\b", lambda found: new[found[0]], name): value
+        for name, value in known["remainders"].items()
     }
+    return {**header, "posterior": renamed}
 
 
 def _site_model(

@@ -105,8 +105,8 @@ class Posterior:
     @property
     def quantities(self) -> tuple[str, ...]:
         """What it knows the uncertainty of, in the order of :data:`KINDS`."""
-        energy = () if self.parameters.energy is None else ("energy", "forces")
-        return (*energy, *(() if self.parameters.chi is None else ("charges", "dipole")))
+        energy = () if self.parameters.short_range is None else ("energy", "forces")
+        return (*energy, *(() if self.parameters.electronegativity is None else ("charges", "dipole")))
 
     def view(
         self, structure: Structure, *, forces: bool = False, baseline: Baseline | None = None
@@ -220,15 +220,15 @@ class Uncertain(_Environments):
         rows = BLOCKS[kind](self.line, True)[1]
         assert rows is not None
         sites: list[tuple[KernelPart, FloatArray]] = []
-        if kind == "energy" and parameters.energy is not None:
-            sites += [(kernel, self._weights(kernel)[None, :]) for kernel in parameters.energy.kernels]
-        if parameters.chi is not None and self.line.state is not None:
+        if kind == "energy" and parameters.short_range is not None:
+            sites += [(kernel, self._weights(kernel)[None, :]) for kernel in parameters.short_range.kernels]
+        if parameters.electronegativity is not None and self.line.state is not None:
             if kind == "energy":
                 change: FloatArray | None = self.line.state.electronegativity_gradient()[None, :]
             else:
                 change = getattr(self._site_response, kind)
             if change is not None:
-                sites += [(kernel, change) for kernel in parameters.chi.kernels]
+                sites += [(kernel, change) for kernel in parameters.electronegativity.kernels]
             for name, slopes in self.line.site_slopes.items():
                 change = slopes[None, :] if kind == "energy" else getattr(self._responses[name], kind)
                 if change is not None:
@@ -296,16 +296,16 @@ class Uncertain(_Environments):
         result = np.zeros(3 * atoms)
         parameters, line = self.posterior.parameters, self.line
         for name, part in parameters.parts.items():
-            if part is parameters.energy:
+            if part is parameters.short_range:
                 for kernel in part.kernels:
                     slopes, values = self._weights(kernel), self._weight_gradients(kernel)
                     result += self._force_missed(kernel, slopes, values, rows)
                 continue
             state = line.state
             assert state is not None
-            chi = part is parameters.chi
-            response = self._site_response if chi else self._responses[name]
-            slopes = state.electronegativity_gradient() if chi else line.site_slopes[name]
+            direct = part is parameters.electronegativity
+            response = self._site_response if direct else self._responses[name]
+            slopes = state.electronegativity_gradient() if direct else line.site_slopes[name]
             values = state.gradient_response(response).reshape(3 * atoms, atoms)
             if line.site_jacobian is not None:
                 change = state.electronegativity_gradient_response(response)

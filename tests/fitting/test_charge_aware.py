@@ -248,7 +248,7 @@ def test_rows_are_derivatives_of_predictions(name, condition, models):
     structure = molecule(1, FIELD) if condition == "molecule" else cell(1)
     frame = labelled(structure)
     parameters, potential = model.posterior_.parameters, model.potential_
-    part = parameters.energy
+    part = parameters.short_range
     features = compute_features(frame, parameters)
     size, zero = part.of_power()[0].size, dict.fromkeys(potential.species, 0.0)
 
@@ -408,7 +408,7 @@ def with_remainder(posterior, value):
 def prior_of(posterior):
     """As if there were no data; element energies are held."""
     parameters = posterior.parameters
-    energy = replace(parameters.energy, offset_spread=0.0)
+    energy = replace(parameters.short_range, offset_spread=0.0)
     return replace(posterior, lower=np.eye(len(posterior.u)), parameters=replace(parameters, energy=energy))
 
 
@@ -417,7 +417,7 @@ def test_uncertainty_of_energies_is_that_of_the_product_kernel(pair, water_train
     model = pair[1]
     posterior = model.posterior_
     assert isinstance(posterior, Posterior)
-    part = posterior.parameters.energy
+    part = posterior.parameters.short_range
     structure = read_structure(water_training[4])
     view = Uncertain(prior_of(posterior), structure, forces=True)
     q = model.predict(water_training[4]).charges
@@ -439,7 +439,7 @@ def test_uncertainty_of_forces_is_that_of_the_derivative_of_the_energy(pair, wat
     posterior = model.posterior_
     atoms = water_training[4].copy()
     structure = read_structure(atoms)
-    part = posterior.parameters.energy
+    part = posterior.parameters.short_range
     view = Uncertain(prior_of(posterior), structure, forces=True)
     variance = view.variance("forces")
     h, k = 1e-2, 4

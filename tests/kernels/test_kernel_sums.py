@@ -60,7 +60,15 @@ def sums(water_training):
 
 def test_layout(sums):
     parameters = sums.posterior_.parameters
-    names = ["chi 1", "chi 2", "energy 1", "energy 2", "energy 3", "hardness 1", "hardness 2"]
+    names = [
+        "electronegativity 1",
+        "electronegativity 2",
+        "short_range 1",
+        "short_range 2",
+        "short_range 3",
+        "hardness 1",
+        "hardness 2",
+    ]
     assert list(parameters.kernels) == names
     ends = [
         (part.columns.start, *(kernel.columns.stop for kernel in part.kernels))
@@ -69,9 +77,9 @@ def test_layout(sums):
     for part, own in zip(parameters.parts.values(), ends, strict=True):
         assert [k.columns.start for k in part.kernels] == list(own[:-1])
         assert own[-1] + len(part.offset_mean) == part.columns.stop
-    assert parameters.energy.deltas == (1.0 / math.sqrt(3.0), 0.4, 1.0 / math.sqrt(3.0))
-    assert parameters.chi.deltas == pytest.approx([2.0 / math.sqrt(2.0)] * 2)
-    assert parameters.environment.parts["hardness"].deltas == pytest.approx([0.2 / math.sqrt(2.0)] * 2)
+    assert parameters.short_range.deltas == (1.0 / math.sqrt(3.0), 0.4, 1.0 / math.sqrt(3.0))
+    assert parameters.electronegativity.deltas == pytest.approx([2.0 / math.sqrt(2.0)] * 2)
+    assert parameters.sites.parts["hardness"].deltas == pytest.approx([0.2 / math.sqrt(2.0)] * 2)
     # equal descriptors are evaluated once
     assert len(sums.potential_.feature_maps) == 7
     assert len(set(sums.potential_.descriptors)) < 7
@@ -98,7 +106,7 @@ def test_jacobians_are_derivatives(name, kind, sums, water_systems):
         direction = np.zeros(parameters.size)
         direction[kernel.columns] = np.random.default_rng(number).normal(size=kernel.size)
         expected = central_difference(lambda t, d=direction: BLOCKS[kind](line(u + t * d), False)[0], 0.02)
-        if which.startswith("energy") and kind in ("dipole", "charges"):
+        if which.startswith("short_range") and kind in ("dipole", "charges"):
             assert not (jacobian @ direction).any()
             continue
         seen.add(which)
@@ -239,13 +247,13 @@ def test_evidence_finds_a_spread_for_each(water_training, tmp_path):
     model = KQEq(None, energy_kernels(), charges=None, noise=NOISE)
     model.fit(water_training, optimize="evidence", resume=tmp_path / "state")
     given = (1.0 / math.sqrt(3.0), 0.4, 1.0 / math.sqrt(3.0))
-    found = model.posterior_.parameters.energy.deltas
+    found = model.posterior_.parameters.short_range.deltas
     assert all(abs(math.log(a / b)) > 0.01 for a, b in zip(given, found, strict=True))
     factors = [k.remainder for k in model.posterior_.parameters.kernels.values()]
     assert len(factors) == 3 and all(f != 1.0 for f in factors)
     assert "energy 3 delta" in str(model.fit_report_)
     again = clone(model).fit(water_training, optimize="evidence", resume=tmp_path / "state")
-    assert again.posterior_.parameters.energy.deltas == pytest.approx(found)
+    assert again.posterior_.parameters.short_range.deltas == pytest.approx(found)
 
 
 def test_a_device_gives_the_same(sums, water_training, water_systems):
