@@ -94,7 +94,7 @@ def test_finds_the_factor_that_made_the_errors(factor, water_training, monkeypat
     monkeypatch.setattr(remainder, "leave_out", lambda *_: LeftOut(errors, variances, missed))
     posterior, line = learn_remainder(model.posterior_, training_frames(model, water_training))
     assert posterior.parameters.kernels["short_range"].remainder == pytest.approx(factor, rel=0.2)
-    assert f"energy {posterior.parameters.kernels['energy'].remainder:.3g}" in line
+    assert f"short_range {posterior.parameters.kernels['short_range'].remainder:.3g}" in line
 
 
 def test_uncertainties_follow_the_factor(water_training):
@@ -121,7 +121,9 @@ def test_evidence_learns_it_and_files_keep_it(water_training, tmp_path):
     model = everything().fit(water_training, optimize="evidence")
     parts = model.posterior_.parameters.kernels
     assert parts["short_range"].remainder != 1.0 and parts["electronegativity"].remainder != 1.0
-    assert f"relative to the prior: chi {parts['chi'].remainder:.3g}" in str(model.fit_report_)
+    assert f"relative to the prior: electronegativity {parts['electronegativity'].remainder:.3g}" in str(
+        model.fit_report_
+    )
     model.save(tmp_path / "model.kqeq", posterior=True)
     loaded = kqeq.load(tmp_path / "model.kqeq")
     atoms = water_training[0]

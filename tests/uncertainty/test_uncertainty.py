@@ -91,7 +91,9 @@ def test_the_variance_of_an_energy_is_that_of_the_sum_over_sites(short_range_mod
     rows = part.feature_map.descriptor.evaluate(structure).values
     same = structure.numbers[:, None] == structure.numbers[None, :]
     prior = np.sum(same * (rows @ rows.T) ** part.feature_map.zeta)
-    features = compute_features(TrainingFrame(structure, Labels(energy=0.0), 0), posterior.parameters).energy
+    features = compute_features(
+        TrainingFrame(structure, Labels(energy=0.0), 0), posterior.parameters
+    ).short_range
     missed = part.delta**2 * prior - np.sum(features[: part.size] ** 2)
     cov = np.linalg.inv(posterior.lower @ posterior.lower.T)
     std = short_range_model.predict(atoms, properties=["energy"], uncertainty=True).energy_std
