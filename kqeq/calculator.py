@@ -44,7 +44,7 @@ from kqeq.potential.fixed_geometry import FixedGeometry, same_geometry
 from kqeq.potential.potential import Potential, Prediction, require_energy_model
 from kqeq.typing import FloatArray
 from kqeq.uncertainty.guard import Extrapolation, ExtrapolationGuard
-from kqeq.uncertainty.posterior import require_posterior
+from kqeq.uncertainty.posterior import require_posterior, with_uncertainty
 
 SKIN_ATOMS = 100
 """From this size on the neighbour list is kept between steps."""
@@ -186,6 +186,7 @@ class KQEqCalculator(Calculator):
             require_energy_model(self._potential)
             require_posterior(model.posterior_, "max_energy_std needs")
         self._guard = guard if guard.watches else None
+        self._posterior = model.posterior_
         self._external_charges = read_external_charges(external_charges)
         self._prediction: Prediction | None = None
         self._conditions: tuple[float, FloatArray] | None = None
@@ -354,6 +355,26 @@ class KQEqCalculator(Calculator):
         """All that the model said about the last structure; ``None`` when there are no valid results."""
         # ASE empties the results itself when the structure changes
         return self._prediction if self.results else None
+
+    @_one_at_a_time
+    def energy_std(self) -> float:
+        """Standard deviation of the energy at the last structure, eV; computed when asked for.
+
+        Raises
+        ------
+        InputError
+            If nothing was computed yet.
+        UnsupportedError
+            If the model was loaded without its posterior, or has no energies.
+        """
+        require_energy_model(self._potential)
+        posterior = require_posterior(self._posterior, "the standard deviation of an energy needs")
+        if self.prediction is None or self._geometry is None:
+            raise InputError("energy_std() is about the last structure, and none was computed yet; ask for its energy first")
+        potential, structure = self._potential, self._geometry.structure
+        known = with_uncertainty(self.prediction, posterior, structure, ("energy",), potential.baseline)
+        assert known.energy_std is not None
+        return known.energy_std
 
     @_one_at_a_time
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
