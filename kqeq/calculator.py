@@ -370,7 +370,9 @@ class KQEqCalculator(Calculator):
         require_energy_model(self._potential)
         posterior = require_posterior(self._posterior, "the standard deviation of an energy needs")
         if self.prediction is None or self._geometry is None:
-            raise InputError("energy_std() is about the last structure, and none was computed yet; ask for its energy first")
+            raise InputError(
+                "energy_std() is about the last structure, and none was computed yet; ask for its energy first"
+            )
         potential, structure = self._potential, self._geometry.structure
         known = with_uncertainty(self.prediction, posterior, structure, ("energy",), potential.baseline)
         assert known.energy_std is not None

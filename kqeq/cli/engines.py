@@ -37,7 +37,11 @@ def add_engines(commands: Any) -> None:
         "model has them)",
     )
     ipi.add_argument(
-        "--wait", type=float, default=60.0, metavar="S", help="seconds to wait for i-PI to listen (%(default)g)"
+        "--wait",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds to wait for i-PI to listen (%(default)g)",
     )
     ipi.set_defaults(run=_ipi)
 

@@ -97,7 +97,9 @@ def serve(
         an isolated system into its cell, or the connection breaks amid a message.
     """
     if unix is not None and port is not None:
-        raise InputError(f"both a port ({port}) and a UNIX socket ({unix}) were given; i-PI listens at one of them")
+        raise InputError(
+            f"both a port ({port}) and a UNIX socket ({unix}) were given; i-PI listens at one of them"
+        )
     unknown = [name for name in extras or () if name not in EXTRAS]
     if unknown:
         raise InputError(f"unknown extras {unknown}; expected some of {', '.join(EXTRAS)}")
@@ -127,7 +129,9 @@ def _connect(address: str, port: int, unix: str | None, timeout: float) -> socke
             connection.connect(target)
         except socket.gaierror as error:
             connection.close()
-            raise EngineError(f"there is no host {address!r} ({error}); expected the machine on which i-PI runs") from None
+            raise EngineError(
+                f"there is no host {address!r} ({error}); expected the machine on which i-PI runs"
+            ) from None
         except OSError as error:
             connection.close()
             if time.monotonic() > end:
@@ -161,14 +165,17 @@ def _talk(protocol: IPIProtocol, answers: _Answers, report: Callable[[int], None
                 cell, _, positions = protocol.recvposdata()
             except AssertionError:
                 raise EngineError(
-                    "i-PI sent positions or a cell that are not finite: has the simulation blown up? Shorten the time step"
+                    "i-PI sent positions or a cell that are not finite: has the simulation blown up? Shorten the time "
+                    "step"
                 ) from None
             answer = answers.compute(cell, positions)
             if report is not None:
                 report(answers.evaluations)
         elif message == "GETFORCE":
             if answer is None:
-                raise EngineError("i-PI asked for forces before it sent positions; is this another program's server?")
+                raise EngineError(
+                    "i-PI asked for forces before it sent positions; is this another program's server?"
+                )
             extra = np.frombuffer(answer.extras.encode("ascii"), dtype=np.byte)
             protocol.sendforce(answer.energy, answer.forces, answer.virial, extra)
             answer = None
@@ -243,17 +250,17 @@ class _Answers:
         if self._open is None:
             self._open = vectors
             grown = np.ptp(positions, axis=0) - self._extent
-            lengths = np.abs(cell[:, :]).max(axis=0)
+            lengths = np.abs(cell).max(axis=0)
             if not pbc.any() and (grown > 0.4 * lengths).any():
                 raise EngineError(
-                    f"the atoms that i-PI sent extend over {np.ptp(positions, axis=0).max():.3g} Å, those of the template over "
-                    f"{self._extent.max():.3g} Å: i-PI wraps them into its cell, which breaks an isolated system. Set "
-                    "pbc='False' in <ffsocket>, or make the template periodic (pbc=\"T T T\")"
+                    f"the atoms that i-PI sent extend over {np.ptp(positions, axis=0).max():.3g} Å, those of the "
+                    f"template over {self._extent.max():.3g} Å: i-PI wraps them into its cell, which breaks an isolated "
+                    "system. Set pbc='False' in <ffsocket>, or make the template periodic (pbc=\"T T T\")"
                 )
         elif np.abs(vectors - self._open).max() > 1e-6:
             raise EngineError(
-                f"i-PI changed its cell along a direction in which the template is not periodic (pbc={pbc.tolist()}): there "
-                "is no stress along it. Run at constant volume, or make the template periodic"
+                f"i-PI changed its cell along a direction in which the template is not periodic (pbc={pbc.tolist()}): "
+                "there is no stress along it. Run at constant volume, or make the template periodic"
             )
 
 
