@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kqeq.calculator import KQEqCalculator
     from kqeq.charges import ACKS2, AtomicDipoles, QEq
     from kqeq.fitting.rows.cache import DiskCache
+    from kqeq.frames.external_charges import ExternalCharges
     from kqeq.kernels.charge_kernel import ChargeKernel
     from kqeq.kernels.settings import SOAPKernel
     from kqeq.model.choice import choose_charge_from
@@ -35,6 +36,7 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "AtomicDipoles": ("kqeq.charges", "AtomicDipoles"),
     "ChargeKernel": ("kqeq.kernels.charge_kernel", "ChargeKernel"),
     "DiskCache": ("kqeq.fitting.rows.cache", "DiskCache"),
+    "ExternalCharges": ("kqeq.frames.external_charges", "ExternalCharges"),
     "KQEq": ("kqeq.model.estimator", "KQEq"),
     "KQEqCalculator": ("kqeq.calculator", "KQEqCalculator"),
     "Prediction": ("kqeq.potential.prediction", "Prediction"),
@@ -56,6 +58,7 @@ __all__ = [
     "AtomicDipoles",
     "ChargeKernel",
     "DiskCache",
+    "ExternalCharges",
     "KQEq",
     "KQEqCalculator",
     "Prediction",

@@ -18,7 +18,8 @@ the electronegativities χ and the external field.  Three objects follow the lif
 Nothing outside this subpackage may rely on identities that hold for plain QEq only, such as
 μ = Σ q r, α = rᵀRr or a single total charge: ask the objects.
 
-A structure's external potential at the atoms (V) is added to χ by the models themselves.
+A structure's external potential at the atoms (V) is added to χ by the models themselves; its external charges act on
+all unknowns (:mod:`kqeq.charges.embedding`).
 
 Arrays live on the device that a model was bound to: those that go in, and those that come out.
 
@@ -179,6 +180,12 @@ class ChargeState(Protocol):
 
     def respond_sites(self, change: SiteChange) -> Response:
         """Response to c changes of the site parameters."""
+
+    def external_gradient(self) -> Array | None:
+        """∂E/∂(positions of external charges), likewise, (M, 3) array in eV/Å; ``None`` without such charges."""
+
+    def external_gradient_response(self, response: Response) -> Array | None:
+        """Its change with ∂y, (M, 3, c) array."""
 
     def gradient_response(self, response: Response) -> Array:
         """Change of :meth:`gradient` with ∂y and with what else the response changes, (N, 3, c) array."""

@@ -20,6 +20,7 @@ import numpy as np
 from kqeq.backend import Device, asarray_like, eye, full, namespace, to_float, to_numpy, zeros
 from kqeq.backend.linalg import described
 from kqeq.charges.base import Response, SiteChange, SiteParameters
+from kqeq.charges.embedding import Embedding
 from kqeq.charges.flow import Flow, weighted_squares
 from kqeq.charges.on_site import OnSite, self_interaction_slope
 from kqeq.charges.solvers import Solver
@@ -47,6 +48,8 @@ class Equilibrium:
         q0 at the total charge of the structure, e.
     device : Device
         Where all arrays but those of ``structure`` live.
+    embedding : Embedding, optional
+        Charges outside the structure.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Equilibrium:
     solver: Solver
     reference: Array
     device: Device
+    embedding: Embedding | None = None
 
     # ------------------------------------------------------------------ solution
 
@@ -78,6 +82,8 @@ class Equilibrium:
         chi = chi if potential is None else chi + asarray_like(potential, self.device.like)
         linear = zeros((self.size, 1), chi)
         linear[:atoms, 0] = chi
+        if self.embedding is not None:
+            linear[:, 0] += self.embedding.linear
         unknowns, potentials = self._stationary(linear, reference[:, None], field[:, None])
         return EquilibriumState(self, field, chi, reference, unknowns[:, 0], potentials[:, 0])
 
@@ -272,10 +278,12 @@ class EquilibriumState:
 
     @property
     def energy(self) -> float:
-        """(χ + V)ᵀq + ½ zᵀHz + ½ Σ p²/k − field · μ, eV."""
+        """(χ + V)ᵀq + ½ zᵀHz + ½ Σ p²/k − field · μ, with the interaction with external charges, eV."""
         z = self.unknowns
         energy = self.charges @ self.chi + 0.5 * (z @ self.system.solver.product(z))
         energy -= self.external_field @ self._moment()
+        if self.system.embedding is not None:
+            energy += self.system.embedding.linear @ z
         return to_float(energy + self.system.flow.energy(self._drops))
 
     @property
@@ -343,13 +351,28 @@ class EquilibriumState:
         system, z = self.system, self.unknowns
         result = 0.5 * system.provider.bilinear_gradient(z, z[:, None])[:, :, 0]
         result -= self.charges[:, None] * self.external_field[None, :]
+        if system.embedding is not None:
+            result += self._outside[0][:, :, 0]
         return result + system.flow.gradient(self._drops)
+
+    def external_gradient(self) -> Array | None:
+        """The same by positions of external charges, (M, 3); ``None`` without."""
+        return None if self.system.embedding is None else self._outside[1][:, :, 0]
+
+    def external_gradient_response(self, response: Response) -> Array | None:
+        """Change of :meth:`external_gradient`, (M, 3, c)."""
+        embedding = self.system.embedding
+        if embedding is None:
+            return None
+        return embedding.gradients(response.unknowns[: self.system.size, :])[1]
 
     def strain(self) -> Array:
         """½ zᵀ(∂A/∂ε)z − μ_q ⊗ field − ½ Σ Δ² ∂k/∂ε, (3, 3)."""
         system, z = self.system, self.unknowns
         result = 0.5 * system.provider.bilinear_strain(z, z[:, None])[:, :, 0]
         result -= self._charge_moment()[:, None] * self.external_field[None, :]
+        if system.embedding is not None:
+            result += system.embedding.strain(z[:, None])[:, :, 0]
         return result + system.flow.strain(self._drops)
 
     def respond_sites(self, change: SiteChange) -> Response:
@@ -374,6 +397,8 @@ class EquilibriumState:
             result -= self.charges[:, None, None] * response.field[None, :, :]
         if response.sites is not None and response.sites.width is not None:
             result += self._width_gradients(response.sites.width)[0]
+        if system.embedding is not None:
+            result += system.embedding.gradients(response.unknowns[: system.size, :])[0]
         return result + system.flow.gradient_response(
             self._drops, system.flow.moved_drops(response), response.sites
         )
@@ -391,11 +416,19 @@ class EquilibriumState:
             result -= self._charge_moment()[:, None, None] * response.field[None, :, :]
         if response.sites is not None and response.sites.width is not None:
             result += self._width_gradients(response.sites.width)[1]
+        if system.embedding is not None:
+            result += system.embedding.strain(response.unknowns[: system.size, :])
         return result + system.flow.strain_response(
             self._drops, system.flow.moved_drops(response), response.sites
         )
 
     # ------------------------------------------------------------------ pieces
+
+    @cached_property
+    def _outside(self) -> tuple[Array, Array]:
+        """Derivatives of the interaction with external charges, (N, 3, 1) and (M, 3, 1)."""
+        assert self.system.embedding is not None
+        return self.system.embedding.gradients(self.unknowns[:, None])
 
     @cached_property
     def _drops(self) -> Array:

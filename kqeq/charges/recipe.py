@@ -17,6 +17,7 @@ from kqeq.backend.linalg import add_to_diagonal, described
 from kqeq.charges.base import ENVIRONMENT_KINDS, SITE_KINDS, SiteParameters
 from kqeq.charges.boundaries import NO_POLARIZATION, check_periodicity, periodic_part, refuse_periodic_field
 from kqeq.charges.cores import DipoleElimination
+from kqeq.charges.embedding import embed
 from kqeq.charges.equilibrium import Equilibrium
 from kqeq.charges.flow import Flow
 from kqeq.charges.on_site import HARDNESS_REMEDY, OnSite
@@ -238,7 +239,8 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
                 core = flow.core(hessian if elimination is None else elimination.hessian)
             solver = DenseSolver(hessian, core, elimination)
         reference = asarray_like(self._reference(structure), device.like)
-        return Equilibrium(name, structure, provider, on_site, flow, solver, reference, device)
+        embedding = embed(structure, on_site.sites.width, dipoles=on_site.has_dipoles, device=device)
+        return Equilibrium(name, structure, provider, on_site, flow, solver, reference, device, embedding)
 
     def _flow(self, structure: Structure, sites: SiteParameters, device: Device) -> Flow:
         """How charge moves in this model."""

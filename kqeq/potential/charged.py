@@ -66,6 +66,14 @@ class Charged:
         own = self.state.gradient()
         return own if self.response is None else own + self.state.gradient_response(self.response)[:, :, 0]
 
+    def external_gradient(self) -> Array | None:
+        """∂E/∂(positions of external charges), (M, 3); ``None`` without such charges."""
+        own = self.state.external_gradient()
+        if own is None or self.response is None:
+            return own
+        moved = self.state.external_gradient_response(self.response)
+        return own if moved is None else own + moved[:, :, 0]
+
     def strain(self) -> Array:
         """∂E/∂ε, likewise, (3, 3)."""
         own = self.state.strain()

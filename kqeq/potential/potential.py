@@ -140,9 +140,10 @@ class Potential:
         Raises
         ------
         InputError
-            For elements that the training frames did not have; for a field acting on a model without charges.
+            For elements that the training frames did not have; for a field or external charges acting on a model without
+            charges.
         UnsupportedError
-            For structures that the charge model cannot treat.
+            For structures that the charge model cannot treat, and for external charges that the baseline does not feel.
         """
         unknown = [z for z in structure.species if z not in self.species]
         if unknown:
@@ -159,6 +160,22 @@ class Potential:
             raise InputError(
                 f"{where} is in an external field, but the model has no charges for the field to act on; "
                 "fit with charges=kqeq.QEq(), or remove the field"
+            )
+        if structure.external_charges is not None:
+            self._check_external_charges(structure, where)
+
+    def _check_external_charges(self, structure: Structure, where: object) -> None:
+        if self.charges is None:
+            raise InputError(
+                f"{where} is among external charges, but the model has no charges for them to act on; "
+                "fit with charges=kqeq.QEq(), or leave the external charges away"
+            )
+        knows = None if self.baseline is None else self.baseline.capabilities
+        if knows is not None and (knows.charges or knows.holds_charge):
+            assert self.baseline is not None
+            raise UnsupportedError(
+                f"{where} is among external charges, and the baseline {self.baseline.name} has charges of its own "
+                "that do not feel them: energy and forces would miss a part; use a model without this baseline"
             )
 
     @property
@@ -458,9 +475,15 @@ class Potential:
             hardness=charged.hardness() if charged is not None and responses else None,
             total_charge=structure.total_charge,
             external_field=structure.external_field,
+            external_forces=_external_forces(charged) if "forces" in properties else None,
             undetermined=self.undetermined(numbers, charged, fukui=responses),
         )
         return base.complete(prediction, properties, charged)
+
+
+def _external_forces(charged: Charged | None) -> FloatArray | None:
+    gradient = None if charged is None else charged.external_gradient()
+    return None if gradient is None else -to_numpy(gradient)
 
 
 def _on_host(values: Array | None) -> FloatArray | None:

@@ -22,6 +22,7 @@ class PredictOptions(TypedDict, total=False):
 
     total_charge: float | None
     external_field: Any
+    external_charges: Any
     properties: Collection[str] | None
     uncertainty: bool
     device: str | Device
@@ -68,6 +69,8 @@ class Prediction:
         Standard deviations of what the training data do not determine, by name: ``energy`` (eV; relative to other
         compositions and charges, differences at the same composition and charge are not affected) and
         ``chemical_potential`` (eV/e).  Empty where everything is determined (:mod:`kqeq.potential.determination`).
+    external_forces : (M, 3) array
+        Forces on external charges, eV/Å, together with the forces; ``None`` without such charges.
     undefined : dict of str to str
         Why quantities that the charge model would have are ``None`` on top of a baseline, by name; ``None`` if there
         are none.
@@ -95,6 +98,7 @@ class Prediction:
     dipole_std: FloatArray | None = None
     undefined: Mapping[str, str] | None = None
     undetermined: Mapping[str, float] = field(default_factory=dict)
+    external_forces: FloatArray | None = None
 
 
 def check_properties(properties: Collection[str] | None) -> tuple[str, ...]:

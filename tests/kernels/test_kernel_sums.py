@@ -23,10 +23,12 @@ from kqeq.fitting.parameters import KernelPart
 from kqeq.fitting.rows.blocks import BLOCKS, Linearisation
 from kqeq.fitting.rows.features import TrainingFrame, compute_features
 from kqeq.model.config import model_from_dict
-from test_blocks import CASES, case, labels, random_u, water_cell
+from label_rows import CASES, case, labels, random_u
+from model_files import edit_header
+from systems import water_cell
 
 POW = {"function": "pow", "r0": 2.0, "c": 1.0, "d": 1.0, "m": 4.0}
-FILES = Path(__file__).parent / "files"
+FILES = Path(__file__).parents[1] / "files"
 
 
 def chi_kernels():
@@ -296,8 +298,6 @@ def test_files_of_version_1(name):
 
 
 def test_a_file_without_a_kernel_is_damaged(sums, tmp_path):
-    from test_storage import edit_header
-
     sums.save(tmp_path / "m.kqeq")
     edit_header(tmp_path / "m.kqeq", lambda h: h["parts"]["short_range"].update(kernels=[]))
     with pytest.raises(ModelFileError, match="damaged"):

@@ -20,6 +20,7 @@ from conftest import NOISE
 from kqeq import KQEq, QEq
 from kqeq.errors import InputError, KQEqError, ModelFileError, ModelNotFittedError, OutputError
 from kqeq.io.atomic_write import _host, atomic_path, check_writable
+from model_files import edit_header, members, npy, rewrite
 
 
 @pytest.fixture(scope="module")
@@ -37,38 +38,6 @@ def file(water_model, tmp_path):
     path = tmp_path / "model.kqeq"
     water_model.save(path)
     return path
-
-
-def members(path):
-    with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def rewrite(path, change):
-    """Write the archive again after ``change(members)``, without the digest: as version 0.1 wrote files."""
-    content = members(path)
-    header = json.loads(content["header.json"])
-    header.pop("digest", None)
-    content["header.json"] = json.dumps(header).encode()
-    change(content)
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in content.items():
-            archive.writestr(name, data)
-
-
-def edit_header(path, change):
-    def on_members(content):
-        header = json.loads(content["header.json"])
-        change(header)
-        content["header.json"] = json.dumps(header).encode()
-
-    rewrite(path, on_members)
-
-
-def npy(array, **options):
-    buffer = io.BytesIO()
-    np.save(buffer, array, **options)
-    return buffer.getvalue()
 
 
 # ---------------------------------------------------------- there and back

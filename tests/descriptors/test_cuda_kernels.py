@@ -22,7 +22,7 @@ from kqeq.descriptors.soap.arrays.blocks import blocks
 from kqeq.descriptors.soap.descriptor import SOAPDescriptor
 from kqeq.electrostatics import cuda_kernels, radial
 from kqeq.frames.structures import read_structure
-from test_soap import methanol, slab, triclinic
+from systems import methanol, slab, triclinic
 
 HOST = np.empty(0)
 

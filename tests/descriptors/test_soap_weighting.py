@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 from dscribe.descriptors import SOAP
+from test_soap_adjoint import displaced
+from test_soap_arrays import close, dense
 
 from device_checks import STRICT
 from kqeq import SOAPKernel
@@ -11,9 +13,7 @@ from kqeq.descriptors.soap.descriptor import SOAPDescriptor
 from kqeq.descriptors.soap.weighting import Weighting
 from kqeq.errors import InputError
 from kqeq.frames.structures import read_structure
-from test_soap import SYSTEMS, methanol, slab, triclinic
-from test_soap_adjoint import displaced
-from test_soap_arrays import close, dense
+from systems import SYSTEMS, methanol, slab, triclinic
 
 WEIGHTINGS = {
     "pow": {"function": "pow", "r0": 2.0, "c": 1.0, "d": 1.0, "m": 4.0},

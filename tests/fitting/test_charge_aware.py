@@ -32,7 +32,8 @@ from kqeq.frames.structures import read_structure
 from kqeq.kernels.charge_kernel import ChargeCoupling
 from kqeq.model.config import model_from_dict
 from kqeq.uncertainty.posterior import CoupledPosterior, CoupledUncertain
-from test_learned_fit import FIELD, cell, labelled, molecule
+from label_rows import labelled
+from systems import FIELD, cell, molecule
 
 pytestmark = pytest.mark.filterwarnings("ignore::kqeq.errors.RepresentativesWarning")
 

@@ -11,7 +11,7 @@ from kqeq.descriptors.soap.descriptor import SOAPDescriptor
 from kqeq.errors import InputError
 from kqeq.frames.neighbours import find_pairs
 from kqeq.frames.structures import read_structure
-from test_soap import methanol, slab, triclinic
+from systems import methanol, slab, triclinic
 
 DEVICES = [CPU, STRICT]
 

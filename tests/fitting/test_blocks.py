@@ -13,23 +13,8 @@ from kqeq.fitting.rows.features import FeatureStore, TrainingFrame, compute_feat
 from kqeq.fitting.settings import DEFAULT_NOISE
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure, read_structure
-
-LEARNED_ONLY = "polarizability"  # changes with element parameters only: tests/test_learned_fit.py
-KINDS = tuple(kind for kind in BLOCKS if kind != LEARNED_ONLY)
-FIELD = (0.05, -0.1, 0.2)
-
-
-def labels(n, seed=0):
-    """Labels of every kind, made up."""
-    rng = np.random.default_rng(seed)
-    stress = rng.normal(size=(3, 3))
-    return Labels(
-        energy=float(rng.normal()),
-        forces=rng.normal(size=(n, 3)),
-        stress=stress + stress.T,
-        dipole=rng.normal(size=3),
-        charges=rng.normal(size=n),
-    )
+from label_rows import CASES, KINDS, OPEN, case, labels, random_u
+from systems import water_cell
 
 
 @pytest.fixture(scope="module")
@@ -51,48 +36,9 @@ def parameters(fitted):
     return fitted.posterior_.parameters
 
 
-def water_cell():
-    """Two waters in a triclinic cell."""
-    atoms = Atoms(
-        "OH2OH2",
-        [[0, 0, 0], [0.96, 0.05, 0], [-0.24, 0.93, 0.1], [2.4, 2.1, 2.6], [3.3, 2.2, 2.4], [2.2, 2.9, 3.1]],
-        cell=[[5.6, 0.0, 0.0], [0.7, 5.2, 0.0], [-0.5, 0.4, 5.9]],
-        pbc=True,
-    )
-    return atoms
-
-
-def case(name, water_systems):
-    """A geometry and its conditions."""
-    if name == "cell":
-        return read_structure(water_cell())
-    if name == "charged cell":
-        return read_structure(water_cell(), total_charge=1)
-    system, charge, field = {
-        "neutral": ("water2", 0, (0, 0, 0)),
-        "neutral in a field": ("water2", 0, FIELD),
-        "cation": ("hydronium", 1, (0, 0, 0)),
-        "cation in a field": ("hydronium", 1, FIELD),
-        "anion in a field": ("hydroxide", -1, FIELD),
-    }[name]
-    atoms = water_systems[system][1]
-    return read_structure(Atoms(atoms.numbers, atoms.positions), total_charge=charge, external_field=field)
-
-
-OPEN = ["neutral", "neutral in a field", "cation", "cation in a field", "anion in a field"]
-CASES = [(name, kind) for name in OPEN for kind in KINDS if kind != "stress"]
-CASES += [
-    (name, kind) for name in ("cell", "charged cell") for kind in ("energy", "forces", "stress", "charges")
-]
-
-
 def line_at(structure, parameters, u, features=None):
     frame = TrainingFrame(structure, labels(len(structure)), 0)
     return Linearisation(frame, features or compute_features(frame, parameters), parameters, u)
-
-
-def random_u(parameters, seed=0):
-    return 0.3 * np.random.default_rng(seed).normal(size=parameters.size)
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)

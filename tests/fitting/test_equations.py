@@ -15,7 +15,7 @@ from kqeq.fitting.least_squares.equations import (
     push,
 )
 from kqeq.fitting.least_squares.solver import accumulate, minimise, sum_frames
-from test_solver import linear_problem, losses, partly_linear, valley
+from solver_problems import linear_problem, losses, partly_linear, valley
 
 
 def both(problem, u, prior=None):

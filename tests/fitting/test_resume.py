@@ -19,7 +19,7 @@ from kqeq.io.archive import read_archive
 
 SCRIPT = """
 import sys, time
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_resume import make, training
 from kqeq.fitting import minimisation as fitting
 
@@ -70,7 +70,7 @@ def whole():
 def test_a_killed_fit_continues_to_the_same_bits(after, whole, tmp_path):
     assert len(whole.fit_report_.iterations) > after + 1
     path = tmp_path / "fit.checkpoint"
-    code = SCRIPT.format(tests=str(Path(__file__).parent))
+    code = SCRIPT.format(tests=[str(Path(__file__).parent), str(Path(__file__).parents[1])])
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(path)], env={**os.environ, "OMP_NUM_THREADS": "1"}
     )

@@ -6,6 +6,7 @@ from ase import Atoms
 from scipy.special import erf
 
 from checks import assert_close, central_difference, rotation
+from checks import prediction as predicted
 from conftest import small_kernel
 from kqeq import ACKS2, KQEq, elements, load
 from kqeq.constants import COULOMB
@@ -17,7 +18,6 @@ from kqeq.fitting.rows.features import TrainingFrame, compute_features
 from kqeq.fitting.settings import DEFAULT_NOISE
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import read_structure
-from test_metrics import prediction as predicted
 
 pytestmark = pytest.mark.filterwarnings("ignore::kqeq.errors.RepresentativesWarning")
 

@@ -10,7 +10,7 @@ from kqeq.descriptors.soap.host import parallel
 from kqeq.errors import InputError
 from kqeq.frames.neighbours import Pairs, find_pairs
 from kqeq.frames.structures import Structure, read_structure
-from test_soap import SYSTEMS, methanol, slab, triclinic
+from systems import SYSTEMS, methanol, slab, triclinic
 
 SMALL = SOAPDescriptor(3.5, 4, 3)
 

@@ -19,6 +19,8 @@ from kqeq.fitting.rows.features import TrainingFrame, compute_features
 from kqeq.fitting.settings import DEFAULT_NOISE
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import read_structure
+from label_rows import labelled, synthetic
+from systems import CONDITIONS, FIELD, molecule
 
 LEARN = "learn"
 EVERYTHING = AtomicDipoles(ACKS2(LEARN, LEARN, LEARN), LEARN)
@@ -28,76 +30,6 @@ MODELS = {
     "dipoles": EVERYTHING,
     "undamped dipoles": AtomicDipoles(QEq(LEARN, LEARN), {"O": 0.2, "H": 0.1}, damping=False),
 }
-FIELD = (0.05, -0.1, 0.2)
-NOISE = {"energy": 0.05, "forces": 0.5, "dipole": 0.05}
-
-
-def molecule(charge=0, field=(0.0, 0.0, 0.0)):
-    """A distorted water dimer."""
-    positions = [
-        [0, 0, 0],
-        [0.96, 0.05, 0],
-        [-0.24, 0.93, 0.1],
-        [2.4, 1.1, 1.6],
-        [3.3, 1.2, 1.4],
-        [2.2, 1.9, 2.1],
-    ]
-    return read_structure(Atoms("OH2OH2", positions), total_charge=charge, external_field=field)
-
-
-def cell(charge=0):
-    positions = [
-        [0, 0, 0],
-        [0.96, 0.05, 0],
-        [-0.24, 0.93, 0.1],
-        [2.4, 2.1, 2.6],
-        [3.3, 2.2, 2.4],
-        [2.2, 2.9, 3.1],
-    ]
-    box = [[5.6, 0.0, 0.0], [0.7, 5.2, 0.0], [-0.5, 0.4, 5.9]]
-    return read_structure(Atoms("OH2OH2", positions, cell=box, pbc=True), total_charge=charge)
-
-
-CONDITIONS = {
-    "neutral": molecule,
-    "cation in a field": lambda: molecule(1, FIELD),
-    "cell": cell,
-    "charged cell": lambda: cell(1),
-}
-
-
-def labelled(structure):
-    """A frame with labels of every kind that the structure may have, made up."""
-    rng = np.random.default_rng(4)
-    n = len(structure)
-    stress, alpha = rng.normal(size=(2, 3, 3))
-    labels = Labels(
-        energy=float(rng.normal()),
-        forces=rng.normal(size=(n, 3)),
-        stress=stress + stress.T if structure.periodic else None,
-        dipole=None if structure.periodic else rng.normal(size=3),
-        charges=rng.normal(size=n),
-        polarizability=None if structure.periodic else alpha + alpha.T,
-    )
-    return TrainingFrame(structure, labels, 0)
-
-
-def synthetic(kernel, water_training, truth):
-    """Frames whose labels a model with known element parameters made, polarizabilities included."""
-    model = KQEq(kernel(3.0), kernel(3.5, zeta=4), charges=truth, noise=NOISE).fit(water_training)
-    frames = []
-    for atoms in water_training:
-        made = model.predict(atoms)
-        copy = Atoms(atoms.numbers, atoms.positions)
-        copy.info.update(
-            {key: atoms.info[key] for key in ("total_charge", "external_field") if key in atoms.info},
-            energy=made.energy,
-            dipole=made.dipole,
-            polarizability=made.polarizability,
-        )
-        copy.arrays["forces"] = made.forces
-        frames.append(copy)
-    return frames
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,8 @@ from kqeq.frames.labels import Labels
 from kqeq.frames.structures import read_structure
 from kqeq.model.config import model_from_dict
 from kqeq.uncertainty.posterior import Uncertain
-from test_learned_fit import CONDITIONS, FIELD, cell, labelled, molecule, synthetic
+from label_rows import labelled, synthetic
+from systems import CONDITIONS, FIELD, cell, molecule
 
 pytestmark = pytest.mark.filterwarnings("ignore::kqeq.errors.RepresentativesWarning")
 

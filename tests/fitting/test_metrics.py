@@ -6,17 +6,10 @@ import numpy as np
 import pytest
 from ase import Atoms
 
+from checks import prediction
 from kqeq.fitting.metrics import UNITS, Errors, Evaluation, compare
 from kqeq.frames.labels import LABEL_KINDS, Labels
 from kqeq.frames.structures import read_structure
-from kqeq.potential.potential import Prediction
-
-
-def prediction(**values):
-    """A prediction that holds only what is given."""
-    empty = dict.fromkeys(Prediction.__dataclass_fields__)
-    zero = {name: 0.0 for name in empty if name.startswith("energy") or name == "total_charge"}
-    return Prediction(**{**empty, **zero, "external_field": np.zeros(3), **values})
 
 
 def structure(formula):

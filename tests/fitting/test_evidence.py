@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
+from test_resume import training
 
 from checks import assert_close, central_difference
 from conftest import NOISE, small_kernel
@@ -19,7 +20,6 @@ from kqeq.fitting.evidence import hyperparameters as ev
 from kqeq.fitting.evidence.evidence import DualEvidence, Evidence, _chunk_kinds
 from kqeq.fitting.problem import FitProblem
 from kqeq.io.archive import read_archive
-from test_resume import training
 
 pytestmark = pytest.mark.filterwarnings("ignore::kqeq.errors.RepresentativesWarning")
 
@@ -211,7 +211,7 @@ def test_an_interrupted_search_continues(make, at, water_training, tmp_path, mon
 
 SCRIPT = """
 import sys, time
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_evidence import dipoles
 from test_resume import training
 from kqeq.fitting.evidence import hyperparameters
@@ -231,7 +231,7 @@ dipoles().fit(training(), optimize="evidence", resume=sys.argv[1])
 def test_a_killed_search_continues_to_the_same_bits(tmp_path):
     whole = dipoles().fit(training(), optimize="evidence")
     path = tmp_path / "checkpoint"
-    code = SCRIPT.format(tests=str(Path(__file__).parent))
+    code = SCRIPT.format(tests=[str(Path(__file__).parent), str(Path(__file__).parents[1])])
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(path)], env=environment)
 

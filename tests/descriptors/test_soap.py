@@ -6,7 +6,6 @@ import sys
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk, fcc111, molecule
 from dscribe.descriptors import SOAP
 
 from kqeq.descriptors.soap.descriptor import SOAPDescriptor
@@ -14,6 +13,7 @@ from kqeq.descriptors.soap.host import parallel
 from kqeq.errors import InputError
 from kqeq.frames.neighbours import find_pairs
 from kqeq.frames.structures import Structure, read_structure
+from systems import SYSTEMS, methanol, triclinic
 
 
 def dscribe_rows(atoms, descriptor, species=None, *, normalise=True):
@@ -31,47 +31,6 @@ def dscribe_rows(atoms, descriptor, species=None, *, normalise=True):
     )
     rows = reference.create(wrapped)
     return rows / np.linalg.norm(rows, axis=1)[:, None] if normalise else rows
-
-
-def triclinic():
-    rng = np.random.default_rng(3)
-    cell = np.array([[5.1, 0.0, 0.0], [1.7, 4.6, 0.0], [-1.1, 0.8, 6.3]])
-    grid = np.array([[i, j, k] for i in (0.1, 0.6) for j in (0.2, 0.7) for k in (0.15, 0.65)])
-    atoms = Atoms("OTiONaClONaTi", cell=cell, pbc=True)
-    atoms.set_scaled_positions(grid + rng.uniform(-0.06, 0.06, grid.shape))
-    return atoms
-
-
-def slab():
-    atoms = fcc111("Cu", (2, 2, 3), vacuum=6.0)
-    atoms += Atoms("CO", positions=[[1.3, 0.8, 12.4], [1.4, 0.9, 13.55]])
-    atoms.rattle(0.05, seed=1)
-    assert atoms.pbc.tolist() == [True, True, False]
-    return atoms
-
-
-def unwrapped():
-    atoms = triclinic()
-    shifts = np.random.default_rng(8).integers(-3, 4, (len(atoms), 3))
-    atoms.positions += shifts @ atoms.cell.array
-    return atoms
-
-
-def methanol():
-    atoms = molecule("CH3OH")
-    atoms.rattle(0.05, seed=4)
-    return atoms
-
-
-SYSTEMS = {
-    "molecule": methanol,
-    "primitive cell smaller than the cutoff": lambda: bulk("NaCl", "rocksalt", 5.64),
-    "triclinic": triclinic,
-    "slab": slab,
-    "unwrapped": unwrapped,
-    "one atom": lambda: Atoms("He"),
-    "ion pair beyond the cutoff": lambda: Atoms("NaCl", positions=[[0, 0, 0], [0, 0, 30.0]]),
-}
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

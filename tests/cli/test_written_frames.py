@@ -214,16 +214,24 @@ def shell(command, **options):
     )
 
 
+def without_compilation(text):
+    """What a command wrote to stderr, less the announcement of a compilation.
+
+    Processes that fill numba's disk cache at the same time can lose each other's entries: a command may compile anew.
+    """
+    return "".join(x for x in text.splitlines(True) if not x.startswith("kqeq: compiling "))
+
+
 def test_plain_words_for_streams(tmp_path, model_file, ions):
     write(tmp_path / "in.xyz", ions)
     evaluate = f"predict {model_file} {tmp_path / 'in.xyz'} -o {tmp_path / 'o.xyz'}"
     full = shell(evaluate + " > /dev/full")
-    assert (full.returncode, full.stderr) == (
+    assert (full.returncode, without_compilation(full.stderr)) == (
         2,
         "kqeq: error: cannot write the output: No space left on device\n",
     )
     closed = shell(evaluate + " >&-")
-    assert (closed.returncode, closed.stderr) == (0, "")
+    assert (closed.returncode, without_compilation(closed.stderr)) == (0, "")
     piped = shell(f"predict {model_file} /dev/stdin -o {tmp_path / 'o.xyz'}", input="3\n")
     assert piped.returncode == 2
     assert "is a pipe or a device; write the structures to a file" in piped.stderr

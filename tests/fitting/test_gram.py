@@ -8,7 +8,7 @@ from kqeq.fitting.least_squares import gram
 from kqeq.fitting.least_squares.equations import NormalEquations, Prior, Sums, TriangularEquations
 from kqeq.fitting.least_squares.gram import Gram, column_sums
 from kqeq.fitting.least_squares.solver import accumulate, minimise, sum_frames
-from test_solver import Problem, losses
+from solver_problems import Problem, losses
 
 
 @pytest.fixture
