@@ -167,7 +167,9 @@ def generate(path: Path, total: int) -> Iterator[Atoms]:
             try:
                 energy, forces = frame.get_potential_energy(), frame.get_forces()
             except Exception as error:  # what tblite raises is no class of its own in all versions
-                print(f"geometry {number} at {charge:+d} left out: {' '.join(str(error).split())}", flush=True)
+                print(
+                    f"geometry {number} at {charge:+d} left out: {' '.join(str(error).split())}", flush=True
+                )
                 known = calculators()
                 continue
             extra = background(frame.cell.array, charge)

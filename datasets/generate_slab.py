@@ -19,9 +19,10 @@ in the field is E_slab - F M, and charges and forces of the periodic calculation
 **in the applied field F**.  F is what is stored as ``external_field``; it is the correction that a self-consistent
 dipole layer would make, without the layer.
 
-**Applied fields.**  A uniform field in tblite acts on atomic dipoles as well, which GFN1-xTB leaves without any interaction
-among each other: an aluminium slab polarises 15 times as much as a conductor of its size.  So the field is made by
-charges: a sheet of four aligned HF molecules in the vacuum, up or down (``sheet`` = 1, -1; 0 for none), at least
+**Applied fields.**  A uniform field in tblite acts on atomic dipoles as well, which GFN1-xTB leaves without any
+interaction among each other: an aluminium slab polarises 15 times as much as a conductor of its size.  So the field
+is made by charges: a sheet of four aligned HF molecules in the vacuum, up or down (``sheet`` = 1, -1; 0 for
+none), at least
 8 Angstrom from everything.  It enters by M; its own atoms are not in the frames.  Forces are those of the
 calculation.  The energy in the field is that without the sheet plus the work of the field, with the dipole m of slab and
 water taken as linear in it:
@@ -35,8 +36,8 @@ The sheet takes up to 0.02 e from the slab (``leaked`` [e]), which is put back e
     arrays forces [eV/Angstrom]; charges [e], Mulliken charges
     cell   as labelled; ``pbc`` of the frame says that it is a slab
 
-Seed 0 is for training, seed 1 (every fifth geometry) for testing; random numbers depend on the number of the geometry only, so
-that an interrupted run goes on where it stopped.
+Seed 0 is for training, seed 1 (every fifth geometry) for testing; random numbers depend on the number of the
+geometry only, so that an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def sheet_of(atoms: Atoms, direction: int) -> Atoms:
     middle = 0.5 * (z.max() + atoms.cell[2, 2] + z.min())
     for i, j in np.ndindex(2, 2):
         at = (2 * i + 0.5) / 4 * atoms.cell[0] + (2 * j + 0.5) / 4 * atoms.cell[1]
-        place = at + [0.0, 0.0, middle]
+        place = at + np.array([0.0, 0.0, middle])
         up = np.array([0.0, 0.0, 0.46 * direction])
         sheet += Atoms("HF", positions=[place + up, place - up])
     return sheet
@@ -176,7 +177,9 @@ def interaction(molecules: np.ndarray, cell: np.ndarray, top: float) -> float:
     charge = np.array([-0.834, 0.417, 0.417])
     z = molecules[:, :, 2] - top
     height = z[:, 0]
-    energy = 0.3 * float(((WALL / np.maximum(height, 0.5)) ** 9 - (WALL / np.maximum(height, 0.5)) ** 3).sum())
+    energy = 0.3 * float(
+        ((WALL / np.maximum(height, 0.5)) ** 9 - (WALL / np.maximum(height, 0.5)) ** 3).sum()
+    )
     if height.max() > ROOF or z.min() < 1.5:
         return math.inf
     i, j = np.triu_indices(len(molecules), 1)
@@ -275,7 +278,10 @@ def check() -> None:
         labels = [label(atoms, sheet) for sheet in SHEETS]
         rows.append(labels)
         for sheet, own in zip(SHEETS, labels, strict=True):
-            print(f"height {height:g} sheet {sheet:+d}: field {own.field:.5f} dipole {own.dipole:.5f} leaked {own.leaked:.5f}")
+            print(
+                f"height {height:g} sheet {sheet:+d}: field {own.field:.5f} dipole {own.dipole:.5f} "
+                f"leaked {own.leaked:.5f}"
+            )
     first, second = rows
     slope = (second[1].forces - second[2].forces) / (second[1].field - second[2].field)
     rise = (second[1].dipole - second[2].dipole) / (second[1].field - second[2].field)
@@ -283,7 +289,12 @@ def check() -> None:
     print("dipole", first[0].dipole, second[0].dipole + rise * shift, "polarizability", rise)
     print("largest force difference", np.abs(first[0].forces - second[0].forces - slope * shift).max())
     print("uncorrected", np.abs(first[0].forces - second[0].forces).max())
-    print("energy", first[0].energy - second[0].energy, "by the field", -shift * 0.5 * (first[0].dipole + second[0].dipole))
+    print(
+        "energy",
+        first[0].energy - second[0].energy,
+        "by the field",
+        -shift * 0.5 * (first[0].dipole + second[0].dipole),
+    )
 
 
 def main() -> int:
@@ -299,7 +310,11 @@ def main() -> int:
     before = time.process_time()
     for count, labels in enumerate(generate(a.out, a.geometries), start=1):
         seconds = (time.process_time() - before) / count
-        print(f"{count}: field {labels.field:.3f} dipole {labels.dipole:.3f} leaked {labels.leaked:.4f}, {seconds:.1f} s a frame", flush=True)
+        print(
+            f"{count}: field {labels.field:.3f} dipole {labels.dipole:.3f} leaked {labels.leaked:.4f}, "
+            f"{seconds:.1f} s a frame",
+            flush=True,
+        )
     return 0
 
 
