@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kqeq.analysis import plots
     from kqeq.backend import devices
     from kqeq.calculator import KQEqCalculator
-    from kqeq.charges import ACKS2, AtomicDipoles, QEq
+    from kqeq.charges import ACKS2, AtomicDipoles, LatentCharges, QEq
     from kqeq.fitting.rows.cache import DiskCache
     from kqeq.frames.external_charges import ExternalCharges
     from kqeq.frames.outputs import read
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _NAMES: dict[str, tuple[str, str | None]] = {
     "ACKS2": ("kqeq.charges", "ACKS2"),
     "AtomicDipoles": ("kqeq.charges", "AtomicDipoles"),
+    "LatentCharges": ("kqeq.charges", "LatentCharges"),
     "ChargeKernel": ("kqeq.kernels.charge_kernel", "ChargeKernel"),
     "DiskCache": ("kqeq.fitting.rows.cache", "DiskCache"),
     "ExternalCharges": ("kqeq.frames.external_charges", "ExternalCharges"),
@@ -63,6 +64,7 @@ __all__ = [
     "ExternalCharges",
     "KQEq",
     "KQEqCalculator",
+    "LatentCharges",
     "Prediction",
     "QEq",
     "SOAPKernel",
