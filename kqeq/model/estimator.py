@@ -581,8 +581,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             feel forces (``Prediction.external_forces``).  The same for all frames.  The energy holds their interaction
             with the structure, not that among themselves.
         properties : collection of str, optional
-            Some of ``energy, forces, stress, charges, dipole, polarizability``; leaving forces away saves most
-            of the time.  All by default.
+            Some of ``energy, forces, stress, charges, dipole, polarizability, born_charges``; leaving forces away saves
+            most of the time.  All but the last by default.
         uncertainty : bool
             Also give ``energy_std``, ``forces_std``, ``charges_std`` and ``dipole_std``, standard deviations of the
             model's values (:mod:`kqeq.uncertainty`), always computed on the CPU.  Those of forces take most of the time.

@@ -14,7 +14,10 @@ from kqeq.errors import InputError
 from kqeq.typing import FloatArray
 
 PROPERTIES: tuple[str, ...] = ("energy", "forces", "stress", "charges", "dipole", "polarizability")
-"""What can be asked of a prediction."""
+"""What is asked of a prediction unless something else is."""
+
+ON_REQUEST: tuple[str, ...] = ("born_charges",)
+"""What has to be asked for by name."""
 
 
 class PredictOptions(TypedDict, total=False):
@@ -50,10 +53,12 @@ class Prediction:
         e·Å; only for charge models that have them.
     dipole : (3,) array
         −∂E/∂field in e·Å, about the coordinate origin.
+    born_charges : (N, 3, 3) array
+        Z_k,ab = ∂μ_a/∂r_kb, e; of isolated structures, and only if asked for by name.
     polarizability : (3, 3) array
         e²·Å²/eV; times :data:`kqeq.constants.COULOMB` in Å³.
     electronegativity : (N,) array
-        eV/e.
+        eV/e; ``None`` where the kernel model says charges (:class:`kqeq.LatentCharges`).
     chemical_potential : float
         ∂E/∂Q, eV/e.
     hardness : float
@@ -98,11 +103,12 @@ class Prediction:
     dipole_std: FloatArray | None = None
     undefined: Mapping[str, str] | None = None
     undetermined: Mapping[str, float] = field(default_factory=dict)
+    born_charges: FloatArray | None = None
     external_forces: FloatArray | None = None
 
 
 def check_properties(properties: Collection[str] | None) -> tuple[str, ...]:
-    """Validate a choice of properties; ``None`` means all.
+    """Validate a choice of properties; ``None`` means all of :data:`PROPERTIES`.
 
     Raises
     ------
@@ -112,10 +118,11 @@ def check_properties(properties: Collection[str] | None) -> tuple[str, ...]:
         return PROPERTIES
     if isinstance(properties, str):
         properties = (properties,)
-    unknown = [name for name in properties if name not in PROPERTIES]
+    known = (*PROPERTIES, *ON_REQUEST)
+    unknown = [name for name in properties if name not in known]
     if unknown:
-        raise InputError(f"unknown properties {unknown}; expected some of {', '.join(PROPERTIES)}")
+        raise InputError(f"unknown properties {unknown}; expected some of {', '.join(known)}")
     return tuple(properties)
 
 
-__all__ = ["PROPERTIES", "PredictOptions", "Prediction", "check_properties"]
+__all__ = ["ON_REQUEST", "PROPERTIES", "PredictOptions", "Prediction", "check_properties"]

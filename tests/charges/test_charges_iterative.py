@@ -28,7 +28,15 @@ from charge_checks import (
     strained,
 )
 from kqeq.backend.linalg import conjugate_gradients
-from kqeq.charges import ACKS2, AtomicDipoles, QEq, charge_model_from_dict, recipe, solve_at_potential
+from kqeq.charges import (
+    ACKS2,
+    AtomicDipoles,
+    LatentCharges,
+    QEq,
+    charge_model_from_dict,
+    recipe,
+    solve_at_potential,
+)
 from kqeq.charges.base import ENVIRONMENT_KINDS, SiteChange
 from kqeq.electrostatics import MeshCoulomb
 from kqeq.errors import ConvergenceError, InputError, NotPositiveDefiniteError, UnsupportedError
@@ -41,6 +49,10 @@ MODELS = {
     "QEq fragments": lambda **k: QEq(fragments=True, **k),
     "ACKS2": lambda **k: ACKS2(**k),
     "QEq dipoles": lambda **k: AtomicDipoles(QEq(**k)),
+    "latent": lambda **k: LatentCharges(**k),
+    "latent fragments": lambda **k: LatentCharges(fragments=True, **k),
+    "latent dipoles": lambda **k: AtomicDipoles(LatentCharges(**k)),
+    "ACKS2 kernel": lambda **k: ACKS2(reference_charges="kernel", **k),
     "ACKS2 dipoles": lambda **k: AtomicDipoles(ACKS2(**k)),
     "undamped": lambda **k: AtomicDipoles(
         ACKS2(**k), {"H": 0.2, "C": 0.6, "N": 0.5, "O": 0.4}, damping=False
@@ -55,6 +67,8 @@ def both(name: str, boundary: str, total_charge: float, accuracy: float = 1e-8) 
         extra = {**FRAGMENTS, "fragment_charges": np.array([0.4, total_charge - 0.4])}
     make = MODELS[name]
     dense = conditions(make(solver="dense"), boundary, total_charge, **extra)
+    if dense.model.quantity == "charge":  # a few tenths of e
+        dense = replace(dense, chi=0.4 * dense.chi)
     return dense, replace(dense, model=make(solver="iterative", accuracy=accuracy))
 
 

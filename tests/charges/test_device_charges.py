@@ -16,6 +16,10 @@ MODELS = {
     "qeq": kqeq.QEq,
     "fragments": lambda **o: kqeq.QEq(fragments=True, **o),
     "acks2": kqeq.ACKS2,
+    "acks2, kernel": lambda **o: kqeq.ACKS2(reference_charges="kernel", **o),
+    "latent": kqeq.LatentCharges,
+    "latent, fragments": lambda **o: kqeq.LatentCharges(fragments=True, **o),
+    "latent + dipoles": lambda **o: kqeq.AtomicDipoles(kqeq.LatentCharges(**o)),
     "qeq + dipoles": lambda **o: kqeq.AtomicDipoles(kqeq.QEq(**o)),
     "acks2 + dipoles, undamped": lambda **o: kqeq.AtomicDipoles(kqeq.ACKS2(**o), damping=False),
 }

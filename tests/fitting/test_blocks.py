@@ -13,6 +13,7 @@ from kqeq.fitting.rows.features import FeatureStore, TrainingFrame, compute_feat
 from kqeq.fitting.settings import DEFAULT_NOISE
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure, read_structure
+from kqeq.potential.prediction import ON_REQUEST, PROPERTIES
 from label_rows import CASES, KINDS, OPEN, case, labels, random_u
 from systems import water_cell
 
@@ -98,6 +99,7 @@ def test_which_parameters_a_label_depends_on(kind, parameters, water_systems):
             "stress": {"chi kernel", "chi offsets", "energy kernel"},
             "dipole": {"chi kernel", "chi offsets"},
             "charges": {"chi kernel", "chi offsets"},
+            "born_charges": {"chi kernel", "chi offsets"},
         }[kind]
     )
 
@@ -145,7 +147,7 @@ def test_stress_is_the_strain_derivative_of_the_energy_block(name, parameters, w
 @pytest.mark.parametrize("name", OPEN)
 def test_blocks_predict_what_the_potential_predicts(name, fitted, parameters, water_systems):
     structure = case(name, water_systems)
-    prediction = fitted.potential_.predict(structure)
+    prediction = fitted.potential_.predict(structure, (*PROPERTIES, *ON_REQUEST))
     line = line_at(structure, parameters, fitted.posterior_.u)
     for kind in KINDS:
         if kind == "stress":

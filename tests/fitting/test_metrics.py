@@ -66,6 +66,7 @@ def test_all_kinds_at_once_and_frames_without_some():
         dipole=np.ones(3),
         charges=np.array([1.0, -1.0]),
         polarizability=np.eye(3),
+        born_charges=np.ones((2, 3, 3)),
     )
     exact = {kind: getattr(full, kind) for kind in LABEL_KINDS}
     result = evaluate((n, full, prediction(**exact)), (n, Labels(energy=2.0), prediction(energy=2.0)))
@@ -77,6 +78,7 @@ def test_all_kinds_at_once_and_frames_without_some():
         "dipole": 3,
         "charges": 2,
         "polarizability": 9,
+        "born_charges": 18,
     }
     for error in result.values():
         assert error.rmse == error.mae == 0.0

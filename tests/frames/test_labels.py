@@ -182,10 +182,12 @@ def test_values_that_are_not_finite_are_refused(kind, bad):
         "dipole": np.ones(3),
         "charges": np.ones(3),
         "polarizability": ALPHA,
+        "born_charges": np.zeros((3, 9)),
     }
     value = np.array(values[kind], dtype=float)
     value.flat[-1] = bad
-    atoms = water(arrays={kind: value}) if kind in ("forces", "charges") else water({kind: value})
+    by_atom = kind in ("forces", "charges", "born_charges")
+    atoms = water(arrays={kind: value}) if by_atom else water({kind: value})
     with pytest.raises(InputError, match=f"the {kind} label .* NaN or infinite"):
         labels_of(atoms, LabelKeys(charges="charges"))
 
