@@ -9,7 +9,8 @@ angles and out-of-plane displacements about a mean of both states' minima, unifo
 states are single
 determinants.  PBE0/def2-SVP with density fitting, grid level 3, gradients with grid response.  The singlet is
 restricted;
-the triplet unrestricted; each from two starts ("minao", "atom"), the lower energy is taken.  Seed 0 is for training, seed 1
+the triplet unrestricted; each from two starts ("minao", "atom"), the lower energy is taken.  Seed 0 is for
+training, seed 1
 (every fourth geometry) for testing; random numbers depend on molecule and number only, so that an interrupted run goes
 on where it stopped.
 
