@@ -20,8 +20,6 @@ from kqeq.cli import main
 from kqeq.engines.ipi import serve
 from kqeq.errors import EngineError, InputError, UnsupportedError
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 def cluster(water_systems, system="hydronium", index=1):
     found = water_systems[system][index]
