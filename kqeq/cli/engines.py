@@ -7,6 +7,7 @@ from typing import Any
 
 from kqeq.cli.common import OK, ONE, add_conditions, add_model
 from kqeq.cli.files import read_one
+from kqeq.errors import InputError
 
 
 def add_engines(commands: Any) -> None:
@@ -31,6 +32,12 @@ def add_engines(commands: Any) -> None:
     where.add_argument("--unix", metavar="NAME", help="UNIX socket on this machine instead: /tmp/ipi_NAME")
     add_conditions(ipi)
     ipi.add_argument(
+        "--potential",
+        type=float,
+        metavar="U",
+        help="instead of a total charge the potential dE/dQ, V; energies are then grand energies E - UQ",
+    )
+    ipi.add_argument(
         "--extras",
         metavar="NAMES",
         help="what is sent along, separated by commas: dipole, charges, energy_std, none (dipole and charges, where the "
@@ -51,6 +58,8 @@ def _ipi(arguments: argparse.Namespace) -> int:
     from kqeq.engines.ipi import serve
     from kqeq.model.estimator import load_model
 
+    if arguments.potential is not None and arguments.charge is not None:
+        raise InputError("--charge and --potential were given; at a given potential the total charge follows")
     model = load_model(arguments.model)
     atoms = read_one(
         arguments.template,
@@ -63,7 +72,7 @@ def _ipi(arguments: argparse.Namespace) -> int:
     if arguments.extras is not None:
         extras = [name for name in arguments.extras.split(",") if name and name != "none"]
     served = serve(
-        KQEqCalculator(model),
+        KQEqCalculator(model, potential=arguments.potential),
         atoms,
         address=arguments.address,
         port=arguments.port,

@@ -409,6 +409,24 @@ def test_errors_on_the_command_line(tmp_path, water_model, water_systems, capsys
     assert "posterior=True" in capsys.readouterr().err
 
 
+def test_the_command_at_a_potential(tmp_path, water_model, water_systems, capsys):
+    water_model.save(tmp_path / "model.kqeq")
+    atoms = cluster(water_systems)
+    atoms.write(tmp_path / "start.xyz")
+    command = ["ipi", str(tmp_path / "model.kqeq"), "--template", str(tmp_path / "start.xyz")]
+    assert main([*command, "--potential", "1", "--charge", "1"]) == 2
+    assert "--charge and --potential" in capsys.readouterr().err
+    middle = water_model.predict(atoms, total_charge=0.5).chemical_potential
+    server = Server([(BIG, atoms.positions)])
+    assert main([*command, "--port", str(server.port), f"--potential={middle}"]) == 0
+    server.close()
+    answer = server.answers[0]
+    expected = water_model.predict(atoms, total_charge=0.5)
+    assert answer["energy"] == pytest.approx(expected.energy - 0.5 * middle, abs=1e-6)
+    assert answer["forces"] == pytest.approx(expected.forces, abs=1e-6)
+    assert sum(json.loads(bytes(answer["morebytes"]).decode())["charges"]) == pytest.approx(0.5, abs=1e-6)
+
+
 def test_the_command_serves(tmp_path, water_model, water_systems, capsys):
     water_model.save(tmp_path / "model.kqeq")
     atoms = cluster(water_systems)
