@@ -129,7 +129,7 @@ def _settled(potential: Potential, frames: Sequence[TrainingFrame]) -> Determina
     structures = [frame.structure for frame in frames if frame.labels.energy is not None]
     if known is None or not structures:
         return known
-    bare = replace(potential, baseline=None)
+    bare = replace(potential, baseline=None, short_range=None, charge_kernel=None, charge_powers=())
     rows = np.array(
         [
             known.row(structure.numbers, prediction.charges, energy=True)
