@@ -40,6 +40,7 @@ from kqeq.fitting.rows.targets import choose_labels, energy_offsets, held_covari
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings
 from kqeq.frames.label_checks import Survey
 from kqeq.frames.labels import Labels
+from kqeq.frames.states import known_states, state_of
 from kqeq.frames.structures import Structure
 from kqeq.io.atomic_write import check_writable
 from kqeq.io.progress import say, track
@@ -166,7 +167,11 @@ def fit_potential(
     if settings.charges is None and not has_energy:
         raise InputError("a model without charges needs energies or forces, and no frame has any")
 
-    warn_contradictions(frames, {**DEFAULT_NOISE, **settings.noise}["energy"])
+    warn_contradictions(
+        frames,
+        {**DEFAULT_NOISE, **settings.noise}["energy"],
+        sees_spin="spin" in kernel_states(settings, short_range),
+    )
     settings = replace(settings, baseline=used_baseline(settings.baseline, has_energy=has_energy))
     if settings.baseline is not None:
         frames, shifted, told = subtract_baseline(
@@ -183,6 +188,7 @@ def fit_potential(
             used = dict(Counter(kind for frame in frames for kind in frame.labels.kinds))
             species = tuple(sorted({z for frame in frames for z in frame.structure.species}))
         structures = [frame.structure for frame in frames]
+    known = known_states(structures, kernel_states(settings, short_range))
     parameters = _parameters(frames, structures, species, settings, short_range, has_energy)
     noise = {**DEFAULT_NOISE, **settings.noise}
     linear = settings.charges is None or (parameters.learned is None and used.keys() <= LINEAR_KINDS)
@@ -260,6 +266,7 @@ def fit_potential(
     )
     charges = [structure.total_charge for structure, _ in pairs]
     result = finish(parameters, solution, noise, settings, report, charges, has_energy, started)
+    result = replace(result, potential=replace(result.potential, known_states=known))
     result = _check_origin(replace(result, frames=frames), settings)
     if settings.charge_aware is None or parameters.energy is None:
         return result
@@ -330,6 +337,17 @@ def finish(
     )
     potential = build_potential(parameters, solution.u, solution.lower, settings, total_charges, has_energy)
     return FitResult(potential, report, parameters, solution, noise)
+
+
+def kernel_states(settings: FitSettings, short_range: Kernels | None) -> tuple[str, ...]:
+    """The states of fragments that kernels depend on."""
+    kernels = (
+        *(settings.electronegativity or ()),
+        *(short_range or ()),
+        *(settings.site_kernel or ()),
+    )
+    found = (state_of(getattr(kernel, "condition", None)) for kernel in kernels)
+    return tuple(dict.fromkeys(state for state in found if state is not None))
 
 
 def _parameters(

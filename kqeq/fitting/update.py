@@ -36,6 +36,7 @@ from kqeq.fitting.rows.features import TrainingFrame
 from kqeq.fitting.rows.targets import choose_labels, compositions, conditioned
 from kqeq.fitting.settings import FitSettings
 from kqeq.frames.labels import LABEL_KINDS, Labels
+from kqeq.frames.states import known_states
 from kqeq.frames.structures import Structure
 from kqeq.potential.determination import TOLERANCE, Determination
 from kqeq.potential.potential import Potential
@@ -103,7 +104,7 @@ def update_potential(
         *notes, line = before.notes
         line += "; the earlier ones enter through the quadratic form at their optimum"
         before = replace(before, notes=(*notes, line))
-    return finish(
+    result = finish(
         parameters,
         solution,
         dict(noise),
@@ -113,6 +114,9 @@ def update_potential(
         potential.has_energy,
         started,
     )
+    states = [frame.structure for frame in added.frames]
+    known = known_states(states, potential.known_states, potential.known_states)
+    return replace(result, potential=replace(result.potential, known_states=known))
 
 
 def update_charge_aware(
@@ -220,7 +224,7 @@ def _added(
         kind: reason if kind in kinds else "the model was not fitted to it; fit again to all frames to use it"
         for kind, reason in ignored.items()
     }
-    warn_contradictions(frames, noise["energy"])
+    warn_contradictions(frames, noise["energy"], sees_spin="spin" in potential.conditions)
     if potential.baseline is not None:
         frames, _, _ = subtract_baseline(frames, potential.baseline, shift=False)
     counts = Counter(report.used) + Counter(used)
