@@ -247,7 +247,7 @@ class KQEqCalculator(Calculator):
             max_distance=max_distance,
             action=on_extrapolation,
             every=guard_every,
-            posterior=model.posterior_,
+            posterior=None if max_energy_std is None else model.posterior_,
         )
         if max_energy_std is not None:
             require_energy_model(self._potential)
@@ -440,7 +440,8 @@ class KQEqCalculator(Calculator):
         InputError
             If nothing was computed yet.
         UnsupportedError
-            If the model was loaded without its posterior, or has no energies.
+            If the model was loaded without its posterior, or has no energies; copies of a calculator leave the posterior
+            behind.
         """
         require_energy_model(self._potential)
         posterior = require_posterior(self._posterior, "the standard deviation of an energy needs")
@@ -595,7 +596,8 @@ class KQEqCalculator(Calculator):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what can be computed again when the calculator is pickled to a worker."""
-        return {**self.__dict__, "_finder": None, "_geometry": None, "_lock": None}
+        left = dict.fromkeys(("_finder", "_geometry", "_lock", "_posterior"))
+        return {**self.__dict__, **left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take a lock of its own."""

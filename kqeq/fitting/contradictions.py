@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from scipy.spatial import cKDTree
 
 from kqeq.errors import LabelWarning
+from kqeq.fitting.rows.blocks import deviation
 from kqeq.fitting.rows.features import TrainingFrame
+from kqeq.frames.structures import Structure
 
 SAME = 1e-4
 """Positions that differ by less than this (Å, root mean square, after centring) are the same geometry."""
@@ -20,15 +22,15 @@ TOLERATED = 4.0
 
 
 def warn_contradictions(
-    frames: Sequence[TrainingFrame], energy_noise: float, *, sees_spin: bool = False
+    frames: Sequence[TrainingFrame], noise: Mapping[str, float], *, sees_spin: bool = False
 ) -> None:
     """Warn of frames with the same geometry, charge and field whose energies differ by more than the noise.
 
     Parameters
     ----------
     frames : sequence of TrainingFrame
-    energy_noise : float
-        Standard deviation of an energy per √atom, eV.
+    noise : mapping of str to float
+        Standard deviations of labels by kind.
     sees_spin : bool
         Whether the model can tell spins apart.
 
@@ -43,7 +45,8 @@ def warn_contradictions(
     for first, second in _duplicates(labelled, sees_spin):
         assert first.labels.energy is not None and second.labels.energy is not None
         difference = abs(first.labels.energy - second.labels.energy)
-        if difference > TOLERATED * math.sqrt(2.0 * len(first.structure)) * energy_noise:
+        both = math.hypot(*(deviation(frame, "energy", noise) for frame in (first, second)))
+        if difference > TOLERATED * both:
             found.append((first.index, second.index, difference))
             spins.add(first.structure.multiplicity != second.structure.multiplicity)
     if found:
@@ -77,11 +80,7 @@ def _duplicates(
             round(s.total_charge, 6),
             np.round(s.external_field, 8).tobytes(),
             *sites,
-            *(
-                [s.multiplicity, None if s.fragment_spins is None else s.fragment_spins.tobytes()]
-                if sees_spin
-                else []
-            ),
+            *_spins(s, sees_spin),
         )
         groups.setdefault(key, []).append(frame)
     for members in groups.values():
@@ -92,6 +91,14 @@ def _duplicates(
         radius = SAME * math.sqrt(len(members[0].structure))
         for i, j in sorted(cKDTree(points).query_pairs(radius)):
             yield members[i], members[j]
+
+
+def _spins(structure: Structure, sees_spin: bool) -> tuple[object, ...]:
+    """What tells spins apart, where the model does."""
+    if not sees_spin:
+        return ()
+    own = structure.fragment_spins
+    return structure.multiplicity, None if own is None else own.tobytes()
 
 
 __all__ = ["warn_contradictions"]
