@@ -112,14 +112,14 @@ def dipeptides(quick: bool) -> Iterator[Row]:
 
 def water(quick: bool) -> Iterator[Row]:
     train, test = kqeq.datasets.split("water")
-    size = 60 if quick else 300
+    size = 60 if quick else 200
     neutral = [[a for a in frames if not a.info.get("total_charge")] for frames in (train, test)]
     for name, (fit, check) in {"water clusters and ions": (train, test), "water clusters": neutral}.items():
         for what, charges in {"latent charges": kqeq.LatentCharges(), "QEq": kqeq.QEq()}.items():
             started = time.process_time()
             model = kqeq.KQEq(
-                electronegativity=sharp(size),
-                short_range=sharp(size),
+                electronegativity=sharp(size // 2),
+                short_range=[sharp(size), sharp(size, r_cut=4.0, sigma=0.4)],
                 charges=charges,
                 targets=["energy", "forces"],
                 noise={"forces": 0.05},
@@ -132,7 +132,7 @@ def water(quick: bool) -> Iterator[Row]:
 def water_box(quick: bool) -> Iterator[Row]:
     train, test = kqeq.datasets.split("water_box")
     train, test = train[:: max(1, len(train) // (4 if quick else 14))], test[:: max(1, len(test) // 10)]
-    size = 40 if quick else 300
+    size = 40 if quick else 150
     shared = {
         "short_range": sharp(size),
         "noise": {"forces": 0.1},
