@@ -1,4 +1,4 @@
-"""The command line: ``kqeq fit | evaluate | predict | optimize | respond | diagnose | check | demo``.
+"""The command line: ``kqeq fit | evaluate | predict | optimize | respond | diagnose | check | ipi | demo``.
 
 Exit codes: 0 success, 1 an optimisation that did not converge or a check that failed, 2 unusable input, 130
 interrupted.  The heavy modules are imported inside the commands, so that ``kqeq --help`` answers at once.
