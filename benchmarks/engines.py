@@ -4,7 +4,7 @@
 
 ``drift_ion``    LAMMPS, 2 ps at constant energy: Na9Cl8(+) in a field
 ``water``        LAMMPS, 324 atoms of water at 300 K: NVT, NPT, energies and forces of the calculator, time
-``drift_water``  LAMMPS, 2 ps at constant energy: 96 atoms of water
+``drift_water``  LAMMPS, 2 ps at constant energy: 8 molecules of water in a cell
 ``guard``        what watching for extrapolation costs in a step
 ``external``     what external charges cost in a step
 
@@ -58,17 +58,17 @@ def water_model(quick: bool) -> kqeq.KQEq:
     ).fit(train)
 
 
-def lattice_water(side: int) -> Atoms:
-    """4·side³ molecules of experimental geometry with random orientations on a face-centred lattice."""
+def lattice_water(sides: tuple[int, int, int]) -> Atoms:
+    """4·n1·n2·n3 molecules of experimental geometry with random orientations on a face-centred lattice."""
     rng = np.random.default_rng(5)
     length = (4 * VOLUME) ** (1 / 3)
     half = np.radians(104.5) / 2
     molecule = np.array([[0, 0, 0], [np.sin(half), np.cos(half), 0], [-np.sin(half), np.cos(half), 0]]) * 0.97
     corners = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
-    sites = np.stack(np.meshgrid(*[np.arange(side)] * 3, indexing="ij"), axis=-1).reshape(-1, 1, 3)
+    sites = np.stack(np.meshgrid(*map(np.arange, sides), indexing="ij"), axis=-1).reshape(-1, 1, 3)
     sites = (sites + corners).reshape(-1, 3) * length
     turned = [molecule @ Rotation.random(random_state=rng).as_matrix() + site for site in sites]
-    return Atoms("OH2" * len(sites), np.concatenate(turned), cell=[side * length] * 3, pbc=True)
+    return Atoms("OH2" * len(sites), np.concatenate(turned), cell=np.multiply(sides, length), pbc=True)
 
 
 def deviation(lmp, driver: LAMMPSDriver, frame, model: kqeq.KQEq, **conditions) -> tuple[float, float]:
@@ -85,7 +85,7 @@ def water(quick: bool) -> Iterator[Row]:
     model = water_model(quick)
     errors = model.evaluate(kqeq.datasets.split("water_box")[1][::5])
     yield row("test forces of the model", 1e3 * errors["forces"].rmse, "meV/Å")
-    atoms = lattice_water(2 if quick else 3)
+    atoms = lattice_water((2, 2, 2) if quick else (3, 3, 3))
     lmp = start()
     frame = create(lmp, atoms)
     calculator = kqeq.KQEqCalculator(model, total_charge=0)
@@ -168,22 +168,27 @@ def drift_ion(quick: bool) -> Iterator[Row]:
 
 
 def drift_water(quick: bool) -> Iterator[Row]:
-    """Constant energy of a box."""
+    """Constant energy of a small cell."""
     if not lammps_starts():
         return
     picoseconds = 0.02 if quick else 2.0
-    box = kqeq.datasets.split("water_box")[1][0]
+    box = lattice_water((2, 1, 1))
+    model = water_model(True)
     lmp = start()
-    frame = create(lmp, Atoms(box.numbers, box.positions, cell=box.cell, pbc=True))
-    driver = LAMMPSDriver(lmp, kqeq.KQEqCalculator(water_model(quick), total_charge=0), frame)
-    lmp.command("velocity all create 300 3")
+    frame = create(lmp, box)
+    driver = LAMMPSDriver(lmp, kqeq.KQEqCalculator(model, total_charge=0), frame)
+    lmp.command("min_modify dmax 0.05")
+    driver.command("minimize 0 0.2 60 80")
+    lmp.commands_string("velocity all create 300 3\nfix settle all langevin 300 300 0.02 5\nfix move all nve")
+    driver.run(20 if quick else 200)
+    lmp.commands_string("unfix settle\nunfix move\nreset_timestep 0")
     slope, spread, kelvin = drift_of(lmp, driver, picoseconds, 0.0005)
     yield row(
         f"water, {len(box)} atoms, {picoseconds:g} ps at 0.5 fs: drift", slope / len(box), "meV/atom/ps"
     )
     yield row("  fluctuation of the total energy", spread / len(box), "meV/atom")
     yield row("  mean temperature", kelvin, "K")
-    energy, forces = deviation(lmp, driver, frame, water_model(quick), total_charge=0)
+    energy, forces = deviation(lmp, driver, frame, model, total_charge=0)
     yield row("  energy, LAMMPS − calculator at the end", energy, "eV", "<= 1e-8")
     yield row("  forces, LAMMPS − calculator at the end", forces, "eV/Å", "<= 1e-8")
     lmp.close()
