@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from kqeq.calculator import KQEqCalculator
     from kqeq.charges import ACKS2, AtomicDipoles, QEq
     from kqeq.fitting.rows.cache import DiskCache
+    from kqeq.frames.splits import split
+    from kqeq.io.progress import show_progress
     from kqeq.kernels.charge_kernel import ChargeKernel
     from kqeq.kernels.settings import SOAPKernel
     from kqeq.model.choice import choose_charge_from
@@ -49,6 +51,8 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "load": ("kqeq.model.estimator", "load_model"),
     "plots": ("kqeq.analysis.plots", None),
     "select": ("kqeq.uncertainty.selection", "select"),
+    "show_progress": ("kqeq.io.progress", "show_progress"),
+    "split": ("kqeq.frames.splits", "split"),
 }
 
 __all__ = [
@@ -70,6 +74,8 @@ __all__ = [
     "load",
     "plots",
     "select",
+    "show_progress",
+    "split",
 ]
 
 install()

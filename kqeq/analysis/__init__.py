@@ -16,12 +16,14 @@ from typing import Any
 from kqeq.analysis.consistency import Check, Consistency, check_consistency
 from kqeq.analysis.diagnose import diagnose
 from kqeq.analysis.dissociation import DissociationScan, connected_fragments, dissociation_scan
+from kqeq.analysis.dynamics import Dynamics, molecular_dynamics
 from kqeq.analysis.electrostatic import (
     ElectrostaticPotential,
     PotentialGrid,
     electrostatic_potential,
     potential_grid,
 )
+from kqeq.analysis.errors import FrameErrors, frame_errors
 from kqeq.analysis.findings import ChainGrowth, Diagnosis, Finding
 from kqeq.analysis.optimization import Optimization, optimize
 from kqeq.analysis.response import (
@@ -40,7 +42,8 @@ from kqeq.analysis.scans import (
     field_scan,
     ionization,
 )
-from kqeq.analysis.vibrations import Infrared, hessian, infrared
+from kqeq.analysis.thermochemistry import Thermochemistry, thermochemistry
+from kqeq.analysis.vibrations import Infrared, Vibrations, hessian, infrared, vibrations
 
 _OLD = {"Ionisation": "Ionization", "ionisation": "ionization"}
 """Names of version 0.1, for one release."""
@@ -66,14 +69,18 @@ __all__ = [
     "Consistency",
     "Diagnosis",
     "DissociationScan",
+    "Dynamics",
     "ElectrostaticPotential",
     "FieldScan",
     "Finding",
+    "FrameErrors",
     "Infrared",
     "Ionization",
     "Optimization",
     "Polarizability",
     "PotentialGrid",
+    "Thermochemistry",
+    "Vibrations",
     "born_charges",
     "charge_response",
     "charge_scan",
@@ -83,10 +90,14 @@ __all__ = [
     "dissociation_scan",
     "electrostatic_potential",
     "field_scan",
+    "frame_errors",
     "hessian",
     "infrared",
     "ionization",
+    "molecular_dynamics",
     "optimize",
     "polarizability",
     "potential_grid",
+    "thermochemistry",
+    "vibrations",
 ]

@@ -174,10 +174,13 @@ def fit_potential(
             used = dict(Counter(kind for frame in frames for kind in frame.labels.kinds))
             species = tuple(sorted({z for frame in frames for z in frame.structure.species}))
         structures = [frame.structure for frame in frames]
+    say(f"{len(frames)} frames, {sum(map(len, structures))} atoms: choosing representative environments")
     parameters = _parameters(frames, structures, species, settings, short_range, has_energy)
     noise = {**DEFAULT_NOISE, **settings.noise}
     linear = settings.charges is None or (parameters.learned is None and used.keys() <= LINEAR_KINDS)
     learned = None
+    if settings.optimize is not None:
+        say(f"{parameters.size} parameters: noises and prior spreads by {settings.optimize}")
     if settings.optimize == "left-out":
         learned = learn_left_out(
             frames,
@@ -206,6 +209,7 @@ def fit_potential(
     if learned is not None:
         parameters, noise = learned.parameters, learned.noise
         notes += learned.table
+    say(f"{parameters.size} parameters: the fit")
     problem = FitProblem(frames, parameters, noise, linear=linear, device=settings.device, cache=cache)
     try:
         solution = (
