@@ -44,6 +44,7 @@ from kqeq.analysis.scans import (
 )
 from kqeq.analysis.thermochemistry import Thermochemistry, thermochemistry
 from kqeq.analysis.vibrations import Infrared, Vibrations, hessian, infrared, vibrations
+from kqeq.analysis.view import view_data, write_view
 
 _OLD = {"Ionisation": "Ionization", "ionisation": "ionization"}
 """Names of version 0.1, for one release."""
@@ -100,4 +101,6 @@ __all__ = [
     "potential_grid",
     "thermochemistry",
     "vibrations",
+    "view_data",
+    "write_view",
 ]

@@ -2,7 +2,7 @@
 
 A charged system in a field feels the net force Q·field and would drift away for ever, so its centre of mass is
 held.  ASE's :class:`~ase.constraints.FixCom` projects the gradient onto displacements that keep Σ m_i r_i, which is
-the gradient of the energy on exactly that surface: BFGS and its convergence criterion stay consistent.  At the
+the gradient of the energy on exactly that surface: optimisers and their convergence criterion stay consistent.  At the
 constrained minimum the true forces are F_i = (m_i / M) Q·field, one and the same acceleration for every atom: the
 molecule falls freely without changing its shape.  (Taking Q·field / N off every atom would instead hold the centroid,
 and end where light and heavy atoms are accelerated differently.)  Rotation is left free: the torque μ × field is
@@ -30,6 +30,9 @@ from kqeq.potential.potential import Prediction
 
 BAR: float = 1e5 * units.Pascal
 """eV/Å³."""
+
+TRUST_ATOMS = 100
+"""Atoms up to which a trust radius is used: ASE's update of its Hessian is a Python loop over 9 N² numbers."""
 
 MAX_STEPS = 500
 """Steps after which an optimisation is given up."""
@@ -105,9 +108,10 @@ def optimize(
     pressure: float = 0.0,
     trajectory: Callable[[Atoms], None] | None = None,
 ) -> Optimization:
-    """Relax a geometry with BFGS; a charged one in a field with its centre of mass held.
+    """Relax a geometry; a charged one in a field with its centre of mass held.
 
-    RELAXNOTE
+    The optimiser is ASE's quasi-Newton with a trust radius (:class:`ase.optimize.GoodOldQuasiNewton`), which takes back
+    steps that raise the energy; for cells and more than :data:`TRUST_ATOMS` atoms plain BFGS.
 
     Parameters
     ----------
@@ -144,8 +148,6 @@ def optimize(
     UnsupportedError
         For a model fitted without energies and forces.
     """
-    from ase.optimize import BFGS
-
     potential_of(model)
     if not (np.isfinite(fmax) and fmax > 0):
         raise InputError(f"fmax is {fmax!r}; expected a positive force in eV/Å")
@@ -177,7 +179,7 @@ def optimize(
     target = moving if not cell else _with_cell(moving, pressure * BAR)
     step = -1
     converged = False
-    with BFGS(target, logfile=None) as optimiser:
+    with _optimiser(target, cell=cell) as optimiser:
         try:
             for done in optimiser.irun(fmax=fmax, steps=max_steps):
                 step, converged = step + 1, bool(done)
@@ -213,6 +215,20 @@ def optimise(atoms: Atoms, model: KQEq, **options: Any) -> Optimization:
         stacklevel=2,
     )
     return optimize(model, atoms, **options)
+
+
+def _optimiser(target: Any, *, cell: bool) -> Any:
+    """ASE's optimiser for a molecule, or for a large structure or a cell.
+
+    BFGS takes steps of 0.2 Å with a Hessian from elsewhere: on soft torsions that close a hydrogen bond it runs into
+    the wall again and again (forces of 4 eV/Å after step 70 of glycinium, 116 force calls; with a trust radius 75, see
+    docs/decisions.md).
+    """
+    from ase.optimize import BFGS, GoodOldQuasiNewton
+
+    if cell or len(target) > TRUST_ATOMS:
+        return BFGS(target, logfile=None)
+    return GoodOldQuasiNewton(target, logfile=None)
 
 
 def _with_cell(atoms: Atoms, pressure: float) -> Any:
@@ -253,4 +269,4 @@ def _largest(atoms: Atoms) -> float:
     return float(np.linalg.norm(atoms.get_forces(), axis=1).max())
 
 
-__all__ = ["BAR", "MAX_STEPS", "Optimization", "bare_geometry", "optimise", "optimize"]
+__all__ = ["BAR", "MAX_STEPS", "TRUST_ATOMS", "Optimization", "bare_geometry", "optimise", "optimize"]

@@ -1,4 +1,4 @@
-"""The commands ``kqeq respond | diagnose | check``: questions to a fitted model."""
+"""The commands ``kqeq respond | diagnose | check | view``: questions to a fitted model."""
 
 from __future__ import annotations
 
@@ -77,6 +77,18 @@ def add_analysis(commands: Any) -> None:
     add_json(check)
     add_plot(check)
     check.set_defaults(run=_check)
+
+    view = commands.add_parser(
+        "view",
+        help="structures with charges, dipoles and errors in a browser",
+        description="Write frames with what a model says about them for the chemiscope viewer: one page of HTML that "
+        "needs no network (.html), or a file that chemiscope.org and Jupyter open (.json, .json.gz). Needs kqeq[view].",
+    )
+    add_model(view)
+    view.add_argument("frames", nargs="+", metavar="FRAMES", help=FRAMES)
+    view.add_argument("-o", "--output", required=True, metavar="VIEW.html", help="file to write")
+    view.add_argument("--title", metavar="TEXT", help="title (default: the name of the file)")
+    view.set_defaults(run=_view)
 
 
 # --------------------------------------------------------------------- commands
@@ -200,6 +212,19 @@ def _check(arguments: argparse.Namespace) -> int:
 
         plots.save(arguments.plot, plots.consistency_figure(result))
     return OK if result.passed else FAILED
+
+
+def _view(arguments: argparse.Namespace) -> int:
+    from kqeq.analysis.view import check_ending, write_view
+    from kqeq.model.estimator import load_model
+
+    check_ending(arguments.output)
+    check_outputs(arguments.output)
+    model = load_model(arguments.model)
+    frames = read_frames(arguments.frames)
+    write_view(arguments.output, model, frames, name=arguments.title)
+    print(f"{len(frames)} frames written to {arguments.output}")
+    return OK
 
 
 # ----------------------------------------------------------------------- tables

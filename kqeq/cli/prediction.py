@@ -51,6 +51,11 @@ def add_prediction(commands: Any) -> None:
     evaluate.add_argument(
         "--frames", dest="table", metavar="OUT.csv", help="also write one row for every frame"
     )
+    evaluate.add_argument(
+        "--groups",
+        metavar="OUT.json",
+        help="also write the errors by charge, composition, config_type as JSON",
+    )
     add_json(evaluate, "the errors")
     add_plot(evaluate, "also draw predictions against labels")
     add_device(evaluate)
@@ -92,7 +97,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from kqeq.errors import InputError
     from kqeq.model.estimator import load_model
 
-    check_outputs(arguments.json, arguments.table, arguments.plot)
+    check_outputs(arguments.json, arguments.table, arguments.groups, arguments.plot)
     if arguments.worst < 0:
         raise InputError(f"--worst is {arguments.worst}; expected a whole number of at least 0")
     model = load_model(arguments.model)
@@ -108,8 +113,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.worst and len(errors.evaluation):
         print("\n".join(_worst(errors, arguments.worst)))
     if arguments.json is not None:
-        parts = errors.to_dict()
-        write_json(arguments.json, {**parts["all"], "groups": parts["groups"], "frames": parts["frames"]})
+        write_json(arguments.json, errors.evaluation.to_dict())
+    if arguments.groups is not None:
+        write_json(arguments.groups, errors.to_dict()["groups"])
     if arguments.table is not None:
         errors.to_csv(arguments.table)
     if arguments.plot is not None:
