@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from kqeq.analysis import plots
     from kqeq.backend import devices
     from kqeq.calculator import KQEqCalculator
-    from kqeq.charges import ACKS2, AtomicDipoles, QEq
+    from kqeq.charges import ACKS2, AtomicDipoles, LatentCharges, QEq
     from kqeq.fitting.rows.cache import DiskCache
+    from kqeq.frames.external_charges import ExternalCharges
+    from kqeq.frames.outputs import read
     from kqeq.frames.splits import split
     from kqeq.io.progress import show_progress
     from kqeq.kernels.charge_kernel import ChargeKernel
@@ -35,8 +37,10 @@ if TYPE_CHECKING:
 _NAMES: dict[str, tuple[str, str | None]] = {
     "ACKS2": ("kqeq.charges", "ACKS2"),
     "AtomicDipoles": ("kqeq.charges", "AtomicDipoles"),
+    "LatentCharges": ("kqeq.charges", "LatentCharges"),
     "ChargeKernel": ("kqeq.kernels.charge_kernel", "ChargeKernel"),
     "DiskCache": ("kqeq.fitting.rows.cache", "DiskCache"),
+    "ExternalCharges": ("kqeq.frames.external_charges", "ExternalCharges"),
     "KQEq": ("kqeq.model.estimator", "KQEq"),
     "KQEqCalculator": ("kqeq.calculator", "KQEqCalculator"),
     "Prediction": ("kqeq.potential.prediction", "Prediction"),
@@ -49,6 +53,7 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "devices": ("kqeq.backend.devices", None),
     "errors": ("kqeq.errors", None),
     "load": ("kqeq.model.estimator", "load_model"),
+    "read": ("kqeq.frames.outputs", "read"),
     "plots": ("kqeq.analysis.plots", None),
     "select": ("kqeq.uncertainty.selection", "select"),
     "show_progress": ("kqeq.io.progress", "show_progress"),
@@ -60,8 +65,10 @@ __all__ = [
     "AtomicDipoles",
     "ChargeKernel",
     "DiskCache",
+    "ExternalCharges",
     "KQEq",
     "KQEqCalculator",
+    "LatentCharges",
     "Prediction",
     "QEq",
     "SOAPKernel",
@@ -73,6 +80,7 @@ __all__ = [
     "errors",
     "load",
     "plots",
+    "read",
     "select",
     "show_progress",
     "split",
