@@ -26,6 +26,7 @@ from kqeq.analysis.electrostatic import (
 from kqeq.analysis.errors import FrameErrors, frame_errors
 from kqeq.analysis.findings import ChainGrowth, Diagnosis, Finding
 from kqeq.analysis.optimization import Optimization, optimize
+from kqeq.analysis.phonons import Dielectric, dielectric, write_born
 from kqeq.analysis.response import (
     BornCharges,
     ChargeResponse,
@@ -69,6 +70,7 @@ __all__ = [
     "Check",
     "Consistency",
     "Diagnosis",
+    "Dielectric",
     "DissociationScan",
     "Dynamics",
     "ElectrostaticPotential",
@@ -88,6 +90,7 @@ __all__ = [
     "check_consistency",
     "connected_fragments",
     "diagnose",
+    "dielectric",
     "dissociation_scan",
     "electrostatic_potential",
     "field_scan",
@@ -102,5 +105,6 @@ __all__ = [
     "thermochemistry",
     "vibrations",
     "view_data",
+    "write_born",
     "write_view",
 ]

@@ -98,9 +98,12 @@ def view_data(model: Any, frames: Atoms | Sequence[Atoms], *, name: str = "kqeq"
         x=x,
         y=y,
         map_color="total charge" if len({p.total_charge for p in predictions}) > 1 else y,
-        structure_color="charge" if potential.has_charges else None,
         periodic=any(atoms.pbc.any() for atoms in given),
     )
+    if potential.has_charges:
+        most = max(float(np.abs(properties["charge"]["values"]).max()), 1e-3)  # white is neutral
+        colour = {"property": "charge", "mode": "linear", "min": -most, "max": most, "palette": "bwr"}
+        settings["structure"][0]["color"] = colour
     shapes = _shapes(predictions, given)
     if shapes:
         settings["structure"][0]["shape"] = ["dipole"] if "dipole" in shapes else list(shapes)
@@ -267,13 +270,13 @@ def _page(title: str, data: str) -> str:
 <meta charset="utf-8">
 <title>{html.escape(title)}</title>
 <style>
-body {{ margin: 0; font-family: sans-serif; }}
+body {{ margin: 0; font-family: sans-serif; overflow: hidden; }}
 #panels {{ display: grid; grid-template-columns: 1fr 1fr; gap: 8px; height: calc(100vh - 60px); padding: 8px;
   box-sizing: border-box; }}
 #side {{ display: grid; grid-template-rows: 1fr auto; min-height: 0; }}
 #meta {{ height: 52px; padding: 0 8px; }}
 #map, #structure {{ position: relative; min-height: 0; min-width: 0; height: 100%; }}
-#failed {{ color: #c0392b; padding: 8px; }}
+#failed {{ color: #c0392b; position: absolute; bottom: 8px; left: 8px; }}
 </style>
 <script>{code}</script>
 </head>

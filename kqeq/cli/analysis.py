@@ -41,6 +41,11 @@ def add_analysis(commands: Any) -> None:
     respond.add_argument(
         "--cube", metavar="FILE.cube", help="also write the electrostatic potential on a grid"
     )
+    respond.add_argument(
+        "--born",
+        metavar="BORN",
+        help="also write Born charges and the dielectric tensor of a crystal for phonopy (needs kqeq[phonopy])",
+    )
     add_json(respond)
     add_plot(respond)
     respond.set_defaults(run=_respond)
@@ -102,7 +107,7 @@ def _respond(arguments: argparse.Namespace) -> int:
     from kqeq.errors import KQEqError, UndeterminedWarning
     from kqeq.model.estimator import load_model
 
-    check_outputs(arguments.json, arguments.plot, arguments.cube)
+    check_outputs(arguments.json, arguments.plot, arguments.cube, arguments.born)
     model = load_model(arguments.model)
     atoms = _read_one(arguments, model)
     results: dict[str, Any] = {}
@@ -152,6 +157,10 @@ def _respond(arguments: argparse.Namespace) -> int:
     if arguments.cube is not None:
         analysis.potential_grid(model, atoms).to_cube(arguments.cube)
         print(f"electrostatic potential (V) written to {arguments.cube}")
+    if arguments.born is not None:
+        found = analysis.write_born(arguments.born, model, atoms)
+        diagonal = ", ".join(f"{value:.3f}" for value in np.linalg.eigvalsh(found.dielectric))
+        print(f"Born charges and dielectric tensor (eigenvalues {diagonal}) written to {arguments.born}")
     if arguments.json is not None:
         write_json(arguments.json, {name: result.to_dict() for name, result in results.items()})
     if arguments.plot is not None:
