@@ -83,7 +83,9 @@ def run_page(page: Path, folder: Path, python: str, *, strict: bool = False) -> 
             pieces = [(line, ["bash", "-c", f"{head}set -eo pipefail\n{line}"]) for line in commands(text)]
         for name, argv in pieces:
             began = time.perf_counter()
-            ran = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+            ran = subprocess.run(
+                argv, cwd=folder, env=environment, capture_output=True, text=True, check=False
+            )
             seconds = time.perf_counter() - began
             yield Ran(page.stem, name, seconds, ran.returncode, ran.stdout + ran.stderr)
 
@@ -117,7 +119,10 @@ def main(argv: list[str] | None = None) -> int:
             work.mkdir()
             for ran in run_page(DOCS / f"{page}.md", work, python):
                 rows.append(ran)
-                print(f"{ran.seconds:8.1f} s  {'' if ran.code == 0 else f'EXIT CODE {ran.code}  '}{ran.command}", flush=True)
+                print(
+                    f"{ran.seconds:8.1f} s  {'' if ran.code == 0 else f'EXIT CODE {ran.code}  '}{ran.command}",
+                    flush=True,
+                )
                 if ran.code:
                     print(ran.output)
     failed = [ran for ran in rows if ran.code]

@@ -22,6 +22,7 @@ from kqeq.cli.analysis import add_analysis
 from kqeq.cli.common import BAD_INPUT, INTERRUPTED, OK, add_json
 from kqeq.cli.completion import add_completion
 from kqeq.cli.data import add_data
+from kqeq.cli.engines import add_engines
 from kqeq.cli.files import with_results, write_json
 from kqeq.cli.motion import add_motion
 from kqeq.cli.prediction import add_prediction
@@ -45,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_motion(commands)
 
     add_analysis(commands)
+    add_engines(commands)
 
     demo = commands.add_parser(
         "demo",
