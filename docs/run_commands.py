@@ -5,8 +5,8 @@
     python docs/run_commands.py --fresh            # in a new virtual environment with this checkout installed
     python docs/run_commands.py quickstart --json times.json
 
-Blocks marked ``bash`` and ``python`` run in one empty folder for each page; ``text`` blocks are examples that need files of
-your own.  The exit code is 1 if a command fails.
+Blocks marked ``bash`` and ``python`` run in one empty folder for each page; ``text`` blocks are examples that need files
+of your own.  The exit code is 1 if a command fails.
 """
 
 from __future__ import annotations
