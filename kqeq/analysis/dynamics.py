@@ -24,6 +24,7 @@ from kqeq.analysis.optimization import BAR, bare_geometry
 from kqeq.analysis.results import Result
 from kqeq.calculator import KQEqCalculator
 from kqeq.errors import InputError, KQEqError, UnsupportedError
+from kqeq.frames.conditions import without_conditions
 from kqeq.frames.structures import describe
 from kqeq.model.estimator import KQEq
 from kqeq.potential.potential import require_energy_model
@@ -61,8 +62,8 @@ class Dynamics(Result):
     ensemble : str
     timestep : float
         fs.
-    total_charge : float
-        e.
+    total_charges : (K,) array
+        e; one number again and again, but at a potential.
     external_field : (3,) array
         V/Å.
     held_centre_of_mass : bool
@@ -81,7 +82,7 @@ class Dynamics(Result):
     dipoles: Annotated[FloatArray | None, "e·Å"]
     ensemble: str
     timestep: Annotated[float, "fs"]
-    total_charge: Annotated[float, "e"]
+    total_charges: Annotated[FloatArray, "e"]
     external_field: Annotated[FloatArray, "V/Å"]
     held_centre_of_mass: bool
     drift: Annotated[float, "meV/atom/ps"]
@@ -101,6 +102,7 @@ def molecular_dynamics(
     free_cell: bool = False,
     total_charge: Any = None,
     external_field: Any = None,
+    potential: float | None = None,
     seed: int = 0,
     every: int = 10,
     observer: Callable[[Atoms, dict[str, Any]], None] | None = None,
@@ -129,6 +131,9 @@ def molecular_dynamics(
         Whether ``npt`` changes the shape of the cell as well, instead of its size alone.
     total_charge, external_field : optional
         e, V/Å; otherwise from ``atoms.info``.
+    potential : float, optional
+        Hold the system at this potential ∂E/∂Q, V, instead of a total charge, which follows at every step; energies are
+        then grand energies E − UQ.
     seed : int
         Of the momenta and of the random forces of ``nvt``.
     every : int
@@ -156,20 +161,28 @@ def molecular_dynamics(
     require_energy_model(potential_of(model))
     _check(steps, ensemble, timestep, temperature, friction, pressure, every)
     charge, field = conditions_of(model, atoms, total_charge, external_field)
+    if potential is not None and total_charge is not None:
+        raise InputError(
+            "total_charge and potential were given; at a given potential the total charge follows"
+        )
     if ensemble == "npt" and not atoms.pbc.all():
         raise UnsupportedError(
             f"{describe(atoms)} is periodic in {int(atoms.pbc.sum())} of 3 directions; npt needs all three, use nvt"
         )
     moving = bare_geometry(atoms, keep=("momenta", STEP_KEY))
-    moving.info.update(total_charge=charge, external_field=field)
+    if potential is not None:
+        moving = without_conditions(moving, charge=True, field=False, prefix=model.label_prefix)
+    moving.info.update(external_field=field)
+    if potential is None:
+        moving.info["total_charge"] = charge
     start = int(moving.info.get(STEP_KEY, 0))
     if start > steps:
         raise InputError(f"the geometry is at step {start} already and steps is {steps}; ask for more steps")
     pinned = any(isinstance(constraint, FixAtoms | FixCom) for constraint in moving.constraints)
-    hold = bool(charge and field.any()) and not pinned
+    hold = bool((charge or potential is not None) and field.any()) and not pinned
     if hold:
         moving.set_constraint([*moving.constraints, FixCom()])
-    calculator = KQEqCalculator(model, device=device)
+    calculator = KQEqCalculator(model, potential=potential, device=device)
     moving.calc = calculator
     rng = np.random.default_rng([seed, start])  # a dynamics that goes on does not repeat its noise
     if not moving.has("momenta") or not moving.get_momenta().any():
@@ -206,7 +219,7 @@ def molecular_dynamics(
         ) from error
     if not rows or rows[-1]["step"] != start + driver.nsteps:
         tell()
-    return good, _collect(rows, len(moving), ensemble, timestep, charge, field, hold)
+    return good, _collect(rows, len(moving), ensemble, timestep, field, hold)
 
 
 def _check(
@@ -292,6 +305,9 @@ def _row(atoms: Atoms, calculator: KQEqCalculator, step: int, timestep: float) -
         stress = atoms.get_stress(voigt=False, include_ideal_gas=True)
         row["pressure"] = -float(np.trace(stress)) / 3.0 / BAR
         row["volume"] = float(atoms.get_volume())
+    prediction = calculator.prediction
+    assert prediction is not None  # the energy was just computed
+    row["charge"] = float(prediction.total_charge)
     dipole = calculator.results.get("dipole")
     if dipole is not None:
         row["dipole"] = np.array(dipole)
@@ -300,12 +316,14 @@ def _row(atoms: Atoms, calculator: KQEqCalculator, step: int, timestep: float) -
 
 def _snapshot(atoms: Atoms, held: bool) -> Atoms:
     """A copy with momenta and results, without the constraint that was added."""
+    from ase.calculators.calculator import all_properties
     from ase.calculators.singlepoint import SinglePointCalculator
 
     copy: Atoms = atoms.copy()
     if held:
         copy.set_constraint(copy.constraints[:-1])
-    copy.calc = SinglePointCalculator(copy, **atoms.calc.results)
+    known = {name: value for name, value in atoms.calc.results.items() if name in all_properties}
+    copy.calc = SinglePointCalculator(copy, **known)
     return copy
 
 
@@ -314,7 +332,6 @@ def _collect(
     atoms: int,
     ensemble: str,
     timestep: float,
-    charge: float,
     field: FloatArray,
     hold: bool,
 ) -> Dynamics:
@@ -340,7 +357,7 @@ def _collect(
         dipoles=column("dipole"),
         ensemble=ensemble,
         timestep=timestep,
-        total_charge=charge,
+        total_charges=numbers("charge"),
         external_field=field,
         held_centre_of_mass=hold,
         drift=drift,

@@ -241,11 +241,13 @@ def _with_cell(atoms: Atoms, pressure: float) -> Any:
 
 def _snapshot(atoms: Atoms) -> Atoms:
     """A copy with the results of its calculator attached."""
+    from ase.calculators.calculator import all_properties
     from ase.calculators.singlepoint import SinglePointCalculator
 
     copy: Atoms = atoms.copy()
     copy.set_constraint()
-    copy.calc = SinglePointCalculator(copy, **atoms.calc.results)
+    known = {name: value for name, value in atoms.calc.results.items() if name in all_properties}
+    copy.calc = SinglePointCalculator(copy, **known)
     return copy
 
 

@@ -45,6 +45,7 @@ COLUMNS = {
     "temperature": "temperature (K)",
     "pressure": "pressure (bar)",
     "volume": "volume (Å³)",
+    "charge": "total charge (e)",
 }
 """What a dynamics prints and logs."""
 
@@ -85,6 +86,12 @@ def add_motion(commands: Any) -> None:
     md.add_argument("structure", metavar="IN.xyz", help=f"{ONE}; momenta in it are kept")
     md.add_argument("-o", "--output", required=True, metavar="LAST.xyz", help=OUTPUT)
     add_conditions(md)
+    md.add_argument(
+        "--potential",
+        type=float,
+        metavar="U",
+        help="instead of a total charge the potential dE/dQ, V; energies are then grand energies E - UQ",
+    )
     md.add_argument(
         "--ensemble", choices=("nvt", "nve", "npt"), default="nvt", help="what is kept constant (%(default)s)"
     )
@@ -231,6 +238,8 @@ def _md(arguments: argparse.Namespace) -> int:
         raise InputError(
             f"--trajectory {arguments.trajectory} is neither .xyz nor .traj, which frames can be added to one by one"
         )
+    if arguments.potential is not None and arguments.charge is not None:
+        raise InputError("--charge and --potential were given; at a given potential the total charge follows")
     if arguments.restart and arguments.trajectory is None:
         raise InputError("--restart goes on from the end of a trajectory; name it with --trajectory")
     model = load_model(arguments.model)
@@ -259,11 +268,12 @@ def _md(arguments: argparse.Namespace) -> int:
                 Path(path).unlink(missing_ok=True)
     first = atoms.info.get(STEP_KEY, 0) if begun else -1
     names: list[str] = []
+    at_potential = arguments.potential is not None
 
     def show(frame: Atoms, row: dict[str, Any]) -> None:
         nonlocal names
         if not names:
-            names = [name for name in COLUMNS if name in row]
+            names = [name for name in COLUMNS if name in row and (name != "charge" or at_potential)]
             if not arguments.quiet:
                 print("".join(f"{COLUMNS[name]:>22}" for name in names))
         if not arguments.quiet:
@@ -293,10 +303,11 @@ def _md(arguments: argparse.Namespace) -> int:
         every=arguments.every,
         observer=show,
         device=arguments.device,
+        potential=arguments.potential,
     )
     write_frames(arguments.output, [end])
     if dynamics.held_centre_of_mass:
-        print(_held(dynamics.total_charge * dynamics.external_field))
+        print(_held(dynamics.total_charges[-1] * dynamics.external_field))
     mean = float(dynamics.temperatures.mean())
     print(f"{arguments.steps} steps of {arguments.timestep:g} fs, mean temperature {mean:.1f} K", end="")
     print(f", drift {dynamics.drift:.3g} meV/atom/ps" if arguments.ensemble == "nve" else "", end="")

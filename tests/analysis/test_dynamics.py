@@ -73,6 +73,18 @@ def test_an_ion_in_a_field_stays(ion_model, ion):
     assert not found.held_centre_of_mass
 
 
+def test_energy_is_conserved_at_a_potential(ion_model, ion):
+    u = ion_model.predict(ion).chemical_potential
+    _, found = analysis.molecular_dynamics(
+        ion_model, ion, steps=60, ensemble="nve", timestep=0.25, every=5, potential=u
+    )
+    assert found.total_charges[0] == pytest.approx(1.0, abs=1e-6)
+    assert np.ptp(found.total_charges) > 0.005
+    assert np.ptp(found.total_energies) < 0.05 * np.ptp(found.potential_energies)
+    with pytest.raises(InputError, match="the total charge follows"):
+        analysis.molecular_dynamics(ion_model, ion, steps=5, potential=u, total_charge=1)
+
+
 def test_langevin_reaches_its_temperature(ion_model, ion):
     _, found = analysis.molecular_dynamics(
         ion_model, ion, steps=400, timestep=0.5, temperature=300.0, friction=0.1, every=5, seed=1

@@ -8,12 +8,13 @@ import kqeq
 from kqeq import analysis, cli
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, UnsupportedError
-from systems import NOISE
 
 
 @pytest.fixture(scope="module")
 def model(kernel, water_training):
-    return kqeq.KQEq(kernel(3.5), kernel(4.0), kqeq.ACKS2(), noise=NOISE).fit(water_training)
+    return kqeq.KQEq(
+        kernel(3.5), kernel(4.0), kqeq.ACKS2(), noise={"energy": 0.05, "forces": 0.5, "dipole": 0.05}
+    ).fit(water_training)
 
 
 @pytest.fixture
