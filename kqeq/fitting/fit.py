@@ -40,6 +40,7 @@ from kqeq.fitting.rows.targets import choose_labels, energy_offsets, held_covari
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings
 from kqeq.frames.label_checks import Survey
 from kqeq.frames.labels import Labels
+from kqeq.frames.states import known_states, state_of
 from kqeq.frames.structures import Structure
 from kqeq.io.atomic_write import check_writable
 from kqeq.io.progress import say, track
@@ -183,10 +184,25 @@ def fit_potential(
         notes=tuple(notes),
     )
     result = finish(parameters, solution, noise, settings, report, ready.charges, ready.has_energy, started)
+    known = known_states(
+        [frame.structure for frame in frames], kernel_states(settings, has_energy=ready.has_energy)
+    )
+    result = replace(result, potential=replace(result.potential, known_states=known))
     result = _check_origin(replace(result, frames=frames), settings)
     if settings.charge_aware is None or parameters.short_range is None:
         return result
     return _second_stage(result, settings, settings.charge_aware, started)
+
+
+def kernel_states(settings: FitSettings, *, has_energy: bool = True) -> tuple[str, ...]:
+    """The states of fragments that kernels depend on."""
+    kernels = (
+        *(settings.electronegativity or ()),
+        *(settings.short_range or () if has_energy else ()),
+        *(settings.site_kernel or ()),
+    )
+    found = (state_of(getattr(kernel, "condition", None)) for kernel in kernels)
+    return tuple(dict.fromkeys(state for state in found if state is not None))
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,7 +255,11 @@ def _chosen(pairs: Sequence[tuple[Structure, Labels]], settings: FitSettings) ->
             )
         if settings.short_range is not None:
             notes.append("no energies, forces or stresses are fitted: the short-range part is left out")
-    warn_contradictions(frames, {**DEFAULT_NOISE, **settings.noise})
+    states = kernel_states(settings, has_energy=ready.has_energy)
+    known_states(
+        [frame.structure for frame in frames], states
+    )  # refuses what tells nothing, before long work
+    warn_contradictions(frames, {**DEFAULT_NOISE, **settings.noise}, sees_spin="spin" in states)
     return replace(ready, notes=tuple(notes))
 
 
