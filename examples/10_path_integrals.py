@@ -7,7 +7,8 @@ of a ring polymer that stands for the quantum nuclei of H3O(+). The total charge
 Left: distribution of O–H distances with quantum nuclei (32 beads) and with classical ones (1 bead): zero-point motion
 makes it about twice as wide. Middle: the kinetic energy by the centroid virial estimator, about three times the
 classical $\\frac{3}{2} N k T$. Right: the dipole of a classical water molecule along a field; it starts perpendicular to
-the field, turns into it, and fluctuates about what the Langevin function says of a rigid dipole.
+the field and turns into it. The dotted line is the equilibrium mean of a rigid dipole (the Langevin function), for which
+a picosecond is too short.
 
 The runs are short, a fraction of a picosecond: the widths are right within some percent, and none of this is a converged
 quantum simulation. Needs i-PI: `pip install 'kqeq[engines]'`.
