@@ -19,7 +19,7 @@ from kqeq.baselines import remaining
 from kqeq.charges.latent import typical_charges
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
 from kqeq.charges.site_values import CHARGE
-from kqeq.errors import InputError, KQEqError, LabelWarning, RepresentativesWarning
+from kqeq.errors import InputError, KQEqError, LabelWarning, RepresentativesWarning, warn
 from kqeq.fitting.baseline_labels import subtract_baseline, used_baseline
 from kqeq.fitting.charge_aware import ChargeDependence
 from kqeq.fitting.charge_start import ChargeStart, choose_start, needs_start
@@ -426,7 +426,7 @@ def _check_origin(result: FitResult, settings: FitSettings) -> FitResult:
     note = other_origin(triples) or far_from_ions(ions)
     if note is None:
         return result
-    warnings.warn(note, LabelWarning, stacklevel=4)
+    warn(note, LabelWarning)
     return replace(result, report=replace(result.report, notes=(*result.report.notes, note)))
 
 

@@ -21,7 +21,7 @@ from scipy import sparse
 from kqeq.backend import blas
 from kqeq.backend.linalg import factorise_with_jitter, solve_lower
 from kqeq.descriptors.base import Descriptor
-from kqeq.errors import RepresentativesWarning
+from kqeq.errors import RepresentativesWarning, warn
 from kqeq.frames.structures import Structure
 from kqeq.kernels.feature_map import (
     DEFAULT_REPRESENTATIVES,
@@ -128,12 +128,11 @@ def _build(
         if kernel.n_representatives is not None and len(index) < wanted:
             short.append(f"{chemical_symbols[z]} {len(index)}")
     if short:
-        warnings.warn(
+        warn(
             f"{kernel.n_representatives} representatives per element were asked for the {role} kernel, but the "
             f"training frames have fewer distinct environments of some elements ({', '.join(short)}); all were "
             "taken. Lower n_representatives to silence this.",
             RepresentativesWarning,
-            stacklevel=3,
         )
     return FeatureMap(descriptor, float(kernel.zeta), chosen, species)
 

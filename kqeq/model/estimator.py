@@ -606,7 +606,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             return list(track(results, "predict", total=len(structures)))
 
         predictions, _ = devices.run(device, work)
-        potential.warn_if_undetermined(structures, predictions, stacklevel=3)
+        potential.warn_if_undetermined(structures, predictions)
         if posterior is not None:
             both = track(zip(predictions, structures, strict=True), "uncertainty", total=len(structures))
             predictions = [with_uncertainty(p, posterior, s, chosen, potential.baseline) for p, s in both]

@@ -9,7 +9,6 @@ Dimensions: N atoms, F descriptor features.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,7 @@ from kqeq.charges.site_values import ELECTRONEGATIVITY
 from kqeq.descriptors import evaluate_states, longest_cutoff
 from kqeq.descriptors.base import Descriptor
 from kqeq.descriptors.conditioned import condition_of, reweighted
-from kqeq.errors import InputError, UndeterminedWarning, UnsupportedError
+from kqeq.errors import InputError, UndeterminedWarning, UnsupportedError, warn
 from kqeq.frames.neighbours import Pairs
 from kqeq.frames.states import KnownStates, check_known, state_of
 from kqeq.frames.structures import Structure
@@ -371,7 +370,7 @@ class Potential:
         return all(abs(structure.total_charge - known) > 1e-6 for known in self.training_charges)
 
     def warn_if_undetermined(
-        self, structures: Sequence[Structure], predictions: Sequence[Prediction], *, stacklevel: int = 4
+        self, structures: Sequence[Structure], predictions: Sequence[Prediction]
     ) -> None:
         """Warn, once for all, where energies are predicted that the training data do not determine."""
         found = {}
@@ -384,7 +383,7 @@ class Potential:
         worst, (_, text) = max(found.items(), key=lambda item: item[1][0])
         if len(structures) > 1:
             text = f"{text} (structure {worst}; in all {len(found)} of {len(structures)} structures)"
-        warnings.warn(text, UndeterminedWarning, stacklevel=stacklevel)
+        warn(text, UndeterminedWarning)
 
     def predict(
         self,
