@@ -26,7 +26,7 @@ from kqeq.fitting.charge_start import ChargeStart, choose_start, needs_start
 from kqeq.fitting.checkpoint import fingerprint
 from kqeq.fitting.contradictions import warn_contradictions
 from kqeq.fitting.dipole_origin import MAX_IONS, far_from_ions, other_origin
-from kqeq.fitting.evidence.hyperparameters import Learned, learn
+from kqeq.fitting.evidence.hyperparameters import Learned, learn_by_evidence
 from kqeq.fitting.evidence.left_out import learn_left_out
 from kqeq.fitting.least_squares.solver import Solution
 from kqeq.fitting.minimisation import minimise_from, minimise_problem, solve, warn_unconverged
@@ -352,7 +352,7 @@ def _learned(
             device=settings.device,
             cache=cache,
         )
-    return learn(
+    return learn_by_evidence(
         ready.frames,
         parameters,
         noise,

@@ -123,7 +123,7 @@ def _build(
             rows, others = rows[:, :half], rows[:, half:]  # noqa: PLW2901
             index = select_for_gradients(rows, others - rows, wanted, float(kernel.zeta))
         else:
-            index = select(rows, wanted, kernel.selection)
+            index = choose_rows(rows, wanted, kernel.selection)
         chosen[z] = sparse.csr_array(rows[index])
         if kernel.n_representatives is not None and len(index) < wanted:
             short.append(f"{chemical_symbols[z]} {len(index)}")
@@ -199,7 +199,7 @@ def _keep_drawn(_: sparse.csr_array, drawn: FloatArray, *, n: int) -> IntArray:
     return np.sort(np.argsort(drawn, kind="stable")[:n])
 
 
-def select(rows: sparse.csr_array, n: int, method: str) -> IntArray:
+def choose_rows(rows: sparse.csr_array, n: int, method: str) -> IntArray:
     """Indices of at most ``n`` distinct representative rows, in the order of choice.
 
     Parameters
@@ -373,4 +373,4 @@ def _distinct(rows: sparse.csr_array, order: IntArray) -> IntArray:
     return np.asarray(order[~(dots > 1.0 - DUPLICATE).any(axis=1)])
 
 
-__all__ = ["build_feature_map", "select", "select_for_gradients"]
+__all__ = ["build_feature_map", "choose_rows", "select_for_gradients"]

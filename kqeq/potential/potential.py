@@ -144,9 +144,9 @@ class Potential:
                 replace(own, weights=namespace(given).take(given, own.index))
                 if (given := getattr(states[m.descriptor], "weights", None)) is not None
                 else own
-                for own in near
+                for own in found
             ]
-            for m, near in similarities.items()
+            for m, found in similarities.items()
         }
 
     def _charge_slope(
@@ -410,7 +410,7 @@ class Potential:
         """
         derivatives = _needs_derivatives(structure, properties)
         with in_threads_for(structure):
-            states, near = evaluate_environments(
+            states, similarities = evaluate_environments(
                 self.feature_maps,
                 structure,
                 derivatives=derivatives,
@@ -418,7 +418,7 @@ class Potential:
                 device=device,
                 single=single,
             )
-            return self.finish(structure, properties, states, near, device=device)
+            return self.finish(structure, properties, states, similarities, device=device)
 
     def predict_many(
         self,
@@ -437,14 +437,14 @@ class Potential:
                 for s in batch
             ]
             numbers = [s.numbers for s in batch]
-            near = {
+            similarities = {
                 feature_map: feature_map.similarities_many(
                     [own[feature_map.descriptor] for own in states], numbers, single=single
                 )
                 for feature_map in self.feature_maps
             }
             for i, structure in enumerate(batch):
-                own = {feature_map: lists[i] for feature_map, lists in near.items()}
+                own = {feature_map: lists[i] for feature_map, lists in similarities.items()}
                 with in_threads_for(structure):
                     prediction = self.finish(structure, properties, states[i], own, device=device)
                 yield prediction
