@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from kqeq.fitting.rows.cache import DiskCache
     from kqeq.frames.external_charges import ExternalCharges
     from kqeq.frames.outputs import read
+    from kqeq.frames.splits import split
+    from kqeq.io.progress import show_progress
     from kqeq.kernels.charge_kernel import ChargeKernel
     from kqeq.kernels.settings import SOAPKernel
     from kqeq.model.choice import choose_charge_from
@@ -54,6 +56,8 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "read": ("kqeq.frames.outputs", "read"),
     "plots": ("kqeq.analysis.plots", None),
     "select": ("kqeq.uncertainty.selection", "select"),
+    "show_progress": ("kqeq.io.progress", "show_progress"),
+    "split": ("kqeq.frames.splits", "split"),
 }
 
 __all__ = [
@@ -78,6 +82,8 @@ __all__ = [
     "plots",
     "read",
     "select",
+    "show_progress",
+    "split",
 ]
 
 install()

@@ -12,6 +12,7 @@ Dimensions: N atoms, F descriptor features.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 

@@ -138,6 +138,8 @@ def fit_potential(
         check_writable(resume)
     ready = _on_baseline(_chosen(pairs, settings))
     frames, settings, notes = ready.frames, ready.settings, list(ready.notes)
+    atoms = sum(len(frame.structure) for frame in ready.frames)
+    say(f"{len(ready.frames)} frames, {atoms} atoms: choosing representative environments")
     parameters = _parameters(ready)
     noise = {**DEFAULT_NOISE, **settings.noise}
     begin = _charge_start(ready, parameters, noise, cache)
@@ -147,6 +149,7 @@ def fit_potential(
     if learned is not None:
         parameters, noise, start = learned.parameters, learned.noise, learned.u
         notes += learned.table
+    say(f"{parameters.size} parameters: the fit")
     problem = FitProblem(
         frames,
         parameters,
@@ -340,6 +343,7 @@ def _learned(
     def again(problem: FitProblem, u: FloatArray | None) -> Solution:
         return minimise_from(problem, settings, u, begin)
 
+    say(f"{parameters.size} parameters: noises and prior spreads by {settings.optimize}")
     if settings.optimize == "left-out":
         return learn_left_out(
             ready.frames,
