@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from kqeq.calculator import KQEqCalculator
     from kqeq.charges import ACKS2, AtomicDipoles, QEq
     from kqeq.fitting.rows.cache import DiskCache
+    from kqeq.frames.grouping import groups
     from kqeq.kernels.charge_kernel import ChargeKernel
     from kqeq.kernels.settings import SOAPKernel
-    from kqeq.model.choice import choose_charge_from
+    from kqeq.model.choice import choose_charge_from, compare
     from kqeq.model.estimator import KQEq
     from kqeq.model.estimator import load_model as load
     from kqeq.potential.prediction import Prediction
@@ -43,9 +44,11 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "analysis": ("kqeq.analysis", None),
     "baselines": ("kqeq.baselines", None),
     "choose_charge_from": ("kqeq.model.choice", "choose_charge_from"),
+    "compare": ("kqeq.model.choice", "compare"),
     "datasets": ("kqeq.datasets", None),
     "devices": ("kqeq.backend.devices", None),
     "errors": ("kqeq.errors", None),
+    "groups": ("kqeq.frames.grouping", "groups"),
     "load": ("kqeq.model.estimator", "load_model"),
     "plots": ("kqeq.analysis.plots", None),
     "select": ("kqeq.uncertainty.selection", "select"),
@@ -64,9 +67,11 @@ __all__ = [
     "analysis",
     "baselines",
     "choose_charge_from",
+    "compare",
     "datasets",
     "devices",
     "errors",
+    "groups",
     "load",
     "plots",
     "select",

@@ -105,6 +105,7 @@ def fit_potential(
     *,
     resume: str | PathLike[str] | None = None,
     cache: CacheFolder | None = None,
+    like: FitResult | None = None,
 ) -> FitResult:
     """Fit a potential to validated frames.
 
@@ -116,6 +117,9 @@ def fit_potential(
         Checkpoint: written after every step, and continued from if it is there.
     cache : CacheFolder, optional
         Where features may go that memory has no room for.
+    like : FitResult, optional
+        A fit of the same kernels to the same frames: representatives, prior spreads and noises are taken from it, and
+        nothing is searched.
 
     Raises
     ------
@@ -174,11 +178,14 @@ def fit_potential(
             used = dict(Counter(kind for frame in frames for kind in frame.labels.kinds))
             species = tuple(sorted({z for frame in frames for z in frame.structure.species}))
         structures = [frame.structure for frame in frames]
-    parameters = _parameters(frames, structures, species, settings, short_range, has_energy)
-    noise = {**DEFAULT_NOISE, **settings.noise}
+    known = None if like is None else like.parameters
+    parameters = _parameters(frames, structures, species, settings, short_range, has_energy, known)
+    noise = {**DEFAULT_NOISE, **settings.noise} if like is None else dict(like.noise)
     linear = settings.charges is None or (parameters.learned is None and used.keys() <= LINEAR_KINDS)
     learned = None
-    if settings.optimize == "left-out":
+    if like is not None:
+        pass
+    elif settings.optimize == "left-out":
         learned = learn_left_out(
             frames,
             parameters,
@@ -324,8 +331,9 @@ def _parameters(
     settings: FitSettings,
     short_range: Kernels | None,
     has_energy: bool,
+    known: Parameters | None = None,
 ) -> Parameters:
-    """Choose representatives and lay the parameters out."""
+    """Choose representatives, or take those of ``known`` with their spreads, and lay the parameters out."""
 
     def build(kernels: Kernels | None, role: str, setting: str = "") -> list[FeatureMap]:
         with warnings.catch_warnings():
@@ -357,7 +365,23 @@ def _parameters(
     chi_defaults = (
         elements.electronegativity(numbers) if settings.charges is not None else np.zeros(len(species))
     )
-    chi_maps = build(settings.electronegativity, "electronegativity", "electronegativity")
+
+    def kernels_of(
+        part: SitePart | None, kernels: Kernels | None, role: str, setting: str, default: float
+    ) -> list[tuple[FeatureMap, float]]:
+        if part is not None:
+            return list(zip(part.feature_maps, part.deltas, strict=True))
+        spreads = kernel_spreads([kernel.delta for kernel in kernels or ()], default)
+        return list(zip(build(kernels, role, setting), spreads, strict=True))
+
+    chi_kernels = kernels_of(
+        None if known is None else known.chi,
+        settings.electronegativity,
+        "electronegativity",
+        "electronegativity",
+        CHI_DELTA,
+    )
+    chi_maps = [feature_map for feature_map, _ in chi_kernels]
     site_maps: list[FeatureMap] = []
     site_deltas: dict[str, list[float]] = {}
     if settings.charges is not None and settings.charges.environment:
@@ -369,20 +393,18 @@ def _parameters(
             kind: kernel_spreads(site_spreads, ENVIRONMENT_SPREADS[kind])
             for kind in settings.charges.environment
         }
-    chi_spreads = [kernel.delta for kernel in settings.electronegativity or ()]
-    energy_spreads = [kernel.delta for kernel in short_range or ()]
     return Parameters.build(
         species,
         charges=settings.charges,
-        chi_kernels=list(zip(chi_maps, kernel_spreads(chi_spreads, CHI_DELTA), strict=True)),
+        chi_kernels=chi_kernels,
         chi_mean=dict(zip(species, map(float, chi_defaults), strict=True)),
         chi_spread=CHI_SPREAD,
-        energy_kernels=list(
-            zip(
-                build(short_range, "short-range", "short_range"),
-                kernel_spreads(energy_spreads, ENERGY_DELTA),
-                strict=True,
-            )
+        energy_kernels=kernels_of(
+            None if known is None or short_range is None else known.energy,
+            short_range,
+            "short-range",
+            "short_range",
+            ENERGY_DELTA,
         ),
         energy_mean=energy_mean,
         energy_spread=0.0 if settings.e0 is not None else ENERGY_SPREAD,

@@ -1,0 +1,134 @@
+"""Refits without some of the frames, from where the fit to all of them ended.
+
+Features, representatives, noises and prior spreads are those of the fit to all frames.  For each fold one Gauss–Newton
+step without its frames is taken from there, with the linear parameters at their optimum.  That is exact where the model
+is linear.  Elsewhere it is nearly so, because a fold's frames do not move the parameters far: errors of left-out forces with
+QEq are 2.44 meV/Å on Ag3 and 54.0 on alkanes, with fits of their own 2.44 and 55.5.  (The closed form of a linear model
+at the fit to all frames, :mod:`kqeq.fitting.evidence.left_out`, gives 43 for the alkanes: it does not see what the
+electronegativities owe to the frames that are left out.)  A charge-aware short-range energy is fitted anew for every
+fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from kqeq.backend import cache_budget
+from kqeq.errors import NotPositiveDefiniteError
+from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
+from kqeq.fitting.fit import FitResult, build_potential
+from kqeq.fitting.least_squares.solver import accumulate, project_linear
+from kqeq.fitting.problem import FitProblem, joblib_engine
+from kqeq.fitting.rows.blocks import LINEAR_KINDS
+from kqeq.fitting.rows.cache import CacheFolder
+from kqeq.fitting.rows.features import MEMORY_BUDGET
+from kqeq.fitting.settings import FitSettings
+from kqeq.kernels.charge_kernel import ChargeKernel
+from kqeq.potential.potential import Potential
+from kqeq.typing import FloatArray
+
+SHARES = (1.0, 0.5, 0.25, 0.125)
+"""Parts of the step that are tried, until the loss falls."""
+
+
+def refits(
+    result: FitResult,
+    settings: FitSettings,
+    folds: Sequence[Collection[int]],
+    *,
+    steps: int = 1,
+    cache: CacheFolder | None = None,
+) -> Iterator[Potential]:
+    """The potential without the frames of each fold.
+
+    Parameters
+    ----------
+    result : FitResult
+        A fit to all frames, without a charge-aware short-range energy (see :func:`charge_aware`).
+    settings : FitSettings
+        As they were fitted.
+    folds : sequence of collections of int
+        Indices of the frames to leave out.
+    steps : int
+        Steps from the fit to all frames, where the model is not linear.
+    cache : CacheFolder, optional
+        Where features may go that memory has no room for.
+
+    Yields
+    ------
+    Potential
+    """
+    parameters = result.parameters
+    kinds = {kind for frame in result.frames for kind in frame.labels.kinds}
+    linear = parameters.charges is None or (parameters.learned is None and kinds <= LINEAR_KINDS)
+    problem = FitProblem(
+        result.frames,
+        parameters,
+        result.noise,
+        linear=linear,
+        budget=cache_budget(settings.device.like, MEMORY_BUDGET),  # frames are met in every fold
+        cache=cache,
+        device=settings.device,
+    )
+    known = result.potential
+    try:
+        for fold in folds:
+            own, u = problem.without(fold), result.solution.u
+            for _ in range(1 if linear else steps):
+                u = step_from(own, u, settings.solver)
+            potential = build_potential(
+                parameters, u, result.solution.lower, settings, known.training_charges, known.has_energy
+            )
+            yield replace(potential, baseline=known.baseline)
+    finally:
+        problem.close()
+
+
+def charge_aware(
+    result: FitResult, potential: Potential, fold: Collection[int], kernel: ChargeKernel
+) -> CoupledFit:
+    """One of :func:`refits` with a short-range energy that sees the charges, fitted to the same frames.
+
+    ``result`` is the fit to all frames, with or without one.
+    """
+    part = result.parameters.energy
+    assert part is not None
+    frames = [frame for frame in result.frames if frame.index not in fold]
+    return fit_charge_aware(frames, potential, part, result.noise, kernel)
+
+
+def step_from(problem: FitProblem, u: FloatArray, solver: str = "auto") -> FloatArray:
+    """One Gauss–Newton step, shortened until the loss falls; u where it does not.
+
+    Parameters
+    ----------
+    problem : FitProblem
+    u : (P,) array
+    solver : str
+        See :func:`kqeq.fitting.least_squares.solver.accumulate`.
+
+    Returns
+    -------
+    (P,) array
+    """
+    equations = accumulate(problem, u, joblib_engine, None, solver)
+    step = equations.step(0.0)
+    if problem.linear:
+        return np.asarray(u + step)
+    columns = problem.linear_columns
+    lower = None if columns is None else equations.block(columns)
+    limit = min(1.0, problem.parameters.step_factor(step))
+    for share in SHARES:
+        try:
+            trial, loss = project_linear(problem, u + share * limit * step, lower, joblib_engine)
+        except NotPositiveDefiniteError:  # a charge problem without a minimum: too long a step
+            continue
+        if loss < equations.loss:
+            return trial
+    return u
+
+
+__all__ = ["charge_aware", "refits", "step_from"]
