@@ -2,11 +2,9 @@
 
 Features, representatives, noises and prior spreads are those of the fit to all frames.  For each fold one Gauss–Newton
 step without its frames is taken from there, with the linear parameters at their optimum.  That is exact where the model
-is linear.  Elsewhere it is nearly so, because a fold's frames do not move the parameters far: errors of left-out forces with
-QEq are 2.44 meV/Å on Ag3 and 54.0 on alkanes, with fits of their own 2.44 and 55.5.  (The closed form of a linear model
-at the fit to all frames, :mod:`kqeq.fitting.evidence.left_out`, gives 43 for the alkanes: it does not see what the
-electronegativities owe to the frames that are left out.)  A charge-aware short-range energy is fitted anew for every
-fold.
+is linear.  Elsewhere it is nearly so, because a fold's frames do not move the parameters far: errors of left-out forces
+with QEq are 2.44 meV/Å on Ag3 and 54.0 on alkanes, with fits of their own 2.44 and 55.5.  A charge-aware short-range
+energy is fitted anew for every fold.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import numpy as np
 
 from kqeq.backend import Device
 from kqeq.baselines.store import stored
-from kqeq.charges import ACKS2, AtomicDipoles, QEq
+from kqeq.charges import ACKS2, AtomicDipoles, LatentCharges, QEq
 from kqeq.errors import InputError, KQEqError, KQEqWarning
 from kqeq.fitting.cross_validation import charge_aware, refits
 from kqeq.fitting.fit import FitResult, fit_potential
@@ -179,7 +179,7 @@ def _cells(errors: Evaluation, kinds: Sequence[str]) -> str:
     )
 
 
-_LISTED = (QEq(), QEq(hardness="kernel"), ACKS2(), AtomicDipoles(ACKS2()))
+_LISTED = (QEq(), QEq(hardness="kernel"), ACKS2(), AtomicDipoles(ACKS2()), LatentCharges())
 
 
 def charge_candidates(settings: FitSettings) -> dict[str, FitSettings]:
@@ -197,6 +197,7 @@ def charge_candidates(settings: FitSettings) -> dict[str, FitSettings]:
         found["as given"] = settings
     found["QEq, hardness by kernel"] = replace(plain, charges=QEq(hardness="kernel"))
     found["ACKS2"] = replace(plain, charges=ACKS2(), site_kernel=None)
+    found["latent charges"] = replace(plain, charges=LatentCharges(), site_kernel=None)
     found["ACKS2, atomic dipoles"] = replace(plain, charges=AtomicDipoles(ACKS2()), site_kernel=None)
     if settings.short_range is not None:
         found["QEq, charge-aware"] = replace(found["QEq"], charge_aware=ChargeKernel())
