@@ -20,6 +20,7 @@ from typing import TextIO
 from kqeq._version import __version__
 from kqeq.cli.analysis import add_analysis
 from kqeq.cli.common import BAD_INPUT, INTERRUPTED, OK, add_json
+from kqeq.cli.comparison import add_comparison
 from kqeq.cli.files import with_results, write_json
 from kqeq.cli.motion import add_motion
 from kqeq.cli.prediction import add_prediction
@@ -38,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     add_training(commands)
+    add_comparison(commands)
     add_prediction(commands)
     add_motion(commands)
 

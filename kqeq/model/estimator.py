@@ -77,6 +77,10 @@ _FIT_RULES: Mapping[str, Rule] = {
 }
 
 
+LEAST_SCORE = -1.0
+"""What a quantity counts at least in :meth:`KQEq.score`."""
+
+
 class NotFittedYetError(ModelNotFittedError, NotFittedError):  # type: ignore[misc]
     """Also scikit-learn's own exception for that case, for its tools."""
 
@@ -688,12 +692,13 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         """Mean coefficient of determination over the labelled quantities; 1 is perfect.
 
         Forces are measured against zero force, energies against the mean of their composition, everything else
-        against its mean.
+        against its mean.  None counts for less than −1, so that one quantity that a fold says nothing about (energies of
+        a composition that the fit has not seen, or of which the fold has one frame) does not drown the others.
         """
         evaluation = self.evaluate(frames)
         if len(evaluation) == 0:
             raise InputError("the frames carry no label that this model predicts")
-        return float(np.mean([errors.r2 for errors in evaluation.values()]))
+        return float(np.mean([max(errors.r2, LEAST_SCORE) for errors in evaluation.values()]))
 
     # -------------------------------------------------------------- storage
 
