@@ -5,8 +5,8 @@
 
 Frames are those of the lines of ``accuracy_table.py``; settings come from training frames alone.  Every row says what
 it took in CPU seconds; ``calibration`` rows say how many labels lie within one and two standard deviations.  ``auto``
-rows are ``charges="auto"``, on small sets; ``fresh`` rows are fits to the frames that the other rows test, tested on those that
-they fit: the kernels and rules of the search were chosen with the test errors of the other rows in sight.
+rows are ``charges="auto"``, on small sets; ``fresh`` rows are fits to the frames that the other rows test, tested on
+those that they fit: the kernels and rules of the search were chosen with the test errors of the other rows in sight.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from os import PathLike
+from os import PathLike, fspath
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -209,6 +209,8 @@ def fit_potential(
             solve=lambda problem, u: minimise_from(problem, settings, u, chosen),
             report=say,
             held=settings.held,
+            mark=fingerprint(settings, frames) if resume is not None else "",
+            resume=None if resume is None else f"{fspath(resume)}.search",
             device=settings.device,
             cache=cache,
         )

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 
 import numpy as np
 
@@ -36,6 +37,13 @@ from kqeq.fitting.evidence.evidence import (
     inverse_of,
 )
 from kqeq.fitting.evidence.hyperparameters import Learned, describe, rescale
+from kqeq.fitting.evidence.search_checkpoint import (
+    Reached,
+    read_search,
+    spreads_of,
+    with_spreads,
+    write_search,
+)
 from kqeq.fitting.least_squares.solver import Solution
 from kqeq.fitting.parameters import Parameters, SitePart
 from kqeq.fitting.problem import FitProblem
@@ -462,6 +470,8 @@ def learn_left_out(
     solve: Callable[[FitProblem, FloatArray | None], Solution],
     report: Callable[[str], None] = lambda _: None,
     held: Sequence[str] = (),
+    mark: str = "",
+    resume: str | PathLike[str] | None = None,
     device: Device = CPU,
     cache: CacheFolder | None = None,
 ) -> Learned:
@@ -473,17 +483,28 @@ def learn_left_out(
 
     Parameters
     ----------
-    frames, parameters, noise, linear, solve, report, device, cache
+    frames, parameters, noise, linear, solve, report, mark, device, cache
         As for :func:`kqeq.fitting.evidence.hyperparameters.learn`.
     held : sequence of str
         Label kinds whose noise stays as it is given.
+    resume : path-like, optional
+        Checkpoint: written after every fit of the search, and continued from if it is there.
 
     Returns
     -------
     Learned
     """
-    first = dict(noise)
-    table: list[str] = []
+    first, given = dict(noise), parameters
+    known = read_search(resume, mark, given)
+    table: list[str] = [] if known is None else list(known.table)
+    if known is not None and known.stage == "finished":
+        assert known.u is not None
+        found = with_spreads(given, known.spreads)
+        return Learned(found, dict(known.noise), known.u, known.value, tuple(table), True)
+
+    def finish(at: Parameters, own: dict[str, float], u: FloatArray, value: float) -> Learned:
+        write_search(resume, mark, Reached("finished", spreads_of(given, at), own, table, value, {}, u))
+        return Learned(at, own, u, value, tuple(table), True)
 
     def tell(at: Parameters, own: Mapping[str, float], score: Score, dropped: Sequence[str] = ()) -> None:
         text = describe(at, own, list(score.errors), score.density, "left-out log density")
@@ -496,11 +517,14 @@ def learn_left_out(
         candidate: Parameters,
         noises: dict[str, float],
         start: FloatArray | None,
+        solved: FloatArray | None = None,
     ) -> _Point:
         closed = linear or candidate.chi is None
         problem = FitProblem(own, candidate, noises, linear=closed, device=device, cache=cache)
         try:
-            u = np.zeros(problem.size) if closed else solve(problem, start).u
+            u = solved
+            if u is None:
+                u = np.zeros(problem.size) if closed else solve(problem, start).u
             left_out = collect(problem, u)
         finally:
             problem.close()
@@ -521,14 +545,24 @@ def learn_left_out(
         return Learned(found, noises, u, score.density, tuple(table), True), score
 
     if linear:
-        return settle(frames, parameters)[0]
-    alone, now = None, dict(first)
-    if parameters.chi is not None and parameters.energy is not None and parameters.energy.kernels:
+        settled, score = settle(frames, parameters)
+        return finish(settled.parameters, settled.noise, settled.u, score.density)
+    alone: Mapping[str, float] = {}
+    now, value = dict(first), 0.0
+    if known is not None:
+        alone, now, value = known.errors, dict(known.noise), known.value
+        parameters = with_spreads(given, known.spreads)
+    elif parameters.chi is not None and parameters.energy is not None and parameters.energy.kernels:
         only, part = _short_range(frames, parameters)
         if part is not None:
-            settled, alone = settle(only, part)
+            settled, score = settle(only, part)
             parameters, now = _adopt(parameters, settled.parameters), dict(settled.noise)
-    start = at(frames, parameters, now, None)
+            alone, value = score.errors, score.density
+        so_far = Reached("alone", spreads_of(given, parameters), now, table, value, alone)
+        write_search(resume, mark, so_far)
+    start = at(frames, parameters, now, None, None if known is None else known.u)
+    so_far = Reached("start", spreads_of(given, parameters), now, table, value, alone, start.u)
+    write_search(resume, mark, so_far)
     theta, _ = search(start.left_out, _bounds(start, held, _SHORT_RANGE, _reach(start.score, alone)))
     dropped = unearned(start.left_out, parameters, theta, ("chi",))
     best = start
@@ -543,13 +577,13 @@ def learn_left_out(
             best = point
             break
     tell(best.parameters, best.noise, best.score, dropped if best is not start else ())
-    if alone is not None and "forces" in alone.errors and "forces" in best.score.errors:
-        mine, without = (1e3 * score.errors["forces"] for score in (best.score, alone))
+    if "forces" in alone and "forces" in best.score.errors:
+        mine, without = 1e3 * best.score.errors["forces"], 1e3 * alone["forces"]
         text = f"forces of left-out frames: {mine:.3g} meV/Å with charges, {without:.3g} meV/Å without"
         if mine > 1.05 * without:
             text += "; charges do not pay for forces here: compare with electronegativity=None, charges=None"
         table.append(text)
-    return Learned(best.parameters, best.noise, best.u, best.score.density, tuple(table), True)
+    return finish(best.parameters, best.noise, best.u, best.score.density)
 
 
 def _words(score: Score) -> str:
@@ -586,16 +620,16 @@ def _bounds(
     return bounds
 
 
-def _reach(score: Score, alone: Score | None) -> float:
+def _reach(score: Score, alone: Mapping[str, float]) -> float:
     """How far noises of energies and forces and spreads of the energy may move from what they are without charges.
 
     A linearisation judges them less well than a linear model does (moving them by a factor of four gained nothing on five
     sets and cost on three), so they move by as much as charges change the error of left-out frames.
     """
-    if alone is None:
+    if not alone:
         return math.inf
-    kind = "forces" if "forces" in alone.errors else next(iter(alone.errors))
-    share = score.errors[kind] / max(alone.errors[kind], 1e-300)
+    kind = "forces" if "forces" in alone else next(iter(alone))
+    share = score.errors[kind] / max(alone[kind], 1e-300)
     return max(0.0, -math.log(share))
 
 
