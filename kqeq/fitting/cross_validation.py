@@ -12,24 +12,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from kqeq.backend import cache_budget
-from kqeq.errors import NotPositiveDefiniteError
 from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
 from kqeq.fitting.fit import FitResult, build_potential
-from kqeq.fitting.least_squares.solver import accumulate, project_linear
-from kqeq.fitting.problem import FitProblem, joblib_engine
+from kqeq.fitting.minimisation import step_from
+from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.rows.blocks import LINEAR_KINDS
 from kqeq.fitting.rows.cache import CacheFolder
 from kqeq.fitting.rows.features import MEMORY_BUDGET
 from kqeq.fitting.settings import FitSettings
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.potential.potential import Potential
-from kqeq.typing import FloatArray
-
-SHARES = (1.0, 0.5, 0.25, 0.125)
-"""Parts of the step that are tried, until the loss falls."""
 
 
 def refits(
@@ -98,35 +91,4 @@ def charge_aware(
     return fit_charge_aware(frames, potential, part, result.noise, kernel)
 
 
-def step_from(problem: FitProblem, u: FloatArray, solver: str = "auto") -> FloatArray:
-    """One Gauss–Newton step, shortened until the loss falls; u where it does not.
-
-    Parameters
-    ----------
-    problem : FitProblem
-    u : (P,) array
-    solver : str
-        See :func:`kqeq.fitting.least_squares.solver.accumulate`.
-
-    Returns
-    -------
-    (P,) array
-    """
-    equations = accumulate(problem, u, joblib_engine, None, solver)
-    step = equations.step(0.0)
-    if problem.linear:
-        return np.asarray(u + step)
-    columns = problem.linear_columns
-    lower = None if columns is None else equations.block(columns)
-    limit = min(1.0, problem.parameters.step_factor(step))
-    for share in SHARES:
-        try:
-            trial, loss = project_linear(problem, u + share * limit * step, lower, joblib_engine)
-        except NotPositiveDefiniteError:  # a charge problem without a minimum: too long a step
-            continue
-        if loss < equations.loss:
-            return trial
-    return u
-
-
-__all__ = ["charge_aware", "refits", "step_from"]
+__all__ = ["charge_aware", "refits"]
