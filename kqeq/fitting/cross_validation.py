@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 from kqeq.backend import cache_budget
-from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
 from kqeq.fitting.fit import FitResult, build_potential
 from kqeq.fitting.minimisation import step_from
 from kqeq.fitting.problem import FitProblem
@@ -21,7 +20,6 @@ from kqeq.fitting.rows.blocks import LINEAR_KINDS
 from kqeq.fitting.rows.cache import CacheFolder
 from kqeq.fitting.rows.features import MEMORY_BUDGET
 from kqeq.fitting.settings import FitSettings
-from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.potential.potential import Potential
 
 
@@ -38,7 +36,7 @@ def refits(
     Parameters
     ----------
     result : FitResult
-        A fit to all frames, without a charge-aware short-range energy (see :func:`charge_aware`).
+        A fit to all frames, without a charge-aware short-range energy (:func:`kqeq.fitting.fit.second_stage` adds it).
     settings : FitSettings
         As they were fitted.
     folds : sequence of collections of int
@@ -78,17 +76,4 @@ def refits(
         problem.close()
 
 
-def charge_aware(
-    result: FitResult, potential: Potential, fold: Collection[int], kernel: ChargeKernel
-) -> CoupledFit:
-    """One of :func:`refits` with a short-range energy that sees the charges, fitted to the same frames.
-
-    ``result`` is the fit to all frames, with or without one.
-    """
-    part = result.parameters.energy
-    assert part is not None
-    frames = [frame for frame in result.frames if frame.index not in fold]
-    return fit_charge_aware(frames, potential, part, result.noise, kernel)
-
-
-__all__ = ["charge_aware", "refits"]
+__all__ = ["refits"]

@@ -19,8 +19,8 @@ from kqeq.backend import Device
 from kqeq.baselines.store import stored
 from kqeq.charges import ACKS2, AtomicDipoles, LatentCharges, QEq
 from kqeq.errors import InputError, KQEqError, KQEqWarning
-from kqeq.fitting.cross_validation import charge_aware, refits
-from kqeq.fitting.fit import FitResult, fit_potential
+from kqeq.fitting.cross_validation import refits
+from kqeq.fitting.fit import FitResult, fit_potential, second_stage
 from kqeq.fitting.metrics import Evaluation, compare
 from kqeq.fitting.rows.cache import CacheFolder
 from kqeq.fitting.settings import FitSettings
@@ -261,48 +261,60 @@ def judge(
     kinds = {kind for _, labels in pairs for kind in labels.kinds}
     rows: dict[str, Candidate] = {}
     results: dict[str, FitResult] = {}
+    first: dict[str, FitResult] = {}
     without: dict[str, list[Potential]] = {}
     failure: KQEqError | None = None
+
+    def fitted(name: str, settings: FitSettings) -> tuple[FitResult, float, list[Potential]]:
+        """A fit to all frames, when it had ended, and the potentials without each fold."""
+        aware = settings.charge_aware
+        plain = replace(settings, charge_aware=None)
+        known = next((n for n in first if _first_stage(candidates[n]) == _first_stage(settings)), None)
+        if aware is None or known is None:
+            like = next((n for n in first if _shared(candidates[n]) == _shared(settings)), None)
+            first[name] = fit_potential(pairs, plain, cache=cache, like=None if like is None else first[like])
+            known = name
+        if aware is None:
+            refitted = time.process_time()
+            without[name] = list(refits(first[name], plain, indices, cache=cache))
+            return first[name], refitted, without[name]
+        result = second_stage(first[known], settings, aware, time.perf_counter())
+        refitted = time.process_time()
+        if known not in without:
+            without[known] = list(refits(first[known], plain, indices, cache=cache))
+        return (
+            result,
+            refitted,
+            [
+                second_stage(
+                    replace(first[known], potential=before), settings, aware, 0.0, left_out
+                ).potential
+                for before, left_out in zip(without[known], indices, strict=True)
+            ],
+        )
+
     for name, settings in candidates.items():
         say(f"compare: {name}")
         started = time.process_time()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", KQEqWarning)
-                first = _first_stage(settings, candidates, results)
-                if first is not None:  # only its second stage is new
-                    aware = settings.charge_aware
-                    assert aware is not None
-                    result = results[first]
-                    coupled = charge_aware(result, result.potential, (), aware)
-                    refitted = time.process_time()
-                    own = [
-                        charge_aware(result, before, left_out, aware).potential
-                        for before, left_out in zip(without[first], indices, strict=True)
-                    ]
-                    result = replace(result, potential=coupled.potential, coupled=coupled)
-                else:
-                    like = _alike(settings, candidates, results)
-                    result = fit_potential(
-                        pairs, settings, cache=cache, like=None if like is None else results[like]
-                    )
-                    refitted = time.process_time()
-                    own = list(refits(result, settings, indices, cache=cache))
-                    if settings.charge_aware is not None:
-                        own = [
-                            charge_aware(result, before, left_out, settings.charge_aware).potential
-                            for before, left_out in zip(own, indices, strict=True)
-                        ]
-                results[name], without[name] = result, own
+                result, refitted, own = fitted(name, settings)
                 done = time.process_time()
                 errors, by_charge, milliseconds = _errors(pairs, own, indices, kinds, settings.device)
         except KQEqError as error:
             failure = error
             rows[name] = Candidate(name, None, why_not=str(error))
             continue
-        size = result.parameters.size if result.coupled is None else len(result.coupled.solution.u)
+        results[name] = result
         rows[name] = Candidate(
-            name, errors, by_charge, refitted - started, done - refitted, size, milliseconds
+            name,
+            errors,
+            by_charge,
+            refitted - started,
+            done - refitted,
+            result.parameters.size,
+            milliseconds,
         )
     if not results:
         assert failure is not None
@@ -320,11 +332,11 @@ def settings_to_take(settings: FitSettings) -> dict[str, Any]:
     return found
 
 
-def _plain(settings: FitSettings) -> dict[str, Any]:
+def _shared(settings: FitSettings) -> dict[str, Any]:
     """What two candidates must share to share representatives, spreads and noises."""
+    kernels = {"short_range": settings.short_range, "electronegativity": settings.electronegativity}
     return {
-        "short_range": settings.short_range,
-        "electronegativity": settings.electronegativity,
+        **{name: own and [kernel.to_dict() for kernel in own] for name, own in kernels.items()},
         "baseline": settings.baseline,
         "noise": dict(settings.noise),
         "targets": settings.targets,
@@ -332,31 +344,10 @@ def _plain(settings: FitSettings) -> dict[str, Any]:
     }
 
 
-def _alike(
-    settings: FitSettings, candidates: Mapping[str, FitSettings], results: Mapping[str, FitResult]
-) -> str | None:
-    """An earlier candidate with the same kernels."""
-    return next((name for name in results if _plain(candidates[name]) == _plain(settings)), None)
-
-
-def _first_stage(
-    settings: FitSettings, candidates: Mapping[str, FitSettings], results: Mapping[str, FitResult]
-) -> str | None:
-    """An earlier candidate that differs in nothing but that its short-range energy does not see the charges."""
-    if settings.charge_aware is None:
-        return None
-    for name in results:
-        other = candidates[name]
-        same = other.charges is not None and settings.charges is not None
-        if (
-            same
-            and other.charge_aware is None
-            and other.site_kernel == settings.site_kernel
-            and other.charges.to_dict() == settings.charges.to_dict()  # type: ignore[union-attr]
-            and _plain(other) == _plain(settings)
-        ):
-            return name
-    return None
+def _first_stage(settings: FitSettings) -> dict[str, Any]:
+    """What two candidates must share to share all but a charge-aware short-range energy."""
+    charges = None if settings.charges is None else settings.charges.to_dict()
+    return {**_shared(settings), "charges": charges, "site_kernel": settings.site_kernel}
 
 
 def _errors(

@@ -201,19 +201,12 @@ _ELEMENT_PRIOR = table(
 
 _POSTERIOR = table(
     noise=mapping(_POSITIVE),
-    chi=_PRIOR,
-    energy=_PRIOR,
+    electronegativity=_PRIOR,
+    short_range=_PRIOR,
     elements=optional(_ELEMENT_PRIOR),
     sites=mapping(sequence(_NOT_NEGATIVE), ENVIRONMENT_KINDS),
     remainders=mapping(_NOT_NEGATIVE),
-    maybe={"energy_first": flag},  # not in files of version 1
-)
-
-_COUPLED_POSTERIOR = table(
-    noise=mapping(_POSITIVE),
-    coupled=_PRIOR,
-    remainders=sequence(_NOT_NEGATIVE),
-    maybe={"remainder": _NOT_NEGATIVE},  # in files of version 1
+    maybe={"short_range_first": flag},  # not in files of version 1
 )
 
 _HEADER = table(
@@ -236,7 +229,7 @@ _HEADER = table(
         "charge_kernel": optional(
             table(order=number(low=1, high=MAX_ORDER, whole=True), scale=number(low=1e-6, high=1e6))
         ),
-        "posterior": optional(either(_POSTERIOR, _COUPLED_POSTERIOR)),
+        "posterior": optional(_POSTERIOR),
     },
 )
 

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from ase import Atoms
@@ -119,11 +120,11 @@ class Potential:
     charge_powers: tuple[SiteModel, ...] = ()
     determination: Determination | None = None
 
-    @property
-    def feature_maps(self) -> list[FeatureMap]:
+    @cached_property
+    def feature_maps(self) -> tuple[FeatureMap, ...]:
         """The feature maps of all kernel models, each once."""
         parts = (self.electronegativity, self.short_range, *self.sites.values())
-        return list(dict.fromkeys(m for part in parts if part is not None for m in part.feature_maps))
+        return tuple(dict.fromkeys(m for part in parts if part is not None for m in part.feature_maps))
 
     @property
     def descriptors(self) -> list[Descriptor]:
@@ -414,78 +415,27 @@ class Potential:
 
         ``system`` is the charge model bound to this geometry (:meth:`bind`), where a caller has kept it.
         """
-        derivatives = _needs_derivatives(structure, properties)
-        numbers = structure.numbers
-
-        present, counts = np.unique(numbers, return_counts=True)
-        energy_offsets = float(
-            sum(n * self.energy_offsets[int(z)] for z, n in zip(present, counts, strict=True))
-        )
-        gradients: dict[Descriptor, Array] = {}
-        positions = zeros((len(structure), 3), device.like)
-        strain = zeros((3, 3), device.like)
-
-        def pull(model: SiteModel, weights: Array | None = None) -> None:
-            """Add weights_i ∂f_i/∂p_i to the gradients of the model's descriptors."""
-            for descriptor, own in model.descriptor_gradients(similarities, states, weights).items():
-                gradients[descriptor] = gradients.get(descriptor, 0.0) + own
-
-        found = self.charged(structure, similarities, system, device=device)
-        charged, chi = (None, None) if found is None else found
-        base = OnBaseline.at(
-            self.baseline, structure, properties, sees_charges=self.charge_kernel is not None
-        )
-        energy_short_range = 0.0
-        if self.short_range is not None:
-            powers = (self.short_range, *self.charge_powers)
-            expansions = [model.evaluate(similarities, numbers) for model in powers]
-            weights = [None]
-            energy_short_range = to_float(namespace(device.like).sum(expansions[0]))
-            if self.charge_kernel is not None:
-                own_charges = None if charged is None else charged.state.charges
-                seen = asarray_like(base.seen(own_charges), device.like)
-                coupling = ChargeCoupling.at(self.charge_kernel, seen, expansions)
-                base = base.couple(coupling)
-                charged = None if charged is None else replace(charged, coupling=coupling)
-                energy_short_range = coupling.energy
-                weights = [None, *(coupling.weights[b, :] for b in range(1, len(powers)))]
-            for model, own in zip(powers, weights, strict=True):
-                if derivatives:
-                    pull(model, own)
-        if charged is not None and derivatives and self.electronegativity is not None:
-            pull(self.electronegativity, charged.electronegativity_gradient())
-            for kind, slopes in charged.site_gradients().items():
-                pull(self.sites[kind], slopes)
-            positions += charged.gradient()
-            if structure.periodic:
-                strain += charged.strain()
-
-        born = None
-        if charged is not None and "born_charges" in properties and not structure.periodic:
-            born = self._born_charges(charged, similarities, states)
-
-        for descriptor, gradient in gradients.items():
-            pulled_back = states[descriptor].adjoint(gradient)
-            positions += pulled_back.positions
-            strain += pulled_back.strain
-        positions, strain = to_numpy(positions), to_numpy(strain)
-
-        positions += base.gradient()
-        strain += base.strain()
-
+        found = self._evaluate(structure, properties, similarities, system, device)
+        forces = stress = None
+        if _needs_derivatives(structure, properties):
+            positions, strain = self._differentiate(structure, found, states, similarities, device)
+            forces = -positions if "forces" in properties else None
+            stress = _stress(strain, structure) if "stress" in properties else None
+        charged, base = found.charged, found.base
         # each costs a whole solution where no matrix is factored
         responses = charged is not None and (
             charged.system.responses_are_cheap or "polarizability" in properties
         )
-        energy_electrostatic = 0.0 if charged is None else charged.state.energy
+        offsets = self._offsets(structure.numbers)
+        electrostatic = 0.0 if charged is None else charged.state.energy
         prediction = Prediction(
-            energy=energy_offsets + energy_short_range + energy_electrostatic + base.energy,
-            energy_offsets=energy_offsets,
-            energy_short_range=energy_short_range,
-            energy_electrostatic=energy_electrostatic,
+            energy=offsets + found.energy_short_range + electrostatic + base.energy,
+            energy_offsets=offsets,
+            energy_short_range=found.energy_short_range,
+            energy_electrostatic=electrostatic,
             energy_baseline=base.energy,
-            forces=-positions if "forces" in properties else None,
-            stress=_stress(strain, structure) if "stress" in properties else None,
+            forces=forces,
+            stress=stress,
             charges=None if charged is None else to_numpy(charged.state.charges),
             atomic_dipoles=None if charged is None else _on_host(charged.state.atomic_dipoles),
             dipole=None if charged is None else _on_host(charged.dipole),
@@ -494,16 +444,93 @@ class Potential:
                 if charged is not None and "polarizability" in properties
                 else None
             ),
-            electronegativity=_on_host(chi) if self.learns_electronegativity else None,
+            electronegativity=(
+                _on_host(found.electronegativities) if self.learns_electronegativity else None
+            ),
             chemical_potential=None if charged is None else charged.chemical_potential,
             hardness=charged.hardness() if charged is not None and responses else None,
             total_charge=structure.total_charge,
             external_field=structure.external_field,
             external_forces=_external_forces(charged) if "forces" in properties else None,
-            undetermined=self.undetermined(numbers, charged, fukui=responses),
-            born_charges=born,
+            undetermined=self.undetermined(structure.numbers, charged, fukui=responses),
+            born_charges=(
+                self._born_charges(charged, similarities, states)
+                if charged is not None and "born_charges" in properties and not structure.periodic
+                else None
+            ),
         )
         return base.complete(prediction, properties, charged)
+
+    def _offsets(self, numbers: IntArray) -> float:
+        """Σ e0."""
+        counts = np.bincount(numbers)
+        return float(sum(counts[z] * self.energy_offsets[z] for z in np.flatnonzero(counts).tolist()))
+
+    def _evaluate(
+        self,
+        structure: Structure,
+        properties: Collection[str],
+        similarities: Similarities,
+        system: ChargeSystem | None,
+        device: Device,
+    ) -> _Evaluated:
+        """Charges, baseline and short-range energy."""
+        charged, electronegativities = self.charged(structure, similarities, system, device=device) or (
+            None,
+            None,
+        )
+        base = OnBaseline.at(
+            self.baseline, structure, properties, sees_charges=self.charge_kernel is not None
+        )
+        if self.short_range is None:
+            return _Evaluated(charged, electronegativities, base, 0.0, ())
+        powers = (self.short_range, *self.charge_powers)
+        values = [model.evaluate(similarities, structure.numbers) for model in powers]
+        if self.charge_kernel is None:
+            energy = to_float(namespace(device.like).sum(values[0]))
+            return _Evaluated(charged, electronegativities, base, energy, ((self.short_range, None),))
+        seen = asarray_like(base.seen(None if charged is None else charged.state.charges), device.like)
+        coupling = ChargeCoupling.at(self.charge_kernel, seen, values)
+        # the first power is the charge to the power 0
+        weights = [None, *(coupling.weights[b, :] for b in range(1, len(powers)))]
+        return _Evaluated(
+            None if charged is None else replace(charged, coupling=coupling),
+            electronegativities,
+            base.couple(coupling),
+            coupling.energy,
+            tuple(zip(powers, weights, strict=True)),
+        )
+
+    def _differentiate(
+        self,
+        structure: Structure,
+        found: _Evaluated,
+        states: States,
+        similarities: Similarities,
+        device: Device,
+    ) -> tuple[FloatArray, FloatArray]:
+        """∂E/∂r, (N, 3), and ∂E/∂ε, (3, 3).
+
+        What depends on environments is collected as a derivative by descriptors, of which each is followed back once.
+        """
+        charged = found.charged
+        positions, strain = zeros((len(structure), 3), device.like), zeros((3, 3), device.like)
+        weighted = list(found.powers)
+        if charged is not None and self.electronegativity is not None:
+            weighted.append((self.electronegativity, charged.electronegativity_gradient()))
+            weighted += [(self.sites[kind], slopes) for kind, slopes in charged.site_gradients().items()]
+            positions += charged.gradient()
+            if structure.periodic:
+                strain += charged.strain()
+        gradients: dict[Descriptor, Array] = {}
+        for model, weights in weighted:
+            for descriptor, gradient in model.descriptor_gradients(similarities, states, weights).items():
+                gradients[descriptor] = gradients.get(descriptor, 0.0) + gradient
+        for descriptor, gradient in gradients.items():
+            of_descriptor = states[descriptor].adjoint(gradient)
+            positions += of_descriptor.positions
+            strain += of_descriptor.strain
+        return to_numpy(positions) + found.base.gradient(), to_numpy(strain) + found.base.strain()
 
     def _born_charges(
         self, charged: Charged, similarities: Similarities, states: States
@@ -523,6 +550,27 @@ class Potential:
                 for descriptor, gradient in found.items():
                     change[:, a, :] += to_numpy(states[descriptor].adjoint(gradient).positions)
         return -change
+
+
+@dataclass(frozen=True, eq=False)
+class _Evaluated:
+    """Energies and charges of one structure, before derivatives.
+
+    Attributes
+    ----------
+    charged : Charged, optional
+    electronegativities : (N,) array, optional
+    base : OnBaseline
+    energy_short_range : float
+    powers : tuple of (SiteModel, (N,) array or None)
+        The expansions of the short-range energy, with what multiplies their values: powers of the charge, or nothing.
+    """
+
+    charged: Charged | None
+    electronegativities: Array | None
+    base: OnBaseline
+    energy_short_range: float
+    powers: tuple[tuple[SiteModel, Array | None], ...]
 
 
 def _external_forces(charged: Charged | None) -> FloatArray | None:
