@@ -73,7 +73,9 @@ def geometry(numbers: Any, positions: Any, cell: Any) -> tuple[bytes, bytes]:
     return np.asarray(numbers, dtype=np.int64).tobytes(), (np.round(where, DIGITS) + 0.0).tobytes()
 
 
-def shuffled_folds(group: Sequence[int], kind: Sequence[Any], folds: int, seed: int = 0) -> IntArray:
+def shuffled_folds(
+    group: Sequence[int] | IntArray, kind: Sequence[Any], folds: int, seed: int = 0
+) -> IntArray:
     """The fold in which each frame is left out: groups stay whole, and kinds of frames are spread evenly.
 
     Parameters

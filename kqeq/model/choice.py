@@ -19,6 +19,7 @@ from kqeq.io.rules import instance
 from kqeq.kernels.settings import AUTO
 from kqeq.model.comparison import FOLDS, Comparison, charge_candidates, folds_of, judge
 from kqeq.model.estimator import KQEq, search_of
+from kqeq.typing import IntArray
 
 
 def compare(
@@ -27,7 +28,7 @@ def compare(
     *,
     candidates: Mapping[str, Mapping[str, Any]] | None = None,
     baselines: Sequence[Any] = (),
-    groups: Sequence[int] | None = None,
+    groups: Sequence[int] | IntArray | None = None,
     folds: int | None = None,
     seed: int = 0,
 ) -> Comparison:

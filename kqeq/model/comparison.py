@@ -204,7 +204,9 @@ def charge_candidates(settings: FitSettings) -> dict[str, FitSettings]:
     return found
 
 
-def folds_of(pairs: Pairs, folds: int | None, group: Sequence[int] | None = None, seed: int = 0) -> IntArray:
+def folds_of(
+    pairs: Pairs, folds: int | None, group: Sequence[int] | IntArray | None = None, seed: int = 0
+) -> IntArray:
     """The fold of each frame; frames of one geometry stay together unless ``group`` says what does.
 
     Raises
