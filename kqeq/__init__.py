@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from kqeq.frames.external_charges import ExternalCharges
     from kqeq.frames.grouping import groups
     from kqeq.frames.outputs import read
+    from kqeq.frames.splits import split
+    from kqeq.io.progress import show_progress
     from kqeq.kernels.charge_kernel import ChargeKernel
     from kqeq.kernels.settings import SOAPKernel
     from kqeq.model.choice import choose_charge_from, compare
@@ -57,6 +59,8 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "read": ("kqeq.frames.outputs", "read"),
     "plots": ("kqeq.analysis.plots", None),
     "select": ("kqeq.uncertainty.selection", "select"),
+    "show_progress": ("kqeq.io.progress", "show_progress"),
+    "split": ("kqeq.frames.splits", "split"),
 }
 
 __all__ = [
@@ -83,6 +87,8 @@ __all__ = [
     "plots",
     "read",
     "select",
+    "show_progress",
+    "split",
 ]
 
 install()

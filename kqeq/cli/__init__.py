@@ -1,4 +1,4 @@
-"""The command line: ``kqeq fit | evaluate | predict | optimize | respond | diagnose | check | demo``.
+"""The command line, ``kqeq COMMAND ...``; one module for each group of commands.
 
 Exit codes: 0 success, 1 an optimisation that did not converge or a check that failed, 2 unusable input, 130
 interrupted.  The heavy modules are imported inside the commands, so that ``kqeq --help`` answers at once.
@@ -21,6 +21,8 @@ from kqeq._version import __version__
 from kqeq.cli.analysis import add_analysis
 from kqeq.cli.common import BAD_INPUT, INTERRUPTED, OK, add_json
 from kqeq.cli.comparison import add_comparison
+from kqeq.cli.completion import add_completion
+from kqeq.cli.data import add_data
 from kqeq.cli.engines import add_engines
 from kqeq.cli.files import with_results, write_json
 from kqeq.cli.motion import add_motion
@@ -41,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_training(commands)
     add_comparison(commands)
+    add_data(commands)
     add_prediction(commands)
     add_motion(commands)
 
@@ -54,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_json(demo)
     demo.set_defaults(run=_demo)
+    add_completion(commands, parser)
     return parser
 
 

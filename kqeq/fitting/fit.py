@@ -40,6 +40,7 @@ from kqeq.fitting.rows.targets import choose_labels, energy_offsets, held_covari
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings
 from kqeq.frames.label_checks import Survey
 from kqeq.frames.labels import Labels
+from kqeq.frames.states import known_states, state_of
 from kqeq.frames.structures import Structure
 from kqeq.io.atomic_write import check_writable
 from kqeq.io.progress import say, track
@@ -141,6 +142,8 @@ def fit_potential(
         check_writable(resume)
     ready = _on_baseline(_chosen(pairs, settings))
     frames, settings, notes = ready.frames, ready.settings, list(ready.notes)
+    atoms = sum(len(frame.structure) for frame in ready.frames)
+    say(f"{len(ready.frames)} frames, {atoms} atoms: choosing representative environments")
     parameters = _parameters(ready, None if like is None else like.parameters)
     noise = {**DEFAULT_NOISE, **settings.noise} if like is None else dict(like.noise)
     begin = _charge_start(ready, parameters, noise, cache)
@@ -150,6 +153,7 @@ def fit_potential(
     if learned is not None:
         parameters, noise, start = learned.parameters, learned.noise, learned.u
         notes += learned.table
+    say(f"{parameters.size} parameters: the fit")
     problem = FitProblem(
         frames,
         parameters,
@@ -187,10 +191,25 @@ def fit_potential(
         notes=tuple(notes),
     )
     result = finish(parameters, solution, noise, settings, report, ready.charges, ready.has_energy, started)
+    known = known_states(
+        [frame.structure for frame in frames], kernel_states(settings, has_energy=ready.has_energy)
+    )
+    result = replace(result, potential=replace(result.potential, known_states=known))
     result = _check_origin(replace(result, frames=frames), settings)
     if settings.charge_aware is None or parameters.short_range is None:
         return result
     return second_stage(result, settings, settings.charge_aware, started)
+
+
+def kernel_states(settings: FitSettings, *, has_energy: bool = True) -> tuple[str, ...]:
+    """The states of fragments that kernels depend on."""
+    kernels = (
+        *(settings.electronegativity or ()),
+        *(settings.short_range or () if has_energy else ()),
+        *(settings.site_kernel or ()),
+    )
+    found = (state_of(getattr(kernel, "condition", None)) for kernel in kernels)
+    return tuple(dict.fromkeys(state for state in found if state is not None))
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,7 +262,11 @@ def _chosen(pairs: Sequence[tuple[Structure, Labels]], settings: FitSettings) ->
             )
         if settings.short_range is not None:
             notes.append("no energies, forces or stresses are fitted: the short-range part is left out")
-    warn_contradictions(frames, {**DEFAULT_NOISE, **settings.noise})
+    states = kernel_states(settings, has_energy=ready.has_energy)
+    known_states(
+        [frame.structure for frame in frames], states
+    )  # refuses what tells nothing, before long work
+    warn_contradictions(frames, {**DEFAULT_NOISE, **settings.noise}, sees_spin="spin" in states)
     return replace(ready, notes=tuple(notes))
 
 
@@ -324,6 +347,7 @@ def _learned(
     def again(problem: FitProblem, u: FloatArray | None) -> Solution:
         return minimise_from(problem, settings, u, begin)
 
+    say(f"{parameters.size} parameters: noises and prior spreads by {settings.optimize}")
     if settings.optimize == "left-out":
         return learn_left_out(
             ready.frames,

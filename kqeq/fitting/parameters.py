@@ -24,6 +24,7 @@ from kqeq.backend import asarray_like, zeros
 from kqeq.backend.linalg import solve_lower
 from kqeq.charges.base import ChargeModel, SiteChange, SiteParameters
 from kqeq.charges.parameters import ElementParameters, logarithmic_directions, multiply_sites
+from kqeq.descriptors.conditioned import condition_of
 from kqeq.fitting.charge_aware import ChargeDependence
 from kqeq.kernels.feature_map import FeatureMap
 from kqeq.potential.determination import Determination
@@ -190,6 +191,8 @@ class SitePart:
         spreads = dict(zip(self.offset_mean, self.offset_spreads, strict=True))
         for number, z in enumerate(species):
             for kernel in self.of_power():  # the others are zero without charges
+                if condition_of(kernel.feature_map.descriptor) is not None:
+                    continue  # nothing in the state that element means belong to
                 own, start = kernel.feature_map.columns[z], kernel.columns.start
                 mean = kernel.feature_map.lower[z].mean(axis=0)
                 rows[number, start + own.start : start + own.stop] = kernel.delta * mean

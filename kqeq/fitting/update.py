@@ -38,6 +38,7 @@ from kqeq.fitting.rows.features import TrainingFrame
 from kqeq.fitting.rows.targets import choose_labels, compositions, conditioned
 from kqeq.fitting.settings import FitSettings
 from kqeq.frames.labels import LABEL_KINDS, Labels
+from kqeq.frames.states import known_states
 from kqeq.frames.structures import Structure
 from kqeq.potential.determination import TOLERANCE, Determination
 from kqeq.potential.potential import Potential
@@ -117,6 +118,9 @@ def update_potential(
         potential.has_energy,
         started,
     )
+    states = [frame.structure for frame in added.frames]
+    known = known_states(states, potential.known_states, potential.known_states)
+    result = replace(result, potential=replace(result.potential, known_states=known))
     if not charge_aware:
         return result
     settled = replace(result.potential, determination=_settled(potential, added.frames))
@@ -188,7 +192,7 @@ def _added(
         kind: reason if kind in kinds else "the model was not fitted to it; fit again to all frames to use it"
         for kind, reason in ignored.items()
     }
-    warn_contradictions(frames, noise)
+    warn_contradictions(frames, noise, sees_spin="spin" in potential.conditions)
     if potential.baseline is not None:
         frames, _, _ = subtract_baseline(frames, potential.baseline, charge_aware=charge_aware, shift=False)
     counts = Counter(report.used) + Counter(used)

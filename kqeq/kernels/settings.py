@@ -7,8 +7,11 @@ from typing import Any
 
 from sklearn.base import BaseEstimator
 
+from kqeq.descriptors.base import Descriptor
+from kqeq.descriptors.conditioned import Conditioned
 from kqeq.descriptors.soap.descriptor import SOAPDescriptor
 from kqeq.descriptors.soap.weighting import Weighting
+from kqeq.frames.states import CONDITIONS
 from kqeq.io.rules import NOTHING, Rule, check_settings, choice, number, whole
 
 DEFAULT_REPRESENTATIVES = 300
@@ -26,6 +29,7 @@ _RULES: Mapping[str, Rule] = {
     "n_representatives": whole(minimum=1) | NOTHING,
     "selection": choice(*SELECTIONS),
     "delta": number(above=0) | NOTHING,
+    "condition": choice(*CONDITIONS) | NOTHING,
 }
 """Those of the descriptor are in its own module."""
 
@@ -57,6 +61,10 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
     weighting : dict, optional
         Radial weighting of neighbours with the settings of :class:`dscribe.descriptors.SOAP`, for example
         ``{"function": "pow", "r0": 2.0, "c": 1.0, "d": 1.0, "m": 4.0}``: those that are near count more.
+    condition : {"spin", "spin^2", "charge", "charge^2"}, optional
+        Multiplies the kernel with the number of unpaired electrons, or with the charge, of the atom's fragment, or
+        with its
+        square (:mod:`kqeq.frames.states`): in a sum with a kernel without condition, what the state changes.
     """
 
     def __init__(
@@ -71,6 +79,7 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         delta: float | None = None,
         smooth: str = "switch",
         weighting: Mapping[str, Any] | None = None,
+        condition: str | None = None,
     ) -> None:
         self.r_cut = r_cut
         self.n_max = n_max
@@ -82,10 +91,11 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         self.delta = delta
         self.smooth = smooth
         self.weighting = weighting
+        self.condition = condition
 
-    def descriptor(self) -> SOAPDescriptor:
+    def descriptor(self) -> Descriptor:
         """The descriptor that these settings stand for; validates its part of them."""
-        return SOAPDescriptor(
+        soap = SOAPDescriptor(
             r_cut=self.r_cut,
             n_max=self.n_max,
             l_max=self.l_max,
@@ -93,6 +103,7 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
             smooth=self.smooth,  # type: ignore[arg-type]  # the descriptor validates it
             weighting=Weighting.of(self.weighting),
         )
+        return soap if self.condition is None else Conditioned(soap, self.condition)
 
     def check(self) -> None:
         """Validate all settings.
@@ -108,6 +119,8 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
     def to_dict(self) -> dict[str, Any]:
         """Parameters as plain data."""
         settings = dict(self.get_params(deep=False))
+        if self.condition is None:
+            del settings["condition"]
         if self.weighting is None:
             del settings["weighting"]  # files that do without can be read by versions that do not know it
         else:

@@ -489,7 +489,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             potential.training_charges,
             potential.has_energy,
         )
-        smaller = replace(smaller, baseline=potential.baseline)
+        smaller = replace(smaller, baseline=potential.baseline, known_states=potential.known_states)
         known = replace(posterior, parameters=found.parameters, u=found.u, lower=found.lower)
         self._set_fitted(smaller, report, self.charges_key_, known)
         return self

@@ -16,6 +16,7 @@ from ase.data import chemical_symbols
 from kqeq.baselines import CHARGE_FROM
 from kqeq.charges.base import ENVIRONMENT_KINDS, SITE_KINDS
 from kqeq.charges.recipe import KERNEL, LEARN, SOLVERS
+from kqeq.frames.states import CONDITIONS
 from kqeq.io.schema import (
     ArrayField,
     Checker,
@@ -56,7 +57,7 @@ _KERNEL = table(
     selection=text(SELECTIONS),
     delta=optional(_POSITIVE),
     smooth=text(),
-    maybe={"weighting": optional(mapping(anything))},
+    maybe={"weighting": optional(mapping(anything)), "condition": text(tuple(CONDITIONS))},
     more=True,
 )
 
@@ -156,7 +157,20 @@ _REPORT = table(
     loss=_FREE,
     seconds=_FREE,
     notes=sequence(text()),
-    maybe={"learned": mapping(table(default=_FREE, value=_FREE, error=_FREE))},
+    maybe={
+        "learned": mapping(table(default=_FREE, value=_FREE, error=_FREE)),
+        "errors": mapping(
+            mapping(
+                table(
+                    rmse=_FREE,
+                    mae=_FREE,
+                    unit=text(),
+                    n=_COUNT,
+                    maybe={"mae_norm": _FREE, "calibration": mapping(_FREE)},
+                )
+            )
+        ),
+    },
 )
 
 _DESCRIPTOR = table(
@@ -165,7 +179,7 @@ _DESCRIPTOR = table(
     l_max=number(low=0, high=50, whole=True),
     sigma=number(low=1e-3, high=100.0),
     smooth=text(),
-    maybe={"weighting": mapping(anything)},
+    maybe={"weighting": mapping(anything), "condition": text(tuple(CONDITIONS))},
 )
 
 _TERM = table(
@@ -230,6 +244,10 @@ _HEADER = table(
             table(order=number(low=1, high=MAX_ORDER, whole=True), scale=number(low=1e-6, high=1e6))
         ),
         "posterior": optional(_POSTERIOR),
+        "known_states": mapping(
+            mapping(sequence(number(low=-1e6, high=1e6), shortest=1, distinct=True), _SYMBOLS),
+            ("spin", "charge"),
+        ),
     },
 )
 

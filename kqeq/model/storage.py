@@ -39,6 +39,7 @@ from kqeq.charges import charge_model_from_dict
 from kqeq.charges.base import ENVIRONMENT_KINDS, ChargeModel
 from kqeq.charges.parameters import ElementParameters
 from kqeq.descriptors.base import Descriptor
+from kqeq.descriptors.conditioned import Conditioned
 from kqeq.descriptors.soap.descriptor import SOAPDescriptor
 from kqeq.errors import InputError, ModelFileError, OutputError, UnsupportedError
 from kqeq.fitting.charge_aware import ChargeDependence
@@ -173,6 +174,10 @@ def _content(record: Record, *, posterior: bool) -> tuple[dict[str, Any], dict[s
         "parts": parts,
         "sites": list(potential.sites),
         "charge_kernel": None if potential.charge_kernel is None else potential.charge_kernel.to_dict(),
+        "known_states": {
+            state: {chemical_symbols[z]: list(values) for z, values in own.items()}
+            for state, own in potential.known_states.items()
+        },
         "report": asdict(record.report),
         "posterior": stored_posterior,
     }
@@ -289,6 +294,10 @@ def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: 
         charge_kernel=charge_kernel,
         charge_powers=tuple(own for name in powers if (own := models[name]) is not None),
         determination=_determination(header, arrays),
+        known_states={
+            state: {atomic_numbers[symbol]: tuple(map(float, values)) for symbol, values in own.items()}
+            for state, own in header.get("known_states", {}).items()
+        },
     )
     _check_charges(potential)
     report = dict(header["report"])
@@ -468,6 +477,8 @@ def _kernel_settings(stored: Any) -> Any:
 
 def _descriptor_settings(descriptor: Descriptor) -> dict[str, Any]:
     """Settings of a descriptor as plain data."""
+    if isinstance(descriptor, Conditioned):
+        return {**_descriptor_settings(descriptor.inner), "condition": descriptor.condition}
     if not isinstance(descriptor, SOAPDescriptor):
         raise UnsupportedError(f"a model with the descriptor {descriptor!r} cannot be stored")
     settings = asdict(descriptor)
@@ -574,7 +585,11 @@ def _feature_map(stored: Mapping[str, Any], arrays: dict[str, Any], name: str) -
             shape=(int(arrays[f"{prefix}/shape"][0]), int(arrays[f"{prefix}/shape"][1])),
         )
     species = tuple(int(z) for z in stored["species"])
-    descriptor = SOAPDescriptor(**stored["descriptor"])
+    settings = dict(stored["descriptor"])
+    condition = settings.pop("condition", None)
+    descriptor: Descriptor = SOAPDescriptor(**settings)
+    if condition is not None:
+        descriptor = Conditioned(descriptor, condition)
     feature_map = FeatureMap(descriptor, float(stored["zeta"]), representatives, species)
     features = max(block.stop for block in feature_map.descriptor.block_slices(species).values())
     for z, rows in representatives.items():

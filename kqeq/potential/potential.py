@@ -26,12 +26,14 @@ from kqeq.charges.parameters import logarithmic_gradient_response, multiply_site
 from kqeq.charges.site_values import ELECTRONEGATIVITY
 from kqeq.descriptors import evaluate_states, longest_cutoff
 from kqeq.descriptors.base import Descriptor
+from kqeq.descriptors.conditioned import condition_of, reweighted
 from kqeq.errors import InputError, UndeterminedWarning, UnsupportedError
 from kqeq.frames.neighbours import Pairs
+from kqeq.frames.states import KnownStates, check_known, state_of
 from kqeq.frames.structures import Structure
 from kqeq.kernels import sums
 from kqeq.kernels.charge_kernel import ChargeCoupling, ChargeKernel
-from kqeq.kernels.feature_map import FeatureMap, evaluate_environments
+from kqeq.kernels.feature_map import FeatureMap, Similarity, evaluate_environments
 from kqeq.kernels.sums import Similarities, States
 from kqeq.potential.charged import Charged
 from kqeq.potential.determination import Determination
@@ -62,6 +64,11 @@ class SiteModel:
     def feature_maps(self) -> tuple[FeatureMap, ...]:
         """Those of the kernels, in their order."""
         return tuple(feature_map for feature_map, _ in self.terms)
+
+    def depending_on(self, state: str) -> SiteModel | None:
+        """The kernels that depend on a state (``"spin"``, ``"charge"``), without offsets; ``None`` if there are none."""
+        terms = tuple(term for term in self.terms if state_of(condition_of(term[0].descriptor)) == state)
+        return SiteModel(terms, dict.fromkeys(self.offsets, 0.0)) if terms else None
 
     def evaluate(self, similarities: Similarities, numbers: IntArray) -> Array:
         """Values of all atoms, (N,)."""
@@ -105,6 +112,9 @@ class Potential:
         Then the expansions f_b for b = 1 and up; ``short_range`` is that for b = 0.
     determination : Determination, optional
         What the training data leave open; files of version 0.1 do not hold it.
+    known_states : dict of str to dict of int to tuple of float
+        By state (``"spin"``, ``"charge"``) that kernels depend on and by element: in which states of their fragment the
+        training frames had atoms of it.
     """
 
     species: tuple[int, ...]
@@ -119,6 +129,43 @@ class Potential:
     charge_kernel: ChargeKernel | None = None
     charge_powers: tuple[SiteModel, ...] = ()
     determination: Determination | None = None
+    known_states: KnownStates = field(default_factory=dict)
+
+    @cached_property
+    def conditions(self) -> tuple[str, ...]:
+        """The states that kernels depend on."""
+        found = (state_of(condition_of(m.descriptor)) for m in self.feature_maps)
+        return tuple(dict.fromkeys(state for state in found if state is not None))
+
+    @staticmethod
+    def reweighted(similarities: Similarities, states: States) -> dict[FeatureMap, list[Similarity]]:
+        """Dot products of the same geometry with the weights of other states."""
+        return {
+            m: [
+                replace(own, weights=namespace(given).take(given, own.index))
+                if (given := getattr(states[m.descriptor], "weights", None)) is not None
+                else own
+                for own in near
+            ]
+            for m, near in similarities.items()
+        }
+
+    def _charge_slope(
+        self, structure: Structure, states: States, similarities: Similarities, charged: Charged
+    ) -> float | None:
+        """∂E/∂Q by what kernels depend on the charge explicitly; ``None`` where it is not one charge."""
+        if structure.fragments is not None or self.charge_kernel is not None:
+            return None
+        moved = self.reweighted(similarities, reweighted(dict(states), structure, derivative=1))
+        xp, total = namespace(charged.state.charges), 0.0
+        weights = {"energy": 1.0, "chi": charged.electronegativity_gradient(), **charged.site_gradients()}
+        models = {"energy": self.short_range, "chi": self.electronegativity, **self.sites}
+        for name, weight in weights.items():
+            model = models[name]
+            own = None if model is None else model.depending_on("charge")
+            if own is not None:
+                total += to_float(xp.sum(weight * own.evaluate(moved, structure.numbers)))
+        return total
 
     @cached_property
     def feature_maps(self) -> tuple[FeatureMap, ...]:
@@ -154,6 +201,8 @@ class Potential:
                 f"{', '.join(chemical_symbols[z] for z in self.species)} only. Add frames with the missing elements "
                 "to the training set and fit again"
             )
+        for state, known in self.known_states.items():
+            check_known(structure, state, known, where)
         if self.baseline is not None:
             self.baseline.check(structure)
         if self.charges is not None:
@@ -428,6 +477,12 @@ class Potential:
         )
         offsets = self._offsets(structure.numbers)
         electrostatic = 0.0 if charged is None else charged.state.energy
+        potential_of_charge = None if charged is None else charged.chemical_potential
+        hardness = charged.hardness() if charged is not None and responses else None
+        if charged is not None and "charge" in self.conditions:
+            slope = self._charge_slope(structure, states, similarities, charged)
+            potential_of_charge = None if slope is None else charged.chemical_potential + slope
+            hardness = None
         prediction = Prediction(
             energy=offsets + found.energy_short_range + electrostatic + base.energy,
             energy_offsets=offsets,
@@ -447,8 +502,8 @@ class Potential:
             electronegativity=(
                 _on_host(found.electronegativities) if self.learns_electronegativity else None
             ),
-            chemical_potential=None if charged is None else charged.chemical_potential,
-            hardness=charged.hardness() if charged is not None and responses else None,
+            chemical_potential=potential_of_charge,
+            hardness=hardness,
             total_charge=structure.total_charge,
             external_field=structure.external_field,
             external_forces=_external_forces(charged) if "forces" in properties else None,
