@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from kqeq.backend import devices
     from kqeq.calculator import KQEqCalculator
     from kqeq.charges import ACKS2, AtomicDipoles, QEq
+    from kqeq.descriptors.networks import NetworkFeatures
     from kqeq.fitting.rows.cache import DiskCache
     from kqeq.kernels.charge_kernel import ChargeKernel
-    from kqeq.kernels.settings import SOAPKernel
+    from kqeq.kernels.settings import NetworkKernel, SOAPKernel
     from kqeq.model.choice import choose_charge_from
     from kqeq.model.estimator import KQEq
     from kqeq.model.estimator import load_model as load
@@ -37,6 +38,8 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "DiskCache": ("kqeq.fitting.rows.cache", "DiskCache"),
     "KQEq": ("kqeq.model.estimator", "KQEq"),
     "KQEqCalculator": ("kqeq.calculator", "KQEqCalculator"),
+    "NetworkFeatures": ("kqeq.descriptors.networks", "NetworkFeatures"),
+    "NetworkKernel": ("kqeq.kernels.settings", "NetworkKernel"),
     "Prediction": ("kqeq.potential.prediction", "Prediction"),
     "QEq": ("kqeq.charges", "QEq"),
     "SOAPKernel": ("kqeq.kernels.settings", "SOAPKernel"),
@@ -58,6 +61,8 @@ __all__ = [
     "DiskCache",
     "KQEq",
     "KQEqCalculator",
+    "NetworkFeatures",
+    "NetworkKernel",
     "Prediction",
     "QEq",
     "SOAPKernel",

@@ -41,7 +41,7 @@ from kqeq.io.rules import FLAG, NOTHING, PATH, Rule, check_values, instance
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.settings import (
     AUTO,
-    SOAPKernel,
+    Kernel,
     automatic_electronegativity,
     automatic_short_range,
     default_electronegativity,
@@ -110,11 +110,11 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    electronegativity : SOAPKernel, sequence of SOAPKernel, "auto" or None
+    electronegativity : SOAPKernel, NetworkKernel, sequence of these, "auto" or None
         Kernel of the electronegativities, or several that are summed, each with its own descriptor, representatives
         and prior spread; ``None`` (with ``charges=None``) for a short-range potential alone.  ``"auto"`` takes a middle
         and a sharp kernel and has ``fit`` choose.
-    short_range : SOAPKernel, sequence of SOAPKernel, "auto" or None
+    short_range : SOAPKernel, NetworkKernel, sequence of these, "auto" or None
         Kernel of the short-range energy, or several that are summed; ``None`` for charges alone.  ``"auto"`` takes a
         long, a middle and a sharp kernel and has ``fit`` choose.
     charges : charge model or None
@@ -144,7 +144,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         Energies of the elements by symbol, eV; fitted where ``None``.
     max_iterations : int
         Of the Gauss–Newton solver.
-    site_kernel : SOAPKernel or sequence of SOAPKernel, optional
+    site_kernel : SOAPKernel, NetworkKernel or sequence of these, optional
         Kernel (or a sum) of the logarithms of the parameters marked with ``"kernel"``; its ``delta`` is their prior
         standard deviation around the element's value (by default 0.2, for softness 0.3).  ``None`` shares descriptors and
         representatives with the electronegativity.
@@ -181,8 +181,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        electronegativity: SOAPKernel | Sequence[SOAPKernel] | str | None = _AUTO,
-        short_range: SOAPKernel | Sequence[SOAPKernel] | str | None = _AUTO,
+        electronegativity: Kernel | Sequence[Kernel] | str | None = _AUTO,
+        short_range: Kernel | Sequence[Kernel] | str | None = _AUTO,
         charges: ChargeModel | None = _DEFAULT,
         baseline: Any = None,
         noise: Mapping[str, float] | None = None,
@@ -191,7 +191,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         label_prefix: str = "",
         e0: Mapping[str, float] | None = None,
         max_iterations: int = 30,
-        site_kernel: SOAPKernel | Sequence[SOAPKernel] | None = None,
+        site_kernel: Kernel | Sequence[Kernel] | None = None,
         solver: str = "auto",
         charge_aware: ChargeKernel | None = None,
         charge_from: str = "baseline",
