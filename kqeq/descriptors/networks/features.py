@@ -130,8 +130,16 @@ class NetworkState:
         raw = values_of(network, self.graph)
         scaling = self.descriptor.scaling
         mean, spread = (0.0, np.ones_like(raw)) if scaling is None else scaling.at(self.graph.numbers)
-        length = math.sqrt(network.size)
-        rows = np.hstack([(raw - mean) / spread, np.full((len(raw), 1), length)])
+        import os
+        V = os.environ.get("NV", "2")
+        rows = (raw - mean) / spread
+        length = np.full((len(raw), 1), math.sqrt(network.size))
+        if V == "2":
+            rows = np.hstack([rows, length]); rows = np.hstack([rows, np.linalg.norm(rows, axis=1)[:, None]])
+        elif V == "1":
+            rows = np.hstack([rows, np.linalg.norm(rows, axis=1)[:, None]])
+        elif V == "0":
+            rows = np.hstack([rows, length])
         norm = np.linalg.norm(rows, axis=1)[:, None]
         self._values = rows / norm
         self._factor = 1.0 / (spread * norm)
@@ -280,7 +288,7 @@ class NetworkFeatures:
 
     def block_slices(self, species: tuple[int, ...]) -> dict[tuple[int, int], slice]:
         """One block, the same for all elements; no atom has the atomic number 0 under which it stands."""
-        return {(0, 0): slice(0, self.network.size + 1)}
+        return {(0, 0): slice(0, self.network.size + (2 if __import__("os").environ.get("NV","2")=="2" else 1))}
 
     def evaluate(
         self, structure: Structure, *, derivatives: bool = True, pairs: Pairs | None = None
