@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from kqeq.analysis import plots
     from kqeq.backend import devices
     from kqeq.calculator import KQEqCalculator
-    from kqeq.charges import ACKS2, AtomicDipoles, QEq
+    from kqeq.charges import ACKS2, AtomicDipoles, LatentCharges, QEq
     from kqeq.descriptors.networks import NetworkFeatures
     from kqeq.fitting.rows.cache import DiskCache
+    from kqeq.frames.external_charges import ExternalCharges
+    from kqeq.frames.outputs import read
     from kqeq.kernels.charge_kernel import ChargeKernel
     from kqeq.kernels.settings import NetworkKernel, SOAPKernel
     from kqeq.model.choice import choose_charge_from
@@ -34,8 +36,10 @@ if TYPE_CHECKING:
 _NAMES: dict[str, tuple[str, str | None]] = {
     "ACKS2": ("kqeq.charges", "ACKS2"),
     "AtomicDipoles": ("kqeq.charges", "AtomicDipoles"),
+    "LatentCharges": ("kqeq.charges", "LatentCharges"),
     "ChargeKernel": ("kqeq.kernels.charge_kernel", "ChargeKernel"),
     "DiskCache": ("kqeq.fitting.rows.cache", "DiskCache"),
+    "ExternalCharges": ("kqeq.frames.external_charges", "ExternalCharges"),
     "KQEq": ("kqeq.model.estimator", "KQEq"),
     "KQEqCalculator": ("kqeq.calculator", "KQEqCalculator"),
     "NetworkFeatures": ("kqeq.descriptors.networks", "NetworkFeatures"),
@@ -50,6 +54,7 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "devices": ("kqeq.backend.devices", None),
     "errors": ("kqeq.errors", None),
     "load": ("kqeq.model.estimator", "load_model"),
+    "read": ("kqeq.frames.outputs", "read"),
     "plots": ("kqeq.analysis.plots", None),
     "select": ("kqeq.uncertainty.selection", "select"),
 }
@@ -59,8 +64,10 @@ __all__ = [
     "AtomicDipoles",
     "ChargeKernel",
     "DiskCache",
+    "ExternalCharges",
     "KQEq",
     "KQEqCalculator",
+    "LatentCharges",
     "NetworkFeatures",
     "NetworkKernel",
     "Prediction",
@@ -74,6 +81,7 @@ __all__ = [
     "errors",
     "load",
     "plots",
+    "read",
     "select",
 ]
 

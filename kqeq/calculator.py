@@ -35,6 +35,7 @@ from kqeq.frames.conditions import (
     require_number,
     write_name,
 )
+from kqeq.frames.external_charges import ExternalCharges, read_external_charges
 from kqeq.frames.neighbours import NeighbourFinder, Pairs
 from kqeq.frames.site_data import site_data_key
 from kqeq.frames.structures import Structure, describe, read_structure
@@ -42,6 +43,8 @@ from kqeq.model.estimator import KQEq, load_model
 from kqeq.potential.fixed_geometry import FixedGeometry, same_geometry
 from kqeq.potential.potential import Potential, Prediction, require_energy_model
 from kqeq.typing import FloatArray
+from kqeq.uncertainty.guard import Extrapolation, ExtrapolationGuard
+from kqeq.uncertainty.posterior import require_posterior
 
 SKIN_ATOMS = 100
 """From this size on the neighbour list is kept between steps."""
@@ -84,15 +87,29 @@ class KQEqCalculator(Calculator):
         Total charge in e.  ``None`` reads ``atoms.info["total_charge"]`` or ``atoms.info["charge"]``, or takes 0.
     external_field : (3,) array-like, optional
         External field in V/Å.  ``None`` reads ``atoms.info["external_field"]``, or takes none.
+    external_charges : ExternalCharges or tuple, optional
+        Charges around the structure, (positions, charges, widths), as in :meth:`kqeq.KQEq.predict`.
     device : {"cpu", "cuda", "auto"}
         Where to compute, as in :meth:`kqeq.KQEq.predict`.
     precision : {"float64", "float32"}
         Of the matrix product behind the forces of kernels, likewise.
+    max_energy_std : float, optional
+        Watch the standard deviation of the energy, eV, and act where it is larger.  Needs a model with its posterior.
+    max_distance : float, optional
+        Watch how far the environments of the atoms are from those of the training frames, in units of their spread
+        (:mod:`kqeq.potential.novelty`; about 1 within the training data), and act where one is farther.
+    on_extrapolation : "warn", "stop" or function
+        Warn (whenever a limit is crossed from within), raise :class:`~kqeq.errors.ExtrapolationError`, or call a function
+        with an :class:`~kqeq.uncertainty.guard.Extrapolation` for every structure beyond a limit.
+    guard_every : int
+        Watch every so manyth structure that is computed.
 
     Attributes
     ----------
-    total_charge, external_field
+    total_charge, external_field, external_charges
         As above; may be changed at any time, also with :meth:`set`.
+    external_forces : (M, 3) array or None
+        Forces on the external charges at the last structure, eV/Å; as ``prediction.external_forces``.
     prediction : Prediction or None
         All that the model said about the last structure, except the polarizability, which is not computed here.
 
@@ -101,7 +118,10 @@ class KQEqCalculator(Calculator):
     ModelNotFittedError
         If the model is not fitted.
     InputError
-        For something that is not a model, a charge or a field, or an unknown device or precision.
+        For something that is not a model, a charge or a field, external charges, limits or an action that make no
+        sense, or an unknown device or precision.
+    UnsupportedError
+        If ``max_energy_std`` is given and the model was loaded without its posterior.
     ModelFileError
         For a file that holds no model.
     DeviceError
@@ -132,8 +152,13 @@ class KQEqCalculator(Calculator):
         *,
         total_charge: float | None = None,
         external_field: Any = None,
+        external_charges: Any = None,
         device: str | Device = "cpu",
         precision: str = "float64",
+        max_energy_std: float | None = None,
+        max_distance: float | None = None,
+        on_extrapolation: str | Callable[[Extrapolation], Any] = "warn",
+        guard_every: int = 1,
     ) -> None:
         if isinstance(model, str | PathLike):
             model = load_model(model)
@@ -150,6 +175,18 @@ class KQEqCalculator(Calculator):
         self._single = check_precision(precision)
         devices.resolve(device)
         self._device = device
+        guard = ExtrapolationGuard(
+            max_energy_std=max_energy_std,
+            max_distance=max_distance,
+            action=on_extrapolation,
+            every=guard_every,
+            posterior=model.posterior_,
+        )
+        if max_energy_std is not None:
+            require_energy_model(self._potential)
+            require_posterior(model.posterior_, "max_energy_std needs")
+        self._guard = guard if guard.watches else None
+        self._external_charges = read_external_charges(external_charges)
         self._prediction: Prediction | None = None
         self._conditions: tuple[float, FloatArray] | None = None
         self._site_data: tuple[bytes | None, ...] = ()
@@ -182,9 +219,24 @@ class KQEqCalculator(Calculator):
     def external_field(self, value: Any) -> None:
         self.set(external_field=value)
 
+    @property
+    def external_charges(self) -> ExternalCharges | None:
+        """Charges around the structure; set with anything that the argument of this name takes."""
+        return self._external_charges
+
+    @external_charges.setter
+    def external_charges(self, value: Any) -> None:
+        self.set(external_charges=value)
+
+    @property
+    def external_forces(self) -> FloatArray | None:
+        """Forces on the external charges at the last structure, (M, 3) array in eV/Å; ``None`` if there are none."""
+        prediction = self.prediction
+        return None if prediction is None else prediction.external_forces
+
     @_one_at_a_time
     def set(self, **kwargs: Any) -> dict[str, Any]:
-        """Change ``total_charge`` or ``external_field``; forgets the results if that changes anything.
+        """Change ``total_charge``, ``external_field`` or ``external_charges``; forgets results if that matters.
 
         Returns
         -------
@@ -197,10 +249,15 @@ class KQEqCalculator(Calculator):
             For other names, or values that are no charge or field.
         """
         checked: dict[str, Any] = {}
+        outside = self._external_charges
+        if "external_charges" in kwargs:
+            # no parameter of ASE's, which writes those into files as they are
+            outside = read_external_charges(kwargs.pop("external_charges"))
         for name, value in kwargs.items():
             if name not in self.default_parameters:
                 raise InputError(
-                    f"KQEqCalculator has no parameter {name!r}; expected {' or '.join(self.default_parameters)}"
+                    f"KQEqCalculator has no parameter {name!r}; expected "
+                    f"{', '.join(self.default_parameters)} or external_charges"
                 )
             if value is None:
                 checked[name] = None
@@ -211,6 +268,11 @@ class KQEqCalculator(Calculator):
                 # a tuple, so that the field cannot be changed behind the cache's back
                 checked[name] = tuple(check_field(value, "the calculator").tolist())
         changed: dict[str, Any] = super().set(**checked)  # type: ignore[no-untyped-call]
+        if outside is not self._external_charges and (
+            outside is None or not outside.same_as(self._external_charges)
+        ):
+            changed = {**changed, "external_charges": outside}
+        self._external_charges = outside
         if changed:
             # the atoms stay: calc.get_property("energy") goes on with the structure it knows
             self._forget()
@@ -336,6 +398,8 @@ class KQEqCalculator(Calculator):
         ------
         InputError, UnsupportedError
             As :meth:`kqeq.KQEq.predict`, and PropertyUnavailableError.
+        ExtrapolationError
+            Beyond a limit that was set with ``on_extrapolation="stop"``.
         """
         self._forget()
         if atoms is not None:
@@ -345,8 +409,15 @@ class KQEqCalculator(Calculator):
         for name in properties:
             self._require(name)
         charge, field = self._read_conditions(self.atoms)
-        structure = read_structure(self.atoms, total_charge=charge, external_field=field, prefix=self._prefix)
+        structure = read_structure(
+            self.atoms,
+            total_charge=charge,
+            external_field=field,
+            prefix=self._prefix,
+            external_charges=self._external_charges,
+        )
         checked = tuple(a.tobytes() for a in (structure.numbers, structure.pbc, structure.external_field))
+        checked = (*checked, str(structure.external_charges is None).encode())
         if checked != self._checked:  # not at every step of a trajectory
             self._potential.check(structure, describe(self.atoms))
             self._checked = checked
@@ -369,6 +440,9 @@ class KQEqCalculator(Calculator):
             self._warned.add(state)
             self._potential.warn_if_undetermined([structure], [prediction])
 
+        if self._guard is not None:
+            assert self._geometry is not None
+            self._guard.look(self.atoms, self._geometry, prediction)
         results: dict[str, Any] = {}
         if self._potential.has_energy:
             results["energy"] = results["free_energy"] = prediction.energy

@@ -4,6 +4,8 @@ Every message names what was given, what was expected and the remedy.  All excep
 :class:`KQEqError` and, where one fits, from the built-in exception that generic code would catch.
 """
 
+from typing import Any
+
 import numpy as np
 
 
@@ -47,12 +49,34 @@ class ModelNotFittedError(KQEqError, ValueError, AttributeError):
     """A model was asked to predict before it was fitted."""
 
 
+class ExtrapolationError(KQEqError, RuntimeError):
+    """A simulation was stopped because it left what the model was fitted on.
+
+    Attributes
+    ----------
+    extrapolation : kqeq.uncertainty.guard.Extrapolation
+        The structure, the prediction, and what is beyond which limit.
+    """
+
+    def __init__(self, message: str, extrapolation: Any = None) -> None:
+        super().__init__(message)
+        self.extrapolation = extrapolation
+
+
+class EngineError(KQEqError, RuntimeError):
+    """A simulation program that is not there, went away, or asks for something that this package cannot give."""
+
+
 class KQEqWarning(UserWarning):
     """Base class of every warning of this package."""
 
 
 class LabelWarning(KQEqWarning):
     """Labels that can be used but look suspicious."""
+
+
+class ExtrapolationWarning(KQEqWarning):
+    """A structure beyond what the model was fitted on, where a calculator was told to watch for that."""
 
 
 class UndeterminedWarning(KQEqWarning):
@@ -70,6 +94,9 @@ class RepresentativesWarning(KQEqWarning):
 __all__ = [
     "ConvergenceError",
     "DeviceError",
+    "EngineError",
+    "ExtrapolationError",
+    "ExtrapolationWarning",
     "InputError",
     "KQEqError",
     "KQEqWarning",

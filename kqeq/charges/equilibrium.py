@@ -20,8 +20,10 @@ import numpy as np
 from kqeq.backend import Device, asarray_like, eye, full, namespace, to_float, to_numpy, zeros
 from kqeq.backend.linalg import described
 from kqeq.charges.base import Response, SiteChange, SiteParameters
+from kqeq.charges.embedding import Embedding
 from kqeq.charges.flow import Flow, weighted_squares
 from kqeq.charges.on_site import OnSite, self_interaction_slope
+from kqeq.charges.site_values import SiteValues
 from kqeq.charges.solvers import Solver
 from kqeq.charges.widths import width_gradients
 from kqeq.electrostatics.base import Electrostatics
@@ -45,8 +47,12 @@ class Equilibrium:
         H, and the way to stationary points.
     reference : (N,) array
         q0 at the total charge of the structure, e.
+    values : SiteValues
+        What the kernel model's number for each atom is.
     device : Device
         Where all arrays but those of ``structure`` live.
+    embedding : Embedding, optional
+        Charges outside the structure.
     """
 
     name: str
@@ -56,12 +62,14 @@ class Equilibrium:
     flow: Flow
     solver: Solver
     reference: Array
+    values: SiteValues
     device: Device
+    embedding: Embedding | None = None
 
     # ------------------------------------------------------------------ solution
 
     def solve(self, chi: Array, external_field: FloatArray, total_charge: float) -> EquilibriumState:
-        """Charges for given electronegativities, field (on the host) and total charge.
+        """Charges for given electronegativities (or charges v), field (on the host) and total charge.
 
         A total charge other than the structure's changes all reference charges by the same amount.
 
@@ -74,10 +82,17 @@ class Equilibrium:
         reference = self.reference + float(total_charge - self.structure.total_charge) / atoms
         self.flow.check_field(external_field, reference)
         field = self.flow.admitted(asarray_like(external_field, self.device.like))
+        block = chi[:, None]
+        added, moved = self.values.potentials(block), self.values.references(block)
+        if moved is not None:
+            reference = reference + moved[:, 0]
+        chi = zeros(atoms, block) if added is None else added[:, 0]
         potential = self.structure.external_potential
         chi = chi if potential is None else chi + asarray_like(potential, self.device.like)
         linear = zeros((self.size, 1), chi)
         linear[:atoms, 0] = chi
+        if self.embedding is not None:
+            linear[:, 0] += self.embedding.linear
         unknowns, potentials = self._stationary(linear, reference[:, None], field[:, None])
         return EquilibriumState(self, field, chi, reference, unknowns[:, 0], potentials[:, 0])
 
@@ -116,12 +131,21 @@ class Equilibrium:
         if self.has_atomic_dipoles:
             dipole = dipole + self.dipole_sum(unknowns)
         unknowns = self.flow.unknowns(unknowns, potentials)
-        return Response(unknowns, charges, dipole if self.flow.has_dipole else None, field, sites)
+        defined = dipole if self.flow.has_dipole else None
+        return Response(unknowns, charges, defined, field, sites, potentials)
 
     def respond(self, dchi: Array) -> Response:
-        """∂q = −R ∂χ and what follows."""
+        """∂q = −R ∂χ, or X ∂q0, and what follows."""
+        added, moved = self.values.potentials(dchi), self.values.references(dchi)
         linear = zeros((self.size, dchi.shape[1]), dchi)
-        linear[: len(self.structure), :] = dchi
+        if added is not None:
+            linear[: len(self.structure), :] = added
+        return self.answer(linear, reference=moved)
+
+    def respond_potential(self, potential: Array) -> Response:
+        """∂q = −R ∂φ and what follows."""
+        linear = zeros((self.size, potential.shape[1]), potential)
+        linear[: len(self.structure), :] = potential
         return self.answer(linear)
 
     def respond_field(self) -> Response:
@@ -240,7 +264,7 @@ class EquilibriumState:
     external_field : (3,) array
         V/Å.
     chi : (N,) array
-        Electronegativities with the external potential, eV/e.
+        Electronegativities, if these are what the kernel model says, with the external potential, eV/e.
     reference : (N,) array
         Charges that the atoms start from, e.
     unknowns : (n,) array
@@ -272,10 +296,12 @@ class EquilibriumState:
 
     @property
     def energy(self) -> float:
-        """(χ + V)ᵀq + ½ zᵀHz + ½ Σ p²/k − field · μ, eV."""
+        """(χ + V)ᵀq + ½ zᵀHz + ½ Σ p²/k − field · μ, with the interaction with external charges, eV."""
         z = self.unknowns
         energy = self.charges @ self.chi + 0.5 * (z @ self.system.solver.product(z))
         energy -= self.external_field @ self._moment()
+        if self.system.embedding is not None:
+            energy += self.system.embedding.linear @ z
         return to_float(energy + self.system.flow.energy(self._drops))
 
     @property
@@ -294,8 +320,15 @@ class EquilibriumState:
         return self.system.flow.reference_gradient(self.potentials, self.external_field)
 
     def electronegativity_gradient(self) -> Array:
-        """∂E/∂χ = q."""
-        return self.charges
+        """∂E/∂χ = q, or ∂E/∂v = ∂E/∂q0 without means."""
+        own, reference = self.charges[:, None], self.reference_gradient()[:, None]
+        return self.system.values.gradient(own, reference)[:, 0]
+
+    def electronegativity_gradient_response(self, response: Response) -> Array:
+        """Its change, (N, c)."""
+        assert response.potentials is not None
+        change = self.system.flow.reference_gradient_response(response.potentials, response.field)
+        return self.system.values.gradient(response.charges, change)
 
     def site_gradient(self) -> SiteParameters:
         """½ q², ½ zᵀ(∂A/∂σ)z, −½ d²/α² and −½ Σ Δ² ∂k/∂κ."""
@@ -343,13 +376,28 @@ class EquilibriumState:
         system, z = self.system, self.unknowns
         result = 0.5 * system.provider.bilinear_gradient(z, z[:, None])[:, :, 0]
         result -= self.charges[:, None] * self.external_field[None, :]
+        if system.embedding is not None:
+            result += self._outside[0][:, :, 0]
         return result + system.flow.gradient(self._drops)
+
+    def external_gradient(self) -> Array | None:
+        """The same by positions of external charges, (M, 3); ``None`` without."""
+        return None if self.system.embedding is None else self._outside[1][:, :, 0]
+
+    def external_gradient_response(self, response: Response) -> Array | None:
+        """Change of :meth:`external_gradient`, (M, 3, c)."""
+        embedding = self.system.embedding
+        if embedding is None:
+            return None
+        return embedding.gradients(response.unknowns[: self.system.size, :])[1]
 
     def strain(self) -> Array:
         """½ zᵀ(∂A/∂ε)z − μ_q ⊗ field − ½ Σ Δ² ∂k/∂ε, (3, 3)."""
         system, z = self.system, self.unknowns
         result = 0.5 * system.provider.bilinear_strain(z, z[:, None])[:, :, 0]
         result -= self._charge_moment()[:, None] * self.external_field[None, :]
+        if system.embedding is not None:
+            result += system.embedding.strain(z[:, None])[:, :, 0]
         return result + system.flow.strain(self._drops)
 
     def respond_sites(self, change: SiteChange) -> Response:
@@ -374,6 +422,8 @@ class EquilibriumState:
             result -= self.charges[:, None, None] * response.field[None, :, :]
         if response.sites is not None and response.sites.width is not None:
             result += self._width_gradients(response.sites.width)[0]
+        if system.embedding is not None:
+            result += system.embedding.gradients(response.unknowns[: system.size, :])[0]
         return result + system.flow.gradient_response(
             self._drops, system.flow.moved_drops(response), response.sites
         )
@@ -391,11 +441,31 @@ class EquilibriumState:
             result -= self._charge_moment()[:, None, None] * response.field[None, :, :]
         if response.sites is not None and response.sites.width is not None:
             result += self._width_gradients(response.sites.width)[1]
+        if system.embedding is not None:
+            result += system.embedding.strain(response.unknowns[: system.size, :])
         return result + system.flow.strain_response(
             self._drops, system.flow.moved_drops(response), response.sites
         )
 
+    def gradient_second_response(self, first: Response, second: Response) -> Array:
+        """Change of :meth:`gradient_response` of one column with z and with the drops, (N, 3, c)."""
+        system = self.system
+        result = system.provider.bilinear_gradient(
+            first.unknowns[: system.size, 0], second.unknowns[: system.size, :]
+        )
+        if first.field is not None:
+            result -= second.charges[:, None, :] * first.field[None, :, :]
+        moved = system.flow.moved_drops(first)
+        own = None if moved is None else moved[:, 0]
+        return result + system.flow.gradient_response(own, system.flow.moved_drops(second), None)
+
     # ------------------------------------------------------------------ pieces
+
+    @cached_property
+    def _outside(self) -> tuple[Array, Array]:
+        """Derivatives of the interaction with external charges, (N, 3, 1) and (M, 3, 1)."""
+        assert self.system.embedding is not None
+        return self.system.embedding.gradients(self.unknowns[:, None])
 
     @cached_property
     def _drops(self) -> Array:

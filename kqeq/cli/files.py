@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kqeq.errors import InputError, KQEqError, LabelWarning
+from kqeq.frames.outputs import with_stated
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -174,8 +175,10 @@ def _load(name: str, index: int | slice | str = "", kind: str | None = None) -> 
         if rows is not None:
             return rows
         query = index if isinstance(index, str) and index else ":"
+        warnings.simplefilter("ignore", FutureWarning)  # FHI-aims's reader will move to a plugin
         found = read(name, index=query, format=kind, do_not_split_by_at_sign=True)
-    return [atoms for atoms in (found if isinstance(found, list) else [found]) if atoms is not None]
+    frames = [atoms for atoms in (found if isinstance(found, list) else [found]) if atoms is not None]
+    return with_stated(frames, name, kind)
 
 
 def _index(choice: str, path: str) -> int | slice | str:

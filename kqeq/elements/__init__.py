@@ -81,6 +81,8 @@ class Element:
         Å.
     polarizability : float
         Å³.
+    pauling : float
+        Electronegativity on Pauling's scale, without unit; NaN where there is none.
     """
 
     number: int
@@ -90,6 +92,7 @@ class Element:
     electron_affinity_origin: str
     covalent_radius: float
     polarizability: float
+    pauling: float
 
     @property
     def electronegativity(self) -> float:
@@ -129,6 +132,7 @@ def element_table() -> Mapping[int, Element]:
             electron_affinity_origin=row["electron_affinity_origin"],
             covalent_radius=float(row["covalent_radius"]),
             polarizability=float(row["polarizability"]) * units.Bohr**3,
+            pauling=float(row["pauling"] or "nan"),
         )
     return MappingProxyType(table)
 
@@ -187,6 +191,19 @@ def polarizability(numbers: Iterable[int] | IntArray) -> FloatArray:
         For elements without data.
     """
     return _spread(numbers, "polarizability")
+
+
+def pauling(numbers: Iterable[int] | IntArray) -> FloatArray:
+    """Pauling's electronegativity of every atom, (N,) array without unit; NaN for elements that have none.
+
+    For the polarity of bonds: Mulliken's would have hydrogen more negative than carbon.
+
+    Raises
+    ------
+    InputError
+        For elements without data.
+    """
+    return _spread(numbers, "pauling")
 
 
 def valence_electrons(numbers: Iterable[int] | IntArray) -> FloatArray:

@@ -7,7 +7,8 @@ of charges:
     ∂E/∂w_bm    = Σ_i ψ_b Φ_im                    ∂(∂E/∂r)/∂w_bm = Σ_i ψ_b ∂Φ_im/∂r + Σ_i ψ'_b Φ_im ∂q_i/∂r
     ∂μ/∂w_bm    = Σ_i ψ'_b Φ_im ∂μ/∂χ_i           ∂α/∂w_bm = −Σ_i ψ''_b Φ_im (∂q_i/∂field)(∂q_i/∂field)ᵀ
 
-with ∂q_i/∂r = ∂²E_el/∂r∂χ_i, one solve in closed form.
+with ∂q_i/∂r = ∂²E_el/∂r∂φ_i, φ the potentials at the charges (for electronegativities the same as χ), one solve in closed
+form.
 
 Dimensions: N atoms, n the order of the charge kernel, p kernel features, Z elements; P = (n + 1) p + Z parameters.
 """
@@ -117,9 +118,9 @@ class ChargeView:
 
     @cached_property
     def response(self) -> Response:
-        """Response to the electronegativity of each atom."""
+        """Response to the potential at each atom."""
         assert self.charged is not None
-        return self.charged.system.respond(np.eye(len(self.structure)))
+        return self.charged.system.respond_potential(np.eye(len(self.structure)))
 
     @cached_property
     def features(self) -> FloatArray:
@@ -141,9 +142,9 @@ class ChargeView:
         result = result + change.reshape(result.shape)
         chi = self.potential.electronegativity
         assert chi is not None
-        weights = {"chi": response.charges} | logarithmic_gradient_response(
-            state, self.charged.sites, self.charged.kinds, response
-        )
+        weights = {
+            "chi": state.electronegativity_gradient_response(response)
+        } | logarithmic_gradient_response(state, self.charged.sites, self.charged.kinds, response)
         for name, model in {"chi": chi, **self.potential.sites}.items():
             jacobian = sums.site_jacobian(model.terms, self.near, self.states)
             result = result + (jacobian.strain if strain else jacobian.positions) @ weights[name]
@@ -187,7 +188,7 @@ class ChargeView:
             result = result + self.base.charge_field
         if self.charged is not None:
             assert self.response.dipole is not None
-            result = result - self.response.dipole  # ∂μ/∂χ_i = −∂q_i/∂F
+            result = result - self.response.dipole  # ∂μ/∂φ_i = −∂q_i/∂F
         return result
 
     def _by_atoms(self, block: FloatArray, factors: FloatArray, part: SitePart) -> FloatArray:

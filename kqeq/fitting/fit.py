@@ -16,10 +16,13 @@ from ase.data import chemical_symbols
 from kqeq import elements
 from kqeq.backend.linalg import solve_lower
 from kqeq.baselines import remaining
+from kqeq.charges.latent import typical_charges
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
+from kqeq.charges.site_values import CHARGE
 from kqeq.errors import InputError, KQEqError, LabelWarning, RepresentativesWarning
 from kqeq.fitting.baseline_labels import subtract_baseline, used_baseline
 from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
+from kqeq.fitting.charge_start import choose_start, needs_start
 from kqeq.fitting.checkpoint import fingerprint
 from kqeq.fitting.contradictions import warn_contradictions
 from kqeq.fitting.dipole_origin import MAX_IONS, far_from_ions, other_origin
@@ -49,6 +52,12 @@ from kqeq.typing import FloatArray
 
 CHI_DELTA = 2.0
 """Default prior spread of the kernel part of the electronegativity, eV/e."""
+
+LATENT_DELTA = 0.2
+"""The same of latent charges and learned reference charges, e."""
+
+LATENT_SPREAD = 0.5
+"""Prior spread of the latent charge of an element around what bonds suggest, e."""
 
 CHI_SPREAD = 5.0
 """Prior spread of an element's electronegativity around its cited default, eV/e."""
@@ -177,6 +186,12 @@ def fit_potential(
     parameters = _parameters(frames, structures, species, settings, short_range, has_energy)
     noise = {**DEFAULT_NOISE, **settings.noise}
     linear = settings.charges is None or (parameters.learned is None and used.keys() <= LINEAR_KINDS)
+    chosen = None
+    if not linear and needs_start(frames, parameters):
+        rough = FitProblem(frames, parameters, noise, linear=False, device=settings.device, cache=cache)
+        chosen = choose_start(rough, settings.solver)
+        rough.close()
+        notes.append(chosen.note)
     learned = None
     if settings.optimize == "left-out":
         learned = learn_left_out(
@@ -184,7 +199,7 @@ def fit_potential(
             parameters,
             noise,
             linear=linear,
-            solve=lambda problem, u: minimise_from(problem, settings, u),
+            solve=lambda problem, u: minimise_from(problem, settings, u, chosen),
             report=say,
             held=settings.held,
             device=settings.device,
@@ -196,7 +211,7 @@ def fit_potential(
             parameters,
             noise,
             linear=linear,
-            solve=lambda problem, u: minimise_from(problem, settings, u),
+            solve=lambda problem, u: minimise_from(problem, settings, u, chosen),
             mark=fingerprint(settings, frames) if resume is not None else "",
             resume=resume,
             report=say,
@@ -211,7 +226,7 @@ def fit_potential(
         solution = (
             minimise_from(problem, settings, learned.u)
             if learned is not None and (resume is None or settings.optimize == "evidence")
-            else solve(problem, settings, resume, None if learned is None else learned.u)
+            else solve(problem, settings, resume, None if learned is None else learned.u, chosen)
         )
     finally:
         problem.close()
@@ -354,9 +369,12 @@ def _parameters(
             held = held_covariance(frames, energy_mean)
         energy_scales = {z: max(1.0, spread / ENERGY_SPREAD) for z, spread in open_part.items()}
     numbers = np.array(species)
-    chi_defaults = (
-        elements.electronegativity(numbers) if settings.charges is not None else np.zeros(len(species))
-    )
+    latent = settings.charges is not None and settings.charges.quantity == CHARGE
+    chi_mean = dict.fromkeys(species, 0.0)
+    if not latent and settings.charges is not None:
+        chi_mean = dict(zip(species, map(float, elements.electronegativity(numbers)), strict=True))
+    elif latent and not (settings.baseline is not None and settings.baseline.capabilities.charges):
+        chi_mean = typical_charges(structures, species)
     chi_maps = build(settings.electronegativity, "electronegativity", "electronegativity")
     site_maps: list[FeatureMap] = []
     site_deltas: dict[str, list[float]] = {}
@@ -374,9 +392,11 @@ def _parameters(
     return Parameters.build(
         species,
         charges=settings.charges,
-        chi_kernels=list(zip(chi_maps, kernel_spreads(chi_spreads, CHI_DELTA), strict=True)),
-        chi_mean=dict(zip(species, map(float, chi_defaults), strict=True)),
-        chi_spread=CHI_SPREAD,
+        chi_kernels=list(
+            zip(chi_maps, kernel_spreads(chi_spreads, LATENT_DELTA if latent else CHI_DELTA), strict=True)
+        ),
+        chi_mean=chi_mean,
+        chi_spread=LATENT_SPREAD if latent else CHI_SPREAD,
         energy_kernels=list(
             zip(
                 build(short_range, "short-range", "short_range"),
@@ -491,7 +511,7 @@ def _determination(parameters: Parameters, lower: FloatArray) -> Determination:
     plain = parameters.determination(lower)
     count = len(parameters.species)
     spread = np.zeros((2 * count, 2 * count))
-    if parameters.chi is not None:
+    if parameters.charges is not None and parameters.charges.quantity != CHARGE:
         spread[:count, :count] = CHI_COMMON_SPREAD**2
     found = plain.with_spread(spread)
     if parameters.energy is None or parameters.energy.held is None:

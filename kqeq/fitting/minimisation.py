@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kqeq.errors import InputError, KQEqWarning
+from kqeq.fitting.charge_start import ChargeStart
 from kqeq.fitting.checkpoint import fingerprint, read_checkpoint, write_checkpoint
 from kqeq.fitting.least_squares.solver import Solution, SolverState, minimise
 from kqeq.fitting.parameters import Parameters
@@ -35,8 +36,10 @@ def minimise_problem(problem: FitProblem, start: FloatArray, **options: Any) -> 
     )
 
 
-def _start(problem: FitProblem, solver: str) -> FloatArray:
+def _start(problem: FitProblem, solver: str, chosen: ChargeStart | None) -> FloatArray:
     """Electronegativities fitted to dipoles and charges alone, in closed form: where the iteration starts.
+
+    Where there are none, ``chosen`` holds values of the elements.
 
     Energies are quadratic in electronegativities; from here the quadratic model is good, from zero it is not.
     Site parameters, if any are learned, are fitted to the polarizabilities before, which depend on nothing else.
@@ -47,7 +50,13 @@ def _start(problem: FitProblem, solver: str) -> FloatArray:
         found = _fit_part(problem, parameters, frozenset({"polarizability"}), solver, linear=False)
         start = start if found is None else found
         parameters = parameters.freeze(start)
-    found = _fit_part(problem, parameters, LINEAR_KINDS, solver, linear=True)
+    found = None
+    if chosen is not None and parameters.chi is not None:
+        stop = parameters.chi.columns.stop
+        found = np.zeros(parameters.size)
+        found[stop - len(chosen.offsets) : stop] = chosen.offsets
+    else:
+        found = _fit_part(problem, parameters, LINEAR_KINDS, solver, linear=True)
     # one leaves the electronegativities at zero, the other the site parameters
     start = start if found is None else start + found
     return np.concatenate([np.zeros(problem.size - parameters.size), start])
@@ -75,10 +84,12 @@ def _fit_part(
         part.close()
 
 
-def minimise_from(problem: FitProblem, settings: FitSettings, u: FloatArray | None) -> Solution:
-    """Minimise from ``u``, or from the closed-form start."""
+def minimise_from(
+    problem: FitProblem, settings: FitSettings, u: FloatArray | None, chosen: ChargeStart | None = None
+) -> Solution:
+    """Minimise from ``u``, or from the closed-form start, or from the one chosen in its place."""
     if u is None:
-        u = _start(problem, settings.solver)
+        u = _start(problem, settings.solver, chosen)
     return minimise_problem(problem, u, max_iterations=settings.max_iterations, solver=settings.solver)
 
 
@@ -87,8 +98,9 @@ def solve(
     settings: FitSettings,
     resume: str | PathLike[str] | None,
     start: FloatArray | None = None,
+    chosen: ChargeStart | None = None,
 ) -> Solution:
-    """Minimise, from the checkpoint if there is one, else from ``start`` or from the closed-form start."""
+    """Minimise, from the checkpoint if there is one, else from ``start`` or as :func:`minimise_from` does."""
     state, mark = None, ""
     if resume is not None:
         mark = fingerprint(settings, problem.frames)
@@ -96,7 +108,7 @@ def solve(
     if start is None:
         start = np.zeros(problem.size)
         if state is None and not problem.linear:
-            start = _start(problem, settings.solver)
+            start = _start(problem, settings.solver, chosen)
     if state is None and not problem.linear and resume is not None:
         write_checkpoint(resume, mark, SolverState(start, 0.0, ()))
 

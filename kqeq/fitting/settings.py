@@ -66,8 +66,9 @@ DEFAULT_NOISE: Mapping[str, float] = {
     "dipole": 0.01,
     "charges": 0.02,
     "polarizability": 0.005,
+    "born_charges": 0.03,
 }
-"""Standard deviations of the labels: eV/atom, eV/Å, eV/Å³, e·Å, e, e²·Å²/eV."""
+"""Standard deviations of the labels: eV/atom, eV/Å, eV/Å³, e·Å, e, e²·Å²/eV, e."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from ase import Atoms
 
 from kqeq.errors import InputError
 from kqeq.frames.conditions import check_charge, check_field, conditions, warn_unread_conditions
+from kqeq.frames.external_charges import ExternalCharges, read_external_charges
 from kqeq.frames.site_data import read_site_data
 from kqeq.typing import BoolArray, FloatArray, IntArray
 
@@ -51,6 +52,8 @@ class Structure:
         Electrostatic potential that acts on the charges from outside, V.
     multiplicity : float, optional
         2S + 1, for baselines with electrons; ``None`` leaves it to them.
+    external_charges : ExternalCharges, optional
+        Charges outside the structure that act on it.
     """
 
     numbers: IntArray
@@ -64,6 +67,7 @@ class Structure:
     reference_charges: FloatArray | None = None
     external_potential: FloatArray | None = None
     multiplicity: float | None = None
+    external_charges: ExternalCharges | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -158,6 +162,7 @@ def read_structure(
     external_field: Any = None,
     index: int | None = None,
     prefix: str = "",
+    external_charges: Any = None,
 ) -> Structure:
     """Validate an :class:`ase.Atoms` and the conditions it is under.
 
@@ -172,6 +177,8 @@ def read_structure(
         Number of the frame, for messages.
     prefix : str
         Prefix of labels, with which charge and field are looked for as well.
+    external_charges : optional
+        See :func:`kqeq.frames.external_charges.read_external_charges`.
 
     Returns
     -------
@@ -219,7 +226,8 @@ def read_structure(
     warn_unread_conditions(atoms, charge, external, prefix=prefix, given=given)
     _check_overlap(positions, cell, pbc, where)
     extra = read_site_data(atoms, charge, where)
-    return Structure(numbers, positions, cell, pbc, charge, external, **extra)
+    outside = read_external_charges(external_charges)
+    return Structure(numbers, positions, cell, pbc, charge, external, **extra, external_charges=outside)
 
 
 def _check_cell(cell: FloatArray, pbc: BoolArray, where: object) -> None:

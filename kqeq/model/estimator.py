@@ -561,6 +561,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         *,
         total_charge: float | None = None,
         external_field: Any = None,
+        external_charges: Any = None,
         properties: Collection[str] | None = None,
         uncertainty: bool = False,
         device: str | Device = "cpu",
@@ -575,9 +576,13 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             e; any finite number.  Otherwise ``info["total_charge"]`` or ``info["charge"]`` of each frame, or 0.
         external_field : (3,) array-like, optional
             V/Å; otherwise ``info["external_field"]`` of each frame, or none.
+        external_charges : kqeq.ExternalCharges or tuple, optional
+            Charges around the structure, (positions (M, 3) in Å, charges (M,) in e, widths in Å): they polarise it, and
+            feel forces (``Prediction.external_forces``).  The same for all frames.  The energy holds their interaction
+            with the structure, not that among themselves.
         properties : collection of str, optional
-            Some of ``energy, forces, stress, charges, dipole, polarizability``; leaving forces away saves most
-            of the time.  All by default.
+            Some of ``energy, forces, stress, charges, dipole, polarizability, born_charges``; leaving forces away saves
+            most of the time.  All but the last by default.
         uncertainty : bool
             Also give ``energy_std``, ``forces_std``, ``charges_std`` and ``dipole_std``, standard deviations of the
             model's values (:mod:`kqeq.uncertainty`), always computed on the CPU.  Those of forces take most of the time.
@@ -600,7 +605,12 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         chosen = check_properties(properties)
         single_precision = check_precision(precision)
         single = isinstance(frames, Atoms)
-        given = {"total_charge": total_charge, "external_field": external_field, "prefix": self.label_prefix}
+        given = {
+            "total_charge": total_charge,
+            "external_field": external_field,
+            "external_charges": external_charges,
+            "prefix": self.label_prefix,
+        }
         structures = read_structures(potential, frames, **given)
         posterior = require_posterior(self.posterior_) if uncertainty else None
 

@@ -15,6 +15,7 @@ from kqeq.baselines.store import stored
 from kqeq.errors import InputError, LabelWarning
 from kqeq.fitting.dipole_origin import other_origin
 from kqeq.fitting.metrics import Evaluation, compare
+from kqeq.frames.external_charges import read_external_charges
 from kqeq.frames.labels import LABEL_KINDS, Labels
 from kqeq.frames.structures import Structure, as_frames, describe, read_structure
 from kqeq.io.progress import track
@@ -29,6 +30,7 @@ def read_structures(
     *,
     total_charge: float | None = None,
     external_field: Any = None,
+    external_charges: Any = None,
     prefix: str = "",
 ) -> list[Structure]:
     """Validated structures that a potential can predict.
@@ -39,10 +41,16 @@ def read_structures(
         For frames that are broken, or that the potential cannot predict.
     """
     structures = []
+    external_charges = read_external_charges(external_charges)  # once for all
     for i, atoms in enumerate(as_frames(frames)):
         index = None if isinstance(frames, Atoms) else i
         structure = read_structure(
-            atoms, total_charge=total_charge, external_field=external_field, index=index, prefix=prefix
+            atoms,
+            total_charge=total_charge,
+            external_field=external_field,
+            index=index,
+            prefix=prefix,
+            external_charges=external_charges,
         )
         potential.check(structure, describe(atoms, index))
         structures.append(structure)

@@ -86,6 +86,13 @@ _CHARGES: dict[str, Checker] = {
         maybe=_SOLVED,
         more=True,
     ),
+    "LatentCharges": table(
+        model=text(),
+        width=optional(mapping(number(low=-1e6, high=1e6))),
+        fragments=flag,
+        maybe=_SOLVED,
+        more=True,
+    ),
     "AtomicDipoles": table(
         model=text(),
         inner=optional(lambda value, place: _charge_model(value, place, inner=True)),

@@ -111,6 +111,11 @@ class FixedGeometry:
 
 def same_geometry(first: Structure, second: Structure) -> bool:
     """Whether two structures differ in total charge and field at most."""
+    outside = first.external_charges
+    if outside is not second.external_charges and (
+        outside is None or not outside.same_as(second.external_charges)
+    ):
+        return False
     return all(
         np.array_equal(a, b)
         for a, b in (

@@ -21,7 +21,8 @@ from ase.data import chemical_symbols
 from kqeq.backend import CPU, Device, asarray_like, blas, namespace, to_float, to_numpy, zeros
 from kqeq.baselines import Baseline, remaining
 from kqeq.charges.base import ChargeModel, ChargeSystem, SiteParameters
-from kqeq.charges.parameters import multiply_sites
+from kqeq.charges.parameters import logarithmic_gradient_response, multiply_sites
+from kqeq.charges.site_values import ELECTRONEGATIVITY
 from kqeq.descriptors import evaluate_states, longest_cutoff
 from kqeq.descriptors.base import Descriptor
 from kqeq.errors import InputError, UndeterminedWarning, UnsupportedError
@@ -140,9 +141,10 @@ class Potential:
         Raises
         ------
         InputError
-            For elements that the training frames did not have; for a field acting on a model without charges.
+            For elements that the training frames did not have; for a field or external charges acting on a model without
+            charges.
         UnsupportedError
-            For structures that the charge model cannot treat.
+            For structures that the charge model cannot treat, and for external charges that the baseline does not feel.
         """
         unknown = [z for z in structure.species if z not in self.species]
         if unknown:
@@ -160,6 +162,22 @@ class Potential:
                 f"{where} is in an external field, but the model has no charges for the field to act on; "
                 "fit with charges=kqeq.QEq(), or remove the field"
             )
+        if structure.external_charges is not None:
+            self._check_external_charges(structure, where)
+
+    def _check_external_charges(self, structure: Structure, where: object) -> None:
+        if self.charges is None:
+            raise InputError(
+                f"{where} is among external charges, but the model has no charges for them to act on; "
+                "fit with charges=kqeq.QEq(), or leave the external charges away"
+            )
+        knows = None if self.baseline is None else self.baseline.capabilities
+        if knows is not None and (knows.charges or knows.holds_charge):
+            assert self.baseline is not None
+            raise UnsupportedError(
+                f"{where} is among external charges, and the baseline {self.baseline.name} has charges of its own "
+                "that do not feel them: energy and forces would miss a part; use a model without this baseline"
+            )
 
     @property
     def _baseline_feels_fields(self) -> bool:
@@ -171,6 +189,11 @@ class Potential:
         return self.charges is not None or (
             self.baseline is not None and self.baseline.capabilities.holds_charge
         )
+
+    @property
+    def learns_electronegativity(self) -> bool:
+        """Whether the kernel model behind the charges is one of electronegativities (and not of charges)."""
+        return self.charges is not None and self.charges.quantity == ELECTRONEGATIVITY
 
     def in_session(self) -> Potential:
         """The same for structures that follow each other: the baseline may start from where it ended."""
@@ -250,7 +273,8 @@ class Potential:
             charges = None if charged is None else to_numpy(charged.state.electronegativity_gradient())
             found["energy"] = known.undetermined(known.row(numbers, charges, energy=True))
         if charged is not None and fukui and not self.holds_charge:
-            row = known.row(numbers, to_numpy(charged.fukui), energy=False)
+            slopes = charged.state.electronegativity_gradient_response(charged.total_charge_response)
+            row = known.row(numbers, to_numpy(slopes[:, 0]), energy=False)
             found["chemical_potential"] = known.undetermined(row)
         return {name: std for name, std in found.items() if std is not None}
 
@@ -260,6 +284,13 @@ class Potential:
         Of models without energies, that is a total charge that no frame had.
         """
         stds = prediction.undetermined
+        if self._is_other_charge_state(structure):
+            known = ", ".join(f"{known:g}" for known in self.training_charges)
+            return (
+                f"no training frame had total charge {structure.total_charge:g} e (they had {known}), and the charges of "
+                f"this model are functions of the environment: nothing in it says what the change of charge costs. Use "
+                "charges=kqeq.QEq() or kqeq.ACKS2() and frames of that charge state"
+            )
         if self.has_energy and self.determination is not None and "energy" not in stds:
             return None
         charge = structure.total_charge
@@ -282,6 +313,12 @@ class Potential:
             f"{' and the charge' if self.charges is not None else ''}. Differences at this composition and charge are "
             "not affected. Add frames of other compositions (and charges) to the training set, or give e0"
         )
+
+    def _is_other_charge_state(self, structure: Structure) -> bool:
+        """Whether charges that are functions of the environment are asked for a total charge that no frame had."""
+        if self.charges is None or self.learns_electronegativity or self.holds_charge or not self.has_energy:
+            return False
+        return all(abs(structure.total_charge - known) > 1e-6 for known in self.training_charges)
 
     def warn_if_undetermined(
         self, structures: Sequence[Structure], predictions: Sequence[Prediction], *, stacklevel: int = 4
@@ -423,6 +460,10 @@ class Potential:
             if structure.periodic:
                 strain += charged.strain()
 
+        born = None
+        if charged is not None and "born_charges" in properties and not structure.periodic:
+            born = self._born_charges(charged, similarities, states)
+
         for descriptor, gradient in gradients.items():
             pulled_back = states[descriptor].adjoint(gradient)
             positions += pulled_back.positions
@@ -453,14 +494,40 @@ class Potential:
                 if charged is not None and "polarizability" in properties
                 else None
             ),
-            electronegativity=_on_host(chi),
+            electronegativity=_on_host(chi) if self.learns_electronegativity else None,
             chemical_potential=None if charged is None else charged.chemical_potential,
             hardness=charged.hardness() if charged is not None and responses else None,
             total_charge=structure.total_charge,
             external_field=structure.external_field,
+            external_forces=_external_forces(charged) if "forces" in properties else None,
             undetermined=self.undetermined(numbers, charged, fukui=responses),
+            born_charges=born,
         )
         return base.complete(prediction, properties, charged)
+
+    def _born_charges(
+        self, charged: Charged, similarities: Similarities, states: States
+    ) -> FloatArray | None:
+        """Z_k,ab = −∂²E/∂r_kb ∂field_a, (N, 3, 3); ``None`` where a short-range energy sees the charges."""
+        assert self.electronegativity is not None
+        if charged.coupling is not None:
+            return None
+        state, field = charged.state, charged.system.respond_field()
+        moved = state.electronegativity_gradient_response(field)
+        slopes = logarithmic_gradient_response(state, charged.sites, charged.kinds, field)
+        change = to_numpy(state.gradient_response(field)).transpose(0, 2, 1).copy()
+        for a in range(3):
+            models = [(self.electronegativity, moved), *((self.sites[kind], slopes[kind]) for kind in slopes)]
+            for model, weights in models:
+                found = model.descriptor_gradients(similarities, states, weights[:, a])
+                for descriptor, gradient in found.items():
+                    change[:, a, :] += to_numpy(states[descriptor].adjoint(gradient).positions)
+        return -change
+
+
+def _external_forces(charged: Charged | None) -> FloatArray | None:
+    gradient = None if charged is None else charged.external_gradient()
+    return None if gradient is None else -to_numpy(gradient)
 
 
 def _on_host(values: Array | None) -> FloatArray | None:
@@ -473,7 +540,8 @@ def in_threads_for(structure: Structure) -> AbstractContextManager[None]:
 
 
 def _needs_derivatives(structure: Structure, properties: Collection[str]) -> bool:
-    return "forces" in properties or ("stress" in properties and structure.periodic)
+    wanted = {"forces", "born_charges"} & set(properties)
+    return bool(wanted) or ("stress" in properties and structure.periodic)
 
 
 def _batches(structures: Sequence[Structure]) -> Iterator[list[Structure]]:

@@ -331,7 +331,8 @@ class Uncertain(_Environments):
                 slopes = state.electronegativity_gradient() if chi else line.site_slopes[name]
                 values = state.gradient_response(response).reshape(3 * atoms, atoms)
                 if line.site_jacobian is not None:
-                    values = values + line.site_jacobian.positions @ response.charges
+                    change = state.electronegativity_gradient_response(response)
+                    values = values + line.site_jacobian.positions @ change
                 for kind, change in line.site_slope_response(response).items():
                     values = values + line.site_jacobians[kind].positions @ change
             for kernel in part.kernels:

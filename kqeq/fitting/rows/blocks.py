@@ -3,8 +3,8 @@
 One small function per kind returns the prediction (n,) and its Jacobian (n, P) at the current parameters
 (theory section 3).  ``frame_rows`` stacks them, divided by the standard deviation of each label.
 
-The Jacobians use what a charge state promises: ∂E/∂χ = g (exact, no ∂q needed), ∂g = ∂q from the response,
-and the change of the gradient at fixed unknowns.
+The Jacobians use what a charge state promises: ∂E/∂χ = g (exact, no ∂q needed), ∂g from the response (of
+electronegativities ∂q), and the change of the gradient at fixed unknowns.
 
 Dimensions: N atoms, P parameters, n rows of one label.
 """
@@ -12,7 +12,7 @@ Dimensions: N atoms, P parameters, n rows of one label.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -214,7 +214,7 @@ def _position_derivative(line: Linearisation, jacobian: bool, strain: bool) -> t
             change = state.strain_response(response) if strain else state.gradient_response(response)
             block = xp.reshape(change, (n, -1))
             if sites is not None:
-                block = block + sites @ response.charges
+                block = block + sites @ state.electronegativity_gradient_response(response)
             if logarithms:
                 for kind, slopes in line.site_slope_response(response).items():
                     block = block + logarithms[kind] @ slopes
@@ -308,6 +308,53 @@ def _polarizability(line: Linearisation, jacobian: bool) -> tuple[Array, Array |
     return value, rows
 
 
+def _born_charges(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
+    """Z_k,ab = −∂²E/∂r_kb ∂F_a; linear in electronegativities, as dipoles are.
+
+    Site parameters are those of the features: where they are learned, Born charges are not fitted.
+    """
+    state, part = line.state, line.parameters.chi
+    assert state is not None and line.system is not None and part is not None
+    xp, atoms = namespace(line.features.device.like), len(line.frame.structure)
+    field = line.system.respond_field()
+    moved = state.electronegativity_gradient_response(field)
+    change = xp.reshape(state.gradient_response(field), (3 * atoms, 3))
+    if line.site_jacobian is not None:
+        change = change + line.site_jacobian.positions @ moved
+    # rows are k, a, b
+    value = xp.reshape(xp.permute_dims(xp.reshape(-change, (atoms, 3, 3)), (0, 2, 1)), (-1,))
+    if not jacobian:
+        return value, None
+    rows = zeros((atoms, 3, 3, line.parameters.size), line.features.device.like)
+    states, numbers = line.features.states, line.frame.structure.numbers
+    for a in range(3):
+        block = xp.reshape(
+            state.gradient_second_response(_column(field, a), line.response), (3 * atoms, part.size)
+        )
+        if part.kernels and states is not None:
+            own = sums.feature_gradients(part.feature_maps, states, numbers, moved[:, a], part.deltas)
+            block[:, : part.kernel_size] += own.positions
+        rows[:, a, :, part.columns] = xp.reshape(-block, (atoms, 3, part.size))
+    return value, xp.reshape(rows, (9 * atoms, line.parameters.size))
+
+
+def _column(response: Response, a: int) -> Response:
+    """One perturbation of a response to the field."""
+    cut = slice(a, a + 1)
+
+    def of(block: Array | None) -> Array | None:
+        return None if block is None else block[:, cut]
+
+    return replace(
+        response,
+        unknowns=response.unknowns[:, cut],
+        charges=response.charges[:, cut],
+        dipole=of(response.dipole),
+        field=of(response.field),
+        potentials=of(response.potentials),
+    )
+
+
 Block = Callable[[Linearisation, bool], tuple[Array, Array | None]]
 
 BLOCKS: Mapping[str, Block] = {
@@ -317,10 +364,11 @@ BLOCKS: Mapping[str, Block] = {
     "dipole": _dipole,
     "charges": _charges,
     "polarizability": _polarizability,
+    "born_charges": _born_charges,
 }
 """Label kinds that can be fitted."""
 
-LINEAR_KINDS = frozenset({"dipole", "charges"})
+LINEAR_KINDS = frozenset({"dipole", "charges", "born_charges"})
 """Kinds whose predictions are linear in the parameters of χ: fits to these alone are closed-form, unless element
 parameters are learned."""
 

@@ -67,7 +67,8 @@ class TrainingFrame:
     @property
     def needs_gradients(self) -> bool:
         """Whether a label is a derivative with respect to positions or strain."""
-        return self.labels.forces is not None or self.labels.stress is not None
+        labels = (self.labels.forces, self.labels.stress, self.labels.born_charges)
+        return any(label is not None for label in labels)
 
 
 @dataclass(frozen=True, eq=False)

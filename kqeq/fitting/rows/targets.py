@@ -29,6 +29,8 @@ def why_not(kind: str, knows: Capabilities) -> str | None:
         return "the baseline holds the total charge and gives no dipole"
     if kind == "charges" and knows.holds_charge and not knows.charges:
         return "the baseline holds the total charge and gives no charges of atoms"
+    if kind == "born_charges" and (knows.holds_charge or knows.dipole):
+        return "the Born charges of the baseline itself are not known"
     if kind == "polarizability" and (knows.holds_charge or knows.dipole) and not knows.field:
         return "the response of the baseline to a field is not known"
     return None
@@ -48,8 +50,12 @@ def choose_labels(
             return "electronegativities do not determine it; it is compared in evaluate"
         if settings.targets is not None and kind not in settings.targets:
             return "not among targets"
-        if kind in ("dipole", "charges") and not has_charges:
+        if kind in ("dipole", "charges", "born_charges") and not has_charges:
             return "a model without charges cannot be fitted to it"
+        if kind == "born_charges" and learning:
+            return (
+                "element parameters are learned in this fit, and Born charges are fitted at given ones only"
+            )
         if kind == "charges" and settings.targets is None:
             return 'partition charges are fitted only on request: targets=[..., "charges"]'
         return None if settings.baseline is None else why_not(kind, settings.baseline.capabilities)
@@ -65,6 +71,8 @@ def choose_labels(
                 why = "only cells that are periodic in three directions have a stress"
             if why is None and kind == "dipole" and structure.periodic:
                 why = "the dipole of a periodic cell depends on the choice of images of its atoms"
+            if why is None and kind == "born_charges" and structure.periodic:
+                why = "Born charges of charge models are defined for isolated systems only"
             if why is None and kind == "polarizability" and structure.periodic:
                 why = "element parameters are learned from the polarizabilities of isolated systems"
             if why is not None:
