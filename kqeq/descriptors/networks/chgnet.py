@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from kqeq.backend.pytorch import installed
 from kqeq.descriptors.networks.base import Graph
-from kqeq.descriptors.networks.pretrained import TorchNetwork, installed
+from kqeq.descriptors.networks.pretrained import TorchNetwork
 from kqeq.errors import InputError
 from kqeq.typing import IntArray
 

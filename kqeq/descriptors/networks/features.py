@@ -80,7 +80,7 @@ class Scaling:
             widths = own.std(axis=0)
             largest = float(widths.max(initial=0.0))
             # one atom, or atoms that are all alike, say nothing about spreads
-            spread[z] = np.maximum(widths, SMALLEST_SPREAD * largest) if largest > 0.0 else np.ones_like(widths)
+            spread[z] = np.full_like(widths, np.sqrt(np.sum(widths**2)))
         return cls(mean, spread)
 
     def at(self, numbers: IntArray) -> tuple[FloatArray, FloatArray]:
@@ -97,7 +97,9 @@ class Scaling:
                 f"the features of the network were scaled on {', '.join(chemical_symbols[z] for z in sorted(self.mean))}, "
                 f"not on {', '.join(chemical_symbols[z] for z in missing)}"
             )
-        return np.array([self.mean[int(z)] for z in numbers]), np.array([self.spread[int(z)] for z in numbers])
+        return np.array([self.mean[int(z)] for z in numbers]), np.array(
+            [self.spread[int(z)] for z in numbers]
+        )
 
 
 @dataclass(eq=False)
@@ -131,11 +133,13 @@ class NetworkState:
         scaling = self.descriptor.scaling
         mean, spread = (0.0, np.ones_like(raw)) if scaling is None else scaling.at(self.graph.numbers)
         import os
+
         V = os.environ.get("NV", "2")
         rows = (raw - mean) / spread
-        length = np.full((len(raw), 1), math.sqrt(network.size))
+        length = np.full((len(raw), 1), math.sqrt(float(os.environ.get("C2", "4"))))
         if V == "2":
-            rows = np.hstack([rows, length]); rows = np.hstack([rows, np.linalg.norm(rows, axis=1)[:, None]])
+            rows = np.hstack([rows, length])
+            rows = np.hstack([rows, np.linalg.norm(rows, axis=1)[:, None]])
         elif V == "1":
             rows = np.hstack([rows, np.linalg.norm(rows, axis=1)[:, None]])
         elif V == "0":
@@ -198,7 +202,9 @@ class NetworkState:
             return SiteJacobian(sparse.csr_array(positions), strain)
         return SiteJacobian(asarray_like(positions, self.like), asarray_like(strain, self.like))
 
-    def feature_gradients(self, centres: IntArray, directions: Array, coefficients: Array) -> FeatureGradients:
+    def feature_gradients(
+        self, centres: IntArray, directions: Array, coefficients: Array
+    ) -> FeatureGradients:
         """See :meth:`NetworkFeatures.feature_gradients`."""
         d, c, n = to_numpy(directions), to_numpy(coefficients), len(self.graph)
         result = np.empty((3 * n + 9, len(d)))
@@ -288,7 +294,9 @@ class NetworkFeatures:
 
     def block_slices(self, species: tuple[int, ...]) -> dict[tuple[int, int], slice]:
         """One block, the same for all elements; no atom has the atomic number 0 under which it stands."""
-        return {(0, 0): slice(0, self.network.size + (2 if __import__("os").environ.get("NV","2")=="2" else 1))}
+        return {
+            (0, 0): slice(0, self.network.size + (2 if __import__("os").environ.get("NV", "2") == "2" else 1))
+        }
 
     def evaluate(
         self, structure: Structure, *, derivatives: bool = True, pairs: Pairs | None = None

@@ -11,8 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from kqeq.backend.pytorch import installed
 from kqeq.descriptors.networks.base import Graph
-from kqeq.descriptors.networks.pretrained import TorchNetwork, installed
+from kqeq.descriptors.networks.pretrained import TorchNetwork
 from kqeq.descriptors.networks.so3lr import pair_index
 from kqeq.errors import InputError
 

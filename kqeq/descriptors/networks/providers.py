@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kqeq.backend.pytorch import file_digest
 from kqeq.descriptors.networks.base import Network
 from kqeq.descriptors.networks.chgnet import CHGNet
 from kqeq.descriptors.networks.mace import MACE
-from kqeq.descriptors.networks.pretrained import file_digest
 from kqeq.descriptors.networks.so3lr import SO3LR
 from kqeq.errors import InputError
 from kqeq.io.rules import show
@@ -113,9 +113,7 @@ def find_network(name: str, digest: str, given: Sequence[Any] = ()) -> Network:
 
 
 def _expected() -> str:
-    return (
-        '"so3lr", "chgnet", "mace:FILE", "so3lr:FILE" or an object with the methods of kqeq.descriptors.networks.Network'
-    )
+    return '"so3lr", "chgnet", "mace:FILE", "so3lr:FILE" or an object with the methods of kqeq.descriptors.networks.Network'
 
 
 __all__ = ["FOLDERS", "PROVIDERS", "find_network", "resolve_network"]

@@ -134,7 +134,8 @@ def with_zeta(parameters: Parameters, zeta: float) -> Parameters:
 def _zeta(parameters: Parameters) -> float | None:
     """The power of the kernel of the electronegativities, where there is one kernel."""
     kernels = () if parameters.chi is None else parameters.chi.kernels
-    if len(kernels) == 1 and kernels[0].feature_map.descriptor.__class__.__name__ == "NetworkFeatures": return None
+    if len(kernels) == 1 and kernels[0].feature_map.descriptor.__class__.__name__ == "NetworkFeatures":
+        return None
     return kernels[0].feature_map.zeta if len(kernels) == 1 else None
 
 
