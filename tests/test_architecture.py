@@ -44,6 +44,9 @@ HOME = {
     "zipfile": {"kqeq.io.archive"},
     "threadpoolctl": {"kqeq.backend.blas"},
     "pickle": set(),
+    "torch": {"kqeq.backend.pytorch"},
+    "mace": {"kqeq.descriptors.networks.mace"},
+    "chgnet": {"kqeq.descriptors.networks.chgnet"},
 }
 """Libraries that only these modules and packages may know."""
 

@@ -24,8 +24,8 @@ CHARGE_FROM = ("baseline", "model")
 """Who carries the total charge where both could."""
 
 EXPECTED = (
-    f'None, {", ".join(f"{name!r}" for name in METHODS)}, "so3lr", "zbl", "d4:FUNCTIONAL", "d3:FUNCTIONAL", sums of them such as '
-    '"gfn2+zbl", an ASE calculator, or an object of kqeq.baselines'
+    f'None, {", ".join(f"{name!r}" for name in METHODS)}, "so3lr", "zbl", "d4:FUNCTIONAL", "d3:FUNCTIONAL", '
+    'sums of them such as "gfn2+zbl", an ASE calculator, or an object of kqeq.baselines'
 )
 
 
@@ -51,7 +51,8 @@ def resolve_baseline(spec: Any, charge_from: str = "baseline") -> Baseline | Non
     ----------
     spec : None, str, list, ase calculator or Baseline
         ``None`` for none; a name: ``"gfn2"``, ``"gfn1"``, ``"ipea1"`` (:class:`~kqeq.baselines.TightBinding`), with
-        ``:setting=value``; ``"zbl"`` or ``"zbl:INNER:OUTER"`` (:class:`~kqeq.baselines.ZBL`); ``"so3lr"`` (:class:`~kqeq.baselines.SO3LR`); ``"d4:pbe0"``,
+        ``:setting=value``; ``"zbl"`` or ``"zbl:INNER:OUTER"`` (:class:`~kqeq.baselines.ZBL`);
+        ``"so3lr"`` (:class:`~kqeq.baselines.SO3LR`); ``"d4:pbe0"``,
         ``"d3:pbe0"`` (:class:`~kqeq.baselines.Dispersion`); names joined by ``+``, or a list, for a sum; an ASE
         calculator; an object that is a baseline already.
     charge_from : {"baseline", "model"}

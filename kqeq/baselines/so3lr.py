@@ -1,13 +1,13 @@
 """SO3LR below a model: ``baseline="so3lr"``, a trained network for molecules and ions with long-range forces.
 
-Holds the total charge, gives charges and a dipole; open and periodic.  Needs the extra ``so3lr``; the weights come with its
-package.  Features of the same network for kernels: :class:`kqeq.NetworkKernel`.
+Holds the total charge, gives charges and a dipole; open and periodic.  Needs the extra ``so3lr``; the weights come with
+its package.  Features of the same network for kernels: :class:`kqeq.NetworkKernel`.
 
 The network has no response to fields: in a field F its energy is taken as E − μ·F with its own dipole μ = Σ q_i r_i, and
 derivatives follow.
 
-Kabylda, Frank, Suárez-Dou, Khabibrakhmanov, Medrano Sandonas, Unke, Chmiela, Müller & Tkatchenko 2025, *J. Am. Chem. Soc.*
-147, 33723.
+Kabylda, Frank, Suárez-Dou, Khabibrakhmanov, Medrano Sandonas, Unke, Chmiela, Müller & Tkatchenko 2025,
+*J. Am. Chem. Soc.* 147, 33723.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ class SO3LR:
 
     Notes
     -----
-    Total energies are those of PBE0 with many-body dispersion, which it was trained on.  It is evaluated in double precision.
-    A multiplicity of ``atoms.info["multiplicity"]`` (2S + 1) is passed on, otherwise it is that of a closed shell.
+    Total energies are those of PBE0 with many-body dispersion, which it was trained on.  It is evaluated in double
+    precision.  A multiplicity of ``atoms.info["multiplicity"]`` (2S + 1) is passed on, otherwise it is that of a closed
+    shell.
     """
 
     @property
@@ -155,9 +156,7 @@ def _point(structure: Structure) -> BaselineResult:
     np.add.at(gradient, neighbours, pairs)
     np.subtract.at(gradient, centres, pairs)
     strain = vectors.T @ pairs + structure.positions.T @ own
-    return BaselineResult(
-        result[0], gradient, strain, None if structure.periodic else result[1], result[2]
-    )
+    return BaselineResult(result[0], gradient, strain, None if structure.periodic else result[1], result[2])
 
 
 __all__ = ["SO3LR"]

@@ -126,12 +126,12 @@ class NetworkKernel(BaseEstimator):  # type: ignore[misc]
         ``"so3lr"`` (extra ``so3lr``; weights come with it), ``"chgnet"`` or ``"chgnet:VERSION"`` (extra ``chgnet``,
         likewise), ``"mace:FILE"`` (extra ``mace``; your model, or a foundation model that is on this machine),
         ``"so3lr:FILE"``; or an object with the methods of :class:`kqeq.descriptors.networks.Network`.
-    zeta : float
-        Power of the normalised dot product; larger is more selective.  1 makes the model linear in the normalised features.
+    zeta : int
+        Power of the normalised dot product, a whole number; larger is more selective.
     charged : bool
-        Whether the network is told the total charge, if it knows what to do with one.  Features then differ between charge
-        states of one geometry; the derivative of the energy with respect to the charge goes through the network and is not
-        known (:class:`kqeq.Prediction` has no chemical potential and no hardness then).
+        Whether the network is told the total charge, if it knows what to do with one.  Features then differ between
+        charge states of one geometry; the derivative of the energy with respect to the charge goes through the network
+        and is not known (:class:`kqeq.Prediction` has no chemical potential and no hardness then).
     n_representatives, selection, delta : optional
         As for :class:`kqeq.SOAPKernel`.
     """
@@ -139,7 +139,7 @@ class NetworkKernel(BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         network: Any = "so3lr",
-        zeta: float = 2.0,
+        zeta: int = 2,
         charged: bool = False,
         n_representatives: int | None = None,
         selection: str = "fps",
@@ -170,14 +170,13 @@ class NetworkKernel(BaseEstimator):  # type: ignore[misc]
         UnsupportedError
             If the package of the network is not installed; the message names the extra.
         """
-        check_settings(self, {**_RULES, "charged": FLAG})
+        check_settings(self, {**_RULES, "zeta": whole(minimum=1), "charged": FLAG})
         self.descriptor()
 
     def to_dict(self) -> dict[str, Any]:
-        """Parameters as plain data, the network by its name."""
-        settings = dict(self.get_params(deep=False))
-        settings["network"] = resolve_network(self.network).name
-        return settings
+        """Parameters as plain data, the network by name and hash."""
+        network = resolve_network(self.network)
+        return {**self.get_params(deep=False), "network": network.name, "sha256": network.digest}
 
 
 Kernel = SOAPKernel | NetworkKernel

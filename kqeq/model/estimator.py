@@ -696,7 +696,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.saved_ = True
 
 
-def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
+def load_model(path: str | PathLike[str], *, baseline: Any = None, networks: Sequence[Any] = ()) -> KQEq:
     """Read a model file.
 
     Parameters
@@ -704,6 +704,10 @@ def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
     path : path-like
     baseline : ase calculator, optional
         Needed if the model was fitted on top of a calculator: calculators are not stored.
+    networks : sequence of str, path or Network, optional
+        Files of networks (or networks) whose features the model uses, where they are neither in a package nor known to
+        this process: a model file holds their names and hashes only.  The environment variable ``KQEQ_NETWORKS`` may name
+        folders instead.
 
     Returns
     -------
@@ -715,9 +719,12 @@ def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
     ModelFileError
         If the file is missing, truncated, damaged, no model file, or from a newer version of the package.
     InputError
-        If the baseline calculator is missing or is not the kind the model was fitted with.
+        If the baseline calculator is missing or is not the kind the model was fitted with; if a network is missing or
+        has other weights.
+    UnsupportedError
+        If the package of a network is not installed; the message names the extra.
     """
-    record = load_record(path, baseline=baseline)
+    record = load_record(path, baseline=baseline, networks=networks)
     try:
         model = KQEq(**record.settings)
     except Exception as error:  # settings that no version has had

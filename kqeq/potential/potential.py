@@ -38,6 +38,12 @@ from kqeq.potential.on_baseline import OnBaseline
 from kqeq.potential.prediction import PROPERTIES, Prediction, check_properties
 from kqeq.typing import Array, FloatArray, IntArray
 
+_TOLD = (
+    "a network of the model is told the total charge; take differences of energies between charge states, or fit with "
+    "charged=False"
+)
+"""Why there is no derivative with respect to the total charge."""
+
 BATCH_ATOMS = 512
 """Atoms whose descriptors are kept at once when many structures are predicted."""
 
@@ -129,6 +135,11 @@ class Potential:
     def descriptors(self) -> list[Descriptor]:
         """The descriptors of all kernel models."""
         return [feature_map.descriptor for feature_map in self.feature_maps]
+
+    @property
+    def knows_charge(self) -> bool:
+        """Whether a descriptor depends on the total charge."""
+        return any(descriptor.knows_charge for descriptor in self.descriptors)
 
     @property
     def cutoff(self) -> float:
@@ -477,6 +488,7 @@ class Potential:
         responses = charged is not None and (
             charged.system.responses_are_cheap or "polarizability" in properties
         )
+        told = charged is not None and self.knows_charge
         energy_electrostatic = 0.0 if charged is None else charged.state.energy
         prediction = Prediction(
             energy=energy_offsets + energy_short_range + energy_electrostatic + base.energy,
@@ -495,12 +507,13 @@ class Potential:
                 else None
             ),
             electronegativity=_on_host(chi) if self.learns_electronegativity else None,
-            chemical_potential=None if charged is None else charged.chemical_potential,
-            hardness=charged.hardness() if charged is not None and responses else None,
+            chemical_potential=None if charged is None or told else charged.chemical_potential,
+            hardness=charged.hardness() if charged is not None and responses and not told else None,
             total_charge=structure.total_charge,
             external_field=structure.external_field,
             external_forces=_external_forces(charged) if "forces" in properties else None,
-            undetermined=self.undetermined(numbers, charged, fukui=responses),
+            undetermined=self.undetermined(numbers, charged, fukui=responses and not told),
+            undefined=dict.fromkeys(("chemical_potential", "hardness"), _TOLD) if told else None,
             born_charges=born,
         )
         return base.complete(prediction, properties, charged)

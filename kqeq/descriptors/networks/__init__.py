@@ -1,4 +1,4 @@
-"""Features of trained networks as descriptors (see :mod:`kqeq.descriptors.networks.base` for what a network has to be)."""
+"""Features of trained networks as descriptors; :mod:`kqeq.descriptors.networks.base` says what a network has to be."""
 
 from kqeq.descriptors.networks.base import Graph, Network, Tape
 from kqeq.descriptors.networks.features import NetworkFeatures, Scaling

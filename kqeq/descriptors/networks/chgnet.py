@@ -2,7 +2,8 @@
 
 128 features an atom: 64 before the last layer, which its magnetic moments come from, and 64 behind it.
 
-Deng, Zhong, Jun, Riebesell, Han, Bartel & Ceder 2023, *Nat. Mach. Intell.* 5, 1031; package ``chgnet`` (modified BSD licence).
+Deng, Zhong, Jun, Riebesell, Han, Bartel & Ceder 2023, *Nat. Mach. Intell.* 5, 1031; package ``chgnet`` (modified BSD
+licence).
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Features of a network as a descriptor: one normalised row per atom, and its derivatives.
 
-    x_i = (h_i − m_Z) / s_Z,      p_i = (x_i, √F) / √(|x_i|² + F)
+    x_i = (h_i − m_Z) / s_Z,     y_i = (x_i, c) / √(|x_i|² + c²),     p_i = (y_i, 1) / √2
 
-with the mean m and the standard deviation s of each feature of each element over the training frames (or 0 and 1, where no
-frames were seen).  Networks put most of what they say into the element: without the shift the rows of all atoms of an element
-nearly coincide, and no power of their product tells them apart.  The constant keeps the length of x, which the
-normalisation would drop.
+with the mean m_Z of the features of an element over the training frames, and s_Z² the mean of |h − m_Z|².  Networks
+put most of what they say into the element: without the shift the rows of all atoms of an element nearly coincide, and
+no power of their product tells them apart.  The constant c keeps the length of x, which the normalisation would drop.
+The last column makes products of rows ½(1 + y·y'), from 0 to 1 like those of power spectra; a whole power of them is a
+sum of all powers of y·y' up to it.  Fractional powers of them are no covariances.
 
-Dimensions: N atoms, F features of the network, F + 1 of a row, M directions, T = 3N + 9 coordinates.
+Dimensions: N atoms, F features of the network, F + 2 of a row, M directions, T = 3N + 9 coordinates.
 """
 
 from __future__ import annotations
@@ -38,28 +39,37 @@ JACOBIAN_BYTES = 100_000_000
 BLOCK_BYTES = 32_000_000
 """Tangents that are pushed through a network at once may take this much, and so may what comes out."""
 
-SMALLEST_SPREAD = 1e-3
-"""Least standard deviation of a feature, relative to the largest of its element: what hardly varies stays small."""
+CONSTANT = 2.0
+"""c, in units of the usual length of x."""
+
+SMALLEST = 1e-6
+"""Spreads that are less than this part of the mean are rounding."""
+
+EXTRA = 2
+"""Columns of a row beside the features."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """Mean and standard deviation of each feature by element.
+    """Mean and spread of the features of each element.
 
     Attributes
     ----------
-    mean, spread : dict of int to (F,) array
+    mean : dict of int to (F,) array
+        m.
+    spread : dict of int to float
+        s, the root-mean-square distance from the mean.
     """
 
     mean: Mapping[int, FloatArray]
-    spread: Mapping[int, FloatArray]
+    spread: Mapping[int, float]
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 over all numbers."""
         found = hashlib.sha256()
         for z in sorted(self.mean):
-            found.update(str(z).encode() + self.mean[z].tobytes() + self.spread[z].tobytes())
+            found.update(f"{z} {self.spread[z]!r}".encode() + self.mean[z].tobytes())
         return found.hexdigest()
 
     def __eq__(self, other: object) -> bool:
@@ -77,14 +87,14 @@ class Scaling:
         mean, spread = {}, {}
         for z, own in rows.items():
             mean[z] = own.mean(axis=0)
-            widths = own.std(axis=0)
-            largest = float(widths.max(initial=0.0))
-            # one atom, or atoms that are all alike, say nothing about spreads
-            spread[z] = np.full_like(widths, np.sqrt(np.sum(widths**2)))
+            width = float(np.sqrt(np.mean(np.sum((own - mean[z]) ** 2, axis=1))))
+            # atoms that are all alike say nothing about spreads
+            alike = width <= SMALLEST * max(1.0, float(np.linalg.norm(mean[z])))
+            spread[z] = math.sqrt(own.shape[1]) if alike else width
         return cls(mean, spread)
 
     def at(self, numbers: IntArray) -> tuple[FloatArray, FloatArray]:
-        """Mean and standard deviation for each atom, (N, F) each.
+        """Mean (N, F) and spread (N, 1) for each atom.
 
         Raises
         ------
@@ -94,12 +104,10 @@ class Scaling:
         missing = sorted({int(z) for z in numbers} - set(self.mean))
         if missing:
             raise InputError(
-                f"the features of the network were scaled on {', '.join(chemical_symbols[z] for z in sorted(self.mean))}, "
-                f"not on {', '.join(chemical_symbols[z] for z in missing)}"
+                f"the features of the network were scaled on {_names(self.mean)}, not on {_names(missing)}"
             )
-        return np.array([self.mean[int(z)] for z in numbers]), np.array(
-            [self.spread[int(z)] for z in numbers]
-        )
+        spread = np.array([[self.spread[int(z)]] for z in numbers])
+        return np.array([self.mean[int(z)] for z in numbers]), spread
 
 
 @dataclass(eq=False)
@@ -112,7 +120,7 @@ class NetworkState:
     graph : Graph
     species : tuple of int
         Elements present.
-    values : (N, F + 1) array
+    values : (N, F + 2) array
         Normalised rows.
     like : array
         Of the library, and on the device, where rows and gradients are.
@@ -123,6 +131,7 @@ class NetworkState:
     species: tuple[int, ...]
     like: Array
     _values: FloatArray = field(init=False)
+    _unit: FloatArray = field(init=False)
     _factor: FloatArray = field(init=False)
     _asked: int = 0
     _jacobian: FloatArray | None = None
@@ -131,43 +140,35 @@ class NetworkState:
         network = self.descriptor.network
         raw = values_of(network, self.graph)
         scaling = self.descriptor.scaling
-        mean, spread = (0.0, np.ones_like(raw)) if scaling is None else scaling.at(self.graph.numbers)
-        import os
-
-        V = os.environ.get("NV", "2")
-        rows = (raw - mean) / spread
-        length = np.full((len(raw), 1), math.sqrt(float(os.environ.get("C2", "4"))))
-        if V == "2":
-            rows = np.hstack([rows, length])
-            rows = np.hstack([rows, np.linalg.norm(rows, axis=1)[:, None]])
-        elif V == "1":
-            rows = np.hstack([rows, np.linalg.norm(rows, axis=1)[:, None]])
-        elif V == "0":
-            rows = np.hstack([rows, length])
-        norm = np.linalg.norm(rows, axis=1)[:, None]
-        self._values = rows / norm
-        self._factor = 1.0 / (spread * norm)
+        mean, spread = (0.0, math.sqrt(network.size)) if scaling is None else scaling.at(self.graph.numbers)
+        rows = np.hstack([(raw - mean) / spread, np.full((len(raw), 1), CONSTANT)])
+        length = np.linalg.norm(rows, axis=1)[:, None]
+        self._unit = rows / length
+        self._values = np.hstack([self._unit, np.ones((len(raw), 1))]) / math.sqrt(2.0)
+        self._factor = np.broadcast_to(1.0 / (math.sqrt(2.0) * spread * length), (len(raw), 1))
 
     @property
     def values(self) -> Array:
-        """Normalised rows, (N, F + 1)."""
+        """Normalised rows, (N, F + 2)."""
         return asarray_like(self._values, self.like)
 
     def _to_raw(self, gradient: FloatArray) -> FloatArray:
-        """∂E/∂h from ∂E/∂p; (..., N, F) from (..., N, F + 1)."""
-        along = np.sum(gradient * self._values, axis=-1, keepdims=True)
-        return np.asarray((gradient - along * self._values)[..., :-1] * self._factor)
+        """∂E/∂h (N, F) from ∂E/∂p (N, F + 2)."""
+        own = gradient[:, :-1]
+        along = np.sum(own * self._unit, axis=1, keepdims=True)
+        return np.asarray((own - along * self._unit)[:, :-1] * self._factor)
 
     def _from_raw(self, change: FloatArray) -> FloatArray:
-        """The change of p from that of h; (..., N, F + 1) from (..., N, F)."""
+        """The change of p (T, N, F + 2) from that of h (T, N, F)."""
         scaled = change * self._factor
-        along = np.sum(scaled * self._values[:, :-1], axis=-1, keepdims=True)
-        result = -along * self._values
-        result[..., :-1] += scaled
-        return np.asarray(result)
+        along = np.sum(scaled * self._unit[:, :-1], axis=2, keepdims=True)
+        result = np.zeros((*change.shape[:2], self._values.shape[1]))
+        result[:, :, :-1] = -along * self._unit
+        result[:, :, :-2] += scaled
+        return result
 
     def adjoint(self, gradient: Array) -> PositionGradient:
-        """Pull ∂E/∂p, shape (N, F + 1), back to positions and strain: one backward pass."""
+        """Pull ∂E/∂p, shape (N, F + 2), back to positions and strain: one backward pass."""
         raw = self._to_raw(to_numpy(gradient))
         pulled = recorded(self.descriptor.network, self.graph).pull(raw[None])
         return PositionGradient(
@@ -176,10 +177,10 @@ class NetworkState:
         )
 
     def site_jacobian(self, gradient: Array) -> SiteJacobian:
-        """Pull every row G_i = ∂f_i/∂p_i of an (N, F + 1) array back separately.
+        """Pull every row G_i = ∂f_i/∂p_i of an (N, F + 2) array back separately.
 
-        Asked once, by N backward passes; asked again, as in the iterations of a fit, from the derivatives of all features,
-        which are then kept.
+        Asked once, by N backward passes; asked again, as in the iterations of a fit, from the derivatives of all
+        features, which are then kept.
         """
         rows, n = to_numpy(gradient), len(self.graph)
         self._asked += 1
@@ -229,7 +230,7 @@ class NetworkState:
         return 8 * (3 * len(self.graph) + 9) * self._values.size <= JACOBIAN_BYTES
 
     def _all(self) -> FloatArray:
-        """Derivatives of all features with respect to positions and strain, (T, N, F + 1)."""
+        """Derivatives of all features with respect to positions and strain, (T, N, F + 2)."""
         if self._jacobian is None:
             self._jacobian = np.concatenate([block for _, block in self._pushed()])
         return self._jacobian
@@ -258,7 +259,7 @@ class NetworkFeatures:
         Whether the network is told the total charge (and the multiplicity, where one is given) of the structure.
         Otherwise features are those of the neutral structure, functions of the geometry like any other descriptor.
     scaling : Scaling, optional
-        Mean and spread of the features; :meth:`scaled` finds them.
+        Mean and spread of the features; :meth:`scaled` finds them.  Without, 0 and √F.
 
     Raises
     ------
@@ -292,11 +293,19 @@ class NetworkFeatures:
         """How far the neighbour list has to reach, Å.  Messages carry the influence of atoms farther than that."""
         return self.network.cutoff
 
+    @property
+    def whole_powers(self) -> bool:
+        """Fractional powers are no covariances (see the module)."""
+        return True
+
+    @property
+    def knows_charge(self) -> bool:
+        """Whether the network is told the total charge."""
+        return self.charged
+
     def block_slices(self, species: tuple[int, ...]) -> dict[tuple[int, int], slice]:
         """One block, the same for all elements; no atom has the atomic number 0 under which it stands."""
-        return {
-            (0, 0): slice(0, self.network.size + (2 if __import__("os").environ.get("NV", "2") == "2" else 1))
-        }
+        return {(0, 0): slice(0, self.network.size + EXTRA)}
 
     def evaluate(
         self, structure: Structure, *, derivatives: bool = True, pairs: Pairs | None = None
@@ -336,7 +345,7 @@ class NetworkFeatures:
         unknown = sorted(set(structure.species) - self.network.elements)
         if unknown:
             raise InputError(
-                f"the network {self.network.name} does not know {', '.join(chemical_symbols[z] for z in unknown)}; "
+                f"the network {self.network.name} does not know {_names(unknown)}; "
                 "use a network that was trained on them, or a SOAP kernel"
             )
         return Graph.of(structure, self.cutoff, pairs=pairs, charged=self.charged)
@@ -364,7 +373,7 @@ class NetworkFeatures:
         ----------
         state : NetworkState
         centres : (n,) array
-        directions : (M, F + 1) array
+        directions : (M, F + 2) array
         coefficients : (n, M) array
         projections : (n, M) array, optional
             Not needed here.
@@ -375,13 +384,17 @@ class NetworkFeatures:
             If shapes do not agree.
         """
         shapes = (len(centres), int(directions.shape[0])), int(directions.shape[1])
-        if tuple(coefficients.shape) != shapes[0] or shapes[1] != self.network.size + 1:
+        if tuple(coefficients.shape) != shapes[0] or shapes[1] != self.network.size + EXTRA:
             raise InputError(
                 f"{len(centres)} centres, directions {tuple(directions.shape)} and coefficients "
-                f"{tuple(coefficients.shape)} do not fit to {self.network.size + 1} features"
+                f"{tuple(coefficients.shape)} do not fit to {self.network.size + EXTRA} features"
             )
         found: FeatureGradients = state.feature_gradients(centres, directions, coefficients)
         return found
 
 
-__all__ = ["NetworkFeatures", "NetworkState", "Scaling"]
+def _names(numbers: Iterable[int]) -> str:
+    return ", ".join(chemical_symbols[z] for z in sorted(numbers))
+
+
+__all__ = ["EXTRA", "NetworkFeatures", "NetworkState", "Scaling"]

@@ -2,8 +2,8 @@
 
 The features are the invariant channels behind each layer.
 
-Batatia, Kovács, Simm, Ortner & Csányi 2022, *NeurIPS* 35, 11423; package ``mace-torch`` (MIT licence; foundation models have
-licences of their own).
+Batatia, Kovács, Simm, Ortner & Csányi 2022, *NeurIPS* 35, 11423; package ``mace-torch`` (MIT licence; foundation
+models have licences of their own).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What networks computed last: features of many structures, and recordings of the latest few.
 
-Fits ask for the features of a frame several times (for means and spreads, for representatives, for rows), and several kernels
-of a model may use one network: it is evaluated once.  Recordings for derivatives are large and few.
+Fits ask for the features of a frame several times (for means and spreads, for representatives, for rows), and several
+kernels of a model may use one network: it is evaluated once.  Recordings for derivatives are large and few.
 """
 
 from __future__ import annotations

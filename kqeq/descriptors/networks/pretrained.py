@@ -25,7 +25,8 @@ class TorchNetwork:
 
     Notes
     -----
-    Two are equal if name and weights are.  A copy in another process reads the file again, and refuses it if it has changed.
+    Two are equal if name and weights are.  A copy in another process reads the file again, and refuses it if it has
+    changed.
     """
 
     def __init__(self, name: str, path: Path) -> None:

@@ -1,8 +1,8 @@
 """From the name of a network to the network, and from what a model file says of one to the one that is meant.
 
-Weights stay where they are: a model file holds the name and a hash.  Files of MACE and SO3LR models can run code when they are
-read, so that only files that the user has named are: in this process before, as ``networks=`` of :func:`kqeq.load`, or in
-a folder that the environment variable ``KQEQ_NETWORKS`` names.
+Weights stay where they are: a model file holds the name and a hash.  Files of MACE and SO3LR models can run code when
+they are read, so that only files that the user has named are: in this process before, as ``networks=`` of
+:func:`kqeq.load`, or in a folder that the environment variable ``KQEQ_NETWORKS`` names.
 """
 
 from __future__ import annotations
@@ -107,13 +107,15 @@ def find_network(name: str, digest: str, given: Sequence[Any] = ()) -> Network:
             f"{', '.join(other)} has other weights. Give the one of the fit: kqeq.load(path, networks=[file])"
         )
     raise InputError(
-        f"the model was fitted on features of the network {name} (SHA-256 {digest[:16]}...), which the file does not hold; "
-        f"give it, kqeq.load(path, networks=[file or network]), or name its folder in the environment variable {FOLDERS}"
+        f"the model was fitted on features of the network {name} (SHA-256 {digest[:16]}...), which the file does not "
+        f"hold; give it, kqeq.load(path, networks=[file or network]), or name its folder in the environment variable "
+        f"{FOLDERS}"
     )
 
 
 def _expected() -> str:
-    return '"so3lr", "chgnet", "mace:FILE", "so3lr:FILE" or an object with the methods of kqeq.descriptors.networks.Network'
+    names = '"so3lr", "chgnet", "mace:FILE", "so3lr:FILE"'
+    return f"{names} or an object with the methods of kqeq.descriptors.networks.Network"
 
 
 __all__ = ["FOLDERS", "PROVIDERS", "find_network", "resolve_network"]

@@ -2,8 +2,8 @@
 
 128 invariant features an atom after three layers of messages within 4.5 Å; it can be told total charge and spin.
 
-Kabylda, Frank, Suárez-Dou, Khabibrakhmanov, Medrano Sandonas, Unke, Chmiela, Müller & Tkatchenko 2025, *J. Am. Chem. Soc.*
-147, 33723; package ``so3krates-torch`` (MIT licence).
+Kabylda, Frank, Suárez-Dou, Khabibrakhmanov, Medrano Sandonas, Unke, Chmiela, Müller & Tkatchenko 2025,
+*J. Am. Chem. Soc.* 147, 33723; package ``so3krates-torch`` (MIT licence).
 """
 
 from __future__ import annotations

@@ -134,9 +134,14 @@ def with_zeta(parameters: Parameters, zeta: float) -> Parameters:
 def _zeta(parameters: Parameters) -> float | None:
     """The power of the kernel of the electronegativities, where there is one kernel."""
     kernels = () if parameters.chi is None else parameters.chi.kernels
-    if len(kernels) == 1 and kernels[0].feature_map.descriptor.__class__.__name__ == "NetworkFeatures":
-        return None
     return kernels[0].feature_map.zeta if len(kernels) == 1 else None
+
+
+def _next_zeta(parameters: Parameters, zeta: float) -> float:
+    """A power within its range, whole where the descriptor needs that."""
+    assert parameters.chi is not None
+    whole = parameters.chi.kernels[0].feature_map.descriptor.whole_powers
+    return round(float(np.clip(zeta, *ZETA_RANGE)), 0 if whole else 3)
 
 
 def describe(
@@ -287,7 +292,7 @@ def _learn_linear(
         beside = [
             (
                 sign,
-                round(float(np.clip(now * math.exp(sign * powers.step), *ZETA_RANGE)), 3),
+                _next_zeta(state.parameters, now * math.exp(sign * powers.step)),
             )
             for sign in (powers.direction, -powers.direction)
         ]

@@ -18,7 +18,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from os import PathLike
 from pathlib import Path
@@ -124,7 +124,8 @@ class CacheFolder:
             target.mkdir(exist_ok=True)
         except OSError:
             taken = self.budget
-        return CacheFiles(target, max(0, self.budget - taken))
+        told = any(m.descriptor.knows_charge for role in maps for m in role)
+        return CacheFiles(target, max(0, self.budget - taken), told)
 
 
 @dataclass(frozen=True)
@@ -136,14 +137,17 @@ class CacheFiles:
     path : Path
     budget : int
         Bytes.
+    charged : bool
+        Whether features depend on the total charge.
     """
 
     path: Path
     budget: int
+    charged: bool = False
 
     def share(self, part: float) -> CacheFiles:
         """The same files with a part of the budget."""
-        return CacheFiles(self.path, int(part * self.budget))
+        return replace(self, budget=int(part * self.budget))
 
     def read(self, structure: Structure, size: int) -> FloatArray | None:
         """The numbers of a structure; ``None`` if they are not there."""
@@ -187,6 +191,8 @@ class CacheFiles:
         digest = hashlib.sha256()
         for part in (structure.numbers, structure.positions, structure.cell, structure.pbc):
             digest.update(str(part.dtype).encode() + str(part.shape).encode() + part.tobytes())
+        if self.charged:
+            digest.update(repr((structure.total_charge, structure.multiplicity)).encode())
         return self.path / f"{digest.hexdigest()[:40]}.features"
 
 
