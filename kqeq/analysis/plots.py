@@ -240,7 +240,14 @@ def charges_in_range(axes: Axes, numbers: Any, charges: FloatArray, ranges: Floa
         color="0.9",
         label="physical range",
     )
+    drawn = len(axes.patches)
     by_atom(axes, numbers, {"charge": charges}, label="charge (e)")
+    beyond = (charges < ranges[:, 0]) | (charges > ranges[:, 1])
+    for bar, outside in zip(axes.patches[drawn:], beyond, strict=True):
+        if outside:
+            bar.set_color(_RED)
+    if beyond.any():
+        axes.bar([0], [0.0], color=_RED, label="charge beyond it")
     axes.legend(frameon=False, fontsize="small")
 
 

@@ -20,6 +20,7 @@ from typing import TextIO
 from kqeq._version import __version__
 from kqeq.cli.analysis import add_analysis
 from kqeq.cli.common import BAD_INPUT, INTERRUPTED, OK, add_json
+from kqeq.cli.engines import add_engines
 from kqeq.cli.files import with_results, write_json
 from kqeq.cli.motion import add_motion
 from kqeq.cli.prediction import add_prediction
@@ -42,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_motion(commands)
 
     add_analysis(commands)
+    add_engines(commands)
 
     demo = commands.add_parser(
         "demo",
