@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import wraps
 from os import PathLike
 from typing import Any, TypeVar, cast
@@ -574,7 +574,7 @@ class KQEqCalculator(Calculator):
         """What depends on the geometry alone, kept until the geometry changes."""
         kept = self._geometry
         if kept is not None and kept.device is device and same_geometry(kept.structure, structure):
-            self._geometry = replace(kept, structure=structure)
+            self._geometry = kept.in_state(structure)
         else:
             self._geometry = None  # the old matrix goes before another one is made
             self._geometry = FixedGeometry.at(

@@ -35,7 +35,7 @@ HOME = {
     "tqdm": {"kqeq.io.progress"},
     "skmatter": {"kqeq.kernels.representatives"},
     "dscribe": {"kqeq.descriptors"},
-    "numba": {"kqeq.descriptors.soap.host", "kqeq.electrostatics"},
+    "numba": {"kqeq.backend.compiled", "kqeq.descriptors.soap.host", "kqeq.electrostatics"},
     "cupy": {"kqeq.backend", "kqeq.descriptors.soap.arrays", "kqeq.electrostatics"},
     "cupyx": {"kqeq.backend", "kqeq.descriptors.soap.arrays", "kqeq.electrostatics"},
     "matplotlib": {"kqeq.analysis.plots", "kqeq.cli.demo"},

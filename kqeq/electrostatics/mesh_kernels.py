@@ -56,9 +56,9 @@ def spread(first: IntArray, weights: FloatArray, values: FloatArray, mesh: Float
                 else:
                     factor = q * wx * wy + values[i, 1] * weights[i, 0, 1, a] * wy
                     factor += values[i, 2] * wx * weights[i, 1, 1, b]
-                    bent = values[i, 3] * wx * wy
+                    slope = values[i, 3] * wx * wy
                     for c in range(p):
-                        line[c] = factor * weights[i, 2, 0, c] + bent * weights[i, 2, 1, c]
+                        line[c] = factor * weights[i, 2, 0, c] + slope * weights[i, 2, 1, c]
                 for c in range(p):
                     mesh[x, y, place[c]] += line[c]
 

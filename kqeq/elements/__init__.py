@@ -223,18 +223,27 @@ def valence_electrons(numbers: Iterable[int] | IntArray) -> FloatArray:
 
 def _spread(numbers: Iterable[int] | IntArray, name: str) -> FloatArray:
     """One property of :class:`Element` for every atom."""
-    table = element_table()
     array = np.asarray(numbers if isinstance(numbers, np.ndarray) else list(numbers), dtype=np.int64)
-    unique, inverse = np.unique(array, return_inverse=True)
-    missing = [int(z) for z in unique if int(z) not in table]
-    if missing:
+    column = _column(name)
+    values = column[np.where((array >= 0) & (array < len(column)), array, 0)]
+    if np.isinf(values).any():
+        table, missing = element_table(), sorted({int(z) for z in array[np.isinf(values)]})
         raise InputError(
             f"no default {name} for {', '.join(_describe(z) for z in missing)}: the table covers "
             f"{_describe(min(table))} to {_describe(max(table))}; pass the value explicitly, for example "
             f"{name}={{{_symbol(missing[0])!r}: value}}"
         )
-    values = np.array([getattr(table[int(z)], name) for z in unique], dtype=np.float64)
-    return np.asarray(values[inverse], dtype=np.float64).reshape(array.shape)
+    return np.asarray(values)
+
+
+@lru_cache
+def _column(name: str) -> FloatArray:
+    """One property by atomic number; infinite where the table has no such element."""
+    table = element_table()
+    column = np.full(max(table) + 1, np.inf)
+    for z, element in table.items():
+        column[z] = getattr(element, name)
+    return column
 
 
 def _symbol(number: int) -> str:
@@ -278,6 +287,8 @@ def resolve(
         has neither a value nor a default.
     """
     given = _by_number(values, name)
+    if not given:
+        return default(np.asarray(numbers, dtype=np.int64))
     unique, inverse = np.unique(np.asarray(numbers, dtype=np.int64), return_inverse=True)
     spread = np.empty(len(unique), dtype=np.float64)
     named = np.array([int(z) in given for z in unique], dtype=bool)

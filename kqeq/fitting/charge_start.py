@@ -68,7 +68,7 @@ class ChargeStart:
 
 def needs_start(frames: Sequence[TrainingFrame], parameters: Parameters) -> bool:
     """Whether no label tells charges in closed form, while energies or forces depend on them."""
-    if parameters.chi is None or parameters.energy is None:
+    if parameters.electronegativity is None or parameters.short_range is None:
         return False
     kinds = {kind for frame in frames for kind in frame.labels.kinds}
     return not kinds & LINEAR_KINDS and bool(kinds & {"energy", "forces", "stress"})
@@ -93,8 +93,8 @@ def choose_start(problem: FitProblem, solver: str, *, seed: int = 0) -> ChargeSt
     even = [frame for frame in problem.frames if not _tells_signs(frame)] or list(problem.frames)
     frames = [even[int(i)] for i in np.unique(np.linspace(0, len(even) - 1, FRAMES).astype(int))]
     own = FitProblem(frames, coarse, problem.noise, linear=False, device=problem.device)
-    assert coarse.chi is not None
-    part = coarse.chi
+    assert coarse.electronegativity is not None
+    part = coarse.electronegativity
     tail = slice(part.columns.stop - len(part.offset_mean), part.columns.stop)
 
     def run(offsets: FloatArray) -> Solution:
@@ -132,8 +132,8 @@ def choose_start(problem: FitProblem, solver: str, *, seed: int = 0) -> ChargeSt
 
 
 def _of_charges(parameters: Parameters, kernel: object) -> bool:
-    assert parameters.chi is not None
-    return any(kernel is own for own in parameters.chi.kernels)
+    assert parameters.electronegativity is not None
+    return any(kernel is own for own in parameters.electronegativity.kernels)
 
 
 def _latent(parameters: Parameters) -> bool:

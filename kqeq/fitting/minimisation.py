@@ -44,15 +44,15 @@ def _start(problem: FitProblem, solver: str, chosen: ChargeStart | None) -> Floa
     Energies are quadratic in electronegativities; from here the quadratic model is good, from zero it is not.
     Site parameters, if any are learned, are fitted to the polarizabilities before, which depend on nothing else.
     """
-    parameters = problem.parameters.without_energy()
+    parameters = problem.parameters.without_short_range()
     start = np.zeros(parameters.size)
     if parameters.learned is not None:
         found = _fit_part(problem, parameters, frozenset({"polarizability"}), solver, linear=False)
         start = start if found is None else found
         parameters = parameters.freeze(start)
     found = None
-    if chosen is not None and parameters.chi is not None:
-        stop = parameters.chi.columns.stop
+    if chosen is not None and parameters.electronegativity is not None:
+        stop = parameters.electronegativity.columns.stop
         found = np.zeros(parameters.size)
         found[stop - len(chosen.offsets) : stop] = chosen.offsets
     else:

@@ -13,11 +13,12 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from kqeq.backend import CPU, Device, asarray_like, blas, cache_budget
 from kqeq.errors import WorkerError
+from kqeq.fitting.charge_aware import KINDS
 from kqeq.fitting.least_squares.equations import Sums
 from kqeq.fitting.least_squares.solver import (
     CHUNK_ROWS,
@@ -95,7 +96,7 @@ class Chunk:
     @property
     def linear_columns(self) -> slice | None:
         """The parameters of the energy, which every label depends on linearly."""
-        return None if self.parameters.energy is None else self.parameters.energy.columns
+        return None if self.parameters.short_range is None else self.parameters.short_range.columns
 
     def rows(self, u: FloatArray, *, jacobian: JacobianKind) -> Iterator[tuple[Array, Array | None]]:
         """Residuals and Jacobians frame by frame."""
@@ -154,6 +155,10 @@ class FitProblem:
         cache: CacheFolder | None = None,
         device: Device = CPU,
     ) -> None:
+        if (
+            parameters.dependence is not None
+        ):  # charges of one structure at a time, which are found on the host
+            frames, device = _acted_on(frames), CPU
         # frames of the same elements share representatives in their layout, and products with them
         self.frames = frames = sorted(frames, key=lambda frame: frame.structure.species)
         self.parameters = parameters
@@ -205,6 +210,17 @@ class FitProblem:
         """Drop the cached features of this process."""
         for key in [key for key in _STORES if key[0] == self.token]:
             del _STORES[key]
+
+
+def _acted_on(frames: Sequence[TrainingFrame]) -> list[TrainingFrame]:
+    """Frames with the labels that a short-range energy acts on alone."""
+    found = []
+    for frame in frames:
+        drop: dict[str, Any] = {kind: None for kind in frame.labels.kinds if kind not in KINDS}
+        labels = replace(frame.labels, **drop)
+        if labels.kinds:
+            found.append(replace(frame, labels=labels))
+    return found
 
 
 def _groups(frames: Sequence[TrainingFrame], size: int) -> list[Sequence[TrainingFrame]]:

@@ -239,14 +239,17 @@ def _word(name: str, value: Any, where: object, what: str, example: str) -> Inpu
 
 def _stated(atoms: Atoms, keys: tuple[str, ...], prefix: str) -> list[tuple[str, Any]]:
     """What ``atoms.info`` says under some names, with and without prefix, and in rows of databases."""
-    found = []
-    for key in dict.fromkeys([*keys, *(prefix + key for key in keys)]):
-        found.append((f'atoms.info["{key}"]', atoms.info.get(key)))
-        for container in _CONTAINERS:
-            row = atoms.info.get(container)
-            if isinstance(row, Mapping):
-                found.append((f'atoms.info["{container}"]["{key}"]', row.get(key)))
-    return [(name, value) for name, value in found if value is not None]
+    info, found = atoms.info, []
+    names = keys if not prefix else tuple(dict.fromkeys([*keys, *(prefix + key for key in keys)]))
+    containers = [name for name in _CONTAINERS if isinstance(info.get(name), Mapping)]
+    for key in names:
+        if info.get(key) is not None:
+            found.append((f'atoms.info["{key}"]', info[key]))
+        for container in containers:
+            value = info[container].get(key)
+            if value is not None:
+                found.append((f'atoms.info["{container}"]["{key}"]', value))
+    return found
 
 
 def _told(

@@ -51,7 +51,9 @@ class Structure:
     external_potential : (N,) array, optional
         Electrostatic potential that acts on the charges from outside, V.
     multiplicity : float, optional
-        2S + 1, for baselines with electrons; ``None`` leaves it to them.
+        2S + 1, for baselines with electrons and models that depend on spin; ``None`` leaves it to them.
+    fragment_spins : (k,) array, optional
+        Number of unpaired electrons of each fragment.
     external_charges : ExternalCharges, optional
         Charges outside the structure that act on it.
     """
@@ -67,6 +69,7 @@ class Structure:
     reference_charges: FloatArray | None = None
     external_potential: FloatArray | None = None
     multiplicity: float | None = None
+    fragment_spins: FloatArray | None = None
     external_charges: ExternalCharges | None = None
 
     def __len__(self) -> int:

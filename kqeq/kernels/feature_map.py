@@ -122,6 +122,8 @@ class Similarity:
     dots : (n, M) array
     index : (n,) array
         The atoms where the dot products are.
+    weights : (n,) array, optional
+        What the kernels of the atoms are multiplied with (:mod:`kqeq.descriptors.conditioned`); 1 without.
     """
 
     element: int
@@ -129,6 +131,14 @@ class Similarity:
     directions: Directions
     dots: Array
     index: Array
+    weights: Array | None = None
+
+    def weighted(self, block: Array) -> Array:
+        """An (n, ...) array times the weights."""
+        if self.weights is None:
+            return block
+        xp = namespace(block)
+        return block * xp.reshape(self.weights, (-1, *[1] * (len(block.shape) - 1)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,8 +292,12 @@ class FeatureMap:
             values = [xp.take(state.values, own, axis=0) for state, own in zip(states, index, strict=True)]
             dots = directions.dots(xp.concat(values) if len(values) > 1 else values[0])
             start = 0
-            for result, own, there in zip(results, centres, index, strict=True):
-                result.append(Similarity(z, own, directions, dots[start : start + len(own), :], there))
+            for result, state, own, there in zip(results, states, centres, index, strict=True):
+                given = getattr(state, "weights", None)
+                weights = None if given is None else xp.take(given, there)
+                result.append(
+                    Similarity(z, own, directions, dots[start : start + len(own), :], there, weights)
+                )
                 start += len(own)
         return results
 
@@ -303,7 +317,7 @@ class FeatureMap:
             rows = solve_lower(self._lower(z, like), _power(dots, self.zeta).T).T
             start = 0
             for phi, near in zip(results, same, strict=True):
-                own = rows[start : start + len(near.centres), :]
+                own = near.weighted(rows[start : start + len(near.centres), :])
                 phi[:, columns[z]] = put_rows(phi[:, columns[z]], near.index, own)
                 start += len(near.centres)
         return results
@@ -319,7 +333,7 @@ class FeatureMap:
         columns = self.columns
         for near in self.similarities(state, numbers):
             z = near.element
-            slopes = xp.take(weights, near.index)[:, None] * _slope(near.dots, self.zeta)
+            slopes = near.weighted(xp.take(weights, near.index))[:, None] * _slope(near.dots, self.zeta)
             directions = self._directions(state.species, z, like)
             raw = self.descriptor.feature_gradients(state, near.centres, directions, slopes)
             positions[:, columns[z]] = solve_lower(self._lower(z, like), raw.positions.T).T
@@ -357,10 +371,10 @@ class FeatureMap:
             z = same[0].element
             raw = []
             for near, state, (_, by_positions, by_strain) in zip(same, states, sizes, strict=True):
-                raw.append(xp.sum(_power(near.dots, self.zeta), axis=0)[None, :])
+                raw.append(xp.sum(near.weighted(_power(near.dots, self.zeta)), axis=0)[None, :])
                 if not by_positions and not by_strain:
                     continue
-                slopes = _slope(near.dots, self.zeta)
+                slopes = near.weighted(_slope(near.dots, self.zeta))
                 directions = self._directions(state.species, z, like)
                 found = self.descriptor.feature_gradients(
                     state, near.centres, directions, slopes, projections=near.dots
@@ -395,7 +409,7 @@ class FeatureMap:
             part = empty(int(near.dots.shape[0]), like)
             for rows in _row_blocks(near.dots):
                 part[rows] = _power(near.dots[rows, :], self.zeta) @ own
-            values = put_rows(values, near.index, part)
+            values = put_rows(values, near.index, near.weighted(part))
         return values
 
     def descriptor_gradient(
@@ -414,6 +428,8 @@ class FeatureMap:
             slopes = _slope(near.dots[rows, :], self.zeta, own)
             if weights is not None:
                 slopes *= xp.take(weights, near.index[rows])[:, None]
+            if near.weights is not None:
+                slopes *= near.weights[rows][:, None]
             return near.directions.combine(slopes)
 
         every = sum(len(near.centres) for near in similarities) == shape[0]

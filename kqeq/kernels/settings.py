@@ -7,9 +7,12 @@ from typing import Any
 
 from sklearn.base import BaseEstimator
 
+from kqeq.descriptors.base import Descriptor
+from kqeq.descriptors.conditioned import Conditioned
 from kqeq.descriptors.networks import NetworkFeatures, resolve_network
 from kqeq.descriptors.soap.descriptor import SOAPDescriptor
 from kqeq.descriptors.soap.weighting import Weighting
+from kqeq.frames.states import CONDITIONS
 from kqeq.frames.structures import Structure
 from kqeq.io.rules import FLAG, NOTHING, Rule, check_settings, choice, number, whole
 
@@ -28,6 +31,7 @@ _RULES: Mapping[str, Rule] = {
     "n_representatives": whole(minimum=1) | NOTHING,
     "selection": choice(*SELECTIONS),
     "delta": number(above=0) | NOTHING,
+    "condition": choice(*CONDITIONS) | NOTHING,
 }
 """Those of the descriptor are in its own module."""
 
@@ -59,6 +63,10 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
     weighting : dict, optional
         Radial weighting of neighbours with the settings of :class:`dscribe.descriptors.SOAP`, for example
         ``{"function": "pow", "r0": 2.0, "c": 1.0, "d": 1.0, "m": 4.0}``: those that are near count more.
+    condition : {"spin", "spin^2", "charge", "charge^2"}, optional
+        Multiplies the kernel with the number of unpaired electrons, or with the charge, of the atom's fragment, or
+        with its
+        square (:mod:`kqeq.frames.states`): in a sum with a kernel without condition, what the state changes.
     """
 
     def __init__(
@@ -73,6 +81,7 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         delta: float | None = None,
         smooth: str = "switch",
         weighting: Mapping[str, Any] | None = None,
+        condition: str | None = None,
     ) -> None:
         self.r_cut = r_cut
         self.n_max = n_max
@@ -84,10 +93,11 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         self.delta = delta
         self.smooth = smooth
         self.weighting = weighting
+        self.condition = condition
 
-    def descriptor(self) -> SOAPDescriptor:
+    def descriptor(self) -> Descriptor:
         """The descriptor that these settings stand for; validates its part of them."""
-        return SOAPDescriptor(
+        soap = SOAPDescriptor(
             r_cut=self.r_cut,
             n_max=self.n_max,
             l_max=self.l_max,
@@ -95,6 +105,7 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
             smooth=self.smooth,  # type: ignore[arg-type]  # the descriptor validates it
             weighting=Weighting.of(self.weighting),
         )
+        return soap if self.condition is None else Conditioned(soap, self.condition)
 
     def check(self) -> None:
         """Validate all settings.
@@ -110,6 +121,8 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
     def to_dict(self) -> dict[str, Any]:
         """Parameters as plain data."""
         settings = dict(self.get_params(deep=False))
+        if self.condition is None:
+            del settings["condition"]
         if self.weighting is None:
             del settings["weighting"]  # files that do without can be read by versions that do not know it
         else:
@@ -132,7 +145,7 @@ class NetworkKernel(BaseEstimator):  # type: ignore[misc]
         Whether the network is told the total charge, if it knows what to do with one.  Features then differ between
         charge states of one geometry; the derivative of the energy with respect to the charge goes through the network
         and is not known (:class:`kqeq.Prediction` has no chemical potential and no hardness then).
-    n_representatives, selection, delta : optional
+    n_representatives, selection, delta, condition : optional
         As for :class:`kqeq.SOAPKernel`.
     """
 
@@ -144,6 +157,7 @@ class NetworkKernel(BaseEstimator):  # type: ignore[misc]
         n_representatives: int | None = None,
         selection: str = "fps",
         delta: float | None = None,
+        condition: str | None = None,
     ) -> None:
         self.network = network
         self.zeta = zeta
@@ -151,14 +165,16 @@ class NetworkKernel(BaseEstimator):  # type: ignore[misc]
         self.n_representatives = n_representatives
         self.selection = selection
         self.delta = delta
+        self.condition = condition
 
-    def descriptor(self) -> NetworkFeatures:
-        """The descriptor that these settings stand for, without the scales that a fit finds."""
+    def features(self) -> NetworkFeatures:
+        """The descriptor that these settings stand for, without the scales that a fit finds, and without condition."""
         return NetworkFeatures(resolve_network(self.network), bool(self.charged))
 
-    def descriptor_for(self, structures: Iterable[Structure]) -> NetworkFeatures:
+    def descriptor_for(self, structures: Iterable[Structure]) -> Descriptor:
         """The descriptor of a fit to ``structures``: its features are scaled by what they are there."""
-        return self.descriptor().scaled(structures)
+        scaled = self.features().scaled(structures)
+        return scaled if self.condition is None else Conditioned(scaled, self.condition)
 
     def check(self) -> None:
         """Validate all settings.
@@ -171,7 +187,7 @@ class NetworkKernel(BaseEstimator):  # type: ignore[misc]
             If the package of the network is not installed; the message names the extra.
         """
         check_settings(self, {**_RULES, "zeta": whole(minimum=1), "charged": FLAG})
-        self.descriptor()
+        self.features()
 
     def to_dict(self) -> dict[str, Any]:
         """Parameters as plain data, the network by name and hash."""

@@ -33,7 +33,7 @@ from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.cache import DiskCache, disk_cache
 from kqeq.fitting.rows.targets import element_energies
 from kqeq.fitting.settings import RULES, FitSettings, check_noise, check_settings, complete_noise
-from kqeq.fitting.update import update_charge_aware, update_potential
+from kqeq.fitting.update import update_potential
 from kqeq.frames.label_checks import survey
 from kqeq.frames.labels import LabelKeys
 from kqeq.io.progress import track
@@ -53,8 +53,6 @@ from kqeq.model.storage import Record, damaged, load_record, save_record
 from kqeq.potential.potential import Potential, Prediction, check_properties
 from kqeq.potential.prediction import PredictOptions
 from kqeq.uncertainty.posterior import (
-    AnyPosterior,
-    CoupledPosterior,
     Posterior,
     require_posterior,
     with_uncertainty,
@@ -171,7 +169,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         The fitted parameters.
     fit_report_ : FitReport
         Labels used and ignored, sizes, convergence; print it.
-    posterior_ : Posterior, CoupledPosterior or None
+    posterior_ : Posterior or None
         What the fit knows about its parameters; ``None`` for models loaded from a file without it.
     species_ : tuple of str
         Elements the model knows.
@@ -397,13 +395,6 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         potential = self.fitted()
         posterior = require_posterior(self.posterior_, "adding frames needs")
         pairs = survey(frames, self._keys(self.charges_key_), weights=sample_weight).pairs
-        if isinstance(posterior, CoupledPosterior):
-            fit, report = update_charge_aware(
-                pairs, self._settings(None), posterior.fit(), posterior.noise, self.fit_report_
-            )
-            known = CoupledPosterior.of(fit, posterior.noise)
-            self._set_fitted(fit.potential, report, self.charges_key_, known)
-            return self
         result = update_potential(
             pairs,
             self._settings(None),
@@ -443,13 +434,13 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
                 f"loss is {loss!r}; expected a number between 0 and 1, the relative growth of the loss"
             )
         posterior = require_posterior(self.posterior_, "pruning needs")
-        if isinstance(posterior, CoupledPosterior):
+        if posterior.parameters.dependence is not None:
             raise UnsupportedError(
                 "a charge-aware short-range energy cannot be pruned; fit with fewer representatives"
             )
         report = self.fit_report_
         found = prune(posterior.parameters, posterior.u, posterior.lower, float(loss) * report.loss)
-        part = found.parameters.energy
+        part = found.parameters.short_range
         assert part is not None
         note = (
             f"{found.dropped} of {found.dropped + part.kernel_size} representatives of the short-range energy were "
@@ -470,21 +461,17 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             potential.training_charges,
             potential.has_energy,
         )
-        smaller = replace(smaller, baseline=potential.baseline)
+        smaller = replace(smaller, baseline=potential.baseline, known_states=potential.known_states)
         known = replace(posterior, parameters=found.parameters, u=found.u, lower=found.lower)
         self._set_fitted(smaller, report, self.charges_key_, known)
         return self
 
     def _keep(self, result: FitResult, charges_key: str | None, *, calibrate: bool = False) -> None:
-        posterior: AnyPosterior
         report = result.report
-        if result.coupled is None:
-            posterior = Posterior(result.parameters, result.solution.u, result.solution.lower, result.noise)
-            if calibrate:
-                posterior, line = learn_remainder(posterior, result.frames)
-                report = replace(report, notes=(*report.notes, line))
-        else:
-            posterior = CoupledPosterior.of(result.coupled, result.noise)
+        posterior = Posterior(result.parameters, result.solution.u, result.solution.lower, result.noise)
+        if calibrate and result.parameters.dependence is None:
+            posterior, line = learn_remainder(posterior, result.frames)
+            report = replace(report, notes=(*report.notes, line))
         self._set_fitted(result.potential, report, charges_key, posterior)
 
     def _settings(self, targets: Sequence[str] | None) -> FitSettings:
@@ -522,7 +509,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         potential: Potential,
         report: FitReport,
         charges_key: str | None,
-        posterior: AnyPosterior | None = None,
+        posterior: Posterior | None = None,
     ) -> None:
         from ase.data import chemical_symbols
 

@@ -21,7 +21,7 @@ from kqeq.frames.structures import Structure, as_frames, describe, read_structur
 from kqeq.io.progress import track
 from kqeq.potential.potential import Potential, Prediction
 from kqeq.typing import FloatArray
-from kqeq.uncertainty.posterior import AnyPosterior, with_uncertainty
+from kqeq.uncertainty.posterior import Posterior, with_uncertainty
 
 
 def read_structures(
@@ -80,7 +80,7 @@ class Watch:
 def evaluate_pairs(
     potential: Potential,
     pairs: Sequence[tuple[Structure, Labels]],
-    posterior: AnyPosterior | None = None,
+    posterior: Posterior | None = None,
     *,
     label_prefix: str = "",
     device: Device = CPU,

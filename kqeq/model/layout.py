@@ -17,6 +17,7 @@ from kqeq.baselines import CHARGE_FROM
 from kqeq.charges.base import ENVIRONMENT_KINDS, SITE_KINDS
 from kqeq.charges.recipe import KERNEL, LEARN, SOLVERS
 from kqeq.descriptors.networks.features import EXTRA
+from kqeq.frames.states import CONDITIONS
 from kqeq.io.schema import (
     ArrayField,
     Checker,
@@ -57,7 +58,7 @@ _KERNEL = table(
     selection=text(SELECTIONS),
     delta=optional(_POSITIVE),
     smooth=text(),
-    maybe={"weighting": optional(mapping(anything))},
+    maybe={"weighting": optional(mapping(anything)), "condition": text(tuple(CONDITIONS))},
     more=True,
 )
 
@@ -72,6 +73,7 @@ _NETWORK_KERNEL = table(
     n_representatives=optional(number(low=1, high=1e9, whole=True)),
     selection=text(SELECTIONS),
     delta=optional(_POSITIVE),
+    condition=optional(text(tuple(CONDITIONS))),
 )
 
 _ANY_KERNEL = either(_KERNEL, _NETWORK_KERNEL)
@@ -181,10 +183,10 @@ _DESCRIPTOR = table(
     l_max=number(low=0, high=50, whole=True),
     sigma=number(low=1e-3, high=100.0),
     smooth=text(),
-    maybe={"weighting": mapping(anything)},
+    maybe={"weighting": mapping(anything), "condition": text(tuple(CONDITIONS))},
 )
 
-_NETWORK = table(network=_NAME, sha256=_HASH, charged=flag)
+_NETWORK = table(network=_NAME, sha256=_HASH, charged=flag, maybe={"condition": text(tuple(CONDITIONS))})
 
 _TERM = table(
     features=text(),
@@ -219,19 +221,12 @@ _ELEMENT_PRIOR = table(
 
 _POSTERIOR = table(
     noise=mapping(_POSITIVE),
-    chi=_PRIOR,
-    energy=_PRIOR,
+    electronegativity=_PRIOR,
+    short_range=_PRIOR,
     elements=optional(_ELEMENT_PRIOR),
     sites=mapping(sequence(_NOT_NEGATIVE), ENVIRONMENT_KINDS),
     remainders=mapping(_NOT_NEGATIVE),
-    maybe={"energy_first": flag},  # not in files of version 1
-)
-
-_COUPLED_POSTERIOR = table(
-    noise=mapping(_POSITIVE),
-    coupled=_PRIOR,
-    remainders=sequence(_NOT_NEGATIVE),
-    maybe={"remainder": _NOT_NEGATIVE},  # in files of version 1
+    maybe={"short_range_first": flag},  # not in files of version 1
 )
 
 _HEADER = table(
@@ -254,7 +249,11 @@ _HEADER = table(
         "charge_kernel": optional(
             table(order=number(low=1, high=MAX_ORDER, whole=True), scale=number(low=1e-6, high=1e6))
         ),
-        "posterior": optional(either(_POSTERIOR, _COUPLED_POSTERIOR)),
+        "posterior": optional(_POSTERIOR),
+        "known_states": mapping(
+            mapping(sequence(number(low=-1e6, high=1e6), shortest=1, distinct=True), _SYMBOLS),
+            ("spin", "charge"),
+        ),
     },
 )
 

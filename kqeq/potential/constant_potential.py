@@ -181,6 +181,12 @@ def check_model(potential: Potential) -> None:
         raise UnsupportedError(
             "a potential acts on charges, and the model has none; fit with charges=kqeq.QEq() or kqeq.ACKS2()"
         )
+    if "charge" in potential.conditions:
+        raise UnsupportedError(
+            'kernels with condition="charge" make an energy of whole charges, not one as a function of a charge '
+            "that follows "
+            "a potential; fit without them"
+        )
     if potential.holds_charge:
         raise UnsupportedError(
             f"the baseline {potential.baseline.name if potential.baseline is not None else ''} holds the total charge "

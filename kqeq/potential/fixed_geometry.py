@@ -15,6 +15,7 @@ import numpy as np
 from kqeq.backend import CPU, Device
 from kqeq.charges.base import ChargeSystem
 from kqeq.descriptors.base import Descriptor, DescriptorState
+from kqeq.descriptors.conditioned import reweighted
 from kqeq.frames.neighbours import Pairs
 from kqeq.frames.structures import Structure
 from kqeq.kernels.feature_map import FeatureMap, Similarity, evaluate_environments
@@ -104,7 +105,21 @@ class FixedGeometry:
         self.potential.check(structure)
         if self.potential.knows_charge and structure.total_charge != old.total_charge:
             return FixedGeometry.at(self.potential, structure, device=self.device, single=self.single)
-        return replace(self, structure=structure)
+        return self.in_state(structure)
+
+    def in_state(self, structure: Structure) -> FixedGeometry:
+        """The same geometry under the conditions of a structure."""
+        if not self.potential.conditions:
+            return replace(self, structure=structure)
+        states = reweighted(self.states, structure)
+        near = self.potential.reweighted(self.similarities, states)
+        # site parameters, too, may depend on the state
+        system = (
+            self.system
+            if not self.potential.sites
+            else self.potential.bind(structure, near, device=self.device)
+        )
+        return replace(self, structure=structure, states=states, similarities=near, system=system)
 
     def predict(self, properties: Collection[str] = PROPERTIES) -> Prediction:
         """Predict under the conditions of the structure; see :meth:`kqeq.potential.Potential.predict`."""
@@ -135,6 +150,7 @@ def same_geometry(first: Structure, second: Structure) -> bool:
                 "reference_charges",
                 "external_potential",
                 "multiplicity",
+                "fragment_spins",
             )
         )
     )

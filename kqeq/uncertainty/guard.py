@@ -19,7 +19,7 @@ from kqeq.kernels.feature_map import FeatureMap
 from kqeq.potential.fixed_geometry import FixedGeometry
 from kqeq.potential.novelty import distances, spread
 from kqeq.potential.prediction import Prediction
-from kqeq.uncertainty.posterior import AnyPosterior, with_uncertainty
+from kqeq.uncertainty.posterior import Posterior, with_uncertainty
 
 ACTIONS = ("warn", "stop")
 """What may be done besides calling a function."""
@@ -89,7 +89,7 @@ class ExtrapolationGuard:
         max_distance: float | None,
         action: str | Callable[[Extrapolation], Any],
         every: int,
-        posterior: AnyPosterior | None,
+        posterior: Posterior | None,
     ) -> None:
         for name, value in (("max_energy_std", max_energy_std), ("max_distance", max_distance)):
             if value is not None and not (_is_number(value) and math.isfinite(value) and value > 0.0):

@@ -8,8 +8,8 @@ import pytest
 from ase import Atoms
 from dscribe.descriptors import SOAP
 
+from kqeq.backend.threads import use_threads
 from kqeq.descriptors.soap.descriptor import SOAPDescriptor
-from kqeq.descriptors.soap.host import parallel
 from kqeq.errors import InputError
 from kqeq.frames.neighbours import find_pairs
 from kqeq.frames.structures import Structure, read_structure
@@ -126,7 +126,7 @@ def test_evaluate_many_is_evaluate(derivatives):
     frames = [read_structure(SYSTEMS[name]()) for name in ("molecule", "triclinic", "one atom")] * 4
     descriptor = SOAPDescriptor(4.0, 4, 3)
     for threads in (1, 2):
-        with parallel.use_threads(threads):
+        with use_threads(threads):
             states = descriptor.evaluate_many(frames, derivatives=derivatives)
         assert len(states) == len(frames)
         for state, frame in zip(states, frames, strict=True):

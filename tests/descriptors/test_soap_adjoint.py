@@ -5,8 +5,8 @@ import pytest
 from ase import Atoms
 from dscribe.descriptors import SOAP
 
+from kqeq.backend.threads import use_threads
 from kqeq.descriptors.soap.descriptor import SOAPDescriptor
-from kqeq.descriptors.soap.host import parallel
 from kqeq.errors import InputError
 from kqeq.frames.neighbours import Pairs, find_pairs
 from kqeq.frames.structures import Structure, read_structure
@@ -257,7 +257,7 @@ def test_threads_do_not_change_a_bit(monkeypatch):
     structure = read_structure(triclinic().repeat((2, 2, 1)))
     results = []
     for threads in (1, 2, 3):
-        with parallel.use_threads(threads):
+        with use_threads(threads):
             state = SMALL.evaluate(structure)
             gradient = random_like(state.values)
             centres = np.flatnonzero(structure.numbers == 8)

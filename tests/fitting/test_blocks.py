@@ -65,7 +65,9 @@ def test_jacobians_are_derivatives(name, kind, parameters, water_systems):
     rng = np.random.default_rng(1)
     # each stretch of the parameters on its own, so that a large one cannot hide a small one
     present = False
-    for part, kernel_part in ((p, k) for p in (parameters.chi, parameters.energy) for k in (True, False)):
+    for part, kernel_part in (
+        (p, k) for p in (parameters.electronegativity, parameters.short_range) for k in (True, False)
+    ):
         direction = np.zeros(parameters.size)
         middle = part.columns.start + part.kernel_size
         stretch = slice(part.columns.start, middle) if kernel_part else slice(middle, part.columns.stop)
@@ -83,7 +85,7 @@ def test_jacobians_are_derivatives(name, kind, parameters, water_systems):
 def test_which_parameters_a_label_depends_on(kind, parameters, water_systems):
     structure = case("charged cell" if kind == "stress" else "cation in a field", water_systems)
     _, jacobian = BLOCKS[kind](line_at(structure, parameters, random_u(parameters)), True)
-    chi, energy = parameters.chi, parameters.energy
+    chi, energy = parameters.electronegativity, parameters.short_range
     size = {
         "chi kernel": jacobian[:, chi.columns][:, : chi.kernel_size],
         "chi offsets": jacobian[:, chi.columns][:, chi.kernel_size :],
@@ -196,7 +198,7 @@ def test_the_cheap_jacobians_are_parts_of_the_full_one(parameters):
     assert rows["none"][1] is None
     for mode in ("none", "linear"):
         np.testing.assert_array_equal(rows[mode][0], rows["full"][0])
-    np.testing.assert_array_equal(rows["linear"][1], rows["full"][1][:, parameters.energy.columns])
+    np.testing.assert_array_equal(rows["linear"][1], rows["full"][1][:, parameters.short_range.columns])
     assert np.abs(rows["linear"][1]).max() > 1.0
 
 
@@ -230,10 +232,10 @@ def test_frames_without_forces_need_no_derivatives(parameters, water_systems):
     assert plain.strain is None
     assert plain.states is None
     full = compute_features(TrainingFrame(structure, labels(len(structure)), 0), parameters)
-    assert full.positions.shape == (3 * len(structure), parameters.energy.size)
-    np.testing.assert_array_equal(plain.chi, full.chi)
-    np.testing.assert_allclose(plain.energy, full.energy, rtol=1e-13)
-    assert full.nbytes > plain.nbytes > plain.chi.nbytes
+    assert full.positions.shape == (3 * len(structure), parameters.short_range.size)
+    np.testing.assert_array_equal(plain.electronegativity, full.electronegativity)
+    np.testing.assert_allclose(plain.short_range, full.short_range, rtol=1e-13)
+    assert full.nbytes > plain.nbytes > plain.electronegativity.nbytes
 
 
 def test_the_store_keeps_features_within_its_budget(parameters, water_systems):
@@ -247,7 +249,7 @@ def test_the_store_keeps_features_within_its_budget(parameters, water_systems):
     tight = FeatureStore(frames, parameters, budget=size)
     assert tight.get(0) is tight.get(0)
     assert tight.get(1) is not tight.get(1)
-    np.testing.assert_array_equal(tight.get(1).chi, generous.get(1).chi)
+    np.testing.assert_array_equal(tight.get(1).electronegativity, generous.get(1).electronegativity)
 
 
 def test_identical_structures_are_not_confused(parameters):

@@ -108,12 +108,12 @@ def lines(model, structure):
     parameters = Parameters.build(
         species,
         charges=model,
-        chi_kernels=[(maps, 0.4)],
-        chi_mean=dict.fromkeys(species, 0.0),
-        chi_spread=1.0,
-        energy_kernels=[],
-        energy_mean=None,
-        energy_spread=0.0,
+        electronegativity_kernels=[(maps, 0.4)],
+        electronegativity_mean=dict.fromkeys(species, 0.0),
+        electronegativity_spread=1.0,
+        short_range_kernels=[],
+        short_range_mean=None,
+        short_range_spread=0.0,
     )
     shape = (len(structure), 3, 3)
     frame = TrainingFrame(structure, Labels(born_charges=np.zeros(shape), dipole=np.zeros(3)), 0)

@@ -57,17 +57,17 @@ def opened(water_model, tmp_path):
 
 
 def maps(parameters):
-    return [part.feature_maps for part in (parameters.chi, parameters.energy)]
+    return [part.feature_maps for part in (parameters.electronegativity, parameters.short_range)]
 
 
 def assert_same(first, second):
-    for name in ("chi", "energy", "positions", "strain"):
+    for name in ("electronegativity", "short_range", "positions", "strain"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
 
 
 def assert_close(first, second):
     """A frame alone and one among others: products of other sizes are rounded differently."""
-    for name in ("chi", "energy", "positions"):
+    for name in ("electronegativity", "short_range", "positions"):
         np.testing.assert_allclose(getattr(first, name), getattr(second, name), rtol=0, atol=1e-12)
     assert first.strain is None and second.strain is None
 

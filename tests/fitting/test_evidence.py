@@ -131,7 +131,7 @@ def test_never_falls_and_ends_at_a_maximum(water_training, linearised):
     assert model.fit_report_.converged
     posterior = model.posterior_
     assert posterior.noise["forces"] != NOISE["forces"]
-    assert posterior.parameters.energy.deltas[0] != 1.0
+    assert posterior.parameters.short_range.deltas[0] != 1.0
     # bounds hold
     for kind in NOISE:
         assert 0.09 * NOISE[kind] <= posterior.noise[kind] <= 31 * NOISE[kind]
@@ -150,10 +150,10 @@ def test_finds_the_noise_that_was_added(water_systems):
 
 def test_zeta_is_learned_where_features_are_cheap(water_training):
     model = dipoles().fit(water_training, optimize="evidence")
-    assert 1.0 <= model.posterior_.parameters.chi.feature_maps[0].zeta <= 8.0
+    assert 1.0 <= model.posterior_.parameters.electronegativity.feature_maps[0].zeta <= 8.0
     assert (
         model.potential_.electronegativity.feature_maps[0].zeta
-        == model.posterior_.parameters.chi.feature_maps[0].zeta
+        == model.posterior_.parameters.electronegativity.feature_maps[0].zeta
     )
     assert values(model) == sorted(values(model))
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kqeq.descriptors.soap.host import parallel
+from kqeq.backend.threads import use_threads
 from kqeq.fitting.least_squares import gram
 from kqeq.fitting.least_squares.equations import NormalEquations, Prior, Sums, TriangularEquations
 from kqeq.fitting.least_squares.gram import Gram, column_sums
@@ -28,7 +28,7 @@ def some_rows(n=50, p=40, seed=0):
 def test_tiles_give_the_product(small_tiles, threads, first):
     rows = some_rows()
     sums = Gram(40, first, rows)
-    with parallel.use_threads(threads):
+    with use_threads(threads):
         sums.add(rows[:20])
         sums.add(rows[20:])
     expected = rows.T @ rows
@@ -42,7 +42,7 @@ def test_threads_change_nothing(small_tiles, monkeypatch):
     results = []
     for threads in (1, 2, 5):
         sums = Gram(40, 0, np.zeros(0))
-        with parallel.use_threads(threads):
+        with use_threads(threads):
             sums.add(some_rows())
         results.append(sums.finish())
     assert (results[0] == results[1]).all() and (results[0] == results[2]).all()

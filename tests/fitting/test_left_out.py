@@ -42,7 +42,13 @@ def problem_of(model, frames, skip=()):
     return FitProblem(chosen, model.posterior_.parameters, model.posterior_.noise, linear=True)
 
 
-THETA = {"energy": 0.3, "forces": -0.4, "energy 1 delta": 0.5, "energy 2 delta": -0.7, "energy spread": 0.2}
+THETA = {
+    "energy": 0.3,
+    "forces": -0.4,
+    "short_range 1 delta": 0.5,
+    "short_range 2 delta": -0.7,
+    "short_range spread": 0.2,
+}
 
 
 @pytest.mark.parametrize("kind", ["primal", "dual"])
@@ -118,7 +124,7 @@ def test_a_kernel_that_adds_nothing_is_dropped(water_training, water_systems):
     model = KQEq(None, twins, None, noise=NOISE, targets=["energy", "forces"])
     model.fit(water_training, optimize="left-out")
     assert len(model.potential_.short_range.terms) < 3
-    assert "dropped energy" in str(model.fit_report_)
+    assert "dropped short_range" in str(model.fit_report_)
     atoms = water_systems["water2"][5]
     assert model.predict(atoms, uncertainty=True).forces_std.shape == (6, 3)
 
@@ -134,12 +140,17 @@ def test_columns_without_some_kernels(water_model, water_training):
     with pytest.warns(KQEqWarning):
         model.fit(water_training)
     parameters = model.posterior_.parameters
-    less, kept = parameters.without(["chi 1", "energy 2"])
-    names = ["chi", "energy", "hardness 1", "hardness 2"]
+    less, kept = parameters.without(["electronegativity 1", "short_range 2"])
+    names = ["electronegativity", "short_range", "hardness 1", "hardness 2"]
     assert list(less.kernels) == names
     assert less.size == len(kept) == parameters.size - 2 * 12
     mark = np.arange(parameters.size)[kept]
-    same = {"chi": "chi 2", "energy": "energy 1", "hardness 1": "hardness 1", "hardness 2": "hardness 2"}
+    same = {
+        "electronegativity": "electronegativity 2",
+        "short_range": "short_range 1",
+        "hardness 1": "hardness 1",
+        "hardness 2": "hardness 2",
+    }
     for new, old in same.items():
         columns = parameters.kernels[old].columns
         np.testing.assert_array_equal(mark[less.kernels[new].columns], np.arange(columns.start, columns.stop))
@@ -147,7 +158,7 @@ def test_columns_without_some_kernels(water_model, water_training):
         mark[less.learned.columns],
         np.arange(parameters.learned.columns.start, parameters.learned.columns.stop),
     )
-    assert less.kernels["energy"].feature_map is parameters.kernels["energy 1"].feature_map
+    assert less.kernels["short_range"].feature_map is parameters.kernels["short_range 1"].feature_map
 
 
 # ------------------------------------------------------------- the default fit
@@ -187,7 +198,7 @@ def test_what_is_given_is_kept(water_training, monkeypatch):
     assert given.posterior_.noise["energy"] != 1e-3
     explicit = KQEq(None, kernels(), None, noise=NOISE).fit(water_training)
     assert explicit.posterior_.noise["energy"] == NOISE["energy"]
-    assert explicit.posterior_.parameters.energy.deltas == pytest.approx([1.0 / math.sqrt(2.0)] * 2)
+    assert explicit.posterior_.parameters.short_range.deltas == pytest.approx([1.0 / math.sqrt(2.0)] * 2)
 
 
 def test_short_range_alone_needs_no_second_word(water_training, monkeypatch):

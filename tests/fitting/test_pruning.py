@@ -61,7 +61,7 @@ def test_nothing_goes_for_nothing_and_one_of_each_stays(short_range):
     assert same.dropped == 0
     np.testing.assert_allclose(same.u, known.u, atol=1e-6 * np.abs(known.u).max())
     least = prune(known.parameters, known.u, known.lower, np.inf)
-    for kernel in least.parameters.energy.kernels:
+    for kernel in least.parameters.short_range.kernels:
         assert {rows.shape[0] for rows in kernel.feature_map.representatives.values()} == {1}
 
 

@@ -101,7 +101,7 @@ def test_columns_are_derivatives_of_every_label(name, condition, layouts):
     features = compute_features(frame, parameters)
     assert features.system is None  # it changes with the parameters
     kinds = parameters.charges.environment
-    assert set(parameters.environment.parts) == set(kinds) and len(kinds) >= 1
+    assert set(parameters.sites.parts) == set(kinds) and len(kinds) >= 1
     u = 0.3 * np.random.default_rng(5).normal(size=parameters.size)
     line = Linearisation(frame, features, parameters, u)
     jacobians = {}
@@ -124,8 +124,8 @@ def test_columns_are_derivatives_of_every_label(name, condition, layouts):
                 w * (at[t][kind] - at[-t][kind]) for t, w in ((1, 0.75), (2, -0.15), (3, 1.0 / 60.0))
             )
             if np.abs(expected / h).max() < 1e-9:
-                energy_only = stretch.startswith("energy") and kind != "energy"
-                assert energy_only or (kind == "polarizability" and stretch.startswith("chi"))
+                energy_only = stretch.startswith("short_range") and kind != "energy"
+                assert energy_only or (kind == "polarizability" and stretch.startswith("electronegativity"))
                 assert np.abs(jacobian @ direction).max() < 1e-9
                 continue
             rtol, atol = (2e-5, 2e-7) if iterative else (1e-6, 1e-9)
@@ -168,7 +168,7 @@ def test_responses_of_few_atoms_are_mixed_and_of_many_are_not(layouts):
         frame = labelled(structure)
         found = Linearisation(frame, compute_features(frame, parameters), parameters, u)
         assert (found.site_directions.mixing is not None) == mixed
-        sites = found.parameters.sites(frame.structure.numbers, found.u, found.features.sites)
+        sites = found.parameters.site_parameters(frame.structure.numbers, found.u, found.features.sites)
         rng = np.random.default_rng(4)
         step = np.zeros(found.parameters.size)
         columns = found.parameters.site_columns
@@ -176,7 +176,8 @@ def test_responses_of_few_atoms_are_mixed_and_of_many_are_not(layouts):
         for kind in SITE_KINDS:
             moved = central_difference(
                 lambda t, kind=kind, found=found, step=step, frame=frame: getattr(
-                    parameters.sites(frame.structure.numbers, u + t * step, found.features.sites), kind
+                    parameters.site_parameters(frame.structure.numbers, u + t * step, found.features.sites),
+                    kind,
                 ),
                 1e-2,
             )
@@ -188,7 +189,7 @@ def test_responses_of_few_atoms_are_mixed_and_of_many_are_not(layouts):
 def test_kernel_weights_of_zero_leave_the_elements_alone(layouts):
     parameters, frame = layouts["dipoles"], labelled(molecule(1, FIELD))
     u = 0.3 * np.random.default_rng(8).normal(size=parameters.size)
-    for part in parameters.environment.parts.values():
+    for part in parameters.sites.parts.values():
         u[part.columns] = 0.0
     plain = replace(parameters, environment=None)
     rows = {
@@ -217,7 +218,7 @@ def test_frozen_parameters_have_the_layout_and_no_columns(layouts):
 
 def test_steps_are_limited_at_the_representatives(layouts):
     parameters = layouts["dipoles"]
-    (part,) = parameters.environment.parts["hardness"].kernels
+    (part,) = parameters.sites.parts["hardness"].kernels
     feature_map = part.feature_map
     rows = feature_map.columns[8]
     step = np.zeros(parameters.size)
@@ -391,7 +392,7 @@ def test_polarizabilities_alone_teach_the_kernels(own, made):
     ).fit(made)
     errors = [m.evaluate(made)["polarizability"].rmse for m in (model, before)]
     assert errors[0] < 0.2 * errors[1]
-    parts = {k: p.kernels[0] for k, p in model.posterior_.parameters.environment.parts.items()}
+    parts = {k: p.kernels[0] for k, p in model.posterior_.parameters.sites.parts.items()}
     assert {kind: part.delta for kind, part in parts.items()} == (
         dict.fromkeys(parts, 0.4) if own else {kind: ENVIRONMENT_SPREADS[kind] for kind in parts}
     )
@@ -505,7 +506,7 @@ def test_variance_of_a_dense_model_is_that_of_the_gaussian_process(kind, made):
     view = Uncertain(model.posterior_, structure)
     mapped = {id(part): sites for part, sites in view.linear_map(kind).sites}
     line = view.line
-    parts = model.posterior_.parameters.environment.parts
+    parts = model.posterior_.parameters.sites.parts
     for name, part in parts.items():
 
         def value(t, direction, name=name):
@@ -513,8 +514,10 @@ def test_variance_of_a_dense_model_is_that_of_the_gaussian_process(kind, made):
             changed = replace(sites, **{name: getattr(sites, name) * np.exp(t * direction)})
             state = line.parameters.charges
             system = model.potential_.charges.bind(structure, changed)
-            part_chi = line.parameters.chi
-            chi = part_chi.mean(structure.numbers) + line.features.chi @ line.u[part_chi.columns]
+            part_chi = line.parameters.electronegativity
+            chi = (
+                part_chi.mean(structure.numbers) + line.features.electronegativity @ line.u[part_chi.columns]
+            )
             solved = system.solve(chi, structure.external_field, structure.total_charge)
             assert state is not None
             return np.ravel(getattr(solved, kind))
@@ -553,7 +556,11 @@ def test_forces_are_derivatives_of_the_energy_in_their_uncertainty_too(made):
         structure = read_structure(copy)
         frame = TrainingFrame(structure, Labels(energy=0.0), 0)
         line = Linearisation(frame, compute_features(frame, parameters), parameters, posterior.u)
-        weights = {"energy": np.ones(len(atoms)), "chi": line.state.charges, **line.site_slopes}
+        weights = {
+            "short_range": np.ones(len(atoms)),
+            "electronegativity": line.state.charges,
+            **line.site_slopes,
+        }
         rows = {
             name: part.feature_map.descriptor.evaluate(structure).values
             for name, part in parameters.kernels.items()
@@ -579,7 +586,7 @@ def test_forces_are_derivatives_of_the_energy_in_their_uncertainty_too(made):
             missed[name] = prior - kernel_rows @ kernel_rows
         # rounding of the differences: second derivatives of energies of eV
         assert min(missed.values()) > -1e-7 and len(missed) == 5
-        assert sum(missed[kind] for kind in parameters.environment.parts) > 1e-5
+        assert sum(missed[kind] for kind in parameters.sites.parts) > 1e-5
         assert std[index] ** 2 == pytest.approx(expected + sum(missed.values()), rel=1e-5)
 
 

@@ -53,7 +53,7 @@ def joint(model, frames):
     posterior = model.posterior_
     keys = LabelKeys(charges=model.charges_key_)
     chosen, used, _ = choose_labels(list(read_frames(frames, keys)), model._settings(model.targets))
-    linear = posterior.parameters.chi is None or used.keys() <= {"dipole", "charges"}
+    linear = posterior.parameters.electronegativity is None or used.keys() <= {"dipole", "charges"}
     problem = FitProblem(chosen, posterior.parameters, posterior.noise, linear=linear)
     try:
         return minimise(problem, posterior.u, solver=model.solver)
@@ -165,11 +165,13 @@ def test_element_parameters_go_on_being_learned(water_systems):
 def test_what_evidence_learned_is_kept(frames):
     first, more = frames
     model = dipoles().fit(first, optimize="evidence")
-    noise, delta = model.posterior_.noise, model.posterior_.parameters.chi.deltas[0]
+    noise, delta = model.posterior_.noise, model.posterior_.parameters.electronegativity.deltas[0]
     assert noise["dipole"] != 0.01
     expected = joint(model, first + more)
     model.update(more)
-    assert model.posterior_.noise == noise and model.posterior_.parameters.chi.deltas[0] == delta
+    assert (
+        model.posterior_.noise == noise and model.posterior_.parameters.electronegativity.deltas[0] == delta
+    )
     assert_close(model.posterior_.u, expected.u, rtol=1e-9, at_least=0.1)
 
 

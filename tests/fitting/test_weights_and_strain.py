@@ -241,7 +241,9 @@ def test_uncertain_forces_follow_the_factor_of_what_is_missed(water_training):
     posterior, structure = model.posterior_, read_structure(bare(water_training[0]))
 
     def variance(factor):
-        parameters = posterior.parameters.with_remainders({"energy": factor, "chi": factor})
+        parameters = posterior.parameters.with_remainders(
+            {"short_range": factor, "electronegativity": factor}
+        )
         view = Uncertain(dataclasses.replace(posterior, parameters=parameters), structure, forces=True)
         return view.variance("forces")
 

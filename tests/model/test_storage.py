@@ -669,14 +669,17 @@ def test_posteriors_of_earlier_files_have_another_order(water_training, tmp_path
 
     model = KQEq(small_kernel(3.5), small_kernel(4.0, zeta=4), noise=NOISE).fit(water_training[::2])
     model.save(tmp_path / "new.kqeq", posterior=True)
-    first, second = model.posterior_.parameters.energy.columns, model.posterior_.parameters.chi.columns
+    first, second = (
+        model.posterior_.parameters.short_range.columns,
+        model.posterior_.parameters.electronegativity.columns,
+    )
     assert first.start == 0 and second.stop == model.posterior_.parameters.size
     order = np.r_[np.arange(second.start, second.stop), np.arange(first.stop)]
     lower = np.linalg.cholesky((model.posterior_.lower @ model.posterior_.lower.T)[np.ix_(order, order)])
 
     def turn(content):
         header = json.loads(content["header.json"])
-        del header["posterior"]["energy_first"]
+        del header["posterior"]["short_range_first"]
         content["header.json"] = json.dumps(header).encode()
         for name, values in (("u", model.posterior_.u[order]), ("lower", lower)):
             buffer = io.BytesIO()
@@ -686,7 +689,7 @@ def test_posteriors_of_earlier_files_have_another_order(water_training, tmp_path
     model.save(tmp_path / "old.kqeq", posterior=True)
     rewrite(tmp_path / "old.kqeq", turn)
     old, new = (kqeq.load(tmp_path / name) for name in ("old.kqeq", "new.kqeq"))
-    assert old.posterior_.parameters.chi.columns.start == 0
+    assert old.posterior_.parameters.electronegativity.columns.start == 0
     atoms = next(a for a in water_training if a.info.get("total_charge", 0) == 0)
     a, b = (m.predict(atoms, uncertainty=True) for m in (old, new))
     for name in ("energy_std", "forces_std", "charges_std", "dipole_std"):
@@ -695,4 +698,4 @@ def test_posteriors_of_earlier_files_have_another_order(water_training, tmp_path
     np.testing.assert_allclose(a.forces, b.forces, atol=1e-5)
     assert np.abs(a.forces).max() > 0.1
     old.save(tmp_path / "again.kqeq", posterior=True)
-    assert kqeq.load(tmp_path / "again.kqeq").posterior_.parameters.chi.columns.start == 0
+    assert kqeq.load(tmp_path / "again.kqeq").posterior_.parameters.electronegativity.columns.start == 0

@@ -117,8 +117,8 @@ def test_element_means_are_those_at_the_representatives():
     parameters = known.parameters
     shift = known.parameters.element_means() @ known.u
     for part, model_of, offsets, start in (
-        (parameters.chi, potential.electronegativity, potential.electronegativity.offsets, 0),
-        (parameters.energy, potential.short_range, potential.energy_offsets, 2),
+        (parameters.electronegativity, potential.electronegativity, potential.electronegativity.offsets, 0),
+        (parameters.short_range, potential.short_range, potential.energy_offsets, 2),
     ):
         for k, z in enumerate(parameters.species):
             feature_map, coefficients = model_of.terms[0]

@@ -12,6 +12,11 @@ from checks import assert_close, assert_forces, central_difference, strain_gradi
 from kqeq import ACKS2, AtomicDipoles, ChargeKernel, KQEq
 from kqeq.baselines import AtReferenceCharge, Sum
 from kqeq.errors import ConvergenceError, InputError, LabelWarning, UnsupportedError
+from kqeq.fitting.baseline_labels import subtract_baseline
+from kqeq.fitting.minimisation import minimise_problem
+from kqeq.fitting.problem import FitProblem
+from kqeq.fitting.rows.targets import choose_labels
+from kqeq.frames.labels import read_frames
 from kqeq.frames.structures import read_structure
 
 NOISE = {"energy": 0.02, "forces": 0.2, "dipole": 0.02}
@@ -491,3 +496,19 @@ class Home(kqeq.baselines.GeometryBaseline):
 
     def __reduce__(self):
         raise TypeError("stays here")
+
+
+def test_frames_that_are_added_are_seen_at_the_charges_of_the_baseline(kernel, frames):
+    """Nothing has charges but the baseline; the result is that of a fit to all frames with the same parameters."""
+    model = build(kernel, frames[::2], charge_aware=ChargeKernel(2), chi=None, charges=None)
+    posterior, potential = model.posterior_, model.potential_
+    settings = replace(model._settings(None), baseline=potential.baseline)
+    chosen, _, _ = choose_labels(list(read_frames([*frames[::2], *frames[1::2]])), settings)
+    fitted, _, _ = subtract_baseline(chosen, potential.baseline, charge_aware=True, shift=False)
+    assert all(frame.baseline is not None for frame in fitted)
+    problem = FitProblem(fitted, posterior.parameters, posterior.noise, linear=True)
+    expected = minimise_problem(problem, np.zeros(problem.size)).u
+    before = posterior.u
+    after = model.update(frames[1::2]).posterior_.u
+    np.testing.assert_allclose(after, expected, rtol=0.0, atol=1e-6 * np.abs(expected).max())
+    assert np.abs(after - before).max() > 1e-2 * np.abs(expected).max()

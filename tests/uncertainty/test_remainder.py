@@ -93,8 +93,8 @@ def test_finds_the_factor_that_made_the_errors(factor, water_training, monkeypat
     errors = rng.normal(0.0, np.sqrt(variances + factor * missed[:, 0]))
     monkeypatch.setattr(remainder, "leave_out", lambda *_: LeftOut(errors, variances, missed))
     posterior, line = learn_remainder(model.posterior_, training_frames(model, water_training))
-    assert posterior.parameters.kernels["energy"].remainder == pytest.approx(factor, rel=0.2)
-    assert f"energy {posterior.parameters.kernels['energy'].remainder:.3g}" in line
+    assert posterior.parameters.kernels["short_range"].remainder == pytest.approx(factor, rel=0.2)
+    assert f"short_range {posterior.parameters.kernels['short_range'].remainder:.3g}" in line
 
 
 def test_uncertainties_follow_the_factor(water_training):
@@ -103,7 +103,7 @@ def test_uncertainties_follow_the_factor(water_training):
     known = model.posterior_
 
     def variances(chi, energy):
-        parameters = known.parameters.with_remainders({"chi": chi, "energy": energy})
+        parameters = known.parameters.with_remainders({"electronegativity": chi, "short_range": energy})
         view = Uncertain(replace(known, parameters=parameters), structure, forces=True)
         return {kind: view.variance(kind) for kind in ("energy", "dipole", "charges", "forces")}
 
@@ -117,11 +117,13 @@ def test_uncertainties_follow_the_factor(water_training):
 
 def test_evidence_learns_it_and_files_keep_it(water_training, tmp_path):
     plain = everything().fit(water_training)
-    assert plain.posterior_.parameters.kernels["energy"].remainder == 1.0
+    assert plain.posterior_.parameters.kernels["short_range"].remainder == 1.0
     model = everything().fit(water_training, optimize="evidence")
     parts = model.posterior_.parameters.kernels
-    assert parts["energy"].remainder != 1.0 and parts["chi"].remainder != 1.0
-    assert f"relative to the prior: chi {parts['chi'].remainder:.3g}" in str(model.fit_report_)
+    assert parts["short_range"].remainder != 1.0 and parts["electronegativity"].remainder != 1.0
+    assert f"relative to the prior: electronegativity {parts['electronegativity'].remainder:.3g}" in str(
+        model.fit_report_
+    )
     model.save(tmp_path / "model.kqeq", posterior=True)
     loaded = kqeq.load(tmp_path / "model.kqeq")
     atoms = water_training[0]
@@ -129,7 +131,7 @@ def test_evidence_learns_it_and_files_keep_it(water_training, tmp_path):
     assert second.energy_std == pytest.approx(first.energy_std, rel=1e-12)
     np.testing.assert_allclose(second.forces_std, first.forces_std, rtol=1e-10)
     loaded.update(water_training[:2])
-    assert loaded.posterior_.parameters.kernels["energy"].remainder == parts["energy"].remainder
+    assert loaded.posterior_.parameters.kernels["short_range"].remainder == parts["short_range"].remainder
 
 
 def test_selection_sees_the_factor(water_training, water_systems):

@@ -85,13 +85,15 @@ def test_equals_the_exact_gaussian_process_when_all_environments_are_representat
 def test_the_variance_of_an_energy_is_that_of_the_sum_over_sites(short_range_model, water_training):
     """A short-range energy is a sum over atoms: prior Σ_ij k, less what 6 representatives per element explain."""
     posterior = short_range_model.posterior_
-    (part,) = posterior.parameters.energy.kernels
+    (part,) = posterior.parameters.short_range.kernels
     atoms = bare(water_training[4])
     structure = read_structure(atoms)
     rows = part.feature_map.descriptor.evaluate(structure).values
     same = structure.numbers[:, None] == structure.numbers[None, :]
     prior = np.sum(same * (rows @ rows.T) ** part.feature_map.zeta)
-    features = compute_features(TrainingFrame(structure, Labels(energy=0.0), 0), posterior.parameters).energy
+    features = compute_features(
+        TrainingFrame(structure, Labels(energy=0.0), 0), posterior.parameters
+    ).short_range
     missed = part.delta**2 * prior - np.sum(features[: part.size] ** 2)
     cov = np.linalg.inv(posterior.lower @ posterior.lower.T)
     std = short_range_model.predict(atoms, properties=["energy"], uncertainty=True).energy_std
@@ -109,7 +111,7 @@ def test_forces_are_derivatives_of_the_energy_in_their_uncertainty_too(which, re
     atoms.positions += np.random.default_rng(2).normal(0.0, 0.1, atoms.positions.shape)
     std = model.predict(atoms, uncertainty=True).forces_std
     cov = np.linalg.inv(posterior.lower @ posterior.lower.T)
-    sums = [p for p in (parameters.chi, parameters.energy) if p is not None]
+    sums = [p for p in (parameters.electronegativity, parameters.short_range) if p is not None]
     parts = [p.kernels[0] for p in sums]
 
     def view(index, t):
@@ -118,9 +120,9 @@ def test_forces_are_derivatives_of_the_energy_in_their_uncertainty_too(which, re
         structure = read_structure(copy)
         frame = TrainingFrame(structure, Labels(energy=0.0), 0)
         line = Linearisation(frame, compute_features(frame, parameters), parameters, posterior.u)
-        weights = {id(parameters.energy): np.ones(len(atoms))}
-        if parameters.chi is not None:
-            weights[id(parameters.chi)] = line.state.electronegativity_gradient()
+        weights = {id(parameters.short_range): np.ones(len(atoms))}
+        if parameters.electronegativity is not None:
+            weights[id(parameters.electronegativity)] = line.state.electronegativity_gradient()
         rows = BLOCKS["energy"](line, True)[1][0]
         values = [p.feature_map.descriptor.evaluate(structure).values for p in parts]
         return rows, values, [weights[id(p)] for p in sums]

@@ -12,12 +12,13 @@ from functools import lru_cache, partial
 from typing import Literal, get_args
 
 from kqeq.backend import is_numpy
+from kqeq.backend.threads import pool, thread_count
 from kqeq.descriptors.base import FeatureGradients
 from kqeq.descriptors.soap import basis
 from kqeq.descriptors.soap.arrays import expansion
 from kqeq.descriptors.soap.arrays import features as array_features
 from kqeq.descriptors.soap.arrays.expansion import ArraySOAPState
-from kqeq.descriptors.soap.host import adjoint, parallel
+from kqeq.descriptors.soap.host import adjoint
 from kqeq.descriptors.soap.host import features as host_features
 from kqeq.descriptors.soap.host.adjoint import SOAPState
 from kqeq.descriptors.soap.host.features import Directions
@@ -155,12 +156,12 @@ class SOAPDescriptor:
 
     def evaluate_many(self, structures: Sequence[Structure], *, derivatives: bool = True) -> list[SOAPState]:
         """Descriptors of many structures, one by one in parallel; see :meth:`evaluate`."""
-        threads = parallel.thread_count()
+        threads = thread_count()
         frames = list(structures)
         if threads == 1 or len(frames) < 2:
             return [self.evaluate(s, derivatives=derivatives) for s in frames]
         adjoint.kernels()  # compile once, not in every thread
-        return list(parallel.pool(threads).map(partial(self.evaluate, derivatives=derivatives), frames))
+        return list(pool(threads).map(partial(self.evaluate, derivatives=derivatives), frames))
 
     def evaluate_arrays(
         self,

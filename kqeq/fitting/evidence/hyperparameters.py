@@ -124,16 +124,16 @@ def rescale(
 
 def with_zeta(parameters: Parameters, zeta: float) -> Parameters:
     """The same representatives of the electronegativities under another power of the dot product."""
-    part = parameters.chi
+    part = parameters.electronegativity
     assert part is not None and len(part.kernels) == 1
     kernel = part.kernels[0]
     changed = replace(kernel, feature_map=replace(kernel.feature_map, zeta=zeta))
-    return replace(parameters, chi=part.with_kernels([changed]))
+    return replace(parameters, electronegativity=part.with_kernels([changed]))
 
 
 def _zeta(parameters: Parameters) -> float | None:
     """The power of the kernel of the electronegativities, where there is one kernel."""
-    kernels = () if parameters.chi is None else parameters.chi.kernels
+    kernels = () if parameters.electronegativity is None else parameters.electronegativity.kernels
     return kernels[0].feature_map.zeta if len(kernels) == 1 else None
 
 

@@ -367,7 +367,7 @@ def _value(score: Score, theta: FloatArray) -> float:
 def _one_leads(left_out: LeftOut, parameters: Parameters) -> list[FloatArray]:
     """Starts at which one kernel of the energy is much larger than the others."""
     names = [name for name, _ in column_groups(parameters)]
-    own = [i for i, name in enumerate(names) if name.startswith("energy") and name.endswith(" delta")]
+    own = [i for i, name in enumerate(names) if name.startswith("short_range") and name.endswith(" delta")]
     starts = []
     for leader in own if len(own) > 1 else ():
         start = np.zeros(left_out.size)
@@ -414,9 +414,12 @@ def _climb(
 
 
 def unearned(
-    left_out: LeftOut, parameters: Parameters, theta: FloatArray, parts: Sequence[str] = ("energy", "chi")
+    left_out: LeftOut,
+    parameters: Parameters,
+    theta: FloatArray,
+    parts: Sequence[str] = ("short_range", "electronegativity"),
 ) -> list[str]:
-    """Kernels without which left-out frames are predicted as well; those of the energy and of χ, never all of a part."""
+    """Kernels of the parts without which left-out frames are predicted as well; never all of a part."""
     names = [name for name, _ in column_groups(parameters)]
     dropped: list[str] = []
     theta = theta.copy()
@@ -497,7 +500,7 @@ def learn_left_out(
         noises: dict[str, float],
         start: FloatArray | None,
     ) -> _Point:
-        closed = linear or candidate.chi is None
+        closed = linear or candidate.electronegativity is None
         problem = FitProblem(own, candidate, noises, linear=closed, device=device, cache=cache)
         try:
             u = np.zeros(problem.size) if closed else solve(problem, start).u
@@ -523,14 +526,18 @@ def learn_left_out(
     if linear:
         return settle(frames, parameters)[0]
     alone, now = None, dict(first)
-    if parameters.chi is not None and parameters.energy is not None and parameters.energy.kernels:
+    if (
+        parameters.electronegativity is not None
+        and parameters.short_range is not None
+        and parameters.short_range.kernels
+    ):
         only, part = _short_range(frames, parameters)
         if part is not None:
             settled, alone = settle(only, part)
             parameters, now = _adopt(parameters, settled.parameters), dict(settled.noise)
     start = at(frames, parameters, now, None)
     theta, _ = search(start.left_out, _bounds(start, held, _SHORT_RANGE, _reach(start.score, alone)))
-    dropped = unearned(start.left_out, parameters, theta, ("chi",))
+    dropped = unearned(start.left_out, parameters, theta, ("electronegativity",))
     best = start
     for part_of in (1.0, 0.5):
         candidate, noises = rescale(parameters, now, start.left_out, part_of * theta)
@@ -578,9 +585,9 @@ def _bounds(
         bounds.append((0.0, 0.0) if kind in held else (low, high))
     for name, _ in column_groups(point.parameters):
         low, high = (math.log(factor) for factor in SPREAD_RANGE)
-        if settled and name.startswith("energy"):
+        if settled and name.startswith("short_range"):
             low, high = max(low, -reach), min(high, reach)
-        elif name.startswith("chi"):
+        elif name.startswith("electronegativity"):
             high = math.log(MOST_CHI)
         bounds.append((low, high) if name.endswith(" delta") else (0.0, 0.0))
     return bounds
@@ -603,7 +610,7 @@ def _short_range(
     frames: Sequence[TrainingFrame], parameters: Parameters
 ) -> tuple[list[TrainingFrame], Parameters | None]:
     """The short-range energy alone, and the labels it is determined by."""
-    assert parameters.energy is not None
+    assert parameters.short_range is not None
     kept = []
     for frame in frames:
         labels = replace(frame.labels, **{k: None for k in frame.labels.kinds if k not in _SHORT_RANGE})  # type: ignore[arg-type]
@@ -611,7 +618,7 @@ def _short_range(
             kept.append(replace(frame, labels=labels))
     if not kept:
         return [], None
-    energy = parameters.energy
+    energy = parameters.short_range
     kernels = list(zip(energy.feature_maps, energy.deltas, strict=True))
     part = SitePart.build(kernels, energy.offset_mean, energy.offset_spread, 0)
     return kept, Parameters(parameters.species, None, None, part, part.columns.stop)
@@ -622,17 +629,17 @@ _SHORT_RANGE = ("energy", "forces", "stress")
 
 def _adopt(parameters: Parameters, alone: Parameters) -> Parameters:
     """Spreads of the short-range kernels from a model without charges, without those that it dropped."""
-    assert parameters.energy is not None and alone.energy is not None
-    deltas = {id(kernel.feature_map): kernel.delta for kernel in alone.energy.kernels}
+    assert parameters.short_range is not None and alone.short_range is not None
+    deltas = {id(kernel.feature_map): kernel.delta for kernel in alone.short_range.kernels}
     kernels = {
         name: replace(kernel, delta=deltas[id(kernel.feature_map)])
         for name, kernel in parameters.kernels.items()
-        if kernel in parameters.energy.kernels and id(kernel.feature_map) in deltas
+        if kernel in parameters.short_range.kernels and id(kernel.feature_map) in deltas
     }
     gone = [
         name
         for name, kernel in parameters.kernels.items()
-        if kernel in parameters.energy.kernels and id(kernel.feature_map) not in deltas
+        if kernel in parameters.short_range.kernels and id(kernel.feature_map) not in deltas
     ]
     return parameters.with_kernels(kernels).without(gone)[0]
 

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from kqeq._version import __version__
+from kqeq.descriptors.conditioned import condition_of
 from kqeq.errors import InputError
 from kqeq.frames.structures import Structure
 from kqeq.kernels.feature_map import FeatureMap
@@ -124,7 +125,8 @@ class CacheFolder:
             target.mkdir(exist_ok=True)
         except OSError:
             taken = self.budget
-        told = any(m.descriptor.knows_charge for role in maps for m in role)
+        descriptors = [m.descriptor for role in maps for m in role]
+        told = any(d.knows_charge or condition_of(d) is not None for d in descriptors)
         return CacheFiles(target, max(0, self.budget - taken), told)
 
 
@@ -138,7 +140,7 @@ class CacheFiles:
     budget : int
         Bytes.
     charged : bool
-        Whether features depend on the total charge.
+        Whether features depend on charges and spins, and not on the geometry alone.
     """
 
     path: Path
@@ -193,6 +195,8 @@ class CacheFiles:
             digest.update(str(part.dtype).encode() + str(part.shape).encode() + part.tobytes())
         if self.charged:
             digest.update(repr((structure.total_charge, structure.multiplicity)).encode())
+            for given in (structure.fragments, structure.fragment_charges, structure.fragment_spins):
+                digest.update(b"none" if given is None else given.tobytes())
         return self.path / f"{digest.hexdigest()[:40]}.features"
 
 

@@ -1,27 +1,20 @@
-"""Threads for the compiled kernels, and loading them (with an announcement if they must be compiled).
+"""Threads of our own: for compiled kernels and for large sums.
 
-The kernels are ordinary compiled functions that release the interpreter lock and work on a range of
-centres; the ranges are handed to a pool of threads.  Every centre writes its own rows, so results do
-not depend on the number of threads.  (Numba's own parallel loops were avoided on purpose: they compile
+Tasks are ordinary functions that release the interpreter lock and work on a range of items (the centres of a
+descriptor, the tiles of a matrix); the ranges are handed to a pool of threads.  Every item writes what belongs to it,
+so results do not depend on the number of threads.  (Numba's own parallel loops were avoided on purpose: they compile
 several times longer, and their OpenMP layer aborts processes that were forked.)
 """
 
 from __future__ import annotations
 
-import atexit
 import os
-import shutil
-import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from importlib import import_module
 from itertools import pairwise
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 
@@ -32,12 +25,10 @@ _override: ContextVar[int | None] = ContextVar("kqeq_threads", default=None)
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 _lock = threading.Lock()
 _worker = threading.local()
-_said: set[str] = set()
-_PACKAGE = __name__.partition(".")[0]
 
 
 def thread_count() -> int:
-    """Threads the kernels may use.
+    """Threads that may be used.
 
     The innermost :func:`use_threads`, else ``NUMBA_NUM_THREADS`` or ``OMP_NUM_THREADS``, else the number
     of processors this process may run on.
@@ -58,7 +49,7 @@ def thread_count() -> int:
 
 @contextmanager
 def use_threads(count: int) -> Iterator[None]:
-    """Limit the kernels to ``count`` threads inside a ``with`` block (results do not change).
+    """Limit everything to ``count`` threads inside a ``with`` block (results do not change).
 
     Raises
     ------
@@ -123,48 +114,4 @@ def run(task: Callable[[int, int], None], work: IntArray, smallest: int) -> None
         future.result()
 
 
-@contextmanager
-def announced_compilation() -> Iterator[None]:
-    """Say on stderr, once in a process, when numba begins to compile kernels of this package inside the block.
-
-    Kernels that come from its disk cache are not compiled, however long a busy machine takes to read them.
-    """
-    from numba.core import event  # numba is slow to load and not needed by everybody
-
-    class Compilation(event.Listener):
-        def on_start(self, event: Any) -> None:
-            function = getattr(event.data.get("dispatcher"), "py_func", None)
-            if str(getattr(function, "__module__", "")).startswith(_PACKAGE) and not _said:
-                _said.add(_PACKAGE)
-                text = "kqeq: compiling the descriptor kernels (once; they are cached on disk) ..."
-                print(text, file=sys.stderr, flush=True)
-
-        def on_end(self, event: Any) -> None:
-            """Nothing is said of the end."""
-
-    with event.install_listener("numba:compile", Compilation()):
-        yield
-
-
-def load(module: str) -> ModuleType:
-    """Import a module of kernels, which compiles them or reads them from numba's disk cache.
-
-    Where numba finds no directory to write to (package and home read-only), a temporary one serves
-    this process.
-    """
-    with announced_compilation():
-        try:
-            return import_module(module)
-        except RuntimeError as error:
-            if "no locator available" not in str(error):
-                raise
-            from numba import config
-
-            # private and short-lived: a predictable name would let others plant compiled code
-            folder = tempfile.mkdtemp(prefix="kqeq-numba-")
-            atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            setattr(config, "CACHE_DIR", folder)  # noqa: B010 (numba defines it at run time)
-            return import_module(module)
-
-
-__all__ = ["announced_compilation", "load", "pool", "ranges", "run", "thread_count", "use_threads"]
+__all__ = ["pool", "ranges", "run", "thread_count", "use_threads"]

@@ -8,7 +8,8 @@ import threading
 import numpy as np
 import pytest
 
-from kqeq.descriptors.soap.host import parallel
+from kqeq.backend import compiled
+from kqeq.backend.threads import ranges, run, thread_count, use_threads
 from kqeq.errors import InputError
 
 
@@ -16,7 +17,7 @@ from kqeq.errors import InputError
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_ranges_cover_all_items_once(n, threads):
     work = np.concatenate([[0], np.cumsum(np.random.default_rng(n).integers(0, 50, n))])
-    parts = parallel.ranges(work, threads)
+    parts = ranges(work, threads)
     items = [i for a, b in parts for i in range(a, b)]
     assert items == list(range(n))
     assert all(a < b for a, b in parts)
@@ -24,7 +25,7 @@ def test_ranges_cover_all_items_once(n, threads):
 
 def test_ranges_balance_the_work():
     work = np.concatenate([[0], np.cumsum(np.r_[np.full(50, 100), np.full(50, 1)])])
-    loads = [work[b] - work[a] for a, b in parallel.ranges(work, 2)]
+    loads = [work[b] - work[a] for a, b in ranges(work, 2)]
     assert max(loads) < 2 * work[-1] / len(loads)
 
 
@@ -39,10 +40,10 @@ def test_run_does_everything_in_threads(count):
         done[first:last] += 1
         # tasks must not start more threads: they would wait for each other
         if count > 1:
-            assert parallel.thread_count() == 1
+            assert thread_count() == 1
 
-    with parallel.use_threads(count):
-        parallel.run(task, np.arange(n + 1), smallest=0)
+    with use_threads(count):
+        run(task, np.arange(n + 1), smallest=0)
     assert (done == 1).all()
     assert (threading.current_thread().name in names) == (count == 1)
 
@@ -51,24 +52,24 @@ def test_errors_in_threads_are_raised():
     def task(first, last):
         raise ZeroDivisionError
 
-    with parallel.use_threads(2), pytest.raises(ZeroDivisionError):
-        parallel.run(task, np.arange(11), smallest=0)
+    with use_threads(2), pytest.raises(ZeroDivisionError):
+        run(task, np.arange(11), smallest=0)
 
 
 def test_thread_count(monkeypatch):
     monkeypatch.setenv("NUMBA_NUM_THREADS", "3")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert parallel.thread_count() == 3
-    with parallel.use_threads(7):
-        assert parallel.thread_count() == 7
-        with parallel.use_threads(1):
-            assert parallel.thread_count() == 1
-        assert parallel.thread_count() == 7
+    assert thread_count() == 3
+    with use_threads(7):
+        assert thread_count() == 7
+        with use_threads(1):
+            assert thread_count() == 1
+        assert thread_count() == 7
     monkeypatch.delenv("NUMBA_NUM_THREADS")
-    assert parallel.thread_count() == 2
+    assert thread_count() == 2
     monkeypatch.setenv("OMP_NUM_THREADS", "many")
-    assert parallel.thread_count() >= 1
-    with pytest.raises(InputError, match="at least one"), parallel.use_threads(0):
+    assert thread_count() >= 1
+    with pytest.raises(InputError, match="at least one"), use_threads(0):
         pass
 
 
@@ -82,8 +83,8 @@ def test_only_a_compilation_is_announced(tmp_path):
     )
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from kqeq.descriptors.soap.host import parallel\n"
-        "print(parallel.load('kqeq_kernel').double(2.0))\n"
+        "from kqeq.backend import compiled\n"
+        "print(compiled.load('kqeq_kernel').double(2.0))\n"
     )
     said = "kqeq: compiling the descriptor kernels (once; they are cached on disk) ...\n"
     for expected in (said, ""):
@@ -98,11 +99,11 @@ def test_only_a_compilation_is_announced(tmp_path):
 def test_forked_processes_can_use_threads():
     code = (
         "import multiprocessing, numpy as np\n"
-        "from kqeq.descriptors.soap.host import parallel\n"
+        "from kqeq.backend.threads import run, use_threads\n"
         "def total(_):\n"
         "    done = np.zeros(9)\n"
-        "    with parallel.use_threads(2):\n"
-        "        parallel.run(lambda a, b: done.__setitem__(slice(a, b), 1), np.arange(10), 0)\n"
+        "    with use_threads(2):\n"
+        "        run(lambda a, b: done.__setitem__(slice(a, b), 1), np.arange(10), 0)\n"
         "    return done.sum()\n"
         "total(0)\n"
         "with multiprocessing.get_context('fork').Pool(2) as pool:\n"
@@ -124,14 +125,14 @@ def test_kernels_load_where_nothing_can_be_written(monkeypatch):
             raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
         return sys
 
-    monkeypatch.setattr(parallel, "import_module", import_module)
-    assert parallel.load("kernels") is sys
+    monkeypatch.setattr(compiled, "import_module", import_module)
+    assert compiled.load("kernels") is sys
     assert seen[0] == ""
     assert "kqeq" in seen[1]
 
     def broken(name):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(parallel, "import_module", broken)
+    monkeypatch.setattr(compiled, "import_module", broken)
     with pytest.raises(RuntimeError, match="something else"):
-        parallel.load("kernels")
+        compiled.load("kernels")
