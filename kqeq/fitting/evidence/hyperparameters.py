@@ -139,8 +139,8 @@ def _zeta(parameters: Parameters) -> float | None:
 
 def _next_zeta(parameters: Parameters, zeta: float) -> float:
     """A power within its range, whole where the descriptor needs that."""
-    assert parameters.chi is not None
-    whole = parameters.chi.kernels[0].feature_map.descriptor.whole_powers
+    assert parameters.electronegativity is not None
+    whole = parameters.electronegativity.kernels[0].feature_map.descriptor.whole_powers
     return round(float(np.clip(zeta, *ZETA_RANGE)), 0 if whole else 3)
 
 
