@@ -38,6 +38,8 @@ HOME = {
     "numba": {"kqeq.backend.compiled", "kqeq.descriptors.soap.host", "kqeq.electrostatics"},
     "cupy": {"kqeq.backend", "kqeq.descriptors.soap.arrays", "kqeq.electrostatics"},
     "cupyx": {"kqeq.backend", "kqeq.descriptors.soap.arrays", "kqeq.electrostatics"},
+    "chemiscope": {"kqeq.analysis.view"},
+    "spglib": {"kqeq.analysis.phonons"},
     "matplotlib": {"kqeq.analysis.plots", "kqeq.cli.demo"},
     "tomllib": {"kqeq.model.config"},
     "argparse": {"kqeq.cli"},

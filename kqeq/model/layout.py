@@ -174,7 +174,20 @@ _REPORT = table(
     loss=_FREE,
     seconds=_FREE,
     notes=sequence(text()),
-    maybe={"learned": mapping(table(default=_FREE, value=_FREE, error=_FREE))},
+    maybe={
+        "learned": mapping(table(default=_FREE, value=_FREE, error=_FREE)),
+        "errors": mapping(
+            mapping(
+                table(
+                    rmse=_FREE,
+                    mae=_FREE,
+                    unit=text(),
+                    n=_COUNT,
+                    maybe={"mae_norm": _FREE, "calibration": mapping(_FREE)},
+                )
+            )
+        ),
+    },
 )
 
 _DESCRIPTOR = table(

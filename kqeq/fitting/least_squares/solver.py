@@ -59,6 +59,14 @@ CHUNK_ROWS = 2048
 """Rows of Jacobian that are collected before they are multiplied into the normal equations."""
 
 
+MAX_ITERATIONS = 30
+
+TOLERANCE = 1e-2
+"""Promised decrease of the loss, relative to it, at which a minimisation has converged."""
+
+NEGLIGIBLE = 1e-3
+"""Promised decrease for each parameter, likewise."""
+
 MEMORY = 5
 """Steps from which second-order terms are learned."""
 
@@ -466,9 +474,9 @@ def minimise(
     problem: LeastSquaresProblem,
     u: FloatArray,
     *,
-    max_iterations: int = 30,
-    tolerance: float = 1e-2,
-    negligible: float = 1e-3,
+    max_iterations: int = MAX_ITERATIONS,
+    tolerance: float = TOLERANCE,
+    negligible: float = NEGLIGIBLE,
     engine: Engine = sum_frames,
     state: SolverState | None = None,
     checkpoint: Callable[[SolverState], None] = lambda _: None,
@@ -743,6 +751,9 @@ class _Search:
 
 
 __all__ = [
+    "MAX_ITERATIONS",
+    "NEGLIGIBLE",
+    "TOLERANCE",
     "Engine",
     "Iteration",
     "JacobianKind",
