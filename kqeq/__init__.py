@@ -29,13 +29,8 @@ if TYPE_CHECKING:
     from kqeq.frames.splits import split
     from kqeq.io.progress import show_progress
     from kqeq.kernels.charge_kernel import ChargeKernel
-<<<<<<< HEAD
     from kqeq.kernels.settings import NetworkKernel, SOAPKernel
-    from kqeq.model.choice import choose_charge_from
-=======
-    from kqeq.kernels.settings import SOAPKernel
     from kqeq.model.choice import choose_charge_from, compare
->>>>>>> main
     from kqeq.model.estimator import KQEq
     from kqeq.model.estimator import load_model as load
     from kqeq.potential.prediction import Prediction

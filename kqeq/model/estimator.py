@@ -192,15 +192,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-<<<<<<< HEAD
         electronegativity: Kernel | Sequence[Kernel] | str | None = _AUTO,
         short_range: Kernel | Sequence[Kernel] | str | None = _AUTO,
-        charges: ChargeModel | None = _DEFAULT,
-=======
-        electronegativity: SOAPKernel | Sequence[SOAPKernel] | str | None = _AUTO,
-        short_range: SOAPKernel | Sequence[SOAPKernel] | str | None = _AUTO,
         charges: ChargeModel | str | None = _DEFAULT,
->>>>>>> main
         baseline: Any = None,
         noise: Mapping[str, float] | None = None,
         targets: Sequence[str] | None = None,
