@@ -47,7 +47,7 @@ from kqeq.io.progress import say, track
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.feature_map import FeatureMap
 from kqeq.kernels.representatives import build_feature_map
-from kqeq.kernels.settings import AUTOMATIC_TOTAL, DEFAULT_REPRESENTATIVES, Kernels, SOAPKernel
+from kqeq.kernels.settings import AUTOMATIC_TOTAL, DEFAULT_REPRESENTATIVES, Kernel, Kernels
 from kqeq.potential.determination import Determination
 from kqeq.potential.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
@@ -600,12 +600,12 @@ def representative_counts(name: str, part: SitePart) -> dict[str, dict[str, int]
     }
 
 
-def _sized(kernel: SOAPKernel, elements: int) -> SOAPKernel:
+def _sized(kernel: Kernel, elements: int) -> Kernel:
     """A kernel that nobody has chosen, with representatives for the number of elements."""
     if kernel.n_representatives is not None:
         return kernel
     number = min(DEFAULT_REPRESENTATIVES, AUTOMATIC_TOTAL // elements)
-    return SOAPKernel(**{**kernel.get_params(deep=False), "n_representatives": max(1, number)})
+    return type(kernel)(**{**kernel.get_params(deep=False), "n_representatives": max(1, number)})
 
 
 def kernel_spreads(given: Sequence[float | None], default: float) -> list[float]:
