@@ -15,6 +15,10 @@
     sigma = 0.2
     n_representatives = 600
 
+    [[short_range]]              # features of a trained network: "so3lr", "chgnet", "mace:FILE"
+    network = "so3lr"
+    zeta = 2
+
     [charges]
     model = "QEq"
     hardness = { O = 12.0 }      # eV/e²; elements that are not named take the cited defaults; or "learn", "kernel"
@@ -30,7 +34,8 @@
     forces = 0.05
 
 ``electronegativity = false``, ``short_range = false`` and ``charges = false`` leave a part away (``None`` in Python), and
-``optimize = false`` is one fit with the settings as they are.  :func:`template` writes all of them.
+``optimize = false`` is one fit with the settings as they are; ``charges = "auto"`` compares charge models on left-out
+frames and takes the best.  :func:`template` writes all of them.
 """
 
 from __future__ import annotations
@@ -53,8 +58,13 @@ from kqeq.errors import InputError
 from kqeq.fitting.settings import RULES, check_noise
 from kqeq.io.rules import NAME, instance, number, unknown_name
 from kqeq.kernels.charge_kernel import ChargeKernel
-from kqeq.kernels.feature_map import SOAPKernel, default_electronegativity, default_short_range
-from kqeq.kernels.settings import AUTO
+from kqeq.kernels.settings import (
+    AUTO,
+    Kernel,
+    NetworkKernel,
+    default_electronegativity,
+    default_short_range,
+)
 from kqeq.model.estimator import KQEq
 
 
@@ -107,7 +117,7 @@ def model_from_dict(data: Mapping[str, Any]) -> KQEq:
     }
     for name in kernels.keys() & settings.keys():
         settings[name] = _kernels(name, settings[name], kernels[name])
-    if "charges" in settings:
+    if "charges" in settings and settings["charges"] != AUTO:
         settings["charges"] = _part("charges", settings["charges"], _charges)
     if "charge_aware" in settings:
         settings["charge_aware"] = _part("charge_aware", settings["charge_aware"], _charge_kernel)
@@ -119,7 +129,7 @@ def model_from_dict(data: Mapping[str, Any]) -> KQEq:
     if "baseline" in settings:
         NAME.require(settings["baseline"], "baseline", 'for example "gfn2" or "zbl"')
     for name, rule in RULES.items():
-        if name in settings:
+        if name in settings and (name, settings[name]) != ("charges", AUTO):
             rule.require(settings[name], name)
     check_noise(settings.get("noise"))
     return KQEq(**settings)
@@ -259,7 +269,7 @@ def _part(name: str, value: Any, build: Callable[[dict[str, Any]], Any]) -> Any:
     return build(value)
 
 
-def _kernels(name: str, value: Any, default: Callable[[], SOAPKernel]) -> Any:
+def _kernels(name: str, value: Any, default: Callable[[], Kernel]) -> Any:
     """One kernel, several from an array of tables, or "auto"."""
     if value == AUTO:
         return value
@@ -268,8 +278,9 @@ def _kernels(name: str, value: Any, default: Callable[[], SOAPKernel]) -> Any:
     return _part(name, value, partial(_kernel, name, default()))
 
 
-def _kernel(name: str, kernel: SOAPKernel, table: dict[str, Any]) -> Any:
-    return _filled(name, kernel, table)
+def _kernel(name: str, kernel: Kernel, table: dict[str, Any]) -> Any:
+    """A kernel on features of a network where the table names one, otherwise one on SOAP."""
+    return _filled(name, NetworkKernel() if "network" in table else kernel, table)
 
 
 def _charge_kernel(table: dict[str, Any]) -> Any:
