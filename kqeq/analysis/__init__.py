@@ -16,14 +16,17 @@ from typing import Any
 from kqeq.analysis.consistency import Check, Consistency, check_consistency
 from kqeq.analysis.diagnose import diagnose
 from kqeq.analysis.dissociation import DissociationScan, connected_fragments, dissociation_scan
+from kqeq.analysis.dynamics import Dynamics, molecular_dynamics
 from kqeq.analysis.electrostatic import (
     ElectrostaticPotential,
     PotentialGrid,
     electrostatic_potential,
     potential_grid,
 )
+from kqeq.analysis.errors import FrameErrors, frame_errors
 from kqeq.analysis.findings import ChainGrowth, Diagnosis, Finding
 from kqeq.analysis.optimization import Optimization, optimize
+from kqeq.analysis.phonons import Dielectric, dielectric, write_born
 from kqeq.analysis.response import (
     BornCharges,
     ChargeResponse,
@@ -40,7 +43,9 @@ from kqeq.analysis.scans import (
     field_scan,
     ionization,
 )
-from kqeq.analysis.vibrations import Infrared, hessian, infrared
+from kqeq.analysis.thermochemistry import Thermochemistry, thermochemistry
+from kqeq.analysis.vibrations import Infrared, Vibrations, hessian, infrared, vibrations
+from kqeq.analysis.view import view_data, write_view
 
 _OLD = {"Ionisation": "Ionization", "ionisation": "ionization"}
 """Names of version 0.1, for one release."""
@@ -65,28 +70,41 @@ __all__ = [
     "Check",
     "Consistency",
     "Diagnosis",
+    "Dielectric",
     "DissociationScan",
+    "Dynamics",
     "ElectrostaticPotential",
     "FieldScan",
     "Finding",
+    "FrameErrors",
     "Infrared",
     "Ionization",
     "Optimization",
     "Polarizability",
     "PotentialGrid",
+    "Thermochemistry",
+    "Vibrations",
     "born_charges",
     "charge_response",
     "charge_scan",
     "check_consistency",
     "connected_fragments",
     "diagnose",
+    "dielectric",
     "dissociation_scan",
     "electrostatic_potential",
     "field_scan",
+    "frame_errors",
     "hessian",
     "infrared",
     "ionization",
+    "molecular_dynamics",
     "optimize",
     "polarizability",
     "potential_grid",
+    "thermochemistry",
+    "vibrations",
+    "view_data",
+    "write_born",
+    "write_view",
 ]

@@ -4,7 +4,12 @@
 
 With the Laplacian L = C K Cᵀ of the bond softness k, q = (1 + LA)⁻¹ q0 − R(χ + φ), R = (1 + LA)⁻¹L
 (theory section 6).  One softness sets how charge responds and how much may flow at all.  With learned reference charges,
-q0 = v − ⟨v⟩ + Q/N and χ = 0, permanent charges come from the environment and the response from the softness (section 7).
+q0 = v − ⟨v⟩ + Q/N, permanent charges come from the environment and the response from the softness (section 7):
+
+    E = ½ Σ_i a_i (q_i − q0_i)² + ½ Σ_{i≠j} q_i A_ij q_j + ½ Σ_pairs p²/k(r),   a_i = η_i + k_e/(√π σ_i)
+
+in place of electronegativities: what an atom prefers is its reference charge, and what moves charge is the field of the
+other atoms and of the outside.  Without softness these are latent charges (:mod:`kqeq.charges.latent`).
 This is also the split-charge model (Nistor et al. 2006, *J. Chem. Phys.* 125, 094108).
 """
 

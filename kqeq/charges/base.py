@@ -120,6 +120,8 @@ class Response:
         Change of the site parameters themselves, where that is the perturbation.
     potentials : (N, c) array, optional
         ∂u, the change of minus the potential that each charge feels.
+    reference : (N, c) array, optional
+        Change of the reference charges, where that is the perturbation.
     """
 
     unknowns: Array
@@ -128,6 +130,7 @@ class Response:
     field: Array | None = None
     sites: SiteChange | None = None
     potentials: Array | None = None
+    reference: Array | None = None
 
 
 class ChargeState(Protocol):

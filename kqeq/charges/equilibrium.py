@@ -6,11 +6,16 @@ H holds the Coulomb interaction and what atoms add by themselves (:mod:`kqeq.cha
 where the field enters, is the flow's (:mod:`kqeq.charges.flow`).  Stationarity leaves q = X q0 − R b
 (:mod:`kqeq.charges.cores`), with dipoles eliminated, and potentials u = −∂E/∂q of the atoms.
 
+Where the kernel model says reference charges, these are what each atom prefers: the diagonal a = η + k_e/(√π σ) of H
+costs ½ a (q − q0)² instead of ½ a q².  Then b gains −a q0, and without any flow only the interaction between atoms is
+left.
+
 Dimensions: N atoms, n = N or 4N unknowns z, c columns, P directed pairs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,9 +28,10 @@ from kqeq.charges.base import Response, SiteChange, SiteParameters
 from kqeq.charges.embedding import Embedding
 from kqeq.charges.flow import Flow, weighted_squares
 from kqeq.charges.on_site import OnSite, self_interaction_slope
-from kqeq.charges.site_values import SiteValues
+from kqeq.charges.site_values import CHARGE, SiteValues
 from kqeq.charges.solvers import Solver
 from kqeq.charges.widths import width_gradients
+from kqeq.constants import COULOMB
 from kqeq.electrostatics.base import Electrostatics
 from kqeq.frames.structures import Structure
 from kqeq.typing import Array, FloatArray
@@ -91,6 +97,8 @@ class Equilibrium:
         chi = chi if potential is None else chi + asarray_like(potential, self.device.like)
         linear = zeros((self.size, 1), chi)
         linear[:atoms, 0] = chi
+        if self.anchor is not None:
+            linear[:atoms, 0] -= self.anchor * reference
         if self.embedding is not None:
             linear[:, 0] += self.embedding.linear
         unknowns, potentials = self._stationary(linear, reference[:, None], field[:, None])
@@ -125,6 +133,9 @@ class Equilibrium:
             field = self.flow.admitted(field)
         if reference is not None:
             source = reference if source is None else source + reference
+            if self.anchor is not None:
+                linear = namespace(linear).asarray(linear, copy=True)
+                linear[: len(self.structure), :] -= self.anchor[:, None] * reference
         unknowns, potentials = self._stationary(linear, source, field)
         charges = unknowns[: len(self.structure), :]
         dipole = self.flow.moment(charges, potentials, reference, field)
@@ -132,7 +143,7 @@ class Equilibrium:
             dipole = dipole + self.dipole_sum(unknowns)
         unknowns = self.flow.unknowns(unknowns, potentials)
         defined = dipole if self.flow.has_dipole else None
-        return Response(unknowns, charges, defined, field, sites, potentials)
+        return Response(unknowns, charges, defined, field, sites, potentials, reference)
 
     def respond(self, dchi: Array) -> Response:
         """∂q = −R ∂χ, or X ∂q0, and what follows."""
@@ -174,10 +185,12 @@ class Equilibrium:
 
     def hardness(self) -> float:
         """∂²E/∂Q²."""
-        atoms, like = len(self.structure), self.device.like
-        added = full((atoms, 1), 1.0 / atoms, like)
-        _, potentials = self._stationary(zeros((self.size, 1), like), added, None)
-        return -to_float(namespace(potentials).mean(potentials))
+        response = self.respond_total_charge()
+        assert response.potentials is not None and response.reference is not None
+        change = self.flow.reference_gradient_response(response.potentials, None)
+        if self.anchor is not None:
+            change = change - self.anchor[:, None] * (response.charges - response.reference)
+        return to_float(namespace(change).mean(change))
 
     # ------------------------------------------------------------------ changes of H
 
@@ -220,6 +233,28 @@ class Equilibrium:
     def sites(self) -> SiteParameters:
         """Hardness and so on of the atoms."""
         return self.on_site.sites
+
+    @cached_property
+    def anchor(self) -> Array | None:
+        """What holds the charge of an atom at its reference charge, η + k_e/(√π σ), (N,), where that is learned."""
+        if self.values.quantity != CHARGE:
+            return None
+        return self.sites.hardness + COULOMB / math.sqrt(math.pi) / self.sites.width
+
+    def anchor_change(self, change: SiteChange) -> Array | None:
+        """Its change with the site parameters, (N, c); ``None`` if there is none."""
+        if self.anchor is None:
+            return None
+        result = None if change.hardness is None else change.hardness
+        if change.width is not None:
+            own = change.width * self.anchor_slope[:, None]
+            result = own if result is None else result + own
+        return result
+
+    @property
+    def anchor_slope(self) -> Array:
+        """∂/∂σ of k_e/(√π σ), (N,)."""
+        return -COULOMB / math.sqrt(math.pi) / self.sites.width**2
 
     @property
     def size(self) -> int:
@@ -300,6 +335,8 @@ class EquilibriumState:
         z = self.unknowns
         energy = self.charges @ self.chi + 0.5 * (z @ self.system.solver.product(z))
         energy -= self.external_field @ self._moment()
+        if self.system.anchor is not None:
+            energy += self.system.anchor @ ((0.5 * self.reference - self.charges) * self.reference)
         if self.system.embedding is not None:
             energy += self.system.embedding.linear @ z
         return to_float(energy + self.system.flow.energy(self._drops))
@@ -316,8 +353,14 @@ class EquilibriumState:
         return to_float(namespace(gradient).mean(gradient))
 
     def reference_gradient(self) -> Array:
-        """∂E/∂q0_i = −u_i, with the field's potential."""
-        return self.system.flow.reference_gradient(self.potentials, self.external_field)
+        """∂E/∂q0_i = −u_i, with the field's potential and what holds the charge at q0."""
+        own = self.system.flow.reference_gradient(self.potentials, self.external_field)
+        return own if self.system.anchor is None else own - self.system.anchor * self._displaced
+
+    @property
+    def _displaced(self) -> Array:
+        """What has flowed to the atoms, q − q0, (N,)."""
+        return self.charges - self.reference
 
     def electronegativity_gradient(self) -> Array:
         """∂E/∂χ = q, or ∂E/∂v = ∂E/∂q0 without means."""
@@ -328,10 +371,18 @@ class EquilibriumState:
         """Its change, (N, c)."""
         assert response.potentials is not None
         change = self.system.flow.reference_gradient_response(response.potentials, response.field)
+        if self.system.anchor is not None:
+            change = change - self.system.anchor[:, None] * self._displaced_response(response)
+            moved = None if response.sites is None else self.system.anchor_change(response.sites)
+            change = change if moved is None else change - moved * self._displaced[:, None]
         return self.system.values.gradient(response.charges, change)
 
+    def _displaced_response(self, response: Response) -> Array:
+        """Change of :attr:`_displaced`, (N, c)."""
+        return response.charges if response.reference is None else response.charges - response.reference
+
     def site_gradient(self) -> SiteParameters:
-        """½ q², ½ zᵀ(∂A/∂σ)z, −½ d²/α² and −½ Σ Δ² ∂k/∂κ."""
+        """½ q², ½ zᵀ(∂A/∂σ)z, −½ d²/α² and −½ Σ Δ² ∂k/∂κ; with learned reference charges ½ (q − q0)² for the first."""
         system, atoms = self.system, len(self.system.structure)
         xp = namespace(self.unknowns)
         sigma, alpha = system.sites.width, system.sites.polarizability
@@ -348,7 +399,11 @@ class EquilibriumState:
             if not system.on_site.damped:
                 width = width - 0.5 * square * self_interaction_slope(sigma)
         softness = system.flow.softness_gradient(self._drops)
-        return SiteParameters(0.5 * self.charges**2, width, polarizability, softness)
+        stiff = self.charges
+        if system.anchor is not None:
+            stiff = self._displaced
+            width = width + system.anchor_slope * (0.5 * self.reference - self.charges) * self.reference
+        return SiteParameters(0.5 * stiff**2, width, polarizability, softness)
 
     def site_gradient_response(self, response: Response) -> SiteChange:
         """Changes q ∂q, −d ∂d/α² + d² ∂α/α³ and −¼ ∂(Σ k Δ²)/κ + ¼ Σ k Δ² ∂κ/κ²; see the protocol."""
@@ -361,8 +416,12 @@ class EquilibriumState:
             if response.sites is not None and response.sites.polarizability is not None:
                 square = xp.sum(dipoles**2, axis=1)
                 polarizability += (square / alpha**3)[:, None] * response.sites.polarizability
+        if system.anchor is None:
+            hardness = self.charges[:, None] * response.charges
+        else:
+            hardness = self._displaced[:, None] * self._displaced_response(response)
         return SiteChange(
-            hardness=self.charges[:, None] * response.charges,
+            hardness=hardness,
             polarizability=polarizability,
             softness=system.flow.softness_gradient_response(
                 self._drops, system.flow.moved_drops(response), response.sites
@@ -404,6 +463,9 @@ class EquilibriumState:
         """∂y = −R_y (∂H) y, and what changes of softness add."""
         system = self.system
         linear = system.hessian_change(change, self.unknowns[:, None])[:, 0, :]
+        moved = system.anchor_change(change)
+        if moved is not None:
+            linear[: len(system.structure), :] -= moved * self.reference[:, None]
         flows = system.flow.softness_flows(self._drops, change)
         if flows is None:
             return system.answer(linear, sites=change)

@@ -88,6 +88,16 @@ class Conditioned:
         """That of the environment."""
         return self.inner.cutoff
 
+    @property
+    def whole_powers(self) -> bool:
+        """That of the environment."""
+        return self.inner.whole_powers
+
+    @property
+    def knows_charge(self) -> bool:
+        """Whether the environment depends on the total charge; weights, which may too, are apart from it."""
+        return self.inner.knows_charge
+
     def block_slices(self, species: tuple[int, ...]) -> dict[tuple[int, int], slice]:
         """Those of the environment."""
         return self.inner.block_slices(species)

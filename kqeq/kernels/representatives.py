@@ -26,11 +26,11 @@ from kqeq.frames.structures import Structure
 from kqeq.kernels.feature_map import (
     DEFAULT_REPRESENTATIVES,
     FeatureMap,
-    SOAPKernel,
     gram,
     layout_columns,
     used_columns,
 )
+from kqeq.kernels.settings import Kernel, NetworkKernel
 from kqeq.typing import FloatArray, IntArray
 
 DENSE_BUDGET = 1_000_000_000
@@ -68,7 +68,7 @@ DUPLICATE = 1e-12
 
 
 def build_feature_map(
-    kernel: SOAPKernel,
+    kernel: Kernel,
     structures: Iterable[Structure],
     species: tuple[int, ...],
     *,
@@ -79,7 +79,7 @@ def build_feature_map(
 
     Parameters
     ----------
-    kernel : SOAPKernel
+    kernel : SOAPKernel or NetworkKernel
     structures : iterable of Structure
     species : tuple of int
         All elements that occur, ascending.
@@ -98,13 +98,18 @@ def build_feature_map(
 
 
 def _build(
-    kernel: SOAPKernel,
+    kernel: Kernel,
     structures: Iterable[Structure],
     species: tuple[int, ...],
     progress: Callable[[Iterable[Structure]], Iterable[Structure]],
     role: str,
 ) -> FeatureMap:
-    descriptor = kernel.descriptor()
+    descriptor: Descriptor
+    if isinstance(kernel, NetworkKernel):
+        structures = list(structures)  # scales take a pass of their own; the next one finds features computed
+        descriptor, progress = kernel.descriptor_for(progress(structures)), lambda items: items
+    else:
+        descriptor = kernel.descriptor()
     wanted = DEFAULT_REPRESENTATIVES if kernel.n_representatives is None else kernel.n_representatives
     reduce: Reduce
     if kernel.selection == "fps":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -84,6 +84,7 @@ def evaluate_pairs(
     *,
     label_prefix: str = "",
     device: Device = CPU,
+    keep: Callable[[tuple[Structure, Labels, Prediction]], None] | None = None,
 ) -> Evaluation:
     """Errors of every quantity that frames and potential share.
 
@@ -97,6 +98,8 @@ def evaluate_pairs(
         Prefix that labels were looked for with; for messages.
     device : Device
         Where to predict.
+    keep : callable, optional
+        Gets structure, labels and prediction of every frame, in order.
 
     Raises
     ------
@@ -137,6 +140,8 @@ def evaluate_pairs(
                 ions.append((structure, labels.dipole, prediction.dipole))
             if prediction.undetermined and "energy" in labels.kinds:
                 open_ones.append((structure, prediction))
+            if keep is not None:
+                keep((structure, labels, prediction))
             yield structure, labels, prediction
 
     atoms = sum(len(structure) for structure, _ in pairs)

@@ -38,6 +38,8 @@ class FixedGeometry:
         The charge model, bound to the geometry and factored.
     device : Device
         Where these live.
+    single : bool
+        As for :meth:`kqeq.potential.Potential.predict`.
     """
 
     potential: Potential
@@ -46,6 +48,7 @@ class FixedGeometry:
     similarities: Mapping[FeatureMap, Sequence[Similarity]]
     system: ChargeSystem | None
     device: Device = CPU
+    single: bool = False
 
     @classmethod
     def at(
@@ -79,7 +82,7 @@ class FixedGeometry:
             given = structure.fragment_charges is not None or structure.reference_charges is not None
             bound = structure if given else replace(structure, total_charge=0.0)
             system = potential.bind(bound, near, device=device)
-        return cls(potential, structure, states, near, system, device)
+        return cls(potential, structure, states, near, system, device, single)
 
     def under(
         self, total_charge: float | None = None, external_field: FloatArray | None = None
@@ -100,6 +103,8 @@ class FixedGeometry:
             old.external_field if external_field is None else external_field,
         )
         self.potential.check(structure)
+        if self.potential.knows_charge and structure.total_charge != old.total_charge:
+            return FixedGeometry.at(self.potential, structure, device=self.device, single=self.single)
         return self.in_state(structure)
 
     def in_state(self, structure: Structure) -> FixedGeometry:

@@ -41,6 +41,12 @@ from kqeq.potential.on_baseline import OnBaseline
 from kqeq.potential.prediction import PROPERTIES, Prediction, check_properties
 from kqeq.typing import Array, FloatArray, IntArray
 
+_TOLD = (
+    "a network of the model is told the total charge; take differences of energies between charge states, or fit with "
+    "charged=False"
+)
+"""Why there is no derivative with respect to the total charge."""
+
 BATCH_ATOMS = 512
 """Atoms whose descriptors are kept at once when many structures are predicted."""
 
@@ -177,6 +183,11 @@ class Potential:
     def descriptors(self) -> list[Descriptor]:
         """The descriptors of all kernel models."""
         return [feature_map.descriptor for feature_map in self.feature_maps]
+
+    @property
+    def knows_charge(self) -> bool:
+        """Whether a descriptor depends on the total charge."""
+        return any(descriptor.knows_charge for descriptor in self.descriptors)
 
     @property
     def cutoff(self) -> float:
@@ -475,6 +486,7 @@ class Potential:
         responses = charged is not None and (
             charged.system.responses_are_cheap or "polarizability" in properties
         )
+        told = charged is not None and self.knows_charge
         offsets = self._offsets(structure.numbers)
         electrostatic = 0.0 if charged is None else charged.state.energy
         potential_of_charge = None if charged is None else charged.chemical_potential
@@ -483,6 +495,8 @@ class Potential:
             slope = self._charge_slope(structure, states, similarities, charged)
             potential_of_charge = None if slope is None else charged.chemical_potential + slope
             hardness = None
+        if told:
+            potential_of_charge = hardness = None
         prediction = Prediction(
             energy=offsets + found.energy_short_range + electrostatic + base.energy,
             energy_offsets=offsets,
@@ -507,7 +521,8 @@ class Potential:
             total_charge=structure.total_charge,
             external_field=structure.external_field,
             external_forces=_external_forces(charged) if "forces" in properties else None,
-            undetermined=self.undetermined(structure.numbers, charged, fukui=responses),
+            undetermined=self.undetermined(structure.numbers, charged, fukui=responses and not told),
+            undefined=dict.fromkeys(("chemical_potential", "hardness"), _TOLD) if told else None,
             born_charges=(
                 self._born_charges(charged, similarities, states)
                 if charged is not None and "born_charges" in properties and not structure.periodic

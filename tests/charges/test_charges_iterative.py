@@ -68,7 +68,7 @@ def both(name: str, boundary: str, total_charge: float, accuracy: float = 1e-8) 
     make = MODELS[name]
     dense = conditions(make(solver="dense"), boundary, total_charge, **extra)
     if dense.model.quantity == "charge":  # a few tenths of e
-        dense = replace(dense, chi=0.4 * dense.chi)
+        dense = replace(dense, chi=0.25 * dense.chi)
     return dense, replace(dense, model=make(solver="iterative", accuracy=accuracy))
 
 

@@ -96,28 +96,35 @@ def test_fragments_keep_their_charges_and_nothing_flows_between_separated_ones()
     assert np.abs(charges).max() > 0.05
 
 
-def test_zero_softness_is_latent_charges_with_hardness():
-    case = latent_case(ACKS2(softness=dict.fromkeys("HCNO", 0.0), reference_charges="kernel"), "open", 1.0)
-    assert_allclose(
-        case.state().charges, latent_case(LatentCharges(), "open", 1.0).state().charges, atol=1e-12
-    )
+@pytest.mark.parametrize("boundary", PBC)
+def test_without_softness_learned_reference_charges_are_latent_charges(boundary):
+    rigid = ACKS2(softness=dict.fromkeys("HCNO", 0.0), reference_charges="kernel")
+    state = latent_case(rigid, boundary, 1.0).state()
+    expected = latent_case(LatentCharges(), boundary, 1.0).state(field=state.external_field)
+    assert_allclose(state.charges, expected.charges, atol=1e-12)
+    assert_allclose(state.energy, expected.energy, atol=1e-9)
+    assert_allclose(state.gradient(), expected.gradient(), atol=1e-9)
+    assert_allclose(state.electronegativity_gradient(), expected.electronegativity_gradient(), atol=1e-9)
+    assert_allclose(state.chemical_potential, expected.chemical_potential, atol=1e-9)
 
 
 def test_reference_charges_enter_as_the_theory_says():
-    """∂q/∂v = (1 + LA)⁻¹ and ∂E/∂v = −u, both without the mean."""
+    """∂q/∂v = (1 + LA)⁻¹ (1 + La) and ∂E/∂v = −u − a (q − q0), both without the mean; a is the diagonal of A."""
     case = latent_case(ACKS2(reference_charges="kernel"), "open", 0.0)
     system, state = case.system(), case.state()
     atoms = len(case.chi)
     centred = np.eye(atoms) - 1.0 / atoms
     laplacian = system.flow.bonds.laplacian().toarray()
+    own = np.diag(np.diagonal(system.hessian))
     inverse = np.linalg.inv(np.eye(atoms) + laplacian @ system.hessian)
-    assert_allclose(system.respond(np.eye(atoms)).charges, inverse @ centred, atol=1e-12)
-    potentials = -(system.hessian @ state.charges)
-    assert_allclose(
-        state.electronegativity_gradient(),
-        centred @ (-potentials - case.structure.positions @ case.field),
-        atol=1e-10,
-    )
+    expected = inverse @ (np.eye(atoms) + laplacian @ own) @ centred
+    assert_allclose(system.respond(np.eye(atoms)).charges, expected, atol=1e-12)
+    outside = -case.structure.positions @ case.field
+    others = (system.hessian - own) @ state.charges + outside  # potential of the other atoms and of the field
+    assert_allclose(state.electronegativity_gradient(), centred @ others, atol=1e-10)
+    reference = centred @ case.chi
+    flowed = -laplacian @ (others + own @ (state.charges - reference))
+    assert_allclose(state.charges - reference, flowed, atol=1e-10)
 
 
 def test_second_derivatives_of_forces_by_field_and_charges():
