@@ -165,15 +165,17 @@ def _predict(arguments: argparse.Namespace) -> int:
     if arguments.output is not None:
         check_output(arguments.output)
     model = load_model(arguments.model)
+    told: set[str] = set()
     frames = [
         under_typed_conditions(
             atoms,
-            f"frame {number} of {', '.join(arguments.frames)}",
+            ", ".join(arguments.frames),
             charge=arguments.charge,
             field=arguments.field,
             prefix=model.label_prefix,
+            told=told,
         )
-        for number, atoms in enumerate(read_frames(arguments.frames))
+        for atoms in read_frames(arguments.frames)
     ]
     predictions = model.predict(frames, uncertainty=arguments.uncertainty, device=arguments.device)
     if arguments.output is None:
