@@ -228,7 +228,7 @@ def _optimiser(target: Any, *, cell: bool) -> Any:
 
     if cell or len(target) > TRUST_ATOMS:
         return BFGS(target, logfile=None)
-    return GoodOldQuasiNewton(target, logfile=None)
+    return GoodOldQuasiNewton(target, logfile=None)  # type: ignore[arg-type]  # as its base class allows
 
 
 def _with_cell(atoms: Atoms, pressure: float) -> Any:

@@ -239,7 +239,7 @@ def _kernels(potential: Potential) -> list[dict[str, Any]]:
 
 def _features(descriptor: Any, species: tuple[int, ...]) -> int:
     """Length of the descriptor of a structure that holds all elements."""
-    return max((block.stop for block in descriptor.block_slices(species).values()), default=0)
+    return max((int(block.stop) for block in descriptor.block_slices(species).values()), default=0)
 
 
 def _milliseconds(potential: Potential) -> float | None:
