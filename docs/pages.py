@@ -45,6 +45,9 @@ TASKS = {
         "kqeq.ACKS2",
         "kqeq.AtomicDipoles",
         "kqeq.ChargeKernel",
+        "kqeq.compare",
+        "kqeq.model.comparison.Comparison",
+        "kqeq.groups",
         "kqeq.fitting.learning.learn_from_polarizabilities",
     ],
     "Start from what is known": [

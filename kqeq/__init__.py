@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from kqeq.charges import ACKS2, AtomicDipoles, LatentCharges, QEq
     from kqeq.fitting.rows.cache import DiskCache
     from kqeq.frames.external_charges import ExternalCharges
+    from kqeq.frames.grouping import groups
     from kqeq.frames.outputs import read
     from kqeq.frames.splits import split
     from kqeq.io.progress import show_progress
     from kqeq.kernels.charge_kernel import ChargeKernel
     from kqeq.kernels.settings import SOAPKernel
-    from kqeq.model.choice import choose_charge_from
+    from kqeq.model.choice import choose_charge_from, compare
     from kqeq.model.estimator import KQEq
     from kqeq.model.estimator import load_model as load
     from kqeq.potential.prediction import Prediction
@@ -49,9 +50,11 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "analysis": ("kqeq.analysis", None),
     "baselines": ("kqeq.baselines", None),
     "choose_charge_from": ("kqeq.model.choice", "choose_charge_from"),
+    "compare": ("kqeq.model.choice", "compare"),
     "datasets": ("kqeq.datasets", None),
     "devices": ("kqeq.backend.devices", None),
     "errors": ("kqeq.errors", None),
+    "groups": ("kqeq.frames.grouping", "groups"),
     "load": ("kqeq.model.estimator", "load_model"),
     "read": ("kqeq.frames.outputs", "read"),
     "plots": ("kqeq.analysis.plots", None),
@@ -75,9 +78,11 @@ __all__ = [
     "analysis",
     "baselines",
     "choose_charge_from",
+    "compare",
     "datasets",
     "devices",
     "errors",
+    "groups",
     "load",
     "plots",
     "read",

@@ -20,6 +20,7 @@ from typing import TextIO
 from kqeq._version import __version__
 from kqeq.cli.analysis import add_analysis
 from kqeq.cli.common import BAD_INPUT, INTERRUPTED, OK, add_json
+from kqeq.cli.comparison import add_comparison
 from kqeq.cli.completion import add_completion
 from kqeq.cli.data import add_data
 from kqeq.cli.engines import add_engines
@@ -41,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     add_training(commands)
+    add_comparison(commands)
     add_data(commands)
     add_prediction(commands)
     add_motion(commands)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kqeq.errors import InputError, KQEqWarning
+from kqeq.errors import InputError, KQEqWarning, NotPositiveDefiniteError
 from kqeq.fitting.charge_start import ChargeStart
 from kqeq.fitting.checkpoint import fingerprint, read_checkpoint, write_checkpoint
 from kqeq.fitting.least_squares.solver import (
@@ -20,7 +20,9 @@ from kqeq.fitting.least_squares.solver import (
     Iteration,
     Solution,
     SolverState,
+    accumulate,
     minimise,
+    project_linear,
 )
 from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.problem import FitProblem, joblib_engine
@@ -28,6 +30,9 @@ from kqeq.fitting.rows.blocks import LINEAR_KINDS
 from kqeq.fitting.settings import FitSettings
 from kqeq.io.progress import Remaining, duration, say, shown
 from kqeq.typing import FloatArray
+
+SHARES = (1.0, 0.5, 0.25, 0.125)
+"""Parts of a single step that are tried, until the loss falls."""
 
 START_FRAMES = 100
 """Frames to which a start is fitted that takes iterations of its own."""
@@ -175,6 +180,37 @@ def solve(
     )
 
 
+def step_from(problem: FitProblem, u: FloatArray, solver: str = "auto") -> FloatArray:
+    """One Gauss–Newton step, shortened until the loss falls; u where it does not.
+
+    Parameters
+    ----------
+    problem : FitProblem
+    u : (P,) array
+    solver : str
+        See :func:`kqeq.fitting.least_squares.solver.accumulate`.
+
+    Returns
+    -------
+    (P,) array
+    """
+    equations = accumulate(problem, u, joblib_engine, None, solver)
+    step = equations.step(0.0)
+    if problem.linear:
+        return np.asarray(u + step)
+    columns = problem.linear_columns
+    lower = None if columns is None else equations.block(columns)
+    limit = min(1.0, problem.parameters.step_factor(step))
+    for share in SHARES:
+        try:
+            trial, loss = project_linear(problem, u + share * limit * step, lower, joblib_engine)
+        except NotPositiveDefiniteError:  # a charge problem without a minimum: too long a step
+            continue
+        if loss < equations.loss:
+            return trial
+    return u
+
+
 def warn_unconverged(solution: Solution) -> None:
     """Warn if a fit stopped early."""
     if not solution.converged:
@@ -186,4 +222,4 @@ def warn_unconverged(solution: Solution) -> None:
         )
 
 
-__all__ = ["minimise_from", "solve", "warn_unconverged"]
+__all__ = ["minimise_from", "solve", "step_from", "warn_unconverged"]

@@ -30,7 +30,8 @@
     forces = 0.05
 
 ``electronegativity = false``, ``short_range = false`` and ``charges = false`` leave a part away (``None`` in Python), and
-``optimize = false`` is one fit with the settings as they are.  :func:`template` writes all of them.
+``optimize = false`` is one fit with the settings as they are; ``charges = "auto"`` compares charge models on left-out
+frames and takes the best.  :func:`template` writes all of them.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def model_from_dict(data: Mapping[str, Any]) -> KQEq:
     }
     for name in kernels.keys() & settings.keys():
         settings[name] = _kernels(name, settings[name], kernels[name])
-    if "charges" in settings:
+    if "charges" in settings and settings["charges"] != AUTO:
         settings["charges"] = _part("charges", settings["charges"], _charges)
     if "charge_aware" in settings:
         settings["charge_aware"] = _part("charge_aware", settings["charge_aware"], _charge_kernel)
@@ -119,7 +120,7 @@ def model_from_dict(data: Mapping[str, Any]) -> KQEq:
     if "baseline" in settings:
         NAME.require(settings["baseline"], "baseline", 'for example "gfn2" or "zbl"')
     for name, rule in RULES.items():
-        if name in settings:
+        if name in settings and (name, settings[name]) != ("charges", AUTO):
             rule.require(settings[name], name)
     check_noise(settings.get("noise"))
     return KQEq(**settings)
