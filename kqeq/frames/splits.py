@@ -14,6 +14,7 @@ import numpy as np
 from ase import Atoms
 
 from kqeq.errors import InputError
+from kqeq.frames.grouping import groups
 
 TRAJECTORY_KEYS = ("trajectory", "traj", "run", "seed")
 """Entries of ``atoms.info`` that tell trajectories apart, the first that frames have."""
@@ -47,25 +48,14 @@ def groups_of(frames: Sequence[Atoms], by: str = "trajectory") -> list[Hashable]
     """
     if by == "random":
         return list(range(len(frames)))
-    if by == "composition":
-        return [_composition(atoms) for atoms in frames]
     if by == "charge":
         return [_charge(atoms) for atoms in frames]
-    if by == "geometry":
-        return [(atoms.numbers.tobytes(), np.round(atoms.positions, 6).tobytes()) for atoms in frames]
     if by == "trajectory":
         for key in TRAJECTORY_KEYS:
             if all(key in atoms.info for atoms in frames):
                 return [(_composition(atoms), _charge(atoms), str(atoms.info[key])) for atoms in frames]
         return list(_consecutive(frames))
-    missing = [i for i, atoms in enumerate(frames) if by not in atoms.info]
-    if missing:
-        known = sorted({str(key) for atoms in frames for key in atoms.info})
-        raise InputError(
-            f"frame {missing[0]} has no entry {by!r} in atoms.info to divide by (in all {len(missing)} of {len(frames)} "
-            f"frames); expected trajectory, composition, charge, geometry, random or one of {', '.join(known) or 'none'}"
-        )
-    return [str(atoms.info[by]) for atoms in frames]
+    return groups(frames, by).tolist()
 
 
 def split(
