@@ -111,7 +111,7 @@ def optimize(
     """Relax a geometry; a charged one in a field with its centre of mass held.
 
     The optimiser is ASE's quasi-Newton with a trust radius (:class:`ase.optimize.GoodOldQuasiNewton`), which takes back
-    steps that raise the energy; for cells and more than :data:`TRUST_ATOMS` atoms plain BFGS.
+    steps that raise the energy; for cells and more than 100 atoms plain BFGS.
 
     Parameters
     ----------

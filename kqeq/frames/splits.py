@@ -30,11 +30,7 @@ def groups_of(frames: Sequence[Atoms], by: str = "trajectory") -> list[Hashable]
     ----------
     frames : sequence of ase.Atoms
     by : str
-        ``"trajectory"``: an entry of ``atoms.info`` named in :data:`TRAJECTORY_KEYS`, with the system (composition and
-        charge) that it belongs to; where frames have none of them, consecutive frames of the same atoms that move less
-        than :data:`MOST_MOVED`.  ``"composition"``; ``"charge"`` (the total charge); ``"geometry"``: frames whose atoms
-        lie at the same places, at any charge; ``"random"``: every frame for itself.  Otherwise the name of an entry
-        of ``atoms.info``.
+        As of ``split``.
 
     Returns
     -------
@@ -69,7 +65,11 @@ def split(
     fractions : sequence of float
         Share of every part but the first, which gets the rest: ``(0.2,)`` for one fifth to test.
     by : str
-        As of :func:`groups_of`.
+        ``"trajectory"``: an entry of ``atoms.info`` named ``trajectory``, ``traj``, ``run`` or ``seed``, with the system
+        (composition and charge) that it belongs to; where frames have none of them, consecutive frames of the same atoms
+        that move less than 1 Å.  ``"composition"``; ``"charge"`` (the total charge); ``"geometry"``: frames whose atoms
+        lie at the same places, at any charge; ``"random"``: every frame for itself.  Otherwise the name of an entry of
+        ``atoms.info``.
     seed : int
         Which groups go where is drawn with it.
 
