@@ -51,7 +51,7 @@ def groups_of(frames: Sequence[Atoms], by: str = "trajectory") -> list[Hashable]
             if all(key in atoms.info for atoms in frames):
                 return [(_composition(atoms), _charge(atoms), str(atoms.info[key])) for atoms in frames]
         return list(_consecutive(frames))
-    return groups(frames, by).tolist()
+    return list(groups(frames, by).tolist())
 
 
 def split(
