@@ -11,7 +11,6 @@ physical and aligns the molecule.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from ase.constraints import FixAtoms, FixCom
 
 from kqeq.analysis.entry import potential_of
 from kqeq.calculator import KQEqCalculator
-from kqeq.errors import InputError, KQEqError
+from kqeq.errors import InputError, KQEqError, warn
 from kqeq.frames.site_data import ARRAY_KEYS, INFO_KEYS
 from kqeq.frames.structures import conditions, describe
 from kqeq.model.estimator import KQEq
@@ -209,10 +208,9 @@ def optimize(
 
 def optimise(atoms: Atoms, model: KQEq, **options: Any) -> Optimization:
     """The name and order of arguments of version 0.1; use ``optimize``."""
-    warnings.warn(
+    warn(
         "optimise(atoms, model) is now optimize(model, atoms); the old name goes with the next release",
         DeprecationWarning,
-        stacklevel=2,
     )
     return optimize(model, atoms, **options)
 

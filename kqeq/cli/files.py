@@ -11,7 +11,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kqeq.errors import InputError, KQEqError, LabelWarning
+from kqeq.errors import InputError, KQEqError, LabelWarning, warn
 from kqeq.frames.outputs import with_stated
 
 if TYPE_CHECKING:
@@ -100,11 +100,10 @@ def _check_table(name: str) -> None:
                 )
             comment = file.readline()
             if not _quotes_match(comment):
-                warnings.warn(
+                warn(
                     f"the comment of frame {number} of {name} has quotation marks that do not match: what stands behind "
                     "them may be misread",
                     LabelWarning,
-                    stacklevel=4,
                 )
             named = re.search(r'(?:^|\s)Properties="?([^\s"]*)', comment)
             widths = [] if named is None else re.findall(r":[A-Za-z]:(\d+)", named[1])
@@ -123,11 +122,10 @@ def _check_table(name: str) -> None:
                         if named
                         else "a comment without Properties stands for"
                     )
-                    warnings.warn(
+                    warn(
                         f"frame {number} of {name} has {len(line.split())} columns and {said} {wanted}: the others are "
                         "not read, whatever labels they hold",
                         LabelWarning,
-                        stacklevel=4,
                     )
                     warned = True
             number += 1
