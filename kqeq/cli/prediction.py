@@ -176,15 +176,17 @@ def _predict(arguments: argparse.Namespace) -> int:
     if arguments.output is not None:
         check_output(arguments.output)
     model = load_model(arguments.model)
+    told: set[str] = set()
     frames = [
         under_typed_conditions(
             atoms,
-            f"frame {number} of {', '.join(arguments.frames)}",
+            ", ".join(arguments.frames),
             charge=arguments.charge,
             field=arguments.field,
             prefix=model.label_prefix,
+            told=told,
         )
-        for number, atoms in enumerate(read_frames(arguments.frames))
+        for atoms in read_frames(arguments.frames)
     ]
     if arguments.potential is not None:
         if arguments.charge is not None:
