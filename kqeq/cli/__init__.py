@@ -1,4 +1,4 @@
-"""The command line: ``kqeq fit | evaluate | predict | optimize | respond | diagnose | check | demo``.
+"""The command line, ``kqeq COMMAND ...``; one module for each group of commands.
 
 Exit codes: 0 success, 1 an optimisation that did not converge or a check that failed, 2 unusable input, 130
 interrupted.  The heavy modules are imported inside the commands, so that ``kqeq --help`` answers at once.
@@ -20,6 +20,9 @@ from typing import TextIO
 from kqeq._version import __version__
 from kqeq.cli.analysis import add_analysis
 from kqeq.cli.common import BAD_INPUT, INTERRUPTED, OK, add_json
+from kqeq.cli.comparison import add_comparison
+from kqeq.cli.completion import add_completion
+from kqeq.cli.data import add_data
 from kqeq.cli.engines import add_engines
 from kqeq.cli.files import with_results, write_json
 from kqeq.cli.motion import add_motion
@@ -39,6 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     add_training(commands)
+    add_comparison(commands)
+    add_data(commands)
     add_prediction(commands)
     add_motion(commands)
 
@@ -52,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_json(demo)
     demo.set_defaults(run=_demo)
+    add_completion(commands, parser)
     return parser
 
 

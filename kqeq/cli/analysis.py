@@ -1,4 +1,4 @@
-"""The commands ``kqeq respond | diagnose | check``: questions to a fitted model."""
+"""The commands ``kqeq respond | diagnose | check | view``: questions to a fitted model."""
 
 from __future__ import annotations
 
@@ -41,6 +41,11 @@ def add_analysis(commands: Any) -> None:
     respond.add_argument(
         "--cube", metavar="FILE.cube", help="also write the electrostatic potential on a grid"
     )
+    respond.add_argument(
+        "--born",
+        metavar="BORN",
+        help="also write Born charges and the dielectric tensor of a crystal for phonopy (needs kqeq[phonopy])",
+    )
     add_json(respond)
     add_plot(respond)
     respond.set_defaults(run=_respond)
@@ -78,6 +83,18 @@ def add_analysis(commands: Any) -> None:
     add_plot(check)
     check.set_defaults(run=_check)
 
+    view = commands.add_parser(
+        "view",
+        help="structures with charges, dipoles and errors in a browser",
+        description="Write frames with what a model says about them for the chemiscope viewer: one page of HTML that "
+        "needs no network (.html), or a file that chemiscope.org and Jupyter open (.json, .json.gz). Needs kqeq[view].",
+    )
+    add_model(view)
+    view.add_argument("frames", nargs="+", metavar="FRAMES", help=FRAMES)
+    view.add_argument("-o", "--output", required=True, metavar="VIEW.html", help="file to write")
+    view.add_argument("--title", metavar="TEXT", help="title (default: the name of the file)")
+    view.set_defaults(run=_view)
+
 
 # --------------------------------------------------------------------- commands
 
@@ -90,7 +107,7 @@ def _respond(arguments: argparse.Namespace) -> int:
     from kqeq.errors import KQEqError, UndeterminedWarning
     from kqeq.model.estimator import load_model
 
-    check_outputs(arguments.json, arguments.plot, arguments.cube)
+    check_outputs(arguments.json, arguments.plot, arguments.cube, arguments.born)
     model = load_model(arguments.model)
     atoms = _read_one(arguments, model)
     results: dict[str, Any] = {}
@@ -140,6 +157,10 @@ def _respond(arguments: argparse.Namespace) -> int:
     if arguments.cube is not None:
         analysis.potential_grid(model, atoms).to_cube(arguments.cube)
         print(f"electrostatic potential (V) written to {arguments.cube}")
+    if arguments.born is not None:
+        found = analysis.write_born(arguments.born, model, atoms)
+        diagonal = ", ".join(f"{value:.3f}" for value in np.linalg.eigvalsh(found.dielectric))
+        print(f"Born charges and dielectric tensor (eigenvalues {diagonal}) written to {arguments.born}")
     if arguments.json is not None:
         write_json(arguments.json, {name: result.to_dict() for name, result in results.items()})
     if arguments.plot is not None:
@@ -200,6 +221,19 @@ def _check(arguments: argparse.Namespace) -> int:
 
         plots.save(arguments.plot, plots.consistency_figure(result))
     return OK if result.passed else FAILED
+
+
+def _view(arguments: argparse.Namespace) -> int:
+    from kqeq.analysis.view import check_ending, write_view
+    from kqeq.model.estimator import load_model
+
+    check_ending(arguments.output)
+    check_outputs(arguments.output)
+    model = load_model(arguments.model)
+    frames = read_frames(arguments.frames)
+    write_view(arguments.output, model, frames, name=arguments.title)
+    print(f"{len(frames)} frames written to {arguments.output}")
+    return OK
 
 
 # ----------------------------------------------------------------------- tables

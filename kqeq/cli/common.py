@@ -50,6 +50,16 @@ def add_plot(parser: argparse.ArgumentParser, what: str = "also draw them") -> N
     parser.add_argument("--plot", metavar="FILE.png", help=what)
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """``--device``."""
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda", "auto"),
+        default="cpu",
+        help="where to compute (%(default)s); results do not depend on it",
+    )
+
+
 def add_jobs(parser: argparse.ArgumentParser, what: str) -> None:
     """``--jobs``."""
     parser.add_argument(
@@ -93,6 +103,7 @@ __all__ = [
     "ONE",
     "OUTPUT",
     "add_conditions",
+    "add_device",
     "add_jobs",
     "add_json",
     "add_model",

@@ -6,9 +6,9 @@ import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from os import PathLike
+from os import PathLike, fspath
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -19,14 +19,14 @@ from kqeq.baselines import remaining
 from kqeq.charges.latent import typical_charges
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
 from kqeq.charges.site_values import CHARGE
-from kqeq.errors import InputError, KQEqError, LabelWarning, RepresentativesWarning
+from kqeq.errors import InputError, KQEqError, LabelWarning, RepresentativesWarning, warn
 from kqeq.fitting.baseline_labels import subtract_baseline, used_baseline
 from kqeq.fitting.charge_aware import ChargeDependence
 from kqeq.fitting.charge_start import ChargeStart, choose_start, needs_start
 from kqeq.fitting.checkpoint import fingerprint
 from kqeq.fitting.contradictions import warn_contradictions
 from kqeq.fitting.dipole_origin import MAX_IONS, far_from_ions, other_origin
-from kqeq.fitting.evidence.hyperparameters import Learned, learn
+from kqeq.fitting.evidence.hyperparameters import Learned, learn_by_evidence
 from kqeq.fitting.evidence.left_out import learn_left_out
 from kqeq.fitting.least_squares.solver import Solution
 from kqeq.fitting.minimisation import minimise_from, minimise_problem, solve, warn_unconverged
@@ -47,7 +47,7 @@ from kqeq.io.progress import say, track
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.feature_map import FeatureMap
 from kqeq.kernels.representatives import build_feature_map
-from kqeq.kernels.settings import AUTOMATIC_TOTAL, DEFAULT_REPRESENTATIVES, Kernels, SOAPKernel
+from kqeq.kernels.settings import AUTOMATIC_TOTAL, DEFAULT_REPRESENTATIVES, Kernel, Kernels
 from kqeq.potential.determination import Determination
 from kqeq.potential.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
@@ -113,6 +113,7 @@ def fit_potential(
     *,
     resume: str | PathLike[str] | None = None,
     cache: CacheFolder | None = None,
+    like: FitResult | None = None,
 ) -> FitResult:
     """Fit a potential to validated frames.
 
@@ -124,6 +125,9 @@ def fit_potential(
         Checkpoint: written after every step, and continued from if it is there.
     cache : CacheFolder, optional
         Where features may go that memory has no room for.
+    like : FitResult, optional
+        A fit of the same kernels to the same frames: representatives, prior spreads and noises are taken from it, and
+        nothing is searched.
 
     Raises
     ------
@@ -138,15 +142,18 @@ def fit_potential(
         check_writable(resume)
     ready = _on_baseline(_chosen(pairs, settings))
     frames, settings, notes = ready.frames, ready.settings, list(ready.notes)
-    parameters = _parameters(ready)
-    noise = {**DEFAULT_NOISE, **settings.noise}
+    atoms = sum(len(frame.structure) for frame in ready.frames)
+    say(f"{len(ready.frames)} frames, {atoms} atoms: choosing representative environments")
+    parameters = _parameters(ready, None if like is None else like.parameters)
+    noise = {**DEFAULT_NOISE, **settings.noise} if like is None else dict(like.noise)
     begin = _charge_start(ready, parameters, noise, cache)
     notes += [] if begin is None else [begin.note]
-    learned = _learned(ready, parameters, noise, begin, resume, cache)
+    learned = None if like is not None else _learned(ready, parameters, noise, begin, resume, cache)
     start = None
     if learned is not None:
         parameters, noise, start = learned.parameters, learned.noise, learned.u
         notes += learned.table
+    say(f"{parameters.size} parameters: the fit")
     problem = FitProblem(
         frames,
         parameters,
@@ -191,7 +198,7 @@ def fit_potential(
     result = _check_origin(replace(result, frames=frames), settings)
     if settings.charge_aware is None or parameters.short_range is None:
         return result
-    return _second_stage(result, settings, settings.charge_aware, started)
+    return second_stage(result, settings, settings.charge_aware, started)
 
 
 def kernel_states(settings: FitSettings, *, has_energy: bool = True) -> tuple[str, ...]:
@@ -340,6 +347,7 @@ def _learned(
     def again(problem: FitProblem, u: FloatArray | None) -> Solution:
         return minimise_from(problem, settings, u, begin)
 
+    say(f"{parameters.size} parameters: noises and prior spreads by {settings.optimize}")
     if settings.optimize == "left-out":
         return learn_left_out(
             ready.frames,
@@ -349,10 +357,12 @@ def _learned(
             solve=again,
             report=say,
             held=settings.held,
+            mark=fingerprint(settings, ready.frames) if resume is not None else "",
+            resume=None if resume is None else f"{fspath(resume)}.search",
             device=settings.device,
             cache=cache,
         )
-    return learn(
+    return learn_by_evidence(
         ready.frames,
         parameters,
         noise,
@@ -377,15 +387,32 @@ def _all_representatives(parameters: Parameters, settings: FitSettings) -> dict[
     return counts
 
 
-def _second_stage(
-    result: FitResult, settings: FitSettings, kernel: ChargeKernel, started: float
+def second_stage(
+    result: FitResult,
+    settings: FitSettings,
+    kernel: ChargeKernel,
+    started: float,
+    left_out: Collection[int] = (),
 ) -> FitResult:
-    """The short-range energy again, of which every part depends on the charges of the first stage, which are held."""
+    """The short-range energy again, of which every part depends on the charges of the first stage, which are held.
+
+    Parameters
+    ----------
+    result : FitResult
+        The first stage.
+    settings : FitSettings
+    kernel : ChargeKernel
+    started : float
+        ``time.perf_counter()`` at the start.
+    left_out : collection of int
+        Indices of frames that are not fitted.
+    """
     energy = result.parameters.short_range
     assert energy is not None
     dependence = ChargeDependence.on(result.potential, kernel)
     parameters = Parameters.charge_aware(result.potential.species, energy, dependence)
-    problem = FitProblem(result.frames, parameters, result.noise, linear=True)
+    frames = [frame for frame in result.frames if frame.index not in left_out]
+    problem = FitProblem(frames, parameters, result.noise, linear=True)
     try:
         solution = minimise_problem(problem, np.zeros(problem.size), solver=settings.solver)
     finally:
@@ -426,7 +453,7 @@ def _check_origin(result: FitResult, settings: FitSettings) -> FitResult:
     note = other_origin(triples) or far_from_ions(ions)
     if note is None:
         return result
-    warnings.warn(note, LabelWarning, stacklevel=4)
+    warn(note, LabelWarning)
     return replace(result, report=replace(result.report, notes=(*result.report.notes, note)))
 
 
@@ -470,8 +497,8 @@ def finish(
     return FitResult(potential, report, parameters, solution, noise)
 
 
-def _parameters(ready: _Ready) -> Parameters:
-    """Choose representatives and lay the parameters out."""
+def _parameters(ready: _Ready, known: Parameters | None = None) -> Parameters:
+    """Choose representatives, or take those of ``known`` with their spreads, and lay the parameters out."""
     frames, species, settings, has_energy = ready.frames, ready.species, ready.settings, ready.has_energy
     structures = [frame.structure for frame in frames]
     short_range = settings.short_range if has_energy else None
@@ -509,7 +536,28 @@ def _parameters(ready: _Ready) -> Parameters:
         chi_mean = dict(zip(species, map(float, elements.electronegativity(numbers)), strict=True))
     elif latent and not (settings.baseline is not None and settings.baseline.capabilities.charges):
         chi_mean = typical_charges(structures, species)
-    chi_maps = build(settings.electronegativity, "electronegativity", "electronegativity")
+
+    def kernels_of(
+        part: SitePart | None, kernels: Kernels | None, setting: str, default: float, same: bool = True
+    ) -> list[tuple[FeatureMap, float]]:
+        given = [kernel.delta for kernel in kernels or ()]
+        if part is None:
+            maps = build(kernels, setting.replace("_", "-"), setting)
+            return list(zip(maps, kernel_spreads(given, default), strict=True))
+        known_maps = part.feature_maps
+        deltas = list(part.deltas) if same else kernel_spreads([None] * len(known_maps), default)
+        return list(zip(known_maps, deltas, strict=True))
+
+    known_charges = None if known is None or known.charges is None else known.charges.quantity
+    chi_kernels = kernels_of(
+        None if known is None else known.electronegativity,
+        settings.electronegativity,
+        "electronegativity",
+        LATENT_DELTA if latent else CHI_DELTA,
+        # δ of a charge is none of an electronegativity
+        settings.charges is not None and settings.charges.quantity == known_charges,
+    )
+    chi_maps = [feature_map for feature_map, _ in chi_kernels]
     site_maps: list[FeatureMap] = []
     site_deltas: dict[str, list[float]] = {}
     if settings.charges is not None and settings.charges.environment:
@@ -521,22 +569,17 @@ def _parameters(ready: _Ready) -> Parameters:
             kind: kernel_spreads(site_spreads, ENVIRONMENT_SPREADS[kind])
             for kind in settings.charges.environment
         }
-    chi_spreads = [kernel.delta for kernel in settings.electronegativity or ()]
-    energy_spreads = [kernel.delta for kernel in short_range or ()]
     return Parameters.build(
         species,
         charges=settings.charges,
-        electronegativity_kernels=list(
-            zip(chi_maps, kernel_spreads(chi_spreads, LATENT_DELTA if latent else CHI_DELTA), strict=True)
-        ),
+        electronegativity_kernels=chi_kernels,
         electronegativity_mean=chi_mean,
         electronegativity_spread=LATENT_SPREAD if latent else CHI_SPREAD,
-        short_range_kernels=list(
-            zip(
-                build(short_range, "short-range", "short_range"),
-                kernel_spreads(energy_spreads, ENERGY_DELTA),
-                strict=True,
-            )
+        short_range_kernels=kernels_of(
+            None if known is None or short_range is None else known.short_range,
+            short_range,
+            "short_range",
+            ENERGY_DELTA,
         ),
         short_range_mean=energy_mean,
         short_range_spread=0.0 if settings.e0 is not None else ENERGY_SPREAD,
@@ -557,12 +600,12 @@ def representative_counts(name: str, part: SitePart) -> dict[str, dict[str, int]
     }
 
 
-def _sized(kernel: SOAPKernel, elements: int) -> SOAPKernel:
+def _sized(kernel: Kernel, elements: int) -> Kernel:
     """A kernel that nobody has chosen, with representatives for the number of elements."""
     if kernel.n_representatives is not None:
         return kernel
     number = min(DEFAULT_REPRESENTATIVES, AUTOMATIC_TOTAL // elements)
-    return SOAPKernel(**{**kernel.get_params(deep=False), "n_representatives": max(1, number)})
+    return type(kernel)(**{**kernel.get_params(deep=False), "n_representatives": max(1, number)})
 
 
 def kernel_spreads(given: Sequence[float | None], default: float) -> list[float]:
@@ -682,5 +725,6 @@ __all__ = [
     "finish",
     "fit_potential",
     "representative_counts",
+    "second_stage",
     "warn_unconverged",
 ]

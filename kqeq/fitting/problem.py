@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -75,6 +76,8 @@ class Chunk:
     device : Device
     single : bool
         Whether derivatives of the energy features are kept in single precision.
+    skip : frozenset of int
+        Positions of frames that do not count.
     """
 
     token: str
@@ -87,6 +90,7 @@ class Chunk:
     files: CacheFiles | None = None
     device: Device = CPU
     single: bool = False
+    skip: frozenset[int] = frozenset()
 
     @property
     def size(self) -> int:
@@ -103,6 +107,8 @@ class Chunk:
         store = _store(self)
         copy = asarray_like(u, self.device.like)
         for i, frame in enumerate(self.frames):
+            if i in self.skip:
+                continue
             yield frame_rows(
                 frame, store.get(i), self.parameters, u, self.noise, jacobian=jacobian, copy=copy
             )
@@ -205,6 +211,19 @@ class FitProblem:
         """Residuals and Jacobians frame by frame."""
         for chunk in track(self.chunks, description, total=len(self.chunks)):
             yield from chunk.rows(u, jacobian=jacobian)
+
+    def without(self, left_out: Collection[int]) -> FitProblem:
+        """The same problem without the frames of these indices; features are shared, and end with those of this one."""
+        other = copy(self)
+        other.chunks = [
+            replace(
+                chunk,
+                skip=frozenset(i for i, frame in enumerate(chunk.frames) if frame.index in left_out),
+            )
+            for chunk in self.chunks
+        ]
+        other.chunks = [chunk for chunk in other.chunks if len(chunk.skip) < len(chunk.frames)]
+        return other
 
     def close(self) -> None:
         """Drop the cached features of this process."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,7 @@ from ase import Atoms
 
 from kqeq.backend import CPU, Device
 from kqeq.baselines.store import stored
-from kqeq.errors import InputError, LabelWarning
+from kqeq.errors import InputError, LabelWarning, warn
 from kqeq.fitting.dipole_origin import other_origin
 from kqeq.fitting.metrics import Evaluation, compare
 from kqeq.frames.external_charges import read_external_charges
@@ -84,6 +83,7 @@ def evaluate_pairs(
     *,
     label_prefix: str = "",
     device: Device = CPU,
+    keep: Callable[[tuple[Structure, Labels, Prediction]], None] | None = None,
 ) -> Evaluation:
     """Errors of every quantity that frames and potential share.
 
@@ -97,6 +97,8 @@ def evaluate_pairs(
         Prefix that labels were looked for with; for messages.
     device : Device
         Where to predict.
+    keep : callable, optional
+        Gets structure, labels and prediction of every frame, in order.
 
     Raises
     ------
@@ -137,6 +139,8 @@ def evaluate_pairs(
                 ions.append((structure, labels.dipole, prediction.dipole))
             if prediction.undetermined and "energy" in labels.kinds:
                 open_ones.append((structure, prediction))
+            if keep is not None:
+                keep((structure, labels, prediction))
             yield structure, labels, prediction
 
     atoms = sum(len(structure) for structure, _ in pairs)
@@ -149,7 +153,7 @@ def evaluate_pairs(
     potential.warn_if_undetermined([s for s, _ in open_ones], [p for _, p in open_ones])
     origin = other_origin(ions)
     if origin is not None:
-        warnings.warn(origin, LabelWarning, stacklevel=3)
+        warn(origin, LabelWarning)
     return evaluation
 
 

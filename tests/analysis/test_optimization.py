@@ -132,3 +132,96 @@ def test_the_old_name_and_order_warn_and_work(ion_model, ion):
     assert old.max_force == optimize(ion_model, ion, fmax=0.5).max_force
     with pytest.raises(InputError, match="expected a fitted"):
         optimize(ion, ion_model)
+
+
+# ------------------------------------------------------------------ force calls
+
+
+@pytest.fixture(scope="module")
+def glycinium():
+    """Glycine and its cation at 500 K, labelled with GFN2-xTB."""
+    from pathlib import Path
+
+    from ase.io import read
+
+    return read(Path(__file__).parents[1] / "files" / "glycinium.xyz", ":")
+
+
+@pytest.fixture(scope="module")
+def glycinium_model(glycinium):
+    """Single kernels, 30 frames: soft along torsions, stiff where a hydrogen bond closes."""
+    from kqeq.kernels.settings import default_electronegativity, default_short_range
+
+    train = [atoms for atoms in glycinium if atoms.info["seed"] == 0]
+    return kqeq.KQEq(default_electronegativity(), default_short_range()).fit(train)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::kqeq.errors.KQEqWarning")
+def test_a_long_way_along_soft_torsions_takes_few_force_calls(glycinium, glycinium_model):
+    """The start from which BFGS took 116 calls: it ran into the wall of the hydrogen bond again and again."""
+    ion = [atoms for atoms in glycinium if atoms.info["system"] == "glycinium"][16]
+    forces = []
+    result = optimize(
+        glycinium_model,
+        Atoms(ion.numbers, ion.positions),
+        total_charge=1,
+        observer=lambda step, energy, force: forces.append(force),
+    )
+    assert result.converged
+    assert len(forces) <= 100  # 75 when this was written
+    assert result.steps + 1 == len(forces)
+    # it is the long way: the energy falls by more than an eV
+    start = glycinium_model.predict(Atoms(ion.numbers, ion.positions), total_charge=1).energy
+    assert start - result.prediction.energy > 1.0
+
+
+@pytest.mark.slow
+def test_energies_along_a_step_into_the_wall_are_smooth(glycinium, glycinium_model):
+    """What made forces rise after step 70 of BFGS was the step, not the model: no edge of a cutoff, no jump."""
+    ion = [atoms for atoms in glycinium if atoms.info["system"] == "glycinium"][16]
+    atoms = Atoms(ion.numbers, ion.positions, info={"total_charge": 1})
+    direction = np.random.default_rng(2).normal(size=atoms.positions.shape)
+    direction *= 0.2 / np.linalg.norm(direction, axis=1).max()
+    slopes = []
+    for part in np.linspace(0.0, 1.0, 21):
+        moved = atoms.copy()
+        moved.positions += part * direction
+        slopes.append(
+            -float((glycinium_model.predict(moved, properties=["forces"]).forces * direction).sum())
+        )
+    second = np.diff(slopes)
+    assert np.ptp(slopes) > 0.5
+    # curvature changes slowly: a kink or a jump would stand out between neighbours
+    assert np.abs(np.diff(second)).max() < 0.1 * np.ptp(slopes)
+
+
+def test_a_cell_is_relaxed_under_pressure(short_range_model):
+    from ase import units
+
+    cell = Atoms("OH2", [(1, 1, 1), (1, 1.76, 1.59), (1, 0.24, 1.59)], cell=(3.4, 3.6, 3.8), pbc=True)
+    bare = optimize(short_range_model, cell, fmax=0.05, cell=True, max_steps=100)
+    pressed = optimize(short_range_model, cell, fmax=0.05, cell=True, pressure=5e4, max_steps=100)
+    assert pressed.converged
+    assert bare.converged
+    assert pressed.atoms.get_volume() < bare.atoms.get_volume()
+    stress = pressed.prediction.stress
+    # the filter's criterion: force on the cell = volume · stress
+    excess = (stress + 5e4 * 1e5 * units.Pascal * np.eye(3)) * pressed.atoms.get_volume()
+    assert np.abs(excess).max() < 0.06 * len(cell)
+    assert pressed.max_stress == pytest.approx(np.abs(excess).max() / pressed.atoms.get_volume())
+    with pytest.raises(InputError, match="no cell to relax"):
+        optimize(short_range_model, Atoms("OH2", cell.positions), cell=True)
+    with pytest.raises(InputError, match="cell=True"):
+        optimize(short_range_model, cell, pressure=1.0)
+
+
+def test_every_geometry_on_the_way(ion_model, ion):
+    seen = []
+    result = optimize(ion_model, ion, total_charge=1, trajectory=seen.append)
+    assert len(seen) == result.steps + 1
+    assert seen[0].get_potential_energy() > seen[-1].get_potential_energy()
+    assert seen[-1].get_potential_energy() == pytest.approx(result.prediction.energy)
+    data = result.to_dict()
+    assert data["force_calls"] == len(seen)
+    assert data["units"]["energy"] == "eV"

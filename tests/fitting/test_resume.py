@@ -197,3 +197,41 @@ def test_damaged_files_are_refused_and_kept(damage, tmp_path, whole):
 def test_paths_that_cannot_be_written_are_refused_before_the_work(tmp_path):
     with pytest.raises(InputError):
         make().fit(training(), resume=tmp_path / "no folder" / "fit.checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("charges", "stage"), [(True, "alone"), (True, "start"), (True, "finished"), (False, "finished")]
+)
+def test_an_interrupted_search_goes_on(stage, charges, tmp_path, monkeypatch):
+    """Stopped after any of its fits, the search finds what it would have found, without the fits that it had made."""
+    from kqeq.fitting.evidence import left_out
+
+    path = tmp_path / "fit"
+
+    def searched():
+        short_range = [small_kernel(3.5, zeta=4), small_kernel(2.5, sigma=0.3)]
+        if charges:
+            return KQEq(small_kernel(3.5), short_range, optimize="left-out", noise={"dipole": 0.05})
+        return KQEq(None, short_range, None, optimize="left-out", targets=["energy", "forces"])
+
+    frames = training()[::2]
+    whole = searched().fit(frames)
+    original = left_out.write_search
+
+    def stopping(where, mark, reached):
+        original(where, mark, reached)
+        if reached.stage == stage:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(left_out, "write_search", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        searched().fit(frames, resume=path)
+    assert not path.exists()
+    monkeypatch.setattr(left_out, "write_search", original)
+    fits = []
+    collect = left_out.collect
+    monkeypatch.setattr(left_out, "collect", lambda *given: fits.append(1) or collect(*given))
+    assert_same_fit(searched().fit(frames, resume=path), whole)
+    assert len(fits) <= {"alone": 3, "start": 3, "finished": 0}[stage]
+    with pytest.raises(ModelFileError, match="another fit"):
+        searched().fit(frames[1:], resume=path)
