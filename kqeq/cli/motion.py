@@ -367,7 +367,7 @@ def _vibrations(arguments: argparse.Namespace) -> int:
         print(f"one period of mode {arguments.mode} written to {arguments.trajectory}")
     if arguments.json is not None:
         write_json(arguments.json, {"vibrations": found.to_dict(), "thermochemistry": thermo.to_dict()})
-    if arguments.plot is not None:
+    if arguments.plot is not None and isinstance(found, Infrared):
         from kqeq.analysis import plots
 
         plots.save(arguments.plot, plots.spectrum_figure(found))

@@ -12,6 +12,7 @@ Dimensions: N atoms, F descriptor features.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +89,16 @@ class Conditioned:
         """That of the environment."""
         return self.inner.cutoff
 
+    @property
+    def whole_powers(self) -> bool:
+        """That of the environment."""
+        return self.inner.whole_powers
+
+    @property
+    def knows_charge(self) -> bool:
+        """Whether the environment depends on the total charge; weights, which may too, are apart from it."""
+        return self.inner.knows_charge
+
     def block_slices(self, species: tuple[int, ...]) -> dict[tuple[int, int], slice]:
         """Those of the environment."""
         return self.inner.block_slices(species)
@@ -137,7 +148,7 @@ def condition_of(descriptor: Descriptor) -> str | None:
 
 
 def reweighted(
-    states: dict[Descriptor, DescriptorState], structure: Structure, derivative: int = 0
+    states: Mapping[Descriptor, DescriptorState], structure: Structure, derivative: int = 0
 ) -> dict[Descriptor, DescriptorState]:
     """The same environments under the states (spins, charges) of a structure of the same geometry."""
     return {

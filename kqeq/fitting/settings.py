@@ -27,12 +27,14 @@ from kqeq.io.rules import (
     whole,
 )
 from kqeq.kernels.charge_kernel import ChargeKernel
-from kqeq.kernels.settings import AUTO, Kernels, SOAPKernel
+from kqeq.kernels.settings import AUTO, Kernels, NetworkKernel, SOAPKernel
 from kqeq.potential.on_baseline import sees_baseline
 
 _DEVIATION = number(above=0)
 
-_ONE = instance(SOAPKernel, "settings of a kernel, kqeq.SOAPKernel(...)")
+_ONE = instance(
+    (SOAPKernel, NetworkKernel), "settings of a kernel, kqeq.SOAPKernel(...) or kqeq.NetworkKernel(...)"
+)
 
 _KERNEL = _ONE | sequence(_ONE, "a list of them, which are summed")
 
@@ -75,9 +77,9 @@ class FitSettings:
 
     Attributes
     ----------
-    electronegativity : tuple of SOAPKernel or None
+    electronegativity : tuple of kernels or None
         Kernels that are summed.
-    short_range : tuple of SOAPKernel or None
+    short_range : tuple of kernels or None
     charges : ChargeModel or None
     baseline : Baseline or None
     noise : mapping of str to float
@@ -94,7 +96,7 @@ class FitSettings:
     automatic : tuple of str
         Which kernels are not the user's (``electronegativity``, ``short_range``): that there are fewer environments
         than representatives is no news then.
-    site_kernel : tuple of SOAPKernel or None
+    site_kernel : tuple of kernels or None
         For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
     solver : {"auto", "cholesky", "qr"}
         How the linear problem of each step is solved (:mod:`kqeq.fitting.least_squares.equations`).

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import covalent_radii
 from ase.geometry import get_distances
 
-from kqeq.errors import InputError, LabelWarning
+from kqeq.errors import InputError, LabelWarning, warn
 from kqeq.frames.conditions import (
     CHARGE_KEYS,
     FIELD_KEY,
@@ -160,7 +159,7 @@ def survey(
     doubts += _contradicting_charges(frames, pairs)
     doubts += _lengths([structure for structure, _ in pairs])
     for text in doubts:
-        warnings.warn(text, LabelWarning, stacklevel=3)
+        warn(text, LabelWarning)
     notes = [*doubts, *_free_energies(frames, pairs, keys), *_weights(pairs, keys)]
     return Survey(list(pairs), unread_names(frames, keys), tuple(notes))
 

@@ -15,6 +15,10 @@
     sigma = 0.2
     n_representatives = 600
 
+    [[short_range]]              # features of a trained network: "so3lr", "chgnet", "mace:FILE"
+    network = "so3lr"
+    zeta = 2
+
     [charges]
     model = "QEq"
     hardness = { O = 12.0 }      # eV/e²; elements that are not named take the cited defaults; or "learn", "kernel"
@@ -54,8 +58,13 @@ from kqeq.errors import InputError
 from kqeq.fitting.settings import RULES, check_noise
 from kqeq.io.rules import NAME, instance, number, unknown_name
 from kqeq.kernels.charge_kernel import ChargeKernel
-from kqeq.kernels.feature_map import SOAPKernel, default_electronegativity, default_short_range
-from kqeq.kernels.settings import AUTO
+from kqeq.kernels.settings import (
+    AUTO,
+    Kernel,
+    NetworkKernel,
+    default_electronegativity,
+    default_short_range,
+)
 from kqeq.model.estimator import KQEq
 
 
@@ -144,7 +153,8 @@ def template(model: KQEq | None = None) -> str:
         For settings that no file can hold (an ASE calculator as baseline).
     """
     model = KQEq() if model is None else model
-    plain, tables = [], []
+    plain: list[str] = []
+    tables: list[str] = []
     words, of_fit = _docstring(KQEq), _docstring(KQEq.fit)
     words.update(
         {name: of_fit[name] for name, text in words.items() if text.startswith("As of") and name in of_fit}
@@ -260,7 +270,7 @@ def _part(name: str, value: Any, build: Callable[[dict[str, Any]], Any]) -> Any:
     return build(value)
 
 
-def _kernels(name: str, value: Any, default: Callable[[], SOAPKernel]) -> Any:
+def _kernels(name: str, value: Any, default: Callable[[], Kernel]) -> Any:
     """One kernel, several from an array of tables, or "auto"."""
     if value == AUTO:
         return value
@@ -269,8 +279,9 @@ def _kernels(name: str, value: Any, default: Callable[[], SOAPKernel]) -> Any:
     return _part(name, value, partial(_kernel, name, default()))
 
 
-def _kernel(name: str, kernel: SOAPKernel, table: dict[str, Any]) -> Any:
-    return _filled(name, kernel, table)
+def _kernel(name: str, kernel: Kernel, table: dict[str, Any]) -> Any:
+    """A kernel on features of a network where the table names one, otherwise one on SOAP."""
+    return _filled(name, NetworkKernel() if "network" in table else kernel, table)
 
 
 def _charge_kernel(table: dict[str, Any]) -> Any:

@@ -42,7 +42,7 @@ from kqeq.io.rules import FLAG, NOTHING, PATH, Rule, check_values, instance
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.settings import (
     AUTO,
-    SOAPKernel,
+    Kernel,
     automatic_electronegativity,
     automatic_short_range,
     default_electronegativity,
@@ -114,11 +114,11 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    electronegativity : SOAPKernel, sequence of SOAPKernel, "auto" or None
+    electronegativity : SOAPKernel, NetworkKernel, sequence of these, "auto" or None
         Kernel of the electronegativities, or several that are summed, each with its own descriptor, representatives
         and prior spread; ``None`` (with ``charges=None``) for a short-range potential alone.  ``"auto"`` takes a middle
         and a sharp kernel and has ``fit`` choose.
-    short_range : SOAPKernel, sequence of SOAPKernel, "auto" or None
+    short_range : SOAPKernel, NetworkKernel, sequence of these, "auto" or None
         Kernel of the short-range energy, or several that are summed; ``None`` for charges alone.  ``"auto"`` takes a
         long, a middle and a sharp kernel and has ``fit`` choose.
     charges : charge model, "auto" or None
@@ -151,7 +151,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         Energies of the elements by symbol, eV; fitted where ``None``.
     max_iterations : int
         Of the Gauss–Newton solver.
-    site_kernel : SOAPKernel or sequence of SOAPKernel, optional
+    site_kernel : SOAPKernel, NetworkKernel or sequence of these, optional
         Kernel (or a sum) of the logarithms of the parameters marked with ``"kernel"``; its ``delta`` is their prior
         standard deviation around the element's value (by default 0.2, for softness 0.3).  ``None`` shares descriptors and
         representatives with the electronegativity.
@@ -192,8 +192,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        electronegativity: SOAPKernel | Sequence[SOAPKernel] | str | None = _AUTO,
-        short_range: SOAPKernel | Sequence[SOAPKernel] | str | None = _AUTO,
+        electronegativity: Kernel | Sequence[Kernel] | str | None = _AUTO,
+        short_range: Kernel | Sequence[Kernel] | str | None = _AUTO,
         charges: ChargeModel | str | None = _DEFAULT,
         baseline: Any = None,
         noise: Mapping[str, float] | None = None,
@@ -202,7 +202,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         label_prefix: str = "",
         e0: Mapping[str, float] | None = None,
         max_iterations: int = 30,
-        site_kernel: SOAPKernel | Sequence[SOAPKernel] | None = None,
+        site_kernel: Kernel | Sequence[Kernel] | None = None,
         solver: str = "auto",
         charge_aware: ChargeKernel | None = None,
         charge_from: str = "baseline",
@@ -620,7 +620,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         potential = self.fitted()
         chosen = check_properties(properties)
         single_precision = check_precision(precision)
-        single = isinstance(frames, Atoms)
+        one_frame = isinstance(frames, Atoms)
         given = {
             "total_charge": total_charge,
             "external_field": external_field,
@@ -635,11 +635,11 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             return list(track(results, "predict", total=len(structures)))
 
         predictions, _ = devices.run(device, work)
-        potential.warn_if_undetermined(structures, predictions, stacklevel=3)
+        potential.warn_if_undetermined(structures, predictions)
         if posterior is not None:
             both = track(zip(predictions, structures, strict=True), "uncertainty", total=len(structures))
             predictions = [with_uncertainty(p, posterior, s, chosen, potential.baseline) for p, s in both]
-        return predictions[0] if single else predictions
+        return predictions[0] if one_frame else predictions
 
     # ------------------------------------------------------------- evaluate
 
@@ -713,7 +713,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.saved_ = True
 
 
-def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
+def load_model(path: str | PathLike[str], *, baseline: Any = None, networks: Sequence[Any] = ()) -> KQEq:
     """Read a model file.
 
     Parameters
@@ -721,6 +721,10 @@ def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
     path : path-like
     baseline : ase calculator, optional
         Needed if the model was fitted on top of a calculator: calculators are not stored.
+    networks : sequence of str, path or Network, optional
+        Files of networks (or networks) whose features the model uses, where they are neither in a package nor known to
+        this process: a model file holds their names and hashes only.  The environment variable ``KQEQ_NETWORKS`` may name
+        folders instead.
 
     Returns
     -------
@@ -732,9 +736,12 @@ def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
     ModelFileError
         If the file is missing, truncated, damaged, no model file, or from a newer version of the package.
     InputError
-        If the baseline calculator is missing or is not the kind the model was fitted with.
+        If the baseline calculator is missing or is not the kind the model was fitted with; if a network is missing or
+        has other weights.
+    UnsupportedError
+        If the package of a network is not installed; the message names the extra.
     """
-    record = load_record(path, baseline=baseline)
+    record = load_record(path, baseline=baseline, networks=networks)
     try:
         model = KQEq(**record.settings)
     except Exception as error:  # settings that no version has had

@@ -5,6 +5,7 @@ Layout, version 2::
     header.json          format, version, library version, settings, element offsets, report
     <kernel>/<Z>/data|indices|indptr  representatives of one element, sparse rows, unless shared with another kernel
     <kernel>/<Z>/coefficients         kernel coefficients
+    <kernel>/<Z>/mean|spread          of features of networks; weights of networks are not stored, but name and hash
     determination/covariance|prior    of the element means: what the training data leave open
     posterior/lower, posterior/u      optional: Cholesky factor of the posterior precision, parameters
 
@@ -21,7 +22,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -40,6 +41,7 @@ from kqeq.charges.base import ENVIRONMENT_KINDS, ChargeModel
 from kqeq.charges.parameters import ElementParameters
 from kqeq.descriptors.base import Descriptor
 from kqeq.descriptors.conditioned import Conditioned
+from kqeq.descriptors.networks import Network, NetworkFeatures, Scaling, find_network
 from kqeq.descriptors.soap.descriptor import SOAPDescriptor
 from kqeq.errors import InputError, ModelFileError, OutputError, UnsupportedError
 from kqeq.fitting.charge_aware import ChargeDependence
@@ -48,9 +50,9 @@ from kqeq.fitting.parameters import LearnedPart, Parameters, SitePart
 from kqeq.fitting.report import FitReport
 from kqeq.io.archive import read_archive, write_archive
 from kqeq.kernels.charge_kernel import ChargeKernel
-from kqeq.kernels.feature_map import FeatureMap, SOAPKernel
-from kqeq.kernels.settings import AUTO, kernel_tuple
-from kqeq.model.layout import PARTS, check_model, kernel_name, power_names
+from kqeq.kernels.feature_map import FeatureMap
+from kqeq.kernels.settings import AUTO, NetworkKernel, SOAPKernel, kernel_tuple
+from kqeq.model.layout import PARTS, check_model, kernel_name, network_names, power_names
 from kqeq.potential.determination import Determination
 from kqeq.potential.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
@@ -142,6 +144,7 @@ def _content(record: Record, *, posterior: bool) -> tuple[dict[str, Any], dict[s
             for z, rows in feature_map.representatives.items():
                 prefix = f"{own}/{chemical_symbols[z]}"
                 if home == own:
+                    arrays |= _scaling_arrays(feature_map.descriptor, prefix, z)
                     arrays[f"{prefix}/data"] = rows.data
                     arrays[f"{prefix}/indices"] = rows.indices
                     arrays[f"{prefix}/indptr"] = rows.indptr
@@ -201,7 +204,11 @@ def _stored_posterior(known: Posterior, potential: Potential) -> dict[str, Any]:
     }
 
 
-def load_record(path: str | PathLike[str], *, baseline: Any = None) -> Record:
+Networks = Mapping[tuple[str, str], Network]
+"""Networks by name and hash."""
+
+
+def load_record(path: str | PathLike[str], *, baseline: Any = None, networks: Sequence[Any] = ()) -> Record:
     """Read a model file; see :func:`kqeq.load`.
 
     Raises
@@ -209,7 +216,9 @@ def load_record(path: str | PathLike[str], *, baseline: Any = None) -> Record:
     ModelFileError
         If the file is missing, truncated, damaged, no model file, or from a newer version of the package.
     InputError
-        If the baseline calculator is missing or is not the kind the model was fitted with.
+        If the baseline calculator is missing or is not the kind the model was fitted with; likewise networks.
+    UnsupportedError
+        If the package of a network is not installed.
     """
     header, arrays = read_archive(
         Path(path),
@@ -224,8 +233,9 @@ def load_record(path: str | PathLike[str], *, baseline: Any = None) -> Record:
     except Exception as error:  # of a header of an older version anything may be missing
         raise damaged(path, error) from None
     spec, resolved = _baseline(header, baseline)
+    found = {names: find_network(*names, networks) for names in network_names(header)}
     try:
-        return _build(header, arrays, spec, resolved)
+        return _build(header, arrays, spec, resolved, found)
     except Exception as error:  # settings pass through many constructors, each with checks of its own
         raise damaged(path, error) from error
 
@@ -264,10 +274,12 @@ def _plain_settings(given_settings: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: Baseline | None) -> Record:
+def _build(
+    header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: Baseline | None, networks: Networks
+) -> Record:
     settings = dict(header["settings"])
     for name in ("electronegativity", "short_range", "site_kernel"):
-        settings[name] = _kernel_settings(settings.get(name))
+        settings[name] = _kernel_settings(settings.get(name), networks)
     settings["charges"] = None if settings["charges"] is None else charge_model_from_dict(settings["charges"])
     aware = settings.get("charge_aware")
     settings["charge_aware"] = None if aware is None else ChargeKernel(**aware)
@@ -280,7 +292,7 @@ def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: 
     charge_kernel = None if aware is None else ChargeKernel(**aware)
     powers = () if charge_kernel is None else power_names(charge_kernel.order)
     for name in (*PARTS, *kinds, *powers):
-        models[name] = _site_model(header["parts"][name], arrays, name, maps)
+        models[name] = _site_model(header["parts"][name], arrays, name, maps, networks)
     potential = Potential(
         species=tuple(atomic_numbers[symbol] for symbol in header["species"]),
         energy_offsets=_by_number(header["energy_offsets"]),
@@ -465,20 +477,35 @@ def _site_models(potential: Potential) -> dict[str, SiteModel | None]:
     return {name: getattr(potential, name) for name in PARTS} | dict(potential.sites) | powers
 
 
-def _kernel_settings(stored: Any) -> Any:
+def _kernel_settings(stored: Any, networks: Networks) -> Any:
     """Kernel settings, one or a list of them, from plain data."""
     if stored is None or stored == AUTO:
         return stored
-    kernels = [SOAPKernel(**own) for own in (stored if isinstance(stored, list) else [stored])]
+
+    def kernel_of(own: Mapping[str, Any]) -> SOAPKernel | NetworkKernel:
+        if "network" not in own:
+            return SOAPKernel(**own)
+        names = own["network"], own["sha256"]
+        return NetworkKernel(**{key: value for key, value in own.items() if key != "sha256"}).set_params(
+            network=networks[names]
+        )
+
+    kernels = [kernel_of(own) for own in (stored if isinstance(stored, list) else [stored])]
     for kernel in kernels:
         kernel.check()
     return kernels if isinstance(stored, list) else kernels[0]
 
 
 def _descriptor_settings(descriptor: Descriptor) -> dict[str, Any]:
-    """Settings of a descriptor as plain data."""
+    """Settings of a descriptor as plain data; scales of networks are arrays."""
     if isinstance(descriptor, Conditioned):
         return {**_descriptor_settings(descriptor.inner), "condition": descriptor.condition}
+    if isinstance(descriptor, NetworkFeatures) and descriptor.scaling is not None:
+        return {
+            "network": descriptor.network.name,
+            "sha256": descriptor.network.digest,
+            "charged": descriptor.charged,
+        }
     if not isinstance(descriptor, SOAPDescriptor):
         raise UnsupportedError(f"a model with the descriptor {descriptor!r} cannot be stored")
     settings = asdict(descriptor)
@@ -487,6 +514,18 @@ def _descriptor_settings(descriptor: Descriptor) -> dict[str, Any]:
     else:
         settings["weighting"] = descriptor.weighting.to_dict()
     return settings
+
+
+def _scaling_arrays(descriptor: Descriptor, prefix: str, z: int) -> dict[str, FloatArray]:
+    """Mean and spread of the features of a network for one element; nothing for other descriptors."""
+    if isinstance(descriptor, Conditioned):
+        return _scaling_arrays(descriptor.inner, prefix, z)
+    if not isinstance(descriptor, NetworkFeatures) or descriptor.scaling is None:
+        return {}
+    return {
+        f"{prefix}/mean": descriptor.scaling.mean[z],
+        f"{prefix}/spread": np.array([descriptor.scaling.spread[z]]),
+    }
 
 
 def _upgrade(header: dict[str, Any]) -> dict[str, Any]:
@@ -550,7 +589,11 @@ def _upgrade_posterior(header: dict[str, Any]) -> dict[str, Any]:
 
 
 def _site_model(
-    stored: Mapping[str, Any] | None, arrays: dict[str, Any], name: str, maps: dict[str, FeatureMap]
+    stored: Mapping[str, Any] | None,
+    arrays: dict[str, Any],
+    name: str,
+    maps: dict[str, FeatureMap],
+    networks: Networks,
 ) -> SiteModel | None:
     """The kernel model of one part; its features may be those of a kernel before, in ``maps``."""
     if stored is None:
@@ -563,7 +606,7 @@ def _site_model(
         }
         home = kernel["features"]
         if home == own:
-            maps[own] = _feature_map(kernel, arrays, own)
+            maps[own] = _feature_map(kernel, arrays, own, networks)
         elif home not in maps:
             raise ValueError(f"{own} shares the features of {home}, which the file does not hold")
         feature_map = maps[home]
@@ -576,7 +619,9 @@ def _site_model(
     return SiteModel(tuple(terms), _by_number(stored["offsets"]))
 
 
-def _feature_map(stored: Mapping[str, Any], arrays: dict[str, Any], name: str) -> FeatureMap:
+def _feature_map(
+    stored: Mapping[str, Any], arrays: dict[str, Any], name: str, networks: Networks
+) -> FeatureMap:
     representatives: dict[int, sparse.csr_array] = {}
     for symbol in stored["elements"]:
         prefix = f"{name}/{symbol}"
@@ -587,7 +632,16 @@ def _feature_map(stored: Mapping[str, Any], arrays: dict[str, Any], name: str) -
     species = tuple(int(z) for z in stored["species"])
     settings = dict(stored["descriptor"])
     condition = settings.pop("condition", None)
-    descriptor: Descriptor = SOAPDescriptor(**settings)
+    descriptor: Descriptor
+    if "network" in settings:
+        scaling = Scaling(
+            {z: arrays[f"{name}/{chemical_symbols[z]}/mean"] for z in representatives},
+            {z: float(arrays[f"{name}/{chemical_symbols[z]}/spread"][0]) for z in representatives},
+        )
+        network = networks[settings["network"], settings["sha256"]]
+        descriptor = NetworkFeatures(network, settings["charged"], scaling)
+    else:
+        descriptor = SOAPDescriptor(**settings)
     if condition is not None:
         descriptor = Conditioned(descriptor, condition)
     feature_map = FeatureMap(descriptor, float(stored["zeta"]), representatives, species)

@@ -9,7 +9,6 @@ Dimensions: N atoms, F descriptor features.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,7 @@ from kqeq.charges.site_values import ELECTRONEGATIVITY
 from kqeq.descriptors import evaluate_states, longest_cutoff
 from kqeq.descriptors.base import Descriptor
 from kqeq.descriptors.conditioned import condition_of, reweighted
-from kqeq.errors import InputError, UndeterminedWarning, UnsupportedError
+from kqeq.errors import InputError, UndeterminedWarning, UnsupportedError, warn
 from kqeq.frames.neighbours import Pairs
 from kqeq.frames.states import KnownStates, check_known, state_of
 from kqeq.frames.structures import Structure
@@ -40,6 +39,12 @@ from kqeq.potential.determination import Determination
 from kqeq.potential.on_baseline import OnBaseline
 from kqeq.potential.prediction import PROPERTIES, Prediction, check_properties
 from kqeq.typing import Array, FloatArray, IntArray
+
+_TOLD = (
+    "a network of the model is told the total charge; take differences of energies between charge states, or fit with "
+    "charged=False"
+)
+"""Why there is no derivative with respect to the total charge."""
 
 BATCH_ATOMS = 512
 """Atoms whose descriptors are kept at once when many structures are predicted."""
@@ -145,9 +150,9 @@ class Potential:
                 replace(own, weights=namespace(given).take(given, own.index))
                 if (given := getattr(states[m.descriptor], "weights", None)) is not None
                 else own
-                for own in near
+                for own in found
             ]
-            for m, near in similarities.items()
+            for m, found in similarities.items()
         }
 
     def _charge_slope(
@@ -177,6 +182,11 @@ class Potential:
     def descriptors(self) -> list[Descriptor]:
         """The descriptors of all kernel models."""
         return [feature_map.descriptor for feature_map in self.feature_maps]
+
+    @property
+    def knows_charge(self) -> bool:
+        """Whether a descriptor depends on the total charge."""
+        return any(descriptor.knows_charge for descriptor in self.descriptors)
 
     @property
     def cutoff(self) -> float:
@@ -371,7 +381,7 @@ class Potential:
         return all(abs(structure.total_charge - known) > 1e-6 for known in self.training_charges)
 
     def warn_if_undetermined(
-        self, structures: Sequence[Structure], predictions: Sequence[Prediction], *, stacklevel: int = 4
+        self, structures: Sequence[Structure], predictions: Sequence[Prediction]
     ) -> None:
         """Warn, once for all, where energies are predicted that the training data do not determine."""
         found = {}
@@ -384,7 +394,7 @@ class Potential:
         worst, (_, text) = max(found.items(), key=lambda item: item[1][0])
         if len(structures) > 1:
             text = f"{text} (structure {worst}; in all {len(found)} of {len(structures)} structures)"
-        warnings.warn(text, UndeterminedWarning, stacklevel=stacklevel)
+        warn(text, UndeterminedWarning)
 
     def predict(
         self,
@@ -411,7 +421,7 @@ class Potential:
         """
         derivatives = _needs_derivatives(structure, properties)
         with in_threads_for(structure):
-            states, near = evaluate_environments(
+            states, similarities = evaluate_environments(
                 self.feature_maps,
                 structure,
                 derivatives=derivatives,
@@ -419,7 +429,7 @@ class Potential:
                 device=device,
                 single=single,
             )
-            return self.finish(structure, properties, states, near, device=device)
+            return self.finish(structure, properties, states, similarities, device=device)
 
     def predict_many(
         self,
@@ -438,14 +448,14 @@ class Potential:
                 for s in batch
             ]
             numbers = [s.numbers for s in batch]
-            near = {
+            similarities = {
                 feature_map: feature_map.similarities_many(
                     [own[feature_map.descriptor] for own in states], numbers, single=single
                 )
                 for feature_map in self.feature_maps
             }
             for i, structure in enumerate(batch):
-                own = {feature_map: lists[i] for feature_map, lists in near.items()}
+                own = {feature_map: lists[i] for feature_map, lists in similarities.items()}
                 with in_threads_for(structure):
                     prediction = self.finish(structure, properties, states[i], own, device=device)
                 yield prediction
@@ -475,6 +485,7 @@ class Potential:
         responses = charged is not None and (
             charged.system.responses_are_cheap or "polarizability" in properties
         )
+        told = charged is not None and self.knows_charge
         offsets = self._offsets(structure.numbers)
         electrostatic = 0.0 if charged is None else charged.state.energy
         potential_of_charge = None if charged is None else charged.chemical_potential
@@ -483,6 +494,8 @@ class Potential:
             slope = self._charge_slope(structure, states, similarities, charged)
             potential_of_charge = None if slope is None else charged.chemical_potential + slope
             hardness = None
+        if told:
+            potential_of_charge = hardness = None
         prediction = Prediction(
             energy=offsets + found.energy_short_range + electrostatic + base.energy,
             energy_offsets=offsets,
@@ -507,7 +520,8 @@ class Potential:
             total_charge=structure.total_charge,
             external_field=structure.external_field,
             external_forces=_external_forces(charged) if "forces" in properties else None,
-            undetermined=self.undetermined(structure.numbers, charged, fukui=responses),
+            undetermined=self.undetermined(structure.numbers, charged, fukui=responses and not told),
+            undefined=dict.fromkeys(("chemical_potential", "hardness"), _TOLD) if told else None,
             born_charges=(
                 self._born_charges(charged, similarities, states)
                 if charged is not None and "born_charges" in properties and not structure.periodic

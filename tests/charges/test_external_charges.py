@@ -193,6 +193,23 @@ def test_calculator(water_model, water_systems, surroundings):
         atoms.calc.external_charges.positions[0] = 0.0
 
 
+def test_at_a_potential(water_model, water_systems, surroundings):
+    """The grand energy has the same back-forces, and the charge follows the surroundings."""
+    atoms = centred(water_systems["water1"][1])
+    potential = water_model.predict(atoms, total_charge=0.2).chemical_potential
+    calc = KQEqCalculator(water_model, potential=potential, external_charges=surroundings)
+    calc.get_property("forces", atoms)
+    forces = calc.external_forces.copy()
+    assert abs(calc.prediction.total_charge - 0.2) > 0.01
+    ends = []
+    for step in (STEP, -STEP):
+        there = moved(surroundings.positions, 1, 2, step)
+        calc.external_charges = (there, surroundings.charges, surroundings.widths)
+        ends.append(calc.get_property("energy", atoms))
+    assert abs(forces[1, 2]) > 0.01
+    assert -(ends[0] - ends[1]) / (2 * STEP) == pytest.approx(forces[1, 2], abs=2e-6)
+
+
 def test_uncertainties_follow(water_model, water_systems, surroundings):
     atoms = centred(water_systems["water2"][1])
     near = water_model.predict(atoms, external_charges=surroundings, uncertainty=True)

@@ -241,6 +241,21 @@ def test_predict_writes_results_and_keeps_labels(files, tmp_path):
         np.testing.assert_allclose(after.info["REF_dipole"], before.get_dipole_moment(), atol=1e-7)
 
 
+def test_predict_at_a_potential(files, tmp_path, capsys):
+    out = tmp_path / "out.xyz"
+    assert run("predict", files / "m.kqeq", f"{files / 'test.xyz'}@:2", "-o", out, "--potential", 5) == 0
+    shown = capsys.readouterr().out
+    assert "grand energy (eV)" in shown
+    for index, atoms in enumerate(read(out, ":")):
+        charge = atoms.info["total_charge"]
+        assert atoms.info["chemical_potential"] == pytest.approx(5.0, abs=1e-6)
+        assert abs(charge - round(charge)) > 1e-4
+        grand = float(shown.splitlines()[index + 1].split()[2])
+        assert grand == pytest.approx(atoms.get_potential_energy() - 5.0 * charge, abs=1e-4)
+    assert run("predict", files / "m.kqeq", files / "test.xyz", "--potential", 5, "--charge", 1) == 2
+    assert "give one of them" in capsys.readouterr().err
+
+
 def test_predict_of_a_prediction_keeps_the_first_labels(files, tmp_path):
     run("predict", files / "m.kqeq", files / "test.xyz", "-o", tmp_path / "one.xyz")
     run("predict", files / "m.kqeq", tmp_path / "one.xyz", "-o", tmp_path / "two.xyz")

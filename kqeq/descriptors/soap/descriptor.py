@@ -101,6 +101,16 @@ class SOAPDescriptor:
         return self.tables.cutoff
 
     @property
+    def whole_powers(self) -> bool:
+        """Products of power spectra are not negative."""
+        return False
+
+    @property
+    def knows_charge(self) -> bool:
+        """The geometry is all that matters."""
+        return False
+
+    @property
     def tables(self) -> adjoint.Tables:
         """Structure-independent input of the kernels."""
         return _tables(self)
