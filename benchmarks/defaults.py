@@ -106,8 +106,8 @@ def _rows(
     if "energy" in errors:
         yield row(f"{start}, prediction", errors.milliseconds, "ms/atom")
     for kind, found in (errors.calibration or {}).items() if calibration else ():
-        yield row(f"{start}, {kind}, within 68 %", 100.0 * found.within_68, "%", ">= 58")
-        yield row(f"{start}, {kind}, within 95 %", 100.0 * found.within_95, "%", ">= 90")
+        yield row(f"{start}, {kind}, within 68 %", 100.0 * found.within_68, "%", "in 58..78")
+        yield row(f"{start}, {kind}, within 95 %", 100.0 * found.within_95, "%", "in 90..99")
         yield row(f"{start}, {kind}, mean z²", found.mean_z2, "")
     yield row(f"{start}, CPU", cpu, "s")
 
