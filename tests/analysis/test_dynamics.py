@@ -9,13 +9,10 @@ from ase.constraints import FixAtoms
 from ase.io import read, write
 
 import kqeq
-from kqeq import analysis, cli
+from checks import run
+from kqeq import analysis
 from kqeq.analysis.dynamics import STEP_KEY
 from kqeq.errors import InputError, UnsupportedError
-
-
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
