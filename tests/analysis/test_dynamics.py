@@ -196,6 +196,18 @@ def test_a_dynamics_that_breaks_down_says_where(ion_model, ion):
     assert seen
 
 
+def test_a_dynamics_that_leaves_the_training_data_is_stopped(folder, ion_model, ion, tmp_path, capsys):
+    arguments = ("md", folder / "m.kqeq", folder / "ion.xyz", "-o", tmp_path / "end.xyz", "--ensemble", "nve")
+    limits = ("--max-distance", 1.5, "--timestep", 0.5, "--temperature", 30000, "--steps", 200, "--every", 1)
+    assert run(*arguments, *limits, "--trajectory", tmp_path / "run.xyz", "--quiet") == 1
+    assert "STOPPED: stopped at step" in capsys.readouterr().err
+    stopped, frames = read(tmp_path / "end.xyz"), read(tmp_path / "run.xyz", ":")
+    assert 1 < len(frames) < 200
+    assert np.abs(stopped.positions - frames[-1].positions).max() > 1e-4  # one step farther
+    _, found = analysis.molecular_dynamics(ion_model, ion, steps=3, max_distance=1e3, every=1)
+    assert len(found.steps) == 4
+
+
 # ------------------------------------------------------------------- vibrations
 
 
