@@ -416,7 +416,7 @@ def iteration(quick: bool) -> Iterator[Row]:
 
 def sums(quick: bool) -> Iterator[Row]:
     """Two threads against one on the sums; on an idle machine."""
-    from kqeq.descriptors.soap.host import parallel
+    from kqeq.backend import parallel
     from kqeq.fitting.least_squares.gram import Gram
 
     size = 1500 if quick else 6000

@@ -35,16 +35,13 @@ from kqeq.frames.conditions import (
     require_number,
     write_name,
 )
-from kqeq.frames.neighbours import NeighbourFinder, Pairs
+from kqeq.frames.neighbours import NeighbourFinder
 from kqeq.frames.site_data import site_data_key
 from kqeq.frames.structures import Structure, describe, read_structure
 from kqeq.model.estimator import KQEq, load_model
 from kqeq.potential.fixed_geometry import FixedGeometry, same_geometry
 from kqeq.potential.potential import Potential, Prediction, require_energy_model
 from kqeq.typing import FloatArray
-
-SKIN_ATOMS = 100
-"""From this size on the neighbour list is kept between steps."""
 
 _ENERGY_KINDS = ("energy", "free_energy", "forces", "stress")
 _CHARGE_KINDS = ("charges", "dipole")
@@ -155,7 +152,7 @@ class KQEqCalculator(Calculator):
         self._site_data: tuple[bytes | None, ...] = ()
         self._checked: tuple[bytes, ...] | None = None
         self._warned: set[tuple[float, bytes]] = set()
-        self._finder: NeighbourFinder | None = None
+        self._finder = NeighbourFinder(self._potential.cutoff)  # one list for all, kept between steps
         self._geometry: FixedGeometry | None = None
         self._lock = threading.RLock()
         super().__init__(total_charge=total_charge, external_field=external_field)  # type: ignore[no-untyped-call]
@@ -346,6 +343,7 @@ class KQEqCalculator(Calculator):
             self._require(name)
         charge, field = self._read_conditions(self.atoms)
         structure = read_structure(self.atoms, total_charge=charge, external_field=field, prefix=self._prefix)
+        structure = replace(structure, neighbours=self._finder)
         checked = tuple(a.tobytes() for a in (structure.numbers, structure.pbc, structure.external_field))
         if checked != self._checked:  # not at every step of a trajectory
             self._potential.check(structure, describe(self.atoms))
@@ -399,23 +397,14 @@ class KQEqCalculator(Calculator):
             self._geometry = FixedGeometry.at(
                 self._potential,
                 structure,
-                pairs=self._pairs(structure) if device.is_host else None,
                 device=device,
                 single=self._single,
             )
         return self._geometry
 
-    def _pairs(self, structure: Structure) -> Pairs | None:
-        """Neighbours from a list that is kept between steps; small structures gain nothing from one."""
-        if len(structure) < SKIN_ATOMS:
-            return None
-        if self._finder is None:
-            self._finder = NeighbourFinder(self._potential.cutoff)
-        return self._finder.find(structure)
-
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what can be computed again when the calculator is pickled to a worker."""
-        return {**self.__dict__, "_finder": None, "_geometry": None, "_lock": None}
+        return {**self.__dict__, "_geometry": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take a lock of its own."""

@@ -35,7 +35,12 @@ HOME = {
     "tqdm": {"kqeq.io.progress"},
     "skmatter": {"kqeq.kernels.representatives"},
     "dscribe": {"kqeq.descriptors"},
-    "numba": {"kqeq.descriptors.soap.host", "kqeq.electrostatics"},
+    "numba": {
+        "kqeq.backend.parallel",
+        "kqeq.frames.pair_kernels",
+        "kqeq.descriptors.soap.host",
+        "kqeq.electrostatics",
+    },
     "cupy": {"kqeq.backend", "kqeq.descriptors.soap.arrays", "kqeq.electrostatics"},
     "cupyx": {"kqeq.backend", "kqeq.descriptors.soap.arrays", "kqeq.electrostatics"},
     "matplotlib": {"kqeq.analysis.plots", "kqeq.cli.demo"},

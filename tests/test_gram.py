@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kqeq.descriptors.soap.host import parallel
+from kqeq.backend import parallel
 from kqeq.fitting.least_squares import gram
 from kqeq.fitting.least_squares.equations import NormalEquations, Prior, Sums, TriangularEquations
 from kqeq.fitting.least_squares.gram import Gram, column_sums

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from kqeq.descriptors.soap.host import parallel
+from kqeq.backend import parallel
 from kqeq.errors import InputError
 
 
@@ -82,7 +82,7 @@ def test_only_a_compilation_is_announced(tmp_path):
     )
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from kqeq.descriptors.soap.host import parallel\n"
+        "from kqeq.backend import parallel\n"
         "print(parallel.load('kqeq_kernel').double(2.0))\n"
     )
     said = "kqeq: compiling the descriptor kernels (once; they are cached on disk) ...\n"
@@ -98,7 +98,7 @@ def test_only_a_compilation_is_announced(tmp_path):
 def test_forked_processes_can_use_threads():
     code = (
         "import multiprocessing, numpy as np\n"
-        "from kqeq.descriptors.soap.host import parallel\n"
+        "from kqeq.backend import parallel\n"
         "def total(_):\n"
         "    done = np.zeros(9)\n"
         "    with parallel.use_threads(2):\n"

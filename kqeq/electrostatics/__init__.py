@@ -62,11 +62,11 @@ def coulomb(
     positions, sigma = asarray_like(positions, device.like), asarray_like(sigma, device.like)
     if mesh_pays:
         fine = DEFAULT_MESH_ACCURACY if accuracy is None else accuracy
-        return MeshCoulomb(positions, sigma, cell, pbc, dipoles=dipoles, accuracy=fine)
+        return MeshCoulomb(positions, sigma, cell, pbc, dipoles=dipoles, accuracy=fine, structure=structure)
     if not structure.periodic:
         return OpenCoulomb(positions, sigma, dipoles=dipoles)
     fine = DEFAULT_ACCURACY if accuracy is None else accuracy
-    return EwaldCoulomb(positions, sigma, cell, pbc, dipoles=dipoles, accuracy=fine)
+    return EwaldCoulomb(positions, sigma, cell, pbc, dipoles=dipoles, accuracy=fine, structure=structure)
 
 
 def _mesh_pays(structure: Structure, sigma: FloatArray, dipoles: bool, accuracy: float | None) -> bool:

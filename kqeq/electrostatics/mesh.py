@@ -19,16 +19,18 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kqeq.backend import asarray_like, empty, irfftn, namespace, rfftn, to_float
+from kqeq.backend import asarray_like, empty, irfftn, is_numpy, namespace, rfftn, to_float
 from kqeq.constants import COULOMB
 from kqeq.electrostatics.background import Background
 from kqeq.electrostatics.ewald import LatticeSum
+from kqeq.electrostatics.host import real_space
 from kqeq.electrostatics.mesh_plan import DEFAULT_ACCURACY, MeshParameters, plan_mesh
 from kqeq.electrostatics.realspace import RealSpace
 from kqeq.electrostatics.splines import MeshPoints, second_derivative_column, squared_moduli
 from kqeq.electrostatics.tensors import AXES
 from kqeq.electrostatics.unknowns import Unknowns, checked_positions, checked_sigma, full_diagonal
 from kqeq.errors import UnsupportedError
+from kqeq.frames.structures import Structure
 from kqeq.typing import Array, BoolArray, FloatArray
 
 
@@ -260,6 +262,8 @@ class MeshCoulomb(LatticeSum):
         Whether each atom also carries a dipole.
     accuracy : float
         Largest error of an element of the matrix, in units of k_e/Å.
+    structure : Structure, optional
+        Of the same positions and cell: its neighbour list is used.
 
     Attributes
     ----------
@@ -289,6 +293,7 @@ class MeshCoulomb(LatticeSum):
         *,
         dipoles: bool = False,
         accuracy: float = DEFAULT_ACCURACY,
+        structure: Structure | None = None,
     ) -> None:
         xp = namespace(positions, sigma)
         positions = checked_positions(positions)
@@ -303,14 +308,11 @@ class MeshCoulomb(LatticeSum):
             positions = positions - 0.5 * (xp.max(positions, axis=0) + xp.min(positions, axis=0))
         self._positions = positions
         kappa = parameters.kappa
-        real = RealSpace(
-            positions,
-            sigma,
-            None if self._open else self.cell,
-            kappa=kappa,
-            r_cut=parameters.r_cut,
-            dipoles=dipoles,
-        )
+        box, r_cut = None if self._open else self.cell, parameters.r_cut
+        if is_numpy(positions) and not dipoles:
+            real = real_space(positions, sigma, box, kappa=kappa, r_cut=r_cut, structure=structure)
+        else:
+            real = RealSpace(positions, sigma, box, kappa=kappa, r_cut=r_cut, dipoles=dipoles)
         smooth = Mesh(positions, self.cell, parameters, dipoles=dipoles, reach=plan.reach)
         background = (
             None

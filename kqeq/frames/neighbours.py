@@ -18,12 +18,14 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import product
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from kqeq.backend import asarray_like, is_cupy, namespace
+from kqeq.backend import asarray_like, is_cupy, namespace, parallel
 from kqeq.errors import InputError
 from kqeq.frames.structures import Structure
 from kqeq.typing import Array, BoolArray, FloatArray, IntArray
@@ -39,6 +41,10 @@ _LONG = 100.0
 
 _SLENDER = 20.0
 """Longest over shortest side that a box gets by vacuum; well below the cube root of the bins."""
+
+
+_SMALLEST_THREADED = 20_000
+"""Candidates below which threads cost more than they gain."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +63,8 @@ class Pairs:
         r_ij = r_j − r_i + shift @ cell, Å.
     shifts : (P, 3) int array, or None
         Cell vectors added to r_j − r_i, if they were asked for.
+    start : (N + 1,) int array, or None
+        First pair of each centre, where pairs are ordered by centre.
     """
 
     cutoff: float
@@ -64,6 +72,7 @@ class Pairs:
     vectors: FloatArray
     full: bool = True
     shifts: IntArray | None = None
+    start: IntArray | None = None
     _owner: Any = field(default=None, repr=False)  # keeps the memory of the arrays alive
 
     def __len__(self) -> int:
@@ -79,7 +88,7 @@ def find_pairs(structure: Structure, cutoff: float, *, full: bool = True, shifts
     ----------
     structure : Structure
     cutoff : float
-        Å.
+        Å.  A half list of a structure with a finder of its own (:class:`NeighbourFinder`) may reach farther.
     full : bool
         Whether to list each pair in both directions; a half list takes half the time and memory.
     shifts : bool
@@ -95,6 +104,9 @@ def find_pairs(structure: Structure, cutoff: float, *, full: bool = True, shifts
         If the cutoff is not positive and finite, the cell vectors of the periodic directions are linearly dependent,
         or the cell is too thin or too elongated for a neighbour list.
     """
+    if structure.neighbours is not None and not full and not shifts:
+        found: Pairs = structure.neighbours.reaching(structure, cutoff)
+        return found
     engine = _engine(cutoff, 0.0, full)
     box, periodic = neighbour_box(structure.positions, structure.cell, structure.pbc, engine.cutoff)
     result = _compute(engine, structure.positions, box, periodic, "PDS" if shifts else "PD")
@@ -198,21 +210,48 @@ def _search_on_gpu(
     return xp.astype(indices, xp.int64), along
 
 
+@dataclass(frozen=True, eq=False)
+class _Candidates:
+    """Pairs within cutoff and skin of one arrangement, ordered by centre; their number does not change until it is left.
+
+    Attributes
+    ----------
+    key : tuple
+        Number of atoms, cell and periodic directions.
+    reach : float
+        Cutoff and skin together, Å.
+    origin : (N, 3) array
+        Where the atoms were, Å.
+    start : (N + 1,) int array
+        First candidate of each centre.
+    indices : (C, 2) int array
+    offsets : (C, 3) array
+        Shifts of the cell, Å.
+    """
+
+    key: tuple[Any, ...]
+    reach: float
+    origin: FloatArray
+    start: IntArray
+    indices: IntArray
+    offsets: FloatArray
+
+
 class NeighbourFinder:
-    """Finds pairs again and again along a trajectory, with a list that is reused between steps.
+    """Finds pairs again and again along a trajectory, with one list for everybody that is reused between steps.
 
-    Candidates are collected up to ``cutoff + skin`` and kept until an atom has moved by half the skin or the
-    cell has changed; the pairs returned are always exactly those within the cutoff.  Measured for liquid
-    water with a cutoff of 6.36 Å and a skin of 0.5 Å: 0.5 ms instead of 2.3 ms for 375 atoms, 8 ms instead
-    of 27 ms for 3000.  Small molecules (25 µs a list) gain nothing.
+    Candidates are collected up to the longest cutoff that was asked for plus ``skin``, and kept until an atom has moved
+    by half the skin or the cell has changed; the pairs returned are always exactly those within the cutoff.  A structure
+    that carries a finder (:attr:`kqeq.frames.structures.Structure.neighbours`) has it searched by :func:`find_pairs`:
+    descriptors and the lattice sum then share a list.
 
-    The order of the pairs depends on when the candidates were last collected; sums over them may differ
-    from those of :func:`find_pairs` in their last bits.
+    The order of the pairs, by centre, depends on when the candidates were last collected; sums over them may differ
+    from those of :func:`find_pairs` in their last bits.  Threads may share a finder.
 
     Parameters
     ----------
     cutoff : float
-        Å.
+        Å; grows when more is asked for.
     skin : float
         Å; 0 collects anew in every call.
     full : bool
@@ -227,24 +266,80 @@ class NeighbourFinder:
     def __init__(self, cutoff: float, skin: float = 0.5, *, full: bool = False) -> None:
         if not np.isfinite(skin) or skin < 0:
             raise InputError(f"the neighbour skin is {skin!r}; expected a distance in Å, or 0")
+        _engine(cutoff, 0.0, full)  # refuses what is no cutoff
         self.cutoff = float(cutoff)
         self.skin = float(skin)
         self.full = full
-        self._engine = _engine(cutoff, self.skin, full)
-        self._last: tuple[Any, ...] | None = None
+        self._kept: _Candidates | None = None
+        self._last: tuple[bytes, Pairs] | None = None
 
-    def find(self, structure: Structure) -> Pairs:
-        """All pairs within the cutoff; see :func:`find_pairs`."""
-        box, periodic = neighbour_box(
-            structure.positions, structure.cell, structure.pbc, self.cutoff + self.skin
-        )
-        key = (len(structure), box.tobytes(), periodic.tobytes())
-        if key != self._last:
-            self._engine = _engine(self.cutoff, self.skin, self.full)
-            self._last = key
-        result = _compute(self._engine, structure.positions, box, periodic, "PD")
-        # the engine overwrites its memory in the next call
-        return _pairs(self._engine, [array.copy() for array in result], owner=None)
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what can be collected again when a structure is pickled."""
+        return {**self.__dict__, "_kept": None, "_last": None}
+
+    def find(self, structure: Structure, cutoff: float | None = None) -> Pairs:
+        """All pairs within the cutoff (Å; that of the finder by default); see :func:`find_pairs`."""
+        wanted = self.cutoff if cutoff is None else float(cutoff)
+        self.cutoff = max(self.cutoff, wanted)
+        kept = self._candidates(structure)
+        return self._near(kept, structure.positions, wanted)
+
+    def reaching(self, structure: Structure, cutoff: float) -> Pairs:
+        """Pairs within ``cutoff``, and perhaps farther ones: the same list for all that ask at one geometry."""
+        self.cutoff = max(self.cutoff, float(cutoff))
+        kept = self._candidates(structure)
+        last, where = self._last, structure.positions.tobytes()
+        if last is not None and last[0] == where and last[1].cutoff == self.cutoff and self._kept is kept:
+            return last[1]
+        pairs = self._near(kept, structure.positions, self.cutoff)
+        self._last = where, pairs
+        return pairs
+
+    def _candidates(self, structure: Structure) -> _Candidates:
+        """Those kept, if they still hold every pair, or new ones."""
+        key = (len(structure), structure.cell.tobytes(), structure.pbc.tobytes())
+        reach = self.cutoff + self.skin
+        kept = self._kept
+        if kept is not None and kept.key == key and kept.reach == reach:
+            moved = structure.positions - kept.origin
+            if float(np.einsum("ia,ia->i", moved, moved).max()) < 0.25 * self.skin**2:
+                return kept
+        box, periodic = neighbour_box(structure.positions, structure.cell, structure.pbc, reach)
+        engine = _engine(reach, 0.0, self.full)
+        indices, shifts = _compute(engine, structure.positions, box, periodic, "PS")
+        start = np.empty(len(structure) + 1, dtype=np.int64)
+        indices = np.ascontiguousarray(indices.view(np.int64))
+        offsets = np.ascontiguousarray(shifts @ box)
+        by_centre = np.empty_like(indices), np.empty_like(offsets)
+        _kernels().sort_by_centre(indices, offsets, start, *by_centre)
+        kept = _Candidates(key, reach, structure.positions.copy(), start, *by_centre)
+        self._kept, self._last = kept, None
+        return kept
+
+    def _near(self, kept: _Candidates, positions: FloatArray, cutoff: float) -> Pairs:
+        """The candidates within a cutoff."""
+        kernels, limit = _kernels(), cutoff * cutoff
+        given = kept.start, kept.indices, kept.offsets, np.ascontiguousarray(positions)
+        number = np.zeros(len(positions) + 1, dtype=np.int64)
+
+        def count(first: int, last: int) -> None:
+            kernels.count_near(first, last, *given, limit, number[1:])
+
+        parallel.run(count, kept.start, _SMALLEST_THREADED)
+        begin = np.cumsum(number)
+        indices, vectors = np.empty((begin[-1], 2), dtype=np.int64), np.empty((begin[-1], 3))
+
+        def collect(first: int, last: int) -> None:
+            kernels.collect_near(first, last, *given, limit, begin, indices, vectors)
+
+        parallel.run(collect, kept.start, _SMALLEST_THREADED)
+        return Pairs(cutoff, indices, vectors, self.full, start=begin)
+
+
+@cache
+def _kernels() -> ModuleType:
+    """The compiled loops; compiled once, then read from disk."""
+    return parallel.load("kqeq.frames.pair_kernels")
 
 
 def _engine(cutoff: float, skin: float, full: bool) -> Any:
@@ -361,7 +456,7 @@ def _with_unit_normals(box: FloatArray, pbc: BoolArray) -> FloatArray:
 
 def _pairs(engine: Any, result: Any, owner: Any) -> Pairs:
     shifts = result[2].astype(np.int64) if len(result) > 2 else None
-    return Pairs(engine.cutoff, result[0].view(np.int64), result[1], engine.full_list, shifts, owner)
+    return Pairs(engine.cutoff, result[0].view(np.int64), result[1], engine.full_list, shifts, _owner=owner)
 
 
 def effective_cell(cell: FloatArray, pbc: BoolArray) -> FloatArray:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from ase import Atoms
@@ -22,6 +22,13 @@ MIN_DISTANCE = 0.05
 
 MAX_LENGTH = 1e5
 """Coordinates and cell vectors beyond this (Å) are refused: an atom that escaped, a trajectory that blew up."""
+
+
+class NeighbourSource(Protocol):
+    """Gives neighbour lists of a structure; see :class:`kqeq.frames.neighbours.NeighbourFinder`."""
+
+    def reaching(self, structure: Structure, cutoff: float) -> Any:
+        """Each pair within ``cutoff`` (Å) once, and perhaps farther ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +58,8 @@ class Structure:
         Electrostatic potential that acts on the charges from outside, V.
     multiplicity : float, optional
         2S + 1, for baselines with electrons; ``None`` leaves it to them.
+    neighbours : NeighbourSource, optional
+        Where :func:`kqeq.frames.neighbours.find_pairs` takes half lists from; it notes by itself when atoms have moved.
     """
 
     numbers: IntArray
@@ -64,6 +73,7 @@ class Structure:
     reference_charges: FloatArray | None = None
     external_potential: FloatArray | None = None
     multiplicity: float | None = None
+    neighbours: NeighbourSource | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Literal, get_args
 
-from kqeq.backend import is_numpy
+from kqeq.backend import is_numpy, parallel
 from kqeq.descriptors.base import FeatureGradients
 from kqeq.descriptors.soap import basis
 from kqeq.descriptors.soap.arrays import expansion
 from kqeq.descriptors.soap.arrays import features as array_features
 from kqeq.descriptors.soap.arrays.expansion import ArraySOAPState
-from kqeq.descriptors.soap.host import adjoint, parallel
+from kqeq.descriptors.soap.host import adjoint
 from kqeq.descriptors.soap.host import features as host_features
 from kqeq.descriptors.soap.host.adjoint import SOAPState
 from kqeq.descriptors.soap.host.features import Directions

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kqeq.backend import blas, is_numpy, namespace, to_numpy, zeros
-from kqeq.descriptors.soap.host import parallel
+from kqeq.backend import parallel
 from kqeq.typing import Array, FloatArray
 
 TILE = 512
