@@ -190,7 +190,7 @@ class EwaldCoulomb(LatticeSum):
             accuracy=accuracy,
             dipoles=dipoles,
             kappa=kappa,
-            costs=COMPILED_COSTS if compiled else ARRAY_COSTS,
+            costs=ARRAY_COSTS if dipoles else COMPILED_COSTS,  # on all devices the same numbers
         )
         used, r_cut, k_cut = parameters.kappa, parameters.r_cut, parameters.k_cut
         real: RealSpace

@@ -199,7 +199,7 @@ def real_space(
     if tables is None:
         return RealSpace(positions, sigma, cell, kappa=kappa, r_cut=r_cut, dipoles=False)
     if structure is not None and structure.neighbours is not None and structure.pbc.all() and cell is not None:
-        pairs: Pairs = structure.neighbours.reaching(structure, r_cut)
+        pairs: Pairs = structure.neighbours.find(structure, r_cut)
     else:
         box, pbc = np.zeros((3, 3)) if cell is None else cell, np.full(3, cell is not None)
         alone = Structure(np.ones(len(positions), dtype=np.int64), positions, box, pbc)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
@@ -88,7 +89,7 @@ def find_pairs(structure: Structure, cutoff: float, *, full: bool = True, shifts
     ----------
     structure : Structure
     cutoff : float
-        Å.  A half list of a structure with a finder of its own (:class:`NeighbourFinder`) may reach farther.
+        Å.
     full : bool
         Whether to list each pair in both directions; a half list takes half the time and memory.
     shifts : bool
@@ -105,7 +106,7 @@ def find_pairs(structure: Structure, cutoff: float, *, full: bool = True, shifts
         or the cell is too thin or too elongated for a neighbour list.
     """
     if structure.neighbours is not None and not full and not shifts:
-        found: Pairs = structure.neighbours.reaching(structure, cutoff)
+        found: Pairs = structure.neighbours.find(structure, cutoff)
         return found
     engine = _engine(cutoff, 0.0, full)
     box, periodic = neighbour_box(structure.positions, structure.cell, structure.pbc, engine.cutoff)
@@ -270,51 +271,70 @@ class NeighbourFinder:
         self.cutoff = float(cutoff)
         self.skin = float(skin)
         self.full = full
+        self._start()
+
+    def _start(self) -> None:
+        """With nothing collected."""
+        self._lock = threading.RLock()
         self._kept: _Candidates | None = None
-        self._last: tuple[bytes, Pairs] | None = None
+        self._nearer: dict[float, _Candidates] = {}
+        self._where = b""
+        self._found: dict[float, Pairs] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave behind what can be collected again when a structure is pickled."""
-        return {**self.__dict__, "_kept": None, "_last": None}
+        """Leave behind what can be collected again when a structure is copied or pickled."""
+        return {name: getattr(self, name) for name in ("cutoff", "skin", "full")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a lock of its own."""
+        self.__dict__.update(state)
+        self._start()
 
     def find(self, structure: Structure, cutoff: float | None = None) -> Pairs:
-        """All pairs within the cutoff (Å; that of the finder by default); see :func:`find_pairs`."""
+        """All pairs within the cutoff (Å; that of the finder by default); see :func:`find_pairs`.
+
+        Asked again at the same positions it gives the same list.
+        """
         wanted = self.cutoff if cutoff is None else float(cutoff)
-        self.cutoff = max(self.cutoff, wanted)
-        kept = self._candidates(structure)
-        return self._near(kept, structure.positions, wanted)
+        with self._lock:
+            self.cutoff = max(self.cutoff, wanted)
+            self._follow(structure)
+            pairs = self._found.get(wanted)
+            if pairs is None:
+                pairs = self._near(self._candidates(wanted), structure.positions, wanted)
+                self._found[wanted] = pairs
+            return pairs
 
-    def reaching(self, structure: Structure, cutoff: float) -> Pairs:
-        """Pairs within ``cutoff``, and perhaps farther ones: the same list for all that ask at one geometry."""
-        self.cutoff = max(self.cutoff, float(cutoff))
-        kept = self._candidates(structure)
-        last, where = self._last, structure.positions.tobytes()
-        if last is not None and last[0] == where and last[1].cutoff == self.cutoff and self._kept is kept:
-            return last[1]
-        pairs = self._near(kept, structure.positions, self.cutoff)
-        self._last = where, pairs
-        return pairs
-
-    def _candidates(self, structure: Structure) -> _Candidates:
-        """Those kept, if they still hold every pair, or new ones."""
+    def _follow(self, structure: Structure) -> None:
+        """Collect anew where what is kept may miss a pair, and forget the lists of other positions."""
         key = (len(structure), structure.cell.tobytes(), structure.pbc.tobytes())
-        reach = self.cutoff + self.skin
-        kept = self._kept
+        reach, kept, where = self.cutoff + self.skin, self._kept, structure.positions.tobytes()
+        if where != self._where:
+            self._where, self._found = where, {}
         if kept is not None and kept.key == key and kept.reach == reach:
             moved = structure.positions - kept.origin
             if float(np.einsum("ia,ia->i", moved, moved).max()) < 0.25 * self.skin**2:
-                return kept
+                return
         box, periodic = neighbour_box(structure.positions, structure.cell, structure.pbc, reach)
         engine = _engine(reach, 0.0, self.full)
         indices, shifts = _compute(engine, structure.positions, box, periodic, "PS")
-        start = np.empty(len(structure) + 1, dtype=np.int64)
-        indices = np.ascontiguousarray(indices.view(np.int64))
-        offsets = np.ascontiguousarray(shifts @ box)
-        by_centre = np.empty_like(indices), np.empty_like(offsets)
-        _kernels().sort_by_centre(indices, offsets, start, *by_centre)
-        kept = _Candidates(key, reach, structure.positions.copy(), start, *by_centre)
-        self._kept, self._last = kept, None
-        return kept
+        given = np.ascontiguousarray(indices.view(np.int64)), np.ascontiguousarray(shifts @ box)
+        self._kept = _ordered(key, reach, structure.positions.copy(), *given)
+        self._nearer, self._found = {}, {}
+
+    def _candidates(self, cutoff: float) -> _Candidates:
+        """Those for a cutoff: only pairs that may come within it are looked at in every step."""
+        kept = self._kept
+        assert kept is not None
+        if cutoff + self.skin >= kept.reach:
+            return kept
+        if cutoff not in self._nearer:
+            i, j = kept.indices.T
+            along = kept.origin[j] - kept.origin[i] + kept.offsets
+            near = np.einsum("pa,pa->p", along, along) <= (cutoff + self.skin) ** 2
+            given = np.ascontiguousarray(kept.indices[near]), np.ascontiguousarray(kept.offsets[near])
+            self._nearer[cutoff] = _ordered(kept.key, cutoff + self.skin, kept.origin, *given)
+        return self._nearer[cutoff]
 
     def _near(self, kept: _Candidates, positions: FloatArray, cutoff: float) -> Pairs:
         """The candidates within a cutoff."""
@@ -334,6 +354,16 @@ class NeighbourFinder:
 
         parallel.run(collect, kept.start, _SMALLEST_THREADED)
         return Pairs(cutoff, indices, vectors, self.full, start=begin)
+
+
+def _ordered(
+    key: tuple[Any, ...], reach: float, origin: FloatArray, indices: IntArray, offsets: FloatArray
+) -> _Candidates:
+    """Candidates ordered by centre."""
+    start = np.empty(len(origin) + 1, dtype=np.int64)
+    by_centre = np.empty_like(indices), np.empty_like(offsets)
+    _kernels().sort_by_centre(indices, offsets, start, *by_centre)
+    return _Candidates(key, reach, origin, start, *by_centre)
 
 
 @cache

@@ -27,8 +27,8 @@ MAX_LENGTH = 1e5
 class NeighbourSource(Protocol):
     """Gives neighbour lists of a structure; see :class:`kqeq.frames.neighbours.NeighbourFinder`."""
 
-    def reaching(self, structure: Structure, cutoff: float) -> Any:
-        """Each pair within ``cutoff`` (Å) once, and perhaps farther ones."""
+    def find(self, structure: Structure, cutoff: float | None = None) -> Any:
+        """Each pair within ``cutoff`` (Å) once."""
 
 
 @dataclass(frozen=True, eq=False)
