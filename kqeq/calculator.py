@@ -235,11 +235,8 @@ class KQEqCalculator(Calculator):
         InputError
             If two sources of the charge or of the field disagree.
         """
-        changes: list[str] = []
-        if not _same_atoms(
-            self.atoms, atoms
-        ):  # ASE's own comparison takes longer than a small molecule's charges
-            changes = super().check_state(atoms, tol=tol)  # type: ignore[no-untyped-call]
+        # ASE's own comparison takes longer than a small molecule's charges
+        changes = _changed(self.atoms, atoms)
         charge, field = self._read_conditions(atoms)
         if self._conditions is None:
             return changes or ["total_charge", "external_field"]
@@ -432,18 +429,18 @@ class KQEqCalculator(Calculator):
             )
 
 
-def _same_atoms(kept: Atoms | None, atoms: Atoms) -> bool:
-    """Whether nothing that ASE watches differs in a single bit; magnetic moments are not looked at."""
+def _changed(kept: Atoms | None, atoms: Atoms) -> list[str]:
+    """What ASE watches and differs, by ASE's names; magnetic moments are not looked at."""
     if kept is None or len(kept) != len(atoms):
-        return False
-    pairs = [
-        (kept.positions, atoms.positions),
-        (kept.numbers, atoms.numbers),
-        (kept.cell.array, atoms.cell.array),
-        (kept.pbc, atoms.pbc),
-        (kept.arrays.get("initial_charges"), atoms.arrays.get("initial_charges")),
-    ]
-    return all(a is b or (a is not None and b is not None and bool((a == b).all())) for a, b in pairs)
+        return list(all_changes)
+    pairs = {
+        "positions": (kept.positions, atoms.positions),
+        "numbers": (kept.numbers, atoms.numbers),
+        "cell": (kept.cell.array, atoms.cell.array),
+        "pbc": (kept.pbc, atoms.pbc),
+        "initial_charges": (kept.arrays.get("initial_charges"), atoms.arrays.get("initial_charges")),
+    }
+    return [name for name, (a, b) in pairs.items() if a is not b and (a is None or b is None or (a != b).any())]
 
 
 __all__ = ["KQEqCalculator", "PropertyUnavailableError"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import array_api_compat
+import array_api_compat.numpy as _of_numpy
 import numpy as np
 
 from kqeq.typing import Array
@@ -47,7 +48,10 @@ def namespace(*arrays: Array) -> Any:
     TypeError
         When the arrays belong to different libraries, or to none.
     """
-    return array_api_compat.array_namespace(*arrays)
+    for array in arrays:
+        if type(array) is not np.ndarray:
+            return array_api_compat.array_namespace(*arrays)
+    return _of_numpy if arrays else array_api_compat.array_namespace()
 
 
 def is_numpy(x: Array) -> bool:

@@ -114,8 +114,11 @@ def run(task: Callable[[int, int], None], work: IntArray, smallest: int) -> None
         Total work below which threads cost more than they gain.
     """
     n = len(work) - 1
+    if n < 2 or work[-1] < smallest:
+        task(0, n)
+        return
     threads = thread_count()
-    if threads == 1 or n < 2 or work[-1] < smallest:
+    if threads == 1:
         task(0, n)
         return
     futures = [pool(threads).submit(task, a, b) for a, b in ranges(work, threads)]

@@ -17,6 +17,7 @@ import numpy as np
 
 from kqeq.backend import parallel
 from kqeq.constants import COULOMB
+from kqeq.electrostatics.gaussian import OpenCoulomb
 from kqeq.electrostatics.lattice import reciprocal_vectors
 from kqeq.electrostatics.realspace import Chunk, RealSpace
 from kqeq.electrostatics.tables import RadialTables, radial_tables
@@ -216,6 +217,77 @@ def real_space(
     )
 
 
+_POINTS = 6.2
+"""a r from which erf(a r) is 1 to the last digit."""
+
+
+class HostOpenCoulomb(OpenCoulomb):
+    """Gaussian charges in open boundaries, with compiled loops.
+
+    Parameters
+    ----------
+    positions, sigma
+        As for :class:`~kqeq.electrostatics.gaussian.OpenCoulomb`.
+    """
+
+    def __init__(self, positions: FloatArray, sigma: FloatArray) -> None:
+        super().__init__(positions, sigma)
+        widths, kinds = np.unique(self._sigma, return_inverse=True)
+        reach = _POINTS * 2.0 * float(widths[-1])
+        self._tables = radial_tables(tuple(widths.tolist()), 0.0, reach)
+        self._kinds = kinds.astype(np.int64)
+        self._reach = reach
+
+    @property
+    def _input(self) -> tuple[object, ...]:
+        """What the loops are given."""
+        tables = self._tables
+        assert tables is not None
+        return (
+            np.ascontiguousarray(self._positions),
+            self._reach**2,
+            COULOMB,
+            self._kinds,
+            tables.table_of,
+            tables.coefficients,
+            tables.inverse,
+        )
+
+    @property
+    def _work(self) -> IntArray:
+        """Pairs of atoms, cumulative."""
+        atoms = np.arange(self._unknowns.atoms + 1)
+        return atoms * (atoms - 1) // 2 + atoms
+
+    def matrix(self) -> FloatArray:
+        """The interaction matrix, symmetric positive definite, shape (N, N), in eV/e²."""
+        if self._tables is None:
+            return super().matrix()
+        out, given = np.empty((self.size, self.size)), self._input
+
+        def task(first: int, last: int) -> None:
+            _kernels().open_matrix(first, last, *given, out)
+
+        parallel.run(task, self._work, _SMALLEST_THREADED)
+        out.reshape(-1)[:: self.size + 1] = COULOMB / np.sqrt(np.pi) / self._sigma
+        return out
+
+    def bilinear_gradient(self, left: FloatArray, right: FloatArray) -> FloatArray:
+        """∂(leftᵀ A right_c)/∂r at fixed left (N,) and right (N, c), shape (N, 3, c)."""
+        if self._tables is None or right.ndim != 2 or right.shape[1] != 1:
+            return super().bilinear_gradient(left, right)
+        self._unknowns.check(left, dimensions=(1,))
+        self._unknowns.check(right, dimensions=(2,))
+        out, given = np.empty((self.size, 3)), self._input
+        sides = np.ascontiguousarray(left), np.ascontiguousarray(right[:, 0])
+
+        def task(first: int, last: int) -> None:
+            _kernels().open_gradients(first, last, *given, *sides, out)
+
+        parallel.run(task, self.size * np.arange(self.size + 1), _SMALLEST_THREADED)
+        return out[:, :, None]
+
+
 class HostReciprocal:
     """Smooth part of the interaction of Gaussian charges in a periodic cell, on the host.
 
@@ -341,4 +413,4 @@ def _waves_of(
     return millers, vectors, np.sqrt(weights), squares
 
 
-__all__ = ["HostReciprocal", "HostRealSpace", "real_space"]
+__all__ = ["HostOpenCoulomb", "HostReciprocal", "HostRealSpace", "real_space"]

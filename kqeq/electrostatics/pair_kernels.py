@@ -229,4 +229,112 @@ def phases(first: int, last: int, millers: Any, powers: Any, weights: Any, cosin
             s_row[i] = w * (plane_c[i] * other + plane_s[i] * mc[i])
 
 
-__all__ = ["gradients", "phases", "product", "scatter", "values"]
+@njit(
+    "void(int64, int64, float64[:, ::1], float64, float64, int64[::1], int64[:, ::1], float64[:, :, ::1],"
+    " float64, float64[:, ::1])",
+    cache=True,
+    nogil=True,
+    fastmath=FAST,
+    error_model="numpy",
+)
+def open_matrix(
+    first: int,
+    last: int,
+    positions: Any,
+    limit: float,
+    unit: float,
+    kinds: Any,
+    table_of: Any,
+    tables: Any,
+    inverse: float,
+    out: Any,
+) -> None:
+    """Interaction of the atoms ``first`` to ``last`` with those before them, in open boundaries.
+
+    Beyond the cutoff charges are points: unit/r.  Parameters as in :func:`values`.
+
+    Parameters
+    ----------
+    out : (N, N) output
+        Both triangles are written; the diagonal is not.
+    """
+    for i in range(first, last):
+        for j in range(i):
+            x = positions[j, 0] - positions[i, 0]
+            y = positions[j, 1] - positions[i, 1]
+            z = positions[j, 2] - positions[i, 2]
+            r2 = x * x + y * y + z * z
+            if r2 <= limit:
+                place = r2 * inverse
+                cell = int(place)
+                u = 2.0 * (place - cell) - 1.0
+                c = tables[table_of[kinds[i], kinds[j]], cell]
+                w = u * u
+                even = c[0] + w * (c[2] + w * (c[4] + w * c[6]))
+                odd = c[1] + w * (c[3] + w * (c[5] + w * c[7]))
+                value = even + u * odd
+            else:
+                value = unit / np.sqrt(r2)
+            out[i, j] = value
+            out[j, i] = value
+
+
+@njit(
+    "void(int64, int64, float64[:, ::1], float64, float64, int64[::1], int64[:, ::1], float64[:, :, ::1],"
+    " float64, float64[::1], float64[::1], float64[:, ::1])",
+    cache=True,
+    nogil=True,
+    fastmath=FAST,
+    error_model="numpy",
+)
+def open_gradients(
+    first: int,
+    last: int,
+    positions: Any,
+    limit: float,
+    unit: float,
+    kinds: Any,
+    table_of: Any,
+    tables: Any,
+    inverse: float,
+    left: Any,
+    right: Any,
+    out: Any,
+) -> None:
+    """∂(leftᵀ A right)/∂r of the atoms ``first`` to ``last`` in open boundaries, from all others.
+
+    Parameters
+    ----------
+    out : (N, 3) output
+    others
+        As in :func:`open_matrix` and :func:`gradients`.
+    """
+    atoms = len(left)
+    for i in range(first, last):
+        gx = gy = gz = 0.0
+        for j in range(atoms):
+            x = positions[j, 0] - positions[i, 0]
+            y = positions[j, 1] - positions[i, 1]
+            z = positions[j, 2] - positions[i, 2]
+            r2 = x * x + y * y + z * z
+            if r2 <= limit:
+                place = r2 * inverse
+                cell = int(place)
+                u = 2.0 * (place - cell) - 1.0
+                c = tables[table_of[kinds[i], kinds[j]], cell]
+                w = u * u
+                odd = 2.0 * c[2] + w * (4.0 * c[4] + w * (6.0 * c[6]))
+                even = c[1] + w * (3.0 * c[3] + w * (5.0 * c[5] + w * (7.0 * c[7])))
+                slope = 4.0 * inverse * (even + u * odd)
+            else:
+                slope = -unit / (r2 * np.sqrt(r2))
+            slope *= left[i] * right[j] + left[j] * right[i]
+            gx -= slope * x
+            gy -= slope * y
+            gz -= slope * z
+        out[i, 0] = gx
+        out[i, 1] = gy
+        out[i, 2] = gz
+
+
+__all__ = ["gradients", "open_gradients", "open_matrix", "phases", "product", "scatter", "values"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +30,43 @@ class NeighbourSource(Protocol):
 
     def find(self, structure: Structure, cutoff: float | None = None) -> Any:
         """Each pair within ``cutoff`` (Å) once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Composition:
+    """The elements of a structure, found once for all structures of the same atoms.
+
+    Attributes
+    ----------
+    species : tuple of int
+        Ascending atomic numbers.
+    slots : (N,) int array
+        Index of each atom's element in ``species``; not to be changed.
+    counts : tuple of int
+        Atoms of each element.
+    atoms_of : dict of int to (n,) int array
+        Which atoms have an element, ascending; not to be changed.
+    """
+
+    species: tuple[int, ...]
+    slots: IntArray
+    counts: tuple[int, ...]
+    atoms_of: Mapping[int, IntArray]
+
+
+@lru_cache(maxsize=256)
+def _composition(numbers: bytes) -> Composition:
+    species, slots, counts = np.unique(
+        np.frombuffer(numbers, dtype=np.int64), return_inverse=True, return_counts=True
+    )
+    slots = slots.astype(np.int64)
+    atoms_of = {int(z): np.flatnonzero(slots == s) for s, z in enumerate(species)}
+    return Composition(tuple(int(z) for z in species), slots, tuple(int(n) for n in counts), atoms_of)
+
+
+def composition_of(numbers: IntArray) -> Composition:
+    """Elements of atoms, and where they are."""
+    return _composition(np.ascontiguousarray(numbers, dtype=np.int64).tobytes())
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +119,12 @@ class Structure:
     @property
     def species(self) -> tuple[int, ...]:
         """The elements present, ascending atomic numbers."""
-        return tuple(int(z) for z in np.unique(self.numbers))
+        return self.composition.species
+
+    @property
+    def composition(self) -> Composition:
+        """Elements, and where they are."""
+        return composition_of(self.numbers)
 
     @property
     def periodic(self) -> bool:
@@ -318,11 +361,13 @@ def _complete_cell(cell: FloatArray, pbc: BoolArray) -> FloatArray:
 
 
 __all__ = [
+    "Composition",
     "FrameName",
     "Structure",
     "as_frames",
     "check_charge",
     "check_field",
+    "composition_of",
     "conditions",
     "describe",
     "read_structure",

@@ -43,7 +43,7 @@ from kqeq.backend.linalg import factorise_with_jitter, solve_lower
 from kqeq.descriptors import evaluate_states
 from kqeq.descriptors.base import Descriptor, DescriptorState, FeatureGradients
 from kqeq.frames.neighbours import Pairs
-from kqeq.frames.structures import Structure
+from kqeq.frames.structures import Structure, composition_of
 from kqeq.kernels.settings import (
     DEFAULT_REPRESENTATIVES,
     SELECTIONS,
@@ -54,6 +54,8 @@ from kqeq.kernels.settings import (
     kernel_tuple,
 )
 from kqeq.typing import Array, FloatArray, IntArray
+
+_NOBODY = np.zeros(0, dtype=np.int64)
 
 _BLOCK_ELEMENTS = 1 << 20
 """Elements of a kernel matrix that are worked on at once on the host."""
@@ -277,7 +279,7 @@ class FeatureMap:
         xp = namespace(like)
         for z, rows in self.project(states[0].species).items():
             directions = self._place(rows, like, states[0].species, z, single=single)
-            centres = [np.flatnonzero(n == z) for n in numbers]
+            centres = [composition_of(n).atoms_of.get(z, _NOBODY) for n in numbers]
             index = [asarray_like(own, like) for own in centres]
             values = [xp.take(state.values, own, axis=0) for state, own in zip(states, index, strict=True)]
             dots = directions.dots(xp.concat(values) if len(values) > 1 else values[0])

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from ase import Atoms
@@ -36,6 +37,9 @@ from kqeq.potential.determination import Determination
 from kqeq.potential.on_baseline import OnBaseline
 from kqeq.potential.prediction import PROPERTIES, Prediction, check_properties
 from kqeq.typing import Array, FloatArray, IntArray
+
+_KEPT_SITES = 64
+"""Compositions whose element parameters are kept."""
 
 BATCH_ATOMS = 512
 """Atoms whose descriptors are kept at once when many structures are predicted."""
@@ -63,10 +67,15 @@ class SiteModel:
 
     def evaluate(self, similarities: Similarities, numbers: IntArray) -> Array:
         """Values of all atoms, (N,)."""
+        values = sums.expand(self.terms, similarities, len(numbers))
+        return asarray_like(self._table[numbers], values) + values
+
+    @cached_property
+    def _table(self) -> FloatArray:
+        """Offsets by atomic number."""
         table = np.zeros(max(self.offsets) + 1)
         table[list(self.offsets)] = list(self.offsets.values())
-        values = sums.expand(self.terms, similarities, len(numbers))
-        return asarray_like(table[numbers], values) + values
+        return table
 
     def descriptor_gradients(
         self, similarities: Similarities, states: States, weights: Array | None = None
@@ -117,6 +126,7 @@ class Potential:
     charge_kernel: ChargeKernel | None = None
     charge_powers: tuple[SiteModel, ...] = ()
     determination: Determination | None = None
+    _plain_sites: dict[bytes, SiteParameters] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def feature_maps(self) -> list[FeatureMap]:
@@ -187,6 +197,14 @@ class Potential:
         """
         if self.charges is None:
             return None
+        if not self.sites:
+            # element parameters of a fitted model do not change
+            key = numbers.tobytes()
+            if key not in self._plain_sites:
+                while len(self._plain_sites) >= _KEPT_SITES:
+                    self._plain_sites.pop(next(iter(self._plain_sites)), None)
+                self._plain_sites[key] = self.charges.site_parameters(numbers)
+            return self._plain_sites[key]
         logarithms = {kind: model.evaluate(similarities, numbers) for kind, model in self.sites.items()}
         return multiply_sites(self.charges.site_parameters(numbers), logarithms)
 
@@ -380,9 +398,9 @@ class Potential:
         derivatives = _needs_derivatives(structure, properties)
         numbers = structure.numbers
 
-        present, counts = np.unique(numbers, return_counts=True)
+        present = structure.composition
         energy_offsets = float(
-            sum(n * self.energy_offsets[int(z)] for z, n in zip(present, counts, strict=True))
+            sum(n * self.energy_offsets[z] for z, n in zip(present.species, present.counts, strict=True))
         )
         gradients: dict[Descriptor, Array] = {}
         positions = zeros((len(structure), 3), device.like)
