@@ -116,7 +116,12 @@ class _Version:
             environment[variable] = str(threads)
         code = f"import sys; sys.path.append({str(ROOT / 'benchmarks')!r}); import against; against._serve()"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", code],
+            cwd=tree,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def steps(self, name: str, times: int) -> list[list[float]]:
