@@ -191,7 +191,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--only", nargs="+", choices=sorted(LIMITS))
     options = parser.parse_args(argv)
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    )
     rows = []
     for item in compare(options.against, options.quick, options.only):
         show([item])

@@ -26,10 +26,10 @@ from ase.io import read
 
 import prediction
 from common import PUBLIC_DATA, Row, main, row
+from kqeq.backend import parallel
 from kqeq.descriptors.soap import SOAPDescriptor
 from kqeq.descriptors.soap import basis as soap_basis
 from kqeq.descriptors.soap.host import adjoint as soap_adjoint
-from kqeq.backend import parallel
 from kqeq.frames.neighbours import NeighbourFinder, Pairs, find_pairs
 from kqeq.frames.structures import Structure
 from prediction import water_box

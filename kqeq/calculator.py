@@ -21,9 +21,13 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
+from sklearn.base import clone
 
-from kqeq.backend import Device, devices
+from kqeq.backend import Device, devices, to_numpy
 from kqeq.backend.devices import check_precision
+from kqeq.charges import QEq
+from kqeq.charges.equilibrium import Equilibrium
+from kqeq.charges.shadow import AuxiliaryCharges, ShadowSystem
 from kqeq.errors import InputError, UnsupportedError
 from kqeq.frames.conditions import (
     NOTED_CHARGE,
@@ -42,6 +46,9 @@ from kqeq.model.estimator import KQEq, load_model
 from kqeq.potential.fixed_geometry import FixedGeometry, same_geometry
 from kqeq.potential.potential import Potential, Prediction, require_energy_model
 from kqeq.typing import FloatArray
+
+FARTHEST_STEP = 1.0
+"""Å that an atom may move in a time step; farther, and auxiliary charges start anew."""
 
 _ENERGY_KINDS = ("energy", "free_energy", "forces", "stress")
 _CHARGE_KINDS = ("charges", "dipole")
@@ -85,11 +92,20 @@ class KQEqCalculator(Calculator):
         Where to compute, as in :meth:`kqeq.KQEq.predict`.
     precision : {"float64", "float32"}
         Of the matrix product behind the forces of kernels, likewise.
+    shadow : bool
+        Whether charges follow auxiliary ones instead of being solved for (:mod:`kqeq.charges.shadow`): for molecular
+        dynamics of large systems with QEq and one force call per (fixed) time step, three products with the matrix a
+        step instead of a dozen.  Energies are shadow energies, which dynamics conserves; they differ from others in
+        second order of how far the auxiliary charges are from the minimum.  What is computed depends on the trajectory:
+        ``auxiliary`` is all that it remembers.
 
     Attributes
     ----------
     total_charge, external_field
         As above; may be changed at any time, also with :meth:`set`.
+    auxiliary : AuxiliaryCharges or None
+        With ``shadow``: auxiliary charges at the positions of the last calculation.  Save them with positions and
+        velocities, and set them before the first calculation of a restart.
     prediction : Prediction or None
         All that the model said about the last structure, except the polarizability, which is not computed here.
 
@@ -131,6 +147,7 @@ class KQEqCalculator(Calculator):
         external_field: Any = None,
         device: str | Device = "cpu",
         precision: str = "float64",
+        shadow: bool = False,
     ) -> None:
         if isinstance(model, str | PathLike):
             model = load_model(model)
@@ -139,6 +156,10 @@ class KQEqCalculator(Calculator):
                 f"KQEqCalculator needs a fitted kqeq.KQEq model or the path of a model file, got {type(model).__name__}"
             )
         self._potential: Potential = model.fitted().in_session()
+        self._shadow = require_flag(shadow)
+        if self._shadow:
+            self._potential = with_iterations(self._potential)
+        self._auxiliary: AuxiliaryCharges | None = None
         # ASE's tools ask only for what is listed
         kinds = (*_ENERGY_KINDS,) if self._potential.has_energy else ()
         self.implemented_properties = [*kinds, *(_CHARGE_KINDS if self._potential.has_charges else ())]
@@ -390,14 +411,68 @@ class KQEqCalculator(Calculator):
         if kept is not None and kept.device is device and same_geometry(kept.structure, structure):
             self._geometry = replace(kept, structure=structure)
         else:
+            if self._shadow:
+                self._advance(structure)
             self._geometry = None  # the old matrix goes before another one is made
-            self._geometry = FixedGeometry.at(
+            geometry = FixedGeometry.at(
                 self._potential,
                 structure,
                 device=device,
                 single=self._single,
             )
+            self._geometry = self._linearised(geometry) if self._shadow else geometry
         return self._geometry
+
+    # ----------------------------------------------------------- auxiliary charges
+
+    @property
+    def auxiliary(self) -> AuxiliaryCharges | None:
+        """Auxiliary charges at the positions of the last calculation."""
+        return self._auxiliary
+
+    @auxiliary.setter
+    def auxiliary(self, value: AuxiliaryCharges | None) -> None:
+        if not self._shadow:
+            raise InputError("auxiliary charges belong to a calculator with shadow=True")
+        if value is not None and not isinstance(value, AuxiliaryCharges):
+            raise InputError(
+                f"auxiliary charges are kqeq.charges.shadow.AuxiliaryCharges, got {type(value).__name__}; take them "
+                "from calculator.auxiliary, or make them from a saved array: AuxiliaryCharges(history)"
+            )
+        with self._lock:
+            self._forget()
+            self._geometry = None
+            self._auxiliary = value
+
+    def _advance(self, structure: Structure) -> None:
+        """Move the auxiliary charges to a new geometry: by a time step, unless it is another system."""
+        kept, auxiliary = self._geometry, self._auxiliary
+        if auxiliary is not None and auxiliary.history.shape[1] != len(structure):
+            self._auxiliary = None
+        if kept is None or self._auxiliary is None:
+            return  # given by the user, or to be made
+        system, old = kept.system, kept.structure
+        if (
+            not isinstance(system, ShadowSystem)
+            or not system.solved
+            or not np.array_equal(old.numbers, structure.numbers)
+            or float(np.abs(structure.positions - old.positions).max()) > FARTHEST_STEP
+        ):
+            self._auxiliary = None
+            return
+        self._auxiliary = self._auxiliary.after(to_numpy(system.solved[0].newton_step()))
+
+    def _linearised(self, geometry: FixedGeometry) -> FixedGeometry:
+        """A geometry whose charges follow the auxiliary ones; these start at the minimum."""
+        system = geometry.system
+        assert isinstance(system, Equilibrium)
+        if self._auxiliary is None:
+            found = self._potential.charged(
+                geometry.structure, geometry.similarities, system, device=geometry.device
+            )
+            assert found is not None
+            self._auxiliary = AuxiliaryCharges.at_rest(to_numpy(found[0].state.charges))
+        return replace(geometry, system=ShadowSystem.build(system, self._auxiliary.history[0]))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what can be computed again when the calculator is pickled to a worker."""
@@ -429,6 +504,40 @@ class KQEqCalculator(Calculator):
             )
 
 
+def with_iterations(potential: Potential) -> Potential:
+    """The same potential with charges that are never solved for with a matrix.
+
+    Raises
+    ------
+    UnsupportedError
+        For models without charges, or whose short-range energy sees the charges.
+    """
+    charges = potential.charges
+    if charges is None:
+        raise UnsupportedError("shadow=True is about charges, and the model has none; leave it away")
+    if not isinstance(charges, QEq):
+        raise UnsupportedError(
+            f"shadow=True exists for kqeq.QEq, and the model has {type(charges).__name__}; leave it away"
+        )
+    if potential.charge_kernel is not None:
+        raise UnsupportedError(
+            "shadow=True does not exist for models whose short-range energy sees the charges; leave it away"
+        )
+    return replace(potential, charges=clone(charges).set_params(solver="iterative"), _plain_sites={})
+
+
+def require_flag(value: Any) -> bool:
+    """A truth value.
+
+    Raises
+    ------
+    InputError
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"shadow is {value!r}; expected True or False")
+    return bool(value)
+
+
 def _changed(kept: Atoms | None, atoms: Atoms) -> list[str]:
     """What ASE watches and differs, by ASE's names; magnetic moments are not looked at."""
     if kept is None or len(kept) != len(atoms):
@@ -440,7 +549,9 @@ def _changed(kept: Atoms | None, atoms: Atoms) -> list[str]:
         "pbc": (kept.pbc, atoms.pbc),
         "initial_charges": (kept.arrays.get("initial_charges"), atoms.arrays.get("initial_charges")),
     }
-    return [name for name, (a, b) in pairs.items() if a is not b and (a is None or b is None or (a != b).any())]
+    return [
+        name for name, (a, b) in pairs.items() if a is not b and (a is None or b is None or (a != b).any())
+    ]
 
 
 __all__ = ["KQEqCalculator", "PropertyUnavailableError"]

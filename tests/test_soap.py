@@ -9,8 +9,8 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from dscribe.descriptors import SOAP
 
-from kqeq.descriptors.soap.descriptor import SOAPDescriptor
 from kqeq.backend import parallel
+from kqeq.descriptors.soap.descriptor import SOAPDescriptor
 from kqeq.errors import InputError
 from kqeq.frames.neighbours import find_pairs
 from kqeq.frames.structures import Structure, read_structure

@@ -5,8 +5,8 @@ import pytest
 from ase import Atoms
 from dscribe.descriptors import SOAP
 
-from kqeq.descriptors.soap.descriptor import SOAPDescriptor
 from kqeq.backend import parallel
+from kqeq.descriptors.soap.descriptor import SOAPDescriptor
 from kqeq.errors import InputError
 from kqeq.frames.neighbours import Pairs, find_pairs
 from kqeq.frames.structures import Structure, read_structure

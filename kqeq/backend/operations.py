@@ -14,7 +14,6 @@ from kqeq.backend import parallel
 from kqeq.backend.arrays import arange, buffer, full, is_cupy, is_numpy, namespace, together, wrapped
 from kqeq.typing import Array
 
-
 _SMALLEST_THREADED = 50_000
 """Points of a mesh below which threads cost more than they gain."""
 

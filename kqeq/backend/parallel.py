@@ -200,4 +200,13 @@ def load(module: str) -> ModuleType:
             return import_module(module)
 
 
-__all__ = ["announced_compilation", "load", "pool", "ranges", "run", "run_parts", "thread_count", "use_threads"]
+__all__ = [
+    "announced_compilation",
+    "load",
+    "pool",
+    "ranges",
+    "run",
+    "run_parts",
+    "thread_count",
+    "use_threads",
+]

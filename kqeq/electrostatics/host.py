@@ -1,8 +1,8 @@
 """Both halves of a lattice sum of Gaussian charges on the host, with compiled loops.
 
 The same as :class:`~kqeq.electrostatics.realspace.RealSpace` and :class:`~kqeq.electrostatics.reciprocal.Reciprocal`
-without dipoles, in fewer passes over memory.  Sums over pairs are collected in a fixed number of parts, so that results do
-not depend on the number of threads.
+without dipoles, in fewer passes over memory.  Sums over pairs are collected in a fixed number of parts, so that results
+do not depend on the number of threads.
 
 Dimensions: N atoms, P pairs, K reciprocal vectors, c columns.
 """
@@ -131,9 +131,11 @@ class HostRealSpace(RealSpace):
         """Product with a block of shape (N,) or (N, c)."""
         own = self._self_interaction()
         if block.ndim == 1:
-            return self._product(np.ascontiguousarray(block)) + own * block
+            result: FloatArray = self._product(np.ascontiguousarray(block)) + own * block
+            return result
         columns = [self._product(np.ascontiguousarray(column)) for column in block.T]
-        return np.stack(columns, axis=1) + own[:, None] * block if columns else np.zeros(block.shape)
+        result = np.stack(columns, axis=1) if columns else np.zeros(block.shape)
+        return np.asarray(result + own[:, None] * block)
 
     def _product(self, vector: FloatArray) -> FloatArray:
         kernels, pair = _kernels(), self._values
@@ -149,13 +151,13 @@ class HostRealSpace(RealSpace):
     def gradient(self, left: FloatArray, right: FloatArray) -> FloatArray:
         """∂(leftᵀ A right_c)/∂r for left (N,) and right (N, c), shape (N, 3, c)."""
         if right.shape[1] != 1:
-            return super().gradient(left, right)
+            return np.asarray(super().gradient(left, right))
         return self._both(left, right[:, 0])[0][:, :, None]
 
     def strain(self, left: FloatArray, right: FloatArray) -> FloatArray:
         """∂(leftᵀ A right_c)/∂ε, shape (3, 3, c)."""
         if right.shape[1] != 1:
-            return super().strain(left, right)
+            return np.asarray(super().strain(left, right))
         return self._both(left, right[:, 0])[1][:, :, None]
 
     def _both(self, left: FloatArray, right: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -199,7 +201,12 @@ def real_space(
     tables = radial_tables(tuple(widths.tolist()), kappa, r_cut)
     if tables is None:
         return RealSpace(positions, sigma, cell, kappa=kappa, r_cut=r_cut, dipoles=False)
-    if structure is not None and structure.neighbours is not None and structure.pbc.all() and cell is not None:
+    if (
+        structure is not None
+        and structure.neighbours is not None
+        and structure.pbc.all()
+        and cell is not None
+    ):
         pairs: Pairs = structure.neighbours.find(structure, r_cut)
     else:
         box, pbc = np.zeros((3, 3)) if cell is None else cell, np.full(3, cell is not None)
@@ -262,7 +269,7 @@ class HostOpenCoulomb(OpenCoulomb):
     def matrix(self) -> FloatArray:
         """The interaction matrix, symmetric positive definite, shape (N, N), in eV/e²."""
         if self._tables is None:
-            return super().matrix()
+            return np.asarray(super().matrix())
         out, given = np.empty((self.size, self.size)), self._input
 
         def task(first: int, last: int) -> None:
@@ -275,7 +282,7 @@ class HostOpenCoulomb(OpenCoulomb):
     def bilinear_gradient(self, left: FloatArray, right: FloatArray) -> FloatArray:
         """∂(leftᵀ A right_c)/∂r at fixed left (N,) and right (N, c), shape (N, 3, c)."""
         if self._tables is None or right.ndim != 2 or right.shape[1] != 1:
-            return super().bilinear_gradient(left, right)
+            return np.asarray(super().bilinear_gradient(left, right))
         self._unknowns.check(left, dimensions=(1,))
         self._unknowns.check(right, dimensions=(2,))
         out, given = np.empty((self.size, 3)), self._input
@@ -399,9 +406,7 @@ class HostReciprocal:
 
 
 @lru_cache(maxsize=4)
-def _waves_of(
-    cell: bytes, kappa: float, k_cut: float
-) -> tuple[IntArray, FloatArray, FloatArray, FloatArray]:
+def _waves_of(cell: bytes, kappa: float, k_cut: float) -> tuple[IntArray, FloatArray, FloatArray, FloatArray]:
     """Miller indices (K, 3), vectors (K, 3), √w (K,) and G² (K,), kept for the last cells."""
     box = np.frombuffer(cell).reshape(3, 3)
     millers, vectors = reciprocal_vectors(box, k_cut)
@@ -413,4 +418,4 @@ def _waves_of(
     return millers, vectors, np.sqrt(weights), squares
 
 
-__all__ = ["HostOpenCoulomb", "HostReciprocal", "HostRealSpace", "real_space"]
+__all__ = ["HostOpenCoulomb", "HostRealSpace", "HostReciprocal", "real_space"]

@@ -307,4 +307,12 @@ def _refuse_misplaced_vacuum(
             )
 
 
-__all__ = ["ARRAY_COSTS", "COMPILED_COSTS", "Costs", "Splitting", "choose_splitting", "reciprocal_vectors", "slab_cell"]
+__all__ = [
+    "ARRAY_COSTS",
+    "COMPILED_COSTS",
+    "Costs",
+    "Splitting",
+    "choose_splitting",
+    "reciprocal_vectors",
+    "slab_cell",
+]

@@ -34,7 +34,6 @@ from kqeq.errors import UnsupportedError
 from kqeq.frames.structures import Structure
 from kqeq.typing import Array, BoolArray, FloatArray
 
-
 _COARSE_ORDER = 4
 """Points of the splines of the coarser mesh along each axis."""
 
@@ -71,7 +70,7 @@ class Mesh:
         finer: bool = True,
     ) -> None:
         self._positions, self._cell, self._reach, self._finer = positions, cell, reach, finer
-        xp = self._xp = namespace(positions)
+        self._xp = namespace(positions)
         self._unknowns = Unknowns(positions.shape[0], dipoles)
         self._shape = shape = parameters.shape
         self._kappa = parameters.kappa

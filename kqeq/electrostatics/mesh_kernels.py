@@ -1,8 +1,8 @@
 """Compiled loops that move charges to a mesh and potentials back; imported on first use (it imports numba).
 
 Weights are products of one-dimensional splines.  Atoms are expected in the order of their mesh points,
-so that neighbouring rows of the mesh are still in cache.  The last axis of the mesh is longer by p points, so that a spline
-never leaves it.
+so that neighbouring rows of the mesh are still in cache.  The last axis of the mesh is longer by p points, so that a
+spline never leaves it.
 
 Dimensions: N atoms, p points of a spline along each axis, mesh (M1, M2, M3).
 """
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numba import njit
-
 
 FAST: Any = {"contract", "reassoc", "nsz"}
 

@@ -1,8 +1,9 @@
 """Tables of the radial function of a lattice sum's pairs: polynomials of degree seven in r² on equal cells.
 
 k_e [erfc(κ r) − erfc(r/(√2 γ))]/r is analytic in r², also at r = 0.  Interpolated at Chebyshev nodes of cells of
-h = 0.2/a², a the larger of κ and 1/(√2 γ), it is off by less than rounding: the eighth derivative of 2a/√π F_0(a² r²) is
-at most 2a/√π a¹⁶/17, so that the error is below 4e-6 a (a²h/4)⁸ (F_0 the Boys function, :mod:`kqeq.electrostatics.radial`).
+h = 0.2/a², a the larger of κ and 1/(√2 γ), it is off by less than rounding: the eighth derivative of 2a/√π F_0(a² r²)
+is at most 2a/√π a¹⁶/17, so that the error is below 4e-6 a (a²h/4)⁸ (F_0 the Boys function,
+:mod:`kqeq.electrostatics.radial`).
 """
 
 from __future__ import annotations

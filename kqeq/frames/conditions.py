@@ -100,9 +100,9 @@ def check_field(value: Any, where: object) -> FloatArray:
         )
     return vector
 
+
 _SPEAKING_ARRAYS = frozenset({"initial_charges", "reference_charges", "fragments"})
 """Arrays of atoms that have a say in the total charge."""
-
 
 
 def check_charge(value: Any, where: object) -> float:

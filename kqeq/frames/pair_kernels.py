@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numba import njit
 
 
@@ -17,9 +16,7 @@ from numba import njit
     nogil=True,
     error_model="numpy",
 )
-def sort_by_centre(
-    indices: Any, offsets: Any, start: Any, sorted_indices: Any, sorted_offsets: Any
-) -> None:
+def sort_by_centre(indices: Any, offsets: Any, start: Any, sorted_indices: Any, sorted_offsets: Any) -> None:
     """Order candidates by centre, by counting; those of a centre keep their order.
 
     Parameters

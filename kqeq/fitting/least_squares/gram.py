@@ -20,8 +20,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from kqeq.backend import blas, is_numpy, namespace, to_numpy, zeros
-from kqeq.backend import parallel
+from kqeq.backend import blas, is_numpy, namespace, parallel, to_numpy, zeros
 from kqeq.typing import Array, FloatArray
 
 TILE = 512

@@ -11,9 +11,9 @@ from types import ModuleType
 
 import numpy as np
 
+from kqeq.backend import parallel
 from kqeq.descriptors.base import PositionGradient, SiteJacobian
 from kqeq.descriptors.soap.basis import LANES, Harmonics, RadialBasis, feature_count, harmonics
-from kqeq.backend import parallel
 from kqeq.descriptors.soap.weighting import Weighting
 from kqeq.errors import InputError
 from kqeq.frames.neighbours import Pairs

@@ -28,8 +28,8 @@ from types import ModuleType
 
 import numpy as np
 
-from kqeq.descriptors.base import FeatureGradients
 from kqeq.backend import parallel
+from kqeq.descriptors.base import FeatureGradients
 from kqeq.descriptors.soap.host.adjoint import SOAPState, Tables, kernels
 from kqeq.errors import InputError
 from kqeq.typing import FloatArray, IntArray
