@@ -21,7 +21,7 @@ from kqeq.electrostatics.gaussian import OpenCoulomb
 from kqeq.electrostatics.lattice import reciprocal_vectors
 from kqeq.electrostatics.realspace import Chunk, RealSpace
 from kqeq.electrostatics.tables import RadialTables, radial_tables
-from kqeq.frames.neighbours import NeighbourFinder, Pairs
+from kqeq.frames.neighbours import Pairs, pairs_by_centre
 from kqeq.frames.structures import Structure
 from kqeq.typing import FloatArray, IntArray
 
@@ -210,8 +210,7 @@ def real_space(
         pairs: Pairs = structure.neighbours.find(structure, r_cut)
     else:
         box, pbc = np.zeros((3, 3)) if cell is None else cell, np.full(3, cell is not None)
-        alone = Structure(np.ones(len(positions), dtype=np.int64), positions, box, pbc)
-        pairs = NeighbourFinder(r_cut, 0.0).find(alone)
+        pairs = pairs_by_centre(positions, box, pbc, r_cut)
     return HostRealSpace(
         positions,
         sigma,

@@ -131,6 +131,22 @@ def half_pairs(
     return indices[:, 0].astype(np.int32), indices[:, 1].astype(np.int32), vectors.copy()
 
 
+def pairs_by_centre(positions: FloatArray, cell: FloatArray, pbc: BoolArray, cutoff: float) -> Pairs:
+    """A half list ordered by centre, once.
+
+    Raises
+    ------
+    InputError
+        As :func:`find_pairs`.
+    """
+    engine = _engine(cutoff, 0.0, full=False)
+    box, periodic = neighbour_box(positions, cell, pbc, cutoff)
+    indices, vectors = _compute(engine, positions, box, periodic, "PD")
+    given = np.ascontiguousarray(indices.view(np.int64)), np.ascontiguousarray(vectors)
+    found = _ordered((), cutoff, positions, *given)
+    return Pairs(cutoff, found.indices, found.offsets, False, start=found.start)
+
+
 def find_pairs_on(
     positions: FloatArray, cell: FloatArray, pbc: BoolArray, cutoff: float, like: Array
 ) -> tuple[Array, Array, Array]:
@@ -521,4 +537,5 @@ __all__ = [
     "half_pairs",
     "neighbour_box",
     "pair_order",
+    "pairs_by_centre",
 ]
