@@ -2,7 +2,8 @@
 
 Radial functions come from tables of polynomials in r² (:mod:`kqeq.electrostatics.tables`); a gradient is the exact
 derivative of what the table gives for the energy.  Pairs are listed once, ordered by centre; loops work on a range of
-centres and write what belongs to it, so that threads do not meet.
+centres and write what belongs to it, so that threads do not meet.  Each is compiled when it is called first: molecules
+and cells need different ones.
 
 Dimensions: N atoms, P pairs, T tables, C cells of a table, K reciprocal vectors of a half space.
 """
@@ -18,8 +19,6 @@ FAST: Any = {"contract", "reassoc", "nsz"}
 
 
 @njit(
-    "void(int64, int64, int64[::1], int64[:, ::1], float64[:, ::1], float64, int64[::1], int64[:, ::1],"
-    " float64[:, :, ::1], float64, float64[::1])",
     cache=True,
     nogil=True,
     fastmath=FAST,
@@ -74,8 +73,6 @@ def values(
 
 
 @njit(
-    "void(int64, int64, int64[::1], int64[:, ::1], float64[:, ::1], float64, int64[::1], int64[:, ::1],"
-    " float64[:, :, ::1], float64, float64[::1], float64[::1], float64[:, ::1], float64[::1])",
     cache=True,
     nogil=True,
     fastmath=FAST,
@@ -152,7 +149,6 @@ def gradients(
 
 
 @njit(
-    "void(int64, int64, int64[::1], int64[:, ::1], float64[::1], float64[:, ::1])",
     cache=True,
     nogil=True,
     error_model="numpy",
@@ -165,7 +161,6 @@ def scatter(first: int, last: int, start: Any, indices: Any, pair: Any, out: Any
 
 
 @njit(
-    "void(int64, int64, int64[::1], int64[:, ::1], float64[::1], float64[::1], float64[::1])",
     cache=True,
     nogil=True,
     fastmath=FAST,
@@ -185,7 +180,6 @@ def product(first: int, last: int, start: Any, indices: Any, pair: Any, vector: 
 
 
 @njit(
-    "void(int64, int64, int64[:, ::1], float64[:, :, :, ::1], float64[::1], float64[:, ::1], float64[:, ::1])",
     cache=True,
     nogil=True,
     fastmath=FAST,
@@ -230,8 +224,6 @@ def phases(first: int, last: int, millers: Any, powers: Any, weights: Any, cosin
 
 
 @njit(
-    "void(int64, int64, float64[:, ::1], float64, float64, int64[::1], int64[:, ::1], float64[:, :, ::1],"
-    " float64, float64[:, ::1])",
     cache=True,
     nogil=True,
     fastmath=FAST,
@@ -280,8 +272,6 @@ def open_matrix(
 
 
 @njit(
-    "void(int64, int64, float64[:, ::1], float64, float64, int64[::1], int64[:, ::1], float64[:, :, ::1],"
-    " float64, float64[::1], float64[::1], float64[:, ::1])",
     cache=True,
     nogil=True,
     fastmath=FAST,
