@@ -469,6 +469,9 @@ def reference_spectrum(frame: Atoms) -> Infrared:
         pbc=frame.pbc,
         total_charge=0.0,
         external_field=np.zeros(3),
+        masses=frame.get_masses(),
+        free_atoms=n,
+        energy=frame.get_potential_energy(),
         max_force=0.0,
         zero_point_energy=0.0,
     )

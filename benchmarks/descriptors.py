@@ -26,7 +26,7 @@ from ase.io import read
 
 import prediction
 from common import PUBLIC_DATA, Row, main, row
-from kqeq.backend import parallel
+from kqeq.backend.threads import use_threads
 from kqeq.descriptors.soap import SOAPDescriptor
 from kqeq.descriptors.soap import basis as soap_basis
 from kqeq.descriptors.soap.host import adjoint as soap_adjoint
@@ -220,7 +220,7 @@ def speed(quick: bool) -> Iterator[Row]:
         descriptor = SOAPDescriptor(4.5, *settings)
         for side in (5,) if quick else (5, 7, 10):
             for periodic in (True, False):
-                with parallel.use_threads(1):
+                with use_threads(1):
                     atoms, task = _water_task(descriptor, side, periodic=periodic)
                     reference = dscribe_soap(descriptor, [1, 8], periodic)
                     rounds = 10 if side < 10 else 4
@@ -236,7 +236,7 @@ def threads(quick: bool) -> Iterator[Row]:
         return
 
     def limited(task: Callable[[], Any], count: int) -> None:
-        with parallel.use_threads(count):
+        with use_threads(count):
             task()
 
     descriptor = SOAPDescriptor(4.5, 8, 6)
@@ -276,7 +276,7 @@ def against_derivatives(quick: bool) -> Iterator[Row]:
     """Value + adjoint against dscribe.derivatives (which needs 3.2 GB for 375 atoms)."""
     descriptor = SOAPDescriptor(4.5, 8, 6)
     reference = dscribe_soap(descriptor, [1, 8], False)
-    with parallel.use_threads(1):
+    with use_threads(1):
         atoms, task = _water_task(descriptor, 3 if quick else 5, periodic=False)
         slow = partial(reference.derivatives, atoms, attach=True, method="analytical")
         theirs = alternate(slow, rounds=1 if quick else 2)[0]

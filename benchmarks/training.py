@@ -416,7 +416,7 @@ def iteration(quick: bool) -> Iterator[Row]:
 
 def sums(quick: bool) -> Iterator[Row]:
     """Two threads against one on the sums; on an idle machine."""
-    from kqeq.backend import parallel
+    from kqeq.backend.threads import use_threads
     from kqeq.fitting.least_squares.gram import Gram
 
     size = 1500 if quick else 6000
@@ -424,7 +424,7 @@ def sums(quick: bool) -> Iterator[Row]:
     best = {}
     for threads in (1, 2):
         gram = Gram(size, 0, rows)
-        with parallel.use_threads(threads):
+        with use_threads(threads):
             for _ in range(3):
                 started = time.perf_counter()
                 gram.add(rows)

@@ -21,6 +21,8 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
 ]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build", "generated", "README.md"]
@@ -46,6 +48,10 @@ nitpick_ignore += [("py:mod", module.name) for module in pkgutil.walk_packages(k
 html_theme = "furo"
 html_title = f"kqeq {version}"
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["kqeq.css"]
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 html_theme_options = {"sidebar_hide_name": False, "navigation_with_keys": True}
 
 write_pages(HERE)

@@ -19,6 +19,9 @@ MODULES = {
     "kqeq.analysis.optimization": "Geometry optimisation",
     "kqeq.analysis.plots": "Figures",
     "kqeq.model.config": "Settings files",
+    "kqeq.engines.ipi": "i-PI",
+    "kqeq.engines.lammps": "LAMMPS",
+    "kqeq.uncertainty.guard": "Leaving the training data",
     "kqeq.baselines": "Baselines",
     "kqeq.elements": "Parameters by element",
     "kqeq.fitting.learning": "Element parameters from polarizabilities",
@@ -28,6 +31,57 @@ MODULES = {
     "kqeq.errors": "Exceptions and warnings",
 }
 """Public modules in the order of the reference; those that this version does not have are left out."""
+
+TASKS = {
+    "Fit, predict, keep": [
+        "kqeq.KQEq",
+        "kqeq.SOAPKernel",
+        "kqeq.Prediction",
+        "kqeq.load",
+        "kqeq.select",
+        "kqeq.DiskCache",
+        "kqeq.read",
+    ],
+    "Run with ASE": ["kqeq.KQEqCalculator", "kqeq.analysis.optimize", "kqeq.analysis.Optimization"],
+    "Run with other programs": [
+        "kqeq.engines.ipi.serve",
+        "kqeq.engines.lammps.LAMMPSDriver",
+        "kqeq.engines.lammps.create",
+        "kqeq.ExternalCharges",
+    ],
+    "Choose how charge moves": [
+        "kqeq.QEq",
+        "kqeq.ACKS2",
+        "kqeq.AtomicDipoles",
+        "kqeq.ChargeKernel",
+        "kqeq.compare",
+        "kqeq.model.comparison.Comparison",
+        "kqeq.groups",
+        "kqeq.fitting.learning.learn_from_polarizabilities",
+    ],
+    "Start from what is known": [
+        "kqeq.baselines.TightBinding",
+        "kqeq.baselines.ASE",
+        "kqeq.choose_charge_from",
+    ],
+    "Ask for responses": [
+        "kqeq.analysis.polarizability",
+        "kqeq.analysis.born_charges",
+        "kqeq.analysis.infrared",
+        "kqeq.analysis.charge_response",
+        "kqeq.analysis.electrostatic_potential",
+        "kqeq.analysis.potential_grid",
+    ],
+    "Change charge, field, distance": [
+        "kqeq.analysis.ionization",
+        "kqeq.analysis.charge_scan",
+        "kqeq.analysis.field_scan",
+        "kqeq.analysis.dissociation_scan",
+    ],
+    "Doubt": ["kqeq.analysis.diagnose", "kqeq.analysis.check_consistency"],
+    "Data": ["kqeq.datasets.load", "kqeq.datasets.split"],
+}
+"""What users want to do, and the names for it: the first table of the reference."""
 
 BACKGROUND = (
     "kqeq.frames.site_data",
@@ -62,7 +116,7 @@ def _write(path: Path, text: str) -> None:
 
 def tutorials(docs: Path, examples: Path) -> None:
     """One page for every example: its docstring, its figure, its table, its source."""
-    names = []
+    names, cards = [], []
     for script in sorted(examples.glob("[0-9][0-9]_*.py")):
         title, text = _docstring(script)
         for kind in ("png", "md"):
@@ -72,6 +126,7 @@ def tutorials(docs: Path, examples: Path) -> None:
                     f"{made} is missing: python examples/run_all.py --output docs/generated {script.stem}"
                 )
         names.append(script.stem)
+        cards.append(_card(script.stem, title, text))
         _write(
             docs / "tutorials" / f"{script.stem}.md",
             f"""# {title}
@@ -92,12 +147,32 @@ def tutorials(docs: Path, examples: Path) -> None:
 
 ```{{literalinclude}} ../../examples/{script.name}
 :language: python
+:lines: {_code_starts(script)}-
 ```
 """,
         )
+    _write(
+        docs / "generated" / "gallery.md",
+        "\n".join(["::::{grid} 1 2 2 3", ":gutter: 3", "", *cards, "::::", ""]),
+    )
     for old in (docs / "tutorials").glob("[0-9][0-9]_*.md"):
         if old.stem not in names:
             old.unlink()
+
+
+def _card(name: str, title: str, text: str) -> str:
+    """A thumbnail that leads to a tutorial, with its first sentence."""
+    first = re.split(r"(?<=[.:;])\s", " ".join(text.split("\n\n", maxsplit=1)[0].split()), maxsplit=1)[0]
+    return (
+        f":::{{grid-item-card}} {title}\n:img-top: ../generated/{name}.png\n:link: {name}\n:link-type: doc\n\n"
+        f"{first.rstrip(':;')}\n:::\n"
+    )
+
+
+def _code_starts(script: Path) -> int:
+    """The line behind the docstring, which the page has printed already."""
+    tree = ast.parse(script.read_text(encoding="utf-8"))
+    return int(tree.body[1].lineno)
 
 
 def _docstring(script: Path) -> tuple[str, str]:
@@ -162,7 +237,21 @@ def api(docs: Path) -> None:
     _write(docs / "api" / "background.md", "# Background\n\n" + "\n".join(parts))
     table = "\n".join(["| module | |", "|---|---|", *rows])
     tree = "\n".join(["```{toctree}", ":hidden:", "", *entries, "api/background", "```"])
-    _write(docs / "api.md", f"# API reference\n\n{table}\n\n{tree}\n")
+    tasks = "\n".join(
+        ["| I want to | |", "|---|---|"]
+        + [f"| {task} | {', '.join(map(_link, names))} |" for task, names in TASKS.items()]
+    )
+    _write(
+        docs / "api.md", f"# API reference\n\n## By task\n\n{tasks}\n\n## By module\n\n{table}\n\n{tree}\n"
+    )
+
+
+def _link(name: str) -> str:
+    """A reference to the page of a name, which the build checks."""
+    module, _, member = name.rpartition(".")
+    value = getattr(importlib.import_module(module), member)
+    role = "class" if isinstance(value, type) else "func"
+    return f"{{py:{role}}}`~{name}`"
 
 
 def _exists(name: str) -> bool:

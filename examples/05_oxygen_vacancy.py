@@ -148,22 +148,24 @@ def draw(bars: dict[str, list[float]], at_one: dict[str, tuple], curves: dict[st
         "reference": "reference",
     }
     colours = {name: example.COLOURS[key] for name, key in colours.items()}
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10.2, 3.2), layout="constrained")
+    plt.rcParams.update(example.STYLE)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(8.6, 3.0), layout="constrained")
     for i, (name, values) in enumerate(bars.items()):
         left.bar(np.arange(5) + 0.27 * (i - 1), values, 0.25, color=colours[name], label=name)
     left.set_xticks(range(5), ["Q = 0", "+1", "+2", "other\ncharge", "at all\ncharges"])
-    left.set(ylabel="force error, RMS (meV/Å)", title="(a)")
+    left.set(ylabel="force error, RMS (meV/Å)", title="errors by cell charge")
     left.legend()
     parity(middle, at_one, quantity="force at +1, four Zn", unit="eV/Å")
     for points, name in zip(middle.get_lines()[1:], at_one, strict=True):  # the first is the diagonal
         points.set_color(colours[name])
     middle.legend()
-    middle.set_title("(b)")
+    middle.set_title("forces beside the vacancy, +1")
     for name, (r, q) in curves.items():
         right.step(
             r, q, where="post", color=colours[name], ls="--" if name == "reference" else "-", label=name
         )
-    right.set(xlabel="distance from the vacancy (Å)", ylabel="charge taken within, 0 to +2 (e)", title="(c)")
+    right.set(xlabel="distance from the vacancy (Å)", ylabel="charge taken within, 0 to +2 (e)")
+    right.set_title("where the charge is taken")
     right.legend()
     return figure
 

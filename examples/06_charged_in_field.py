@@ -92,14 +92,26 @@ def main(argv=None):
             color=example.COLOURS["highlight"],
             label=label,
         )
-    axes[0].set(xlabel="field (V/Å)", ylabel="energy relative to no field (eV)")
+    axes[0].set(
+        xlabel="field (V/Å)", ylabel="energy relative to no field (eV)", title="energy, and its slope"
+    )
     axes[0].legend(loc="lower left")
-    axes[1].plot(fields, dipoles, "-o", color=example.COLOURS["QEq"], label="relaxed in each field")
+    # no line across the turn: there is no cluster between the two points
+    axes[1].plot(fields[1:], dipoles[1:], "-o", color=example.COLOURS["QEq"], label="relaxed in each field")
+    axes[1].plot(fields[:1], dipoles[:1], "o", color=example.COLOURS["QEq"])
     axes[1].plot(
         fields[1:], frozen, "--s", color=example.COLOURS["short-range"], label="frozen after it turned"
     )
-    axes[1].annotate("  the cluster turns", (0.5 * fields[1], 0.5 * (dipoles[0] + dipoles[1])), fontsize=8)
-    axes[1].set(xlabel="field (V/Å)", ylabel="dipole along the field (e·Å)")
+    axes[1].annotate(
+        "before the cluster turns",
+        (fields[0], dipoles[0]),
+        xytext=(8, -3),
+        textcoords="offset points",
+        fontsize=8,
+    )
+    axes[1].set(
+        xlabel="field (V/Å)", ylabel="dipole along the field (e·Å)", title="dipole of the relaxed cluster"
+    )
     axes[1].legend(loc="lower right")
 
     alpha = [

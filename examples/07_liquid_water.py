@@ -2,8 +2,8 @@
 
 A short-range model and ACKS2 + short-range are fitted to boxes of 32 molecules, the latter to Mulliken charges as
 well, and tested on independent boxes.  ACKS2 then runs dynamics at constant volume and temperature.  Its polarization
-is defined for periodic cells, so the infrared spectrum follows from the fluctuations of dP/dt.  Figure: (a) O–O radial
-distribution, (b) temperature and energy along the run, (c) dipoles of molecules on the test boxes, (d) infrared.
+is defined for periodic cells, so the infrared spectrum follows from the fluctuations of dP/dt.  Figure: O–O radial
+distribution, temperature along the run, dipoles of molecules in the test boxes, infrared spectrum.
 
     python 07_liquid_water.py                                                    half a picosecond
     python 07_liquid_water.py --full --picoseconds 50 --keep run.npz             all boxes, a long run
@@ -148,7 +148,6 @@ def draw(
     curves: dict[str, tuple[str, np.ndarray]],
     times: np.ndarray,
     kelvin: np.ndarray,
-    energy: np.ndarray,
     dipoles: tuple[np.ndarray, np.ndarray],
     spectrum: tuple[np.ndarray, np.ndarray],
 ) -> Figure:
@@ -159,24 +158,26 @@ def draw(
     )
     for label, (name, curve) in curves.items():
         structure.plot(CENTRES, curve, "--" if name == "reference" else "-", color=colour[name], label=label)
-    structure.set(xlabel="O–O distance (Å)", ylabel="radial distribution", ylim=(0, None), title="(a)")
+    structure.set(xlabel="O–O distance (Å)", ylabel="radial distribution", ylim=(0, None), title="structure")
     structure.legend(loc="upper right")
-    course.plot(times, smooth(kelvin, 100), color=colour["highlight"], lw=0.9)
-    course.axhline(TEMPERATURE, color="0.7", lw=0.8, zorder=0)
-    course.set_xlabel("time (ps)")
-    course.set_ylabel("temperature (K)", color=colour["highlight"])
-    course.set_title("(b)")
-    right = course.twinx()
-    right.plot(times, smooth(energy, 100), color=colour["QEq"], lw=0.9)
-    right.set_ylabel("potential energy − mean (meV/atom)", color=colour["QEq"])
-    right.spines["right"].set_visible(True)
+    course.plot(times, smooth(kelvin, 100), color="0.75", lw=0.7, label="mean of 100 steps")
+    mean = np.cumsum(kelvin) / np.arange(1, len(kelvin) + 1)
+    course.plot(times, mean, color=colour["highlight"], label="mean up to here")
+    course.axhline(TEMPERATURE, color="black", lw=0.8, ls=":", label="thermostat")
+    course.set(xlabel="time (ps)", ylabel="temperature (K)")
+    course.legend(loc="upper right")
+    course.set_title("temperature")
     low, high = min(map(np.min, dipoles)), max(map(np.max, dipoles))
     parity.plot([low, high], [low, high], color="0.7", lw=0.8)
     parity.plot(*dipoles, ".", ms=3, alpha=0.5, color=colour["ACKS2"])
-    parity.set(xlabel="dipole of a molecule, Mulliken (D)", ylabel="the same, ACKS2 (D)", title="(c)")
+    parity.set(
+        xlabel="dipole of a molecule, Mulliken (D)",
+        ylabel="the same, ACKS2 (D)",
+        title="dipoles of molecules in test boxes",
+    )
     shown = spectrum[0] < 4500
     infra.plot(spectrum[0][shown], spectrum[1][shown] / 1e3, color=colour["ACKS2"])
-    infra.set(xlabel="wavenumber (cm⁻¹)", ylabel="n·α (10³ cm⁻¹)", ylim=(0, None), title="(d)")
+    infra.set(xlabel="wavenumber (cm⁻¹)", ylabel="n·α (10³ cm⁻¹)", ylim=(0, None), title="infrared spectrum")
     return figure
 
 
@@ -216,7 +217,6 @@ def main(argv: list[str] | None = None) -> None:
             curves,
             times,
             kelvin,
-            1e3 * (energy - energy[settled:].mean()) / len(test[0]),
             (labels, predicted),
             spectrum,
         )

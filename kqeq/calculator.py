@@ -11,8 +11,8 @@ in its name, so that it is in every file that ASE writes and is found there by :
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import wraps
 from os import PathLike
 from typing import Any, TypeVar, cast
@@ -39,13 +39,25 @@ from kqeq.frames.conditions import (
     require_number,
     write_name,
 )
+from kqeq.frames.external_charges import ExternalCharges, read_external_charges
 from kqeq.frames.neighbours import NeighbourFinder
 from kqeq.frames.site_data import site_data_key
 from kqeq.frames.structures import Structure, describe, read_structure
 from kqeq.model.estimator import KQEq, load_model
+from kqeq.potential.constant_potential import (
+    AtPotential,
+    Electrodes,
+    at_potential,
+    at_potentials,
+    check_model,
+    check_potential,
+    with_electrodes,
+)
 from kqeq.potential.fixed_geometry import FixedGeometry, same_geometry
 from kqeq.potential.potential import Potential, Prediction, require_energy_model
 from kqeq.typing import FloatArray
+from kqeq.uncertainty.guard import Extrapolation, ExtrapolationGuard
+from kqeq.uncertainty.posterior import require_posterior, with_uncertainty
 
 FARTHEST_STEP = 1.0
 """Å that an atom may move in a time step; farther, and auxiliary charges start anew."""
@@ -76,6 +88,49 @@ class PropertyUnavailableError(UnsupportedError, PropertyNotImplementedError):
     """
 
 
+@dataclass(frozen=True, eq=False)
+class _Level:
+    """What holds the charges: nothing but the structure's total charge, a potential, or electrodes.
+
+    Attributes
+    ----------
+    model : Potential
+        With charges that fragments keep, where there are electrodes.
+    """
+
+    model: Potential
+    potential: float | None = None
+    electrodes: Electrodes | None = None
+
+    @classmethod
+    def of(cls, model: Potential, charge: Any, potential: Any, potentials: Any, groups: Any) -> _Level:
+        if potential is None and potentials is None:
+            if groups is not None:
+                raise InputError("electrodes was given without potentials; give the potential of each, in V")
+            return cls(model)
+        if potential is not None and (potentials is not None or groups is not None):
+            raise InputError("give potential (of the whole system), or potentials and electrodes, not both")
+        if potential is None:
+            return cls(with_electrodes(model), None, Electrodes.of(potentials, groups))
+        check_model(model)
+        if charge is not None:
+            raise InputError(
+                f"total_charge is {charge!r} and potential {potential!r}: at a given potential the total charge follows; "
+                "give one of them"
+            )
+        return cls(model, check_potential(potential))
+
+    def prepare(self, structure: Structure) -> Structure:
+        """With the electrodes as fragments."""
+        return structure if self.electrodes is None else self.electrodes.on(structure)
+
+    def settle(self, geometry: FixedGeometry) -> AtPotential | None:
+        """The geometry at the charges of the potential."""
+        if self.electrodes is not None:
+            return at_potentials(geometry, self.electrodes)
+        return None if self.potential is None else at_potential(geometry, self.potential)
+
+
 class KQEqCalculator(Calculator):
     """Energies, forces, stress, charges and dipoles of a fitted model, for ASE.
 
@@ -88,10 +143,32 @@ class KQEqCalculator(Calculator):
         Total charge in e.  ``None`` reads ``atoms.info["total_charge"]`` or ``atoms.info["charge"]``, or takes 0.
     external_field : (3,) array-like, optional
         External field in V/Å.  ``None`` reads ``atoms.info["external_field"]``, or takes none.
+    potential : float, optional
+        Hold the system at a potential U = ∂E/∂Q in V instead of a total charge, which follows: the higher U, the more
+        positive.  Energies and forces are those of the grand energy E − UQ.  For systems with ∂²E/∂Q² > 0; slabs have no
+        potential of their own.
+    potentials : dict of str to float, optional
+        Potentials of two or more electrodes in V, for example ``{"left": 0.0, "right": 1.0}``: charge moves between them,
+        the total charge is held, and only differences matter.  The grand energy is E − Σ U Q.
+    electrodes : dict of str to sequence of int, optional
+        Atoms of each electrode, by the names of ``potentials``.  Other atoms keep their charge, by fragments where
+        ``atoms.arrays["fragments"]`` names them, else together.
+    external_charges : ExternalCharges or tuple, optional
+        Charges around the structure, (positions, charges, widths), as in :meth:`kqeq.KQEq.predict`.
     device : {"cpu", "cuda", "auto"}
         Where to compute, as in :meth:`kqeq.KQEq.predict`.
     precision : {"float64", "float32"}
         Of the matrix product behind the forces of kernels, likewise.
+    max_energy_std : float, optional
+        Watch the standard deviation of the energy, eV, and act where it is larger.  Needs a model with its posterior.
+    max_distance : float, optional
+        Watch how far the environments of the atoms are from those of the training frames, in units of their spread
+        (:mod:`kqeq.potential.novelty`; about 1 within the training data), and act where one is farther.
+    on_extrapolation : "warn", "stop" or function
+        Warn (whenever a limit is crossed from within), raise :class:`~kqeq.errors.ExtrapolationError`, or call a function
+        with an :class:`~kqeq.uncertainty.guard.Extrapolation` for every structure beyond a limit.
+    guard_every : int
+        Watch every so manyth structure that is computed.
     shadow : bool
         Whether charges follow auxiliary ones instead of being solved for (:mod:`kqeq.charges.shadow`): for molecular
         dynamics of large systems with QEq and one force call per (fixed) time step, three products with the matrix a
@@ -101,8 +178,12 @@ class KQEqCalculator(Calculator):
 
     Attributes
     ----------
-    total_charge, external_field
+    total_charge, external_field, external_charges
         As above; may be changed at any time, also with :meth:`set`.
+    electrode_charges : dict of str to float
+        Charge of each electrode at the last structure, e; also in ``results``.
+    external_forces : (M, 3) array or None
+        Forces on the external charges at the last structure, eV/Å; as ``prediction.external_forces``.
     auxiliary : AuxiliaryCharges or None
         With ``shadow``: auxiliary charges at the positions of the last calculation.  Save them with positions and
         velocities, and set them before the first calculation of a restart.
@@ -114,7 +195,10 @@ class KQEqCalculator(Calculator):
     ModelNotFittedError
         If the model is not fitted.
     InputError
-        For something that is not a model, a charge or a field, or an unknown device or precision.
+        For something that is not a model, a charge or a field, external charges, limits or an action that make no
+        sense, or an unknown device or precision.
+    UnsupportedError
+        If ``max_energy_std`` is given and the model was loaded without its posterior.
     ModelFileError
         For a file that holds no model.
     DeviceError
@@ -145,8 +229,16 @@ class KQEqCalculator(Calculator):
         *,
         total_charge: float | None = None,
         external_field: Any = None,
+        potential: float | None = None,
+        potentials: Mapping[str, float] | None = None,
+        electrodes: Mapping[str, Sequence[int]] | None = None,
+        external_charges: Any = None,
         device: str | Device = "cpu",
         precision: str = "float64",
+        max_energy_std: float | None = None,
+        max_distance: float | None = None,
+        on_extrapolation: str | Callable[[Extrapolation], Any] = "warn",
+        guard_every: int = 1,
         shadow: bool = False,
     ) -> None:
         if isinstance(model, str | PathLike):
@@ -168,6 +260,22 @@ class KQEqCalculator(Calculator):
         self._single = check_precision(precision)
         devices.resolve(device)
         self._device = device
+        guard = ExtrapolationGuard(
+            max_energy_std=max_energy_std,
+            max_distance=max_distance,
+            action=on_extrapolation,
+            every=guard_every,
+            posterior=None if max_energy_std is None else model.posterior_,
+        )
+        if max_energy_std is not None:
+            require_energy_model(self._potential)
+            require_posterior(model.posterior_, "max_energy_std needs")
+        self._guard = guard if guard.watches else None
+        self._posterior = model.posterior_
+        self._predicted: Structure | None = None
+        self._external_charges = read_external_charges(external_charges)
+        self._level = _Level.of(self._potential, total_charge, potential, potentials, electrodes)
+        self._potential = self._level.model
         self._prediction: Prediction | None = None
         self._conditions: tuple[float, FloatArray] | None = None
         self._site_data: tuple[bytes | None, ...] = ()
@@ -200,9 +308,24 @@ class KQEqCalculator(Calculator):
     def external_field(self, value: Any) -> None:
         self.set(external_field=value)
 
+    @property
+    def external_charges(self) -> ExternalCharges | None:
+        """Charges around the structure; set with anything that the argument of this name takes."""
+        return self._external_charges
+
+    @external_charges.setter
+    def external_charges(self, value: Any) -> None:
+        self.set(external_charges=value)
+
+    @property
+    def external_forces(self) -> FloatArray | None:
+        """Forces on the external charges at the last structure, (M, 3) array in eV/Å; ``None`` if there are none."""
+        prediction = self.prediction
+        return None if prediction is None else prediction.external_forces
+
     @_one_at_a_time
     def set(self, **kwargs: Any) -> dict[str, Any]:
-        """Change ``total_charge`` or ``external_field``; forgets the results if that changes anything.
+        """Change ``total_charge``, ``external_field`` or ``external_charges``; forgets results if that matters.
 
         Returns
         -------
@@ -215,10 +338,15 @@ class KQEqCalculator(Calculator):
             For other names, or values that are no charge or field.
         """
         checked: dict[str, Any] = {}
+        outside = self._external_charges
+        if "external_charges" in kwargs:
+            # no parameter of ASE's, which writes those into files as they are
+            outside = read_external_charges(kwargs.pop("external_charges"))
         for name, value in kwargs.items():
             if name not in self.default_parameters:
                 raise InputError(
-                    f"KQEqCalculator has no parameter {name!r}; expected {' or '.join(self.default_parameters)}"
+                    f"KQEqCalculator has no parameter {name!r}; expected "
+                    f"{', '.join(self.default_parameters)} or external_charges"
                 )
             if value is None:
                 checked[name] = None
@@ -229,6 +357,11 @@ class KQEqCalculator(Calculator):
                 # a tuple, so that the field cannot be changed behind the cache's back
                 checked[name] = tuple(check_field(value, "the calculator").tolist())
         changed: dict[str, Any] = super().set(**checked)  # type: ignore[no-untyped-call]
+        if outside is not self._external_charges and (
+            outside is None or not outside.same_as(self._external_charges)
+        ):
+            changed = {**changed, "external_charges": outside}
+        self._external_charges = outside
         if changed:
             # the atoms stay: calc.get_property("energy") goes on with the structure it knows
             self._forget()
@@ -308,6 +441,34 @@ class KQEqCalculator(Calculator):
         # ASE empties the results itself when the structure changes
         return self._prediction if self.results else None
 
+    @property
+    def electrode_charges(self) -> dict[str, float]:
+        """Charge of each electrode at the last structure, e; empty without electrodes."""
+        return dict(self.results.get("electrode_charges", {}))
+
+    @_one_at_a_time
+    def energy_std(self) -> float:
+        """Standard deviation of the energy at the last structure, eV; computed when asked for.
+
+        Raises
+        ------
+        InputError
+            If nothing was computed yet.
+        UnsupportedError
+            If the model was loaded without its posterior, or has no energies; copies of a calculator leave the posterior
+            behind.
+        """
+        require_energy_model(self._potential)
+        posterior = require_posterior(self._posterior, "the standard deviation of an energy needs")
+        if self.prediction is None or self._predicted is None:
+            raise InputError(
+                "energy_std() is about the last structure, and none was computed yet; ask for its energy first"
+            )
+        baseline = self._potential.baseline
+        known = with_uncertainty(self.prediction, posterior, self._predicted, ("energy",), baseline)
+        assert known.energy_std is not None
+        return known.energy_std
+
     @_one_at_a_time
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
         """One property, from the cache if nothing changed; see :class:`ase.calculators.calculator.Calculator`.
@@ -351,6 +512,8 @@ class KQEqCalculator(Calculator):
         ------
         InputError, UnsupportedError
             As :meth:`kqeq.KQEq.predict`, and PropertyUnavailableError.
+        ExtrapolationError
+            Beyond a limit that was set with ``on_extrapolation="stop"``.
         """
         self._forget()
         if atoms is not None:
@@ -360,9 +523,17 @@ class KQEqCalculator(Calculator):
         for name in properties:
             self._require(name)
         charge, field = self._read_conditions(self.atoms)
-        structure = read_structure(self.atoms, total_charge=charge, external_field=field, prefix=self._prefix)
+        structure = read_structure(
+            self.atoms,
+            total_charge=charge,
+            external_field=field,
+            prefix=self._prefix,
+            external_charges=self._external_charges,
+        )
         structure = replace(structure, neighbours=self._finder)
         checked = tuple(a.tobytes() for a in (structure.numbers, structure.pbc, structure.external_field))
+        checked = (*checked, str(structure.external_charges is None).encode())
+        structure = self._level.prepare(structure)
         if checked != self._checked:  # not at every step of a trajectory
             self._potential.check(structure, describe(self.atoms))
             self._checked = checked
@@ -374,10 +545,13 @@ class KQEqCalculator(Calculator):
         if "dipole" in properties:
             wanted.append("dipole")  # a matter of course, except on the charges of a baseline
 
-        def work(where: Device) -> Prediction:
-            return self._at(structure, where).predict(wanted)
+        def work(where: Device) -> tuple[Prediction, AtPotential | None, FixedGeometry]:
+            geometry = self._at(structure, where)
+            level = self._level.settle(geometry)
+            geometry = geometry if level is None else level.geometry
+            return geometry.predict(wanted), level, geometry
 
-        prediction, used = devices.run(self._device, work)
+        (prediction, level, geometry), used = devices.run(self._device, work)
         if used.is_host:
             self._device = "cpu"  # a GPU that failed once is not tried again at every step
         state = structure.total_charge, np.bincount(structure.numbers).tobytes()
@@ -385,16 +559,23 @@ class KQEqCalculator(Calculator):
             self._warned.add(state)
             self._potential.warn_if_undetermined([structure], [prediction])
 
+        if self._guard is not None:
+            self._guard.look(self.atoms, geometry, prediction)
         results: dict[str, Any] = {}
         if self._potential.has_energy:
-            results["energy"] = results["free_energy"] = prediction.energy
+            # at a potential the grand energy is what the forces belong to, and what dynamics conserves
+            work_done = 0.0 if level is None else level.work
+            results["energy"] = results["free_energy"] = prediction.energy - work_done
             results["forces"] = prediction.forces
             if prediction.stress is not None:
                 results["stress"] = full_3x3_to_voigt_6_stress(prediction.stress)
         results["charges"] = prediction.charges
         results["dipole"] = prediction.dipole
+        if level is not None and level.charges:
+            results["electrode_charges"] = dict(level.charges)
         self.results = {name: value for name, value in results.items() if value is not None}
         self._prediction = prediction
+        self._predicted = geometry.structure
         # a copy: the field may be the very array in atoms.info, which can be changed in place
         self._conditions = (structure.total_charge, structure.external_field.copy())
         self._site_data = site_data_key(self.atoms)
@@ -409,7 +590,7 @@ class KQEqCalculator(Calculator):
         """What depends on the geometry alone, kept until the geometry changes."""
         kept = self._geometry
         if kept is not None and kept.device is device and same_geometry(kept.structure, structure):
-            self._geometry = replace(kept, structure=structure)
+            self._geometry = kept.in_state(structure)
         else:
             if self._shadow:
                 self._advance(structure)
@@ -476,7 +657,8 @@ class KQEqCalculator(Calculator):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what can be computed again when the calculator is pickled to a worker."""
-        return {**self.__dict__, "_geometry": None, "_lock": None}
+        left = dict.fromkeys(("_geometry", "_lock", "_posterior"))
+        return {**self.__dict__, **left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take a lock of its own."""

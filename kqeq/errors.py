@@ -4,7 +4,15 @@ Every message names what was given, what was expected and the remedy.  All excep
 :class:`KQEqError` and, where one fits, from the built-in exception that generic code would catch.
 """
 
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+
+_PACKAGE = f"{Path(__file__).parent}{os.sep}"
 
 
 class KQEqError(Exception):
@@ -47,12 +55,34 @@ class ModelNotFittedError(KQEqError, ValueError, AttributeError):
     """A model was asked to predict before it was fitted."""
 
 
+class ExtrapolationError(KQEqError, RuntimeError):
+    """A simulation was stopped because it left what the model was fitted on.
+
+    Attributes
+    ----------
+    extrapolation : kqeq.uncertainty.guard.Extrapolation
+        The structure, the prediction, and what is beyond which limit.
+    """
+
+    def __init__(self, message: str, extrapolation: Any = None) -> None:
+        super().__init__(message)
+        self.extrapolation = extrapolation
+
+
+class EngineError(KQEqError, RuntimeError):
+    """A simulation program that is not there, went away, or asks for something that this package cannot give."""
+
+
 class KQEqWarning(UserWarning):
     """Base class of every warning of this package."""
 
 
 class LabelWarning(KQEqWarning):
     """Labels that can be used but look suspicious."""
+
+
+class ExtrapolationWarning(KQEqWarning):
+    """A structure beyond what the model was fitted on, where a calculator was told to watch for that."""
 
 
 class UndeterminedWarning(KQEqWarning):
@@ -67,9 +97,20 @@ class RepresentativesWarning(KQEqWarning):
     """Fewer representative environments could be chosen than were asked for."""
 
 
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the line outside this package that led here: what a user sees is their own call, however deep it went."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
 __all__ = [
     "ConvergenceError",
     "DeviceError",
+    "EngineError",
+    "ExtrapolationError",
+    "ExtrapolationWarning",
     "InputError",
     "KQEqError",
     "KQEqWarning",
@@ -83,4 +124,5 @@ __all__ = [
     "UndeterminedWarning",
     "UnsupportedError",
     "WorkerError",
+    "warn",
 ]

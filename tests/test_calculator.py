@@ -218,7 +218,9 @@ def test_bad_conditions_are_refused_where_they_are_set(model, options, text):
 
 
 def test_unknown_parameters_are_refused(model):
-    with pytest.raises(InputError, match="'charge'; expected total_charge or external_field"):
+    with pytest.raises(
+        InputError, match="'charge'; expected total_charge, external_field or external_charges"
+    ):
         KQEqCalculator(model).set(charge=1)
 
 

@@ -10,20 +10,22 @@ Results are frozen dataclasses of arrays, with their units in the documentation 
 ``to_dict()``, ``to_json(path)``, ``to_csv(path)``.  Figures are drawn by :mod:`kqeq.analysis.plots`.
 """
 
-import warnings
 from typing import Any
 
 from kqeq.analysis.consistency import Check, Consistency, check_consistency
 from kqeq.analysis.diagnose import diagnose
 from kqeq.analysis.dissociation import DissociationScan, connected_fragments, dissociation_scan
+from kqeq.analysis.dynamics import Dynamics, molecular_dynamics
 from kqeq.analysis.electrostatic import (
     ElectrostaticPotential,
     PotentialGrid,
     electrostatic_potential,
     potential_grid,
 )
+from kqeq.analysis.errors import FrameErrors, frame_errors
 from kqeq.analysis.findings import ChainGrowth, Diagnosis, Finding
 from kqeq.analysis.optimization import Optimization, optimize
+from kqeq.analysis.phonons import Dielectric, dielectric, write_born
 from kqeq.analysis.response import (
     BornCharges,
     ChargeResponse,
@@ -40,7 +42,10 @@ from kqeq.analysis.scans import (
     field_scan,
     ionization,
 )
-from kqeq.analysis.vibrations import Infrared, hessian, infrared
+from kqeq.analysis.thermochemistry import Thermochemistry, thermochemistry
+from kqeq.analysis.vibrations import Infrared, Vibrations, hessian, infrared, vibrations
+from kqeq.analysis.view import view_data, write_view
+from kqeq.errors import warn
 
 _OLD = {"Ionisation": "Ionization", "ionisation": "ionization"}
 """Names of version 0.1, for one release."""
@@ -48,10 +53,9 @@ _OLD = {"Ionisation": "Ionization", "ionisation": "ionization"}
 
 def __getattr__(name: str) -> Any:
     if name in _OLD:
-        warnings.warn(
+        warn(
             f"kqeq.analysis.{name} is now kqeq.analysis.{_OLD[name]}; the old name goes with the next release",
             DeprecationWarning,
-            stacklevel=2,
         )
         return globals()[_OLD[name]]
     raise AttributeError(f"module 'kqeq.analysis' has no attribute {name!r}")
@@ -65,28 +69,41 @@ __all__ = [
     "Check",
     "Consistency",
     "Diagnosis",
+    "Dielectric",
     "DissociationScan",
+    "Dynamics",
     "ElectrostaticPotential",
     "FieldScan",
     "Finding",
+    "FrameErrors",
     "Infrared",
     "Ionization",
     "Optimization",
     "Polarizability",
     "PotentialGrid",
+    "Thermochemistry",
+    "Vibrations",
     "born_charges",
     "charge_response",
     "charge_scan",
     "check_consistency",
     "connected_fragments",
     "diagnose",
+    "dielectric",
     "dissociation_scan",
     "electrostatic_potential",
     "field_scan",
+    "frame_errors",
     "hessian",
     "infrared",
     "ionization",
+    "molecular_dynamics",
     "optimize",
     "polarizability",
     "potential_grid",
+    "thermochemistry",
+    "vibrations",
+    "view_data",
+    "write_born",
+    "write_view",
 ]

@@ -21,7 +21,8 @@ from kqeq.analysis.novelty import Novelty, novelty
 from kqeq.analysis.on_baseline import baseline_findings
 from kqeq.analysis.probes import alkane, atom_chain, chains_for, polar_pair
 from kqeq.analysis.ranges import charge_ranges
-from kqeq.charges import ACKS2, AtomicDipoles, QEq
+from kqeq.charges import ACKS2, AtomicDipoles, LatentCharges, QEq
+from kqeq.charges.site_values import CHARGE
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, KQEqError
 from kqeq.frames.structures import Structure, read_structure
@@ -81,6 +82,7 @@ def diagnose(
     scans: dict[str, DissociationScan] = {}
     values = ranges = distances = None
     if potential.charges is not None:
+        findings += _response(potential)
         growth, finding = _polarisation(potential, atoms)
         findings.append(finding)
         scans, found = _leakage(model, potential, atoms, total_charge, external_field)
@@ -119,6 +121,42 @@ def describe_charges(charges: Any) -> str:
         return f"{describe_charges(charges.charge_model)} with atomic dipoles"
     name = type(charges).__name__
     return f"{name} with fragments" if getattr(charges, "fragments", False) else name
+
+
+# --------------------------------------------------------------- no response
+
+
+def _response(potential: Potential) -> list[Finding]:
+    """What charges that are functions of the environment cannot do."""
+    if potential.learns_electronegativity:
+        return []
+    name = "response of the charges"
+    charges = potential.charges
+    inner = charges.charge_model if isinstance(charges, AtomicDipoles) else charges
+    states = (
+        f"what a change of the total charge costs is not learned (training frames had {_charges_of(potential)} e): use "
+        "kqeq.QEq() or kqeq.ACKS2() for differences between charge states"
+    )
+    if not isinstance(inner, LatentCharges):
+        text = (
+            "permanent charges are functions of the environment, and flow along bonds in response to fields and to each "
+            "other."
+        )
+        return [Finding(name, NOTE, None, None, "", text, states)]
+    moved = "" if isinstance(charges, AtomicDipoles) else ", so that the polarizability is zero"
+    text = (
+        "charges are functions of the environment within the cutoff: they do not move in a field or because of charges "
+        f"elsewhere{moved}, and nothing is transferred over a distance."
+    )
+    remedy = (
+        'for response and charge transfer along bonds use kqeq.AtomicDipoles(kqeq.ACKS2(reference_charges="kernel")); '
+        + states
+    )
+    return [Finding(name, NOTE, None, None, "", text, remedy)]
+
+
+def _charges_of(potential: Potential) -> str:
+    return ", ".join(f"{charge:+g}" for charge in potential.training_charges)
 
 
 # ------------------------------------------------------------ over-polarisation
@@ -311,6 +349,12 @@ def _without_fragments(
 
 def _leakage_remedy(charges: Any) -> str:
     inner = charges.charge_model if isinstance(charges, AtomicDipoles) else charges
+    if charges.quantity == CHARGE:
+        return (
+            "the charges of separated fragments are what the kernel says of them, shifted uniformly: add frames of the "
+            "separated fragments to the training set, or give whole charges with kqeq.charges.assign_fragments(atoms, "
+            "groups, charges)" + (" and fragments=True" if isinstance(inner, LatentCharges) else "")
+        )
     if isinstance(inner, QEq):
         return (
             "QEq equalises chemical potentials over any distance. Use charges=kqeq.ACKS2() (no charge flows between "

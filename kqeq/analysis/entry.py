@@ -109,7 +109,7 @@ def charge_determined(
         Change of the charges for one more in all.
     """
     known = potential.determination
-    if known is None or potential.holds_charge:
+    if known is None or potential.holds_charge or not potential.learns_electronegativity:
         return len(potential.training_charges) > 1, None
     row = known.row(numbers, fukui, energy=False)
     return known.undetermined(row) is None, known.std(row)

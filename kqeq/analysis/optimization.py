@@ -2,7 +2,7 @@
 
 A charged system in a field feels the net force Q·field and would drift away for ever, so its centre of mass is
 held.  ASE's :class:`~ase.constraints.FixCom` projects the gradient onto displacements that keep Σ m_i r_i, which is
-the gradient of the energy on exactly that surface: BFGS and its convergence criterion stay consistent.  At the
+the gradient of the energy on exactly that surface: optimisers and their convergence criterion stay consistent.  At the
 constrained minimum the true forces are F_i = (m_i / M) Q·field, one and the same acceleration for every atom: the
 molecule falls freely without changing its shape.  (Taking Q·field / N off every atom would instead hold the centroid,
 and end where light and heavy atoms are accelerated differently.)  Rotation is left free: the torque μ × field is
@@ -11,22 +11,27 @@ physical and aligns the molecule.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from ase import Atoms
+from ase import Atoms, units
 from ase.constraints import FixAtoms, FixCom
 
 from kqeq.analysis.entry import potential_of
 from kqeq.calculator import KQEqCalculator
-from kqeq.errors import InputError, KQEqError
+from kqeq.errors import InputError, KQEqError, warn
 from kqeq.frames.site_data import ARRAY_KEYS, INFO_KEYS
 from kqeq.frames.structures import conditions, describe
 from kqeq.model.estimator import KQEq
 from kqeq.potential.potential import Prediction
+
+BAR: float = 1e5 * units.Pascal
+"""eV/Å³."""
+
+TRUST_ATOMS = 100
+"""Atoms up to which a trust radius is used: ASE's update of its Hessian is a Python loop over 9 N² numbers."""
 
 MAX_STEPS = 500
 """Steps after which an optimisation is given up."""
@@ -52,6 +57,8 @@ class Optimization:
         Whether the net force of the field was taken off.
     net_force : (3,) array
         total_charge · external_field, eV/Å.
+    max_stress : float or None
+        Largest component of stress + pressure, eV/Å³, where the cell was relaxed as well.
     """
 
     atoms: Atoms
@@ -61,6 +68,30 @@ class Optimization:
     max_force: float
     held_centre_of_mass: bool
     net_force: Any
+    max_stress: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: whether and where it ended; eV, Å, e."""
+        return {
+            "converged": self.converged,
+            "steps": self.steps,
+            "force_calls": self.steps + 1,
+            "energy": self.prediction.energy,
+            "max_force": self.max_force,
+            "max_stress": self.max_stress,
+            "held_centre_of_mass": self.held_centre_of_mass,
+            "total_charge": self.prediction.total_charge,
+            "symbols": list(self.atoms.get_chemical_symbols()),
+            "positions": self.atoms.positions.tolist(),
+            "cell": self.atoms.cell.array.tolist(),
+            "units": {
+                "energy": "eV",
+                "max_force": "eV/Å",
+                "max_stress": "eV/Å³",
+                "positions": "Å",
+                "cell": "Å",
+            },
+        }
 
 
 def optimize(
@@ -72,8 +103,14 @@ def optimize(
     fmax: float = 0.01,
     max_steps: int = MAX_STEPS,
     observer: Callable[[int, float, float], None] | None = None,
+    cell: bool = False,
+    pressure: float = 0.0,
+    trajectory: Callable[[Atoms], None] | None = None,
 ) -> Optimization:
-    """Relax a geometry with BFGS; a charged one in a field with its centre of mass held.
+    """Relax a geometry; a charged one in a field with its centre of mass held.
+
+    The optimiser is ASE's quasi-Newton with a trust radius (:class:`ase.optimize.GoodOldQuasiNewton`), which takes back
+    steps that raise the energy; for cells and more than :data:`TRUST_ATOMS` atoms plain BFGS.
 
     Parameters
     ----------
@@ -91,6 +128,12 @@ def optimize(
         Give up after as many steps.
     observer : callable, optional
         Called with step, energy (eV) and largest force (eV/Å) at the start and after every step.
+    cell : bool
+        Relax the cell as well (:class:`ase.filters.FrechetCellFilter`), along its periodic directions.
+    pressure : float
+        That the cell is under, bar.
+    trajectory : callable, optional
+        Called with a copy of every geometry on the way, its results attached.
 
     Returns
     -------
@@ -104,8 +147,6 @@ def optimize(
     UnsupportedError
         For a model fitted without energies and forces.
     """
-    from ase.optimize import BFGS
-
     potential_of(model)
     if not (np.isfinite(fmax) and fmax > 0):
         raise InputError(f"fmax is {fmax!r}; expected a positive force in eV/Å")
@@ -118,8 +159,14 @@ def optimize(
         where=describe(atoms),
         prefix=model.label_prefix if isinstance(model, KQEq) else "",
     )
+    if cell and not atoms.pbc.any():
+        raise InputError(
+            f"{describe(atoms)} is not periodic and has no cell to relax; set atoms.cell and atoms.pbc"
+        )
+    if pressure and not cell:
+        raise InputError(f"pressure is {pressure!r}, but the cell is not relaxed; pass cell=True as well")
     net_force = charge * field
-    moving = _geometry(atoms)
+    moving = bare_geometry(atoms)
     moving.info.update(total_charge=charge, external_field=field)
     pinned = any(isinstance(constraint, FixAtoms | FixCom) for constraint in moving.constraints)
     hold = bool(net_force.any()) and not pinned
@@ -128,15 +175,19 @@ def optimize(
 
     calculator = KQEqCalculator(model)
     moving.calc = calculator
+    target = moving if not cell else _with_cell(moving, pressure * BAR)
     step = -1
     converged = False
-    with BFGS(moving, logfile=None) as optimiser:
+    with _optimiser(target, cell=cell) as optimiser:
         try:
             for done in optimiser.irun(fmax=fmax, steps=max_steps):
                 step, converged = step + 1, bool(done)
                 if observer is not None:
                     observer(step, moving.get_potential_energy(), _largest(moving))
+                if trajectory is not None:
+                    trajectory(_snapshot(moving))
             max_force = _largest(moving)
+            stress = moving.get_stress(voigt=False) if cell else None
         except KQEqError as error:
             if step < 0:
                 raise
@@ -148,24 +199,68 @@ def optimize(
     assert prediction is not None  # the forces were just computed
     moving.calc = None
     moving.set_constraint(atoms.constraints)
-    return Optimization(moving, prediction, converged, step, max_force, hold, net_force)
+    max_stress = None
+    if stress is not None:
+        periodic = np.outer(moving.pbc, moving.pbc)
+        max_stress = float(np.abs((stress + pressure * BAR * np.eye(3))[periodic]).max())
+    return Optimization(moving, prediction, converged, step, max_force, hold, net_force, max_stress)
 
 
 def optimise(atoms: Atoms, model: KQEq, **options: Any) -> Optimization:
     """The name and order of arguments of version 0.1; use ``optimize``."""
-    warnings.warn(
+    warn(
         "optimise(atoms, model) is now optimize(model, atoms); the old name goes with the next release",
         DeprecationWarning,
-        stacklevel=2,
     )
     return optimize(model, atoms, **options)
 
 
-def _geometry(atoms: Atoms) -> Atoms:
-    """A copy without the labels and annotations of this particular geometry; what acts on its atoms stays."""
+def _optimiser(target: Any, *, cell: bool) -> Any:
+    """ASE's optimiser for a molecule, or for a large structure or a cell.
+
+    BFGS takes steps of 0.2 Å with a Hessian from elsewhere: on soft torsions that close a hydrogen bond it runs into
+    the wall again and again (forces of 4 eV/Å after step 70 of glycinium, 116 force calls; with a trust radius 75, see
+    docs/decisions.md).
+    """
+    from ase.optimize import BFGS, GoodOldQuasiNewton
+
+    if cell or len(target) > TRUST_ATOMS:
+        return BFGS(target, logfile=None)
+    return GoodOldQuasiNewton(target, logfile=None)
+
+
+def _with_cell(atoms: Atoms, pressure: float) -> Any:
+    """Atoms and cell in one, with the cell held along directions that are not periodic."""
+    from ase.filters import FrechetCellFilter
+
+    along = np.outer(atoms.pbc, atoms.pbc).astype(float)
+    return FrechetCellFilter(atoms, mask=along, scalar_pressure=pressure)
+
+
+def _snapshot(atoms: Atoms) -> Atoms:
+    """A copy with the results of its calculator attached."""
+    from ase.calculators.calculator import all_properties
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    copy: Atoms = atoms.copy()
+    copy.set_constraint()
+    known = {name: value for name, value in atoms.calc.results.items() if name in all_properties}
+    copy.calc = SinglePointCalculator(copy, **known)
+    return copy
+
+
+def bare_geometry(atoms: Atoms, *, keep: Collection[str] = ()) -> Atoms:
+    """A copy without the labels and annotations of this particular geometry; what acts on its atoms stays.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+    keep : collection of str
+        Names of entries of ``info`` and of arrays that stay as well.
+    """
     bare: Atoms = atoms.copy()
-    bare.info = {key: value for key, value in atoms.info.items() if key in INFO_KEYS}
-    for name in set(bare.arrays) - {"numbers", "positions", "masses", "tags", *ARRAY_KEYS}:
+    bare.info = {key: value for key, value in atoms.info.items() if key in (*INFO_KEYS, *keep)}
+    for name in set(bare.arrays) - {"numbers", "positions", "masses", "tags", *ARRAY_KEYS, *keep}:
         del bare.arrays[name]
     return bare
 
@@ -174,4 +269,4 @@ def _largest(atoms: Atoms) -> float:
     return float(np.linalg.norm(atoms.get_forces(), axis=1).max())
 
 
-__all__ = ["MAX_STEPS", "Optimization", "optimise", "optimize"]
+__all__ = ["BAR", "MAX_STEPS", "TRUST_ATOMS", "Optimization", "bare_geometry", "optimise", "optimize"]

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kqeq.analysis.diagnose import MAX_EXPONENT, NOVELTY_FLAG, NOVELTY_LEAST
 from kqeq.errors import InputError
+from kqeq.fitting.metrics import UNITS
 from kqeq.typing import FloatArray
 
 if TYPE_CHECKING:
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
         Consistency,
         Diagnosis,
         DissociationScan,
+        Dynamics,
         FieldScan,
+        FrameErrors,
         Infrared,
     )
 
@@ -240,7 +244,14 @@ def charges_in_range(axes: Axes, numbers: Any, charges: FloatArray, ranges: Floa
         color="0.9",
         label="physical range",
     )
+    drawn = len(axes.patches)
     by_atom(axes, numbers, {"charge": charges}, label="charge (e)")
+    beyond = (charges < ranges[:, 0]) | (charges > ranges[:, 1])
+    for bar, outside in zip(axes.patches[drawn:], beyond, strict=True):
+        if outside:
+            bar.set_color(_RED)
+    if beyond.any():
+        axes.bar([0], [0.0], color=_RED, label="charge beyond it")
     axes.legend(frameon=False, fontsize="small")
 
 
@@ -290,6 +301,72 @@ def save(path: str | PathLike[str], figure: Figure) -> None:
 
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=140, format="png")
+
+
+def parity_figure(errors: FrameErrors) -> Figure:
+    """Predictions against labels of every quantity that was compared; one series for each total charge."""
+    charges = list(errors.groups("charge"))
+    errors = _about_compositions(errors)
+    figure, panels = _figure(len(errors.evaluation), columns=3)
+    for axes, kind in zip(panels, errors.evaluation, strict=True):
+        series = {}
+        for charge in charges:
+            own = [f for f, name in zip(errors.frames, errors.names["charge"], strict=True) if name == charge]
+            part = replace(errors, frames=tuple(own))
+            if np.isfinite(part.of(kind)).any():
+                name = f"{charge} e" if len(charges) > 1 else "all"
+                series[name] = part.pairs(kind)
+        unit = UNITS[kind]
+        decimals = 4 if kind in ("energy", "stress") else 3
+        names = {
+            "energy": "energy about the mean of its composition",
+            "forces": "force component",
+            "dipole": "dipole component",
+        }
+        parity(axes, series, quantity=names.get(kind, kind), unit=unit, decimals=decimals)
+    return figure
+
+
+def dynamics_figure(found: Dynamics) -> Figure:
+    """Total and potential energy about their first values, and temperature, against time."""
+    figure, (energies, temperature) = _figure(2)
+    for name, values, colour in zip(
+        ("potential", "total"), (found.potential_energies, found.total_energies), (_RED, _BLUE), strict=True
+    ):
+        energies.plot(found.times, values - values[0], color=colour, linewidth=0.8, label=name)
+    energies.set(xlabel="time (fs)", ylabel="energy − first (eV)")
+    energies.legend(frameon=False, fontsize="small")
+    temperature.plot(found.times, found.temperatures, color=_BLUE, linewidth=0.8)
+    temperature.set(xlabel="time (fs)", ylabel="temperature (K)")
+    return figure
+
+
+def spectrum_figure(found: Infrared) -> Figure:
+    """The infrared spectrum alone."""
+    figure, (axes,) = _figure(1)
+    infrared(axes, {"model": found})
+    return figure
+
+
+def _about_compositions(errors: FrameErrors) -> FrameErrors:
+    """Energies less the mean label of their composition: those of different elements lie too far apart to be drawn."""
+    labels: dict[str, list[float]] = {}
+    for (_, label, _), name in zip(errors.frames, errors.names["composition"], strict=True):
+        if label.energy is not None:
+            labels.setdefault(name, []).append(label.energy)
+    means = {name: float(np.mean(values)) for name, values in labels.items()}
+    frames = []
+    for (structure, label, prediction), name in zip(errors.frames, errors.names["composition"], strict=True):
+        moved = (structure, label, prediction)
+        if label.energy is not None and prediction.energy is not None:
+            less = means[name]
+            moved = (
+                structure,
+                replace(label, energy=label.energy - less),
+                replace(prediction, energy=prediction.energy - less),
+            )
+        frames.append(moved)
+    return replace(errors, frames=tuple(frames))
 
 
 def response_figure(title: str, results: Mapping[str, Any]) -> Figure:
@@ -405,9 +482,12 @@ __all__ = [
     "consistency_figure",
     "diagnosis_figure",
     "dissociation",
+    "dynamics_figure",
     "field_response",
     "infrared",
     "parity",
+    "parity_figure",
     "response_figure",
     "save",
+    "spectrum_figure",
 ]

@@ -19,11 +19,12 @@ import numpy as np
 from ase import Atoms, units
 from ase.constraints import FixAtoms
 
-from kqeq.analysis.entry import conditions_of, fix, potential_of, read
+from kqeq.analysis.entry import conditions_of, fix, potential_of, read, require_charges
 from kqeq.analysis.optimization import optimize
 from kqeq.analysis.response import born_charges_at
 from kqeq.analysis.results import Result
 from kqeq.errors import InputError
+from kqeq.potential.fixed_geometry import FixedGeometry
 from kqeq.potential.potential import require_energy_model
 from kqeq.typing import BoolArray, FloatArray, IntArray
 
@@ -35,31 +36,31 @@ INTENSITY: float = units._Nav / (12.0 * units._eps0 * units._c**2) * units._e**2
 
 
 @dataclass(frozen=True, eq=False)
-class Infrared(Result):
-    """Harmonic vibrations and their infrared intensities.
+class Vibrations(Result):
+    """Harmonic vibrations.
 
     Attributes
     ----------
     frequencies : (n,) array
         Wavenumbers in ascending order, cm⁻¹; imaginary ones are negative.  Translations, and rotations of free
         molecules, are projected out.
-    intensities : (n,) array
-        km/mol.
     modes : (n, N, 3) array
         Normalised displacements e/√m in 1/√u.
-    dipole_derivatives : (n, 3) array
-        ∂μ/∂Q, e/√u.
-    born_charges : (N, 3, 3) array
-        ∂μ_a/∂r_kb, e.
     numbers : (N,) int array
     positions : (N, 3) array
         The geometry, Å.
     cell : (3, 3) array
     pbc : (3,) bool array
+    masses : (N,) array
+        u.
+    free_atoms : int
+        Atoms that move.
     total_charge : float
         e.
     external_field : (3,) array
         V/Å.
+    energy : float
+        eV.
     max_force : float
         Largest force on an atom that may move, with what the field does to the molecule as a whole taken off; eV/Å.
         Frequencies mean little where this is not small.
@@ -68,16 +69,16 @@ class Infrared(Result):
     """
 
     frequencies: Annotated[FloatArray, "cm⁻¹"]
-    intensities: Annotated[FloatArray, "km/mol"]
     modes: Annotated[FloatArray, "1/√u"]
-    dipole_derivatives: Annotated[FloatArray, "e/√u"]
-    born_charges: Annotated[FloatArray, "e"]
     numbers: IntArray
     positions: Annotated[FloatArray, "Å"]
     cell: Annotated[FloatArray, "Å"]
     pbc: BoolArray
+    masses: Annotated[FloatArray, "u"]
+    free_atoms: int
     total_charge: Annotated[float, "e"]
     external_field: Annotated[FloatArray, "V/Å"]
+    energy: Annotated[float, "eV"]
     max_force: Annotated[float, "eV/Å"]
     zero_point_energy: Annotated[float, "eV"]
     rows: ClassVar[str] = "frequencies"
@@ -86,6 +87,46 @@ class Infrared(Result):
     def atoms(self) -> Atoms:
         """The geometry."""
         return Atoms(self.numbers, self.positions, cell=self.cell, pbc=self.pbc)
+
+    def mode_frames(self, mode: int, *, amplitude: float = 0.3, frames: int = 20) -> list[Atoms]:
+        """One period of a mode, for programs that show trajectories.
+
+        Parameters
+        ----------
+        mode : int
+            Number of the mode, from zero.
+        amplitude : float
+            Largest displacement of an atom, Å.
+        frames : int
+        """
+        shape = self.modes[mode]
+        scale = amplitude / float(np.linalg.norm(shape, axis=1).max())
+        found = []
+        for phase in np.arange(frames) / frames:
+            atoms = self.atoms
+            atoms.positions += scale * np.sin(2.0 * np.pi * phase) * shape
+            atoms.info.update(mode=int(mode), frequency=float(self.frequencies[mode]))
+            found.append(atoms)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Infrared(Vibrations):
+    """Harmonic vibrations and their infrared intensities.
+
+    Attributes
+    ----------
+    intensities : (n,) array
+        km/mol.
+    dipole_derivatives : (n, 3) array
+        ∂μ/∂Q, e/√u.
+    born_charges : (N, 3, 3) array
+        ∂μ_a/∂r_kb, e.
+    """
+
+    intensities: Annotated[FloatArray, "km/mol"]
+    dipole_derivatives: Annotated[FloatArray, "e/√u"]
+    born_charges: Annotated[FloatArray, "e"]
 
     def spectrum(self, wavenumbers: Any = None, *, width: float = 10.0) -> tuple[FloatArray, FloatArray]:
         """Broadened spectrum.
@@ -165,6 +206,44 @@ def hessian(
     return np.asarray(0.5 * (matrix + matrix.T))
 
 
+def vibrations(
+    model: Any,
+    atoms: Atoms,
+    *,
+    total_charge: Any = None,
+    external_field: Any = None,
+    relax: bool = True,
+    fmax: float = 1e-3,
+    step: float = STEP,
+) -> Vibrations:
+    """Harmonic frequencies.
+
+    Parameters
+    ----------
+    model : KQEq
+        Fitted to energies or forces.
+    atoms : ase.Atoms
+        Atoms that :class:`ase.constraints.FixAtoms` holds do not vibrate.
+    total_charge, external_field : optional
+        e, V/Å; otherwise from ``atoms.info``.
+    relax : bool
+        Optimise the geometry first (to ``fmax``, eV/Å); otherwise it should be a minimum of this model already.
+    fmax : float
+    step : float
+        Displacement for the Hessian, Å.
+
+    Returns
+    -------
+    Vibrations
+
+    Raises
+    ------
+    InputError, UnsupportedError, ModelNotFittedError
+        Also if the optimisation does not converge.
+    """
+    return Vibrations(**_vibrate(model, atoms, total_charge, external_field, relax, fmax, step)[0])
+
+
 def infrared(
     model: Any,
     atoms: Atoms,
@@ -181,15 +260,8 @@ def infrared(
     ----------
     model : KQEq
         With charges, fitted to energies or forces.
-    atoms : ase.Atoms
-        Atoms that :class:`ase.constraints.FixAtoms` holds do not vibrate.
-    total_charge, external_field : optional
-        e, V/Å; otherwise from ``atoms.info``.
-    relax : bool
-        Optimise the geometry first (to ``fmax``, eV/Å); otherwise it should be a minimum of this model already.
-    fmax : float
-    step : float
-        Displacement for the Hessian, Å.
+    atoms, total_charge, external_field, relax, fmax, step :
+        As of :func:`vibrations`.
 
     Returns
     -------
@@ -198,8 +270,24 @@ def infrared(
     Raises
     ------
     InputError, UnsupportedError, ModelNotFittedError
-        Also if the optimisation does not converge.
+        As :func:`vibrations`.
     """
+    require_charges(potential_of(model), "infrared intensities")
+    found, geometry = _vibrate(model, atoms, total_charge, external_field, relax, fmax, step)
+    born = born_charges_at(geometry)
+    slopes = np.einsum("kab,nkb->na", born.tensors, found["modes"])
+    return Infrared(
+        **found,
+        intensities=INTENSITY * np.sum(slopes**2, axis=1),
+        dipole_derivatives=slopes,
+        born_charges=born.tensors,
+    )
+
+
+def _vibrate(
+    model: Any, atoms: Atoms, total_charge: Any, external_field: Any, relax: bool, fmax: float, step: float
+) -> tuple[dict[str, Any], FixedGeometry]:
+    """The fields of :class:`Vibrations`, and the geometry that they belong to."""
     require_energy_model(potential_of(model))
     charge, field = conditions_of(model, atoms, total_charge, external_field)
     constraints = atoms.constraints
@@ -212,8 +300,8 @@ def infrared(
             )
         atoms = found.atoms
     geometry = fix(model, atoms, charge, field)
-    born = born_charges_at(geometry)
-    forces = geometry.predict(("forces",)).forces
+    prediction = geometry.predict(("forces",))
+    forces = prediction.forces
     assert forces is not None
     matrix = hessian(model, atoms, total_charge=charge, external_field=field, step=step)
 
@@ -223,25 +311,25 @@ def infrared(
         if isinstance(constraint, FixAtoms):
             free[constraint.index] = False
     frequencies, modes = _normal_modes(matrix, atoms, masses, free, field)
-    slopes = np.einsum("kab,nkb->na", born.tensors, modes)
     if free.all():
         forces = forces - np.outer(masses / masses.sum(), charge * field)
     energies = frequencies[frequencies > 0.0] * units.invcm
-    return Infrared(
-        frequencies=frequencies,
-        intensities=INTENSITY * np.sum(slopes**2, axis=1),
-        modes=modes,
-        dipole_derivatives=slopes,
-        born_charges=born.tensors,
-        numbers=geometry.structure.numbers,
-        positions=geometry.structure.positions,
-        cell=geometry.structure.cell,
-        pbc=geometry.structure.pbc,
-        total_charge=charge,
-        external_field=field,
-        max_force=float(np.linalg.norm(forces[free], axis=1).max()),
-        zero_point_energy=0.5 * float(energies.sum()),
-    )
+    structure = geometry.structure
+    return {
+        "frequencies": frequencies,
+        "modes": modes,
+        "numbers": structure.numbers,
+        "positions": structure.positions,
+        "cell": structure.cell,
+        "pbc": structure.pbc,
+        "masses": masses,
+        "free_atoms": int(free.sum()),
+        "total_charge": charge,
+        "external_field": field,
+        "energy": float(prediction.energy),
+        "max_force": float(np.linalg.norm(forces[free], axis=1).max()),
+        "zero_point_energy": 0.5 * float(energies.sum()),
+    }, geometry
 
 
 def _normal_modes(
@@ -275,4 +363,4 @@ def _rigid_motions(atoms: Atoms, masses: FloatArray, *, rotations: bool) -> Floa
     return np.stack([column.ravel() for column in columns], axis=1)
 
 
-__all__ = ["INTENSITY", "STEP", "Infrared", "hessian", "infrared"]
+__all__ = ["INTENSITY", "STEP", "Infrared", "Vibrations", "hessian", "infrared", "vibrations"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kqeq.backend import parallel
+from kqeq.backend import threads
 from kqeq.backend.arrays import arange, buffer, full, is_cupy, is_numpy, namespace, together, wrapped
 from kqeq.typing import Array
 
@@ -132,7 +132,7 @@ def selection_matrix(rows: Array, size: int) -> Any:
 
 def _workers(points: int) -> int:
     """Threads for a transform; results do not depend on their number."""
-    return 1 if points < _SMALLEST_THREADED else parallel.thread_count()
+    return 1 if points < _SMALLEST_THREADED else threads.thread_count()
 
 
 def rfftn(mesh: Array) -> Array:

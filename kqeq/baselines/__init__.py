@@ -17,12 +17,14 @@ from kqeq.baselines.protocol import (
     remaining,
 )
 from kqeq.baselines.resolve import CHARGE_FROM, resolve_baseline
+from kqeq.baselines.so3lr import SO3LR
 from kqeq.baselines.tight_binding import TightBinding
 from kqeq.baselines.zbl import ZBL
 
 __all__ = [
     "ASE",
     "CHARGE_FROM",
+    "SO3LR",
     "ZBL",
     "AtReferenceCharge",
     "Baseline",

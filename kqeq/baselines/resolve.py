@@ -14,6 +14,7 @@ from kqeq.baselines.combine import AtReferenceCharge, Sum, change_holder
 from kqeq.baselines.dispersion import KINDS, Dispersion
 from kqeq.baselines.protocol import Baseline, BaselineResult, GeometryBaseline
 from kqeq.baselines.shift import PREFIX, shift_from_name
+from kqeq.baselines.so3lr import SO3LR
 from kqeq.baselines.tight_binding import METHODS, from_name
 from kqeq.baselines.zbl import ZBL
 from kqeq.errors import InputError
@@ -23,8 +24,8 @@ CHARGE_FROM = ("baseline", "model")
 """Who carries the total charge where both could."""
 
 EXPECTED = (
-    f'None, {", ".join(f"{name!r}" for name in METHODS)}, "zbl", "d4:FUNCTIONAL", "d3:FUNCTIONAL", sums of them such as '
-    '"gfn2+zbl", an ASE calculator, or an object of kqeq.baselines'
+    f'None, {", ".join(f"{name!r}" for name in METHODS)}, "so3lr", "zbl", "d4:FUNCTIONAL", "d3:FUNCTIONAL", '
+    'sums of them such as "gfn2+zbl", an ASE calculator, or an object of kqeq.baselines'
 )
 
 
@@ -50,7 +51,8 @@ def resolve_baseline(spec: Any, charge_from: str = "baseline") -> Baseline | Non
     ----------
     spec : None, str, list, ase calculator or Baseline
         ``None`` for none; a name: ``"gfn2"``, ``"gfn1"``, ``"ipea1"`` (:class:`~kqeq.baselines.TightBinding`), with
-        ``:setting=value``; ``"zbl"`` or ``"zbl:INNER:OUTER"`` (:class:`~kqeq.baselines.ZBL`); ``"d4:pbe0"``,
+        ``:setting=value``; ``"zbl"`` or ``"zbl:INNER:OUTER"`` (:class:`~kqeq.baselines.ZBL`);
+        ``"so3lr"`` (:class:`~kqeq.baselines.SO3LR`); ``"d4:pbe0"``,
         ``"d3:pbe0"`` (:class:`~kqeq.baselines.Dispersion`); names joined by ``+``, or a list, for a sum; an ASE
         calculator; an object that is a baseline already.
     charge_from : {"baseline", "model"}
@@ -120,6 +122,8 @@ def _from_name(name: str) -> Baseline:
         except ValueError as error:
             if isinstance(error, InputError):
                 raise
+    if kind.lower() == "so3lr" and not options:
+        return SO3LR()
     if kind.lower() in KINDS and len(options) <= 1:
         return Dispersion(kind.lower(), options[0].lower() if options else "")
     if kind == PREFIX:

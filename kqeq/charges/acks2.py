@@ -3,7 +3,14 @@
     E = χᵀq + ½ qᵀAq + ½ Σ_pairs p²/k(r),   q = q0 + C p
 
 With the Laplacian L = C K Cᵀ of the bond softness k, q = (1 + LA)⁻¹ q0 − R(χ + φ), R = (1 + LA)⁻¹L
-(theory section 6).  This is also the split-charge model (Nistor et al. 2006, *J. Chem. Phys.* 125, 094108).
+(theory section 6).  One softness sets how charge responds and how much may flow at all.  With learned reference charges,
+q0 = v − ⟨v⟩ + Q/N, permanent charges come from the environment and the response from the softness (section 7):
+
+    E = ½ Σ_i a_i (q_i − q0_i)² + ½ Σ_{i≠j} q_i A_ij q_j + ½ Σ_pairs p²/k(r),   a_i = η_i + k_e/(√π σ_i)
+
+in place of electronegativities: what an atom prefers is its reference charge, and what moves charge is the field of the
+other atoms and of the outside.  Without softness these are latent charges (:mod:`kqeq.charges.latent`).
+This is also the split-charge model (Nistor et al. 2006, *J. Chem. Phys.* 125, 094108).
 """
 
 from __future__ import annotations
@@ -17,8 +24,9 @@ from kqeq.backend import Device
 from kqeq.charges.base import SiteParameters
 from kqeq.charges.boundaries import CHARGED_REFERENCE, refuse_periodic_field
 from kqeq.charges.flow import BondFlow
-from kqeq.charges.fragments import REFERENCES, reference_charges
+from kqeq.charges.fragments import KERNEL_REFERENCE, REFERENCES, reference_charges
 from kqeq.charges.recipe import DEFAULT_ACCURACY, ElementValues, Recipe, element_rule, element_values
+from kqeq.charges.site_values import CHARGE, ELECTRONEGATIVITY, ReferenceCharges, SiteValues
 from kqeq.charges.softness import DEFAULT_CUTOFF, DEFAULT_DECAY, default_softness
 from kqeq.errors import InputError
 from kqeq.frames.structures import Structure
@@ -42,11 +50,14 @@ class ACKS2(Recipe):
         Distance beyond which no charge flows, in sums of covalent radii; above 1.
     decay : float
         Exponent β of an exponential decay of the softness on the way there, per length of a bond; 0 for none.
-    reference_charges : {None, "uniform", "fragments", "given"}
+    reference_charges : {None, "uniform", "fragments", "given", "kernel"}
         Charges that the atoms start from.  ``"uniform"`` spreads the total charge evenly, which puts fractional
         charges on separated fragments; ``"fragments"`` spreads each fragment's charge
         (``atoms.info["fragment_charges"]``) over its atoms; ``"given"`` takes ``atoms.arrays["reference_charges"]``.
-        ``None`` takes the first of given, fragments, uniform that the structure carries.
+        ``None`` takes the first of given, fragments, uniform that the structure carries.  ``"kernel"`` learns them as a
+        function of the environment, in place of electronegativities (the kernel that is called ``electronegativity`` is
+        theirs, its ``delta`` in e), shifted to the total charge, or to that of each fragment where the structure has
+        fragment charges; given reference charges are added.
     solver : {"auto", "dense", "iterative"}
         Factor the matrix, or never form it and use conjugate gradients over a particle mesh (the same answer to
         ``accuracy``; each column of a response costs as much as a solution).  ``"auto"`` takes the faster one.
@@ -64,7 +75,7 @@ class ACKS2(Recipe):
         "softness": element_rule("softness"),
         "decay": number(),
         "cutoff": number(above=1),  # in sums of covalent radii
-        "reference_charges": choice(*REFERENCES) | NOTHING,
+        "reference_charges": choice(*REFERENCES, KERNEL_REFERENCE) | NOTHING,
     }
 
     def __init__(
@@ -102,11 +113,16 @@ class ACKS2(Recipe):
             )
         return replace(super().site_parameters(numbers), softness=kappa)
 
+    @property
+    def quantity(self) -> str:
+        """What the kernel model says of each atom."""
+        return CHARGE if self.reference_charges == KERNEL_REFERENCE else ELECTRONEGATIVITY
+
     def _check_charges(self, structure: Structure) -> None:
-        reference_charges(structure, self.reference_charges)
+        self._reference(structure)
 
     def _check_periodic_field(self, structure: Structure, along: FloatArray) -> None:
-        if np.abs(reference_charges(structure, self.reference_charges)).max() > 1e-8:
+        if self.quantity == CHARGE or np.abs(self._reference(structure)).max() > 1e-8:
             refuse_periodic_field(structure, structure.external_field, along, *CHARGED_REFERENCE)
 
     def _flow(self, structure: Structure, sites: SiteParameters, device: Device) -> BondFlow:
@@ -114,7 +130,15 @@ class ACKS2(Recipe):
         return BondFlow.build(structure, sites.softness, self.decay, self.cutoff, device)
 
     def _reference(self, structure: Structure) -> FloatArray:
-        return reference_charges(structure, self.reference_charges)
+        return reference_charges(structure, None if self.quantity == CHARGE else self.reference_charges)
+
+    def _site_values(self, structure: Structure, device: Device) -> SiteValues:
+        if self.quantity != CHARGE:
+            return super()._site_values(structure, device)
+        group = np.zeros(len(structure), dtype=np.int64)
+        if structure.fragments is not None and structure.fragment_charges is not None:
+            group = structure.fragments
+        return ReferenceCharges.build(group, device)
 
 
 __all__ = ["ACKS2"]

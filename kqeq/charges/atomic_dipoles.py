@@ -45,7 +45,7 @@ class AtomicDipoles(BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    inner : QEq or ACKS2, optional
+    inner : QEq, ACKS2 or LatentCharges, optional
         The charge model underneath; ``None`` for ``kqeq.ACKS2()``, the combination to recommend.
     polarizability : dict, optional
         α by element symbol in Å³; elements that are not named, and ``None``, take that of the free atom
@@ -67,6 +67,11 @@ class AtomicDipoles(BaseEstimator):  # type: ignore[misc]
         self.inner = inner
         self.polarizability = polarizability
         self.damping = damping
+
+    @property
+    def quantity(self) -> str:
+        """What the kernel model says of each atom."""
+        return self.charge_model.quantity
 
     def check_settings(self) -> None:
         """Refuse settings that make no sense, those of the model underneath included.

@@ -18,7 +18,8 @@ the electronegativities χ and the external field.  Three objects follow the lif
 Nothing outside this subpackage may rely on identities that hold for plain QEq only, such as
 μ = Σ q r, α = rᵀRr or a single total charge: ask the objects.
 
-A structure's external potential at the atoms (V) is added to χ by the models themselves.
+A structure's external potential at the atoms (V) is added to χ by the models themselves; its external charges act on
+all unknowns (:mod:`kqeq.charges.embedding`).
 
 Arrays live on the device that a model was bound to: those that go in, and those that come out.
 
@@ -117,6 +118,10 @@ class Response:
         Change of the external field itself, where that is the perturbation.
     sites : SiteChange, optional
         Change of the site parameters themselves, where that is the perturbation.
+    potentials : (N, c) array, optional
+        ∂u, the change of minus the potential that each charge feels.
+    reference : (N, c) array, optional
+        Change of the reference charges, where that is the perturbation.
     """
 
     unknowns: Array
@@ -124,6 +129,8 @@ class Response:
     dipole: Array | None
     field: Array | None = None
     sites: SiteChange | None = None
+    potentials: Array | None = None
+    reference: Array | None = None
 
 
 class ChargeState(Protocol):
@@ -160,7 +167,10 @@ class ChargeState(Protocol):
         """
 
     def electronegativity_gradient(self) -> Array:
-        """∂E/∂χ_i, (N,) array in e."""
+        """∂E/∂χ_i, (N,) array in e; for models of quantity ``"charge"`` ∂E/∂v_i in eV/e."""
+
+    def electronegativity_gradient_response(self, response: Response) -> Array:
+        """Change of :meth:`electronegativity_gradient`, (N, c) array."""
 
     def site_gradient(self) -> SiteParameters:
         """∂E/∂(site parameter)_i for every kind that the model has, each (N,)."""
@@ -180,11 +190,23 @@ class ChargeState(Protocol):
     def respond_sites(self, change: SiteChange) -> Response:
         """Response to c changes of the site parameters."""
 
+    def external_gradient(self) -> Array | None:
+        """∂E/∂(positions of external charges), likewise, (M, 3) array in eV/Å; ``None`` without such charges."""
+
+    def external_gradient_response(self, response: Response) -> Array | None:
+        """Its change with ∂y, (M, 3, c) array."""
+
     def gradient_response(self, response: Response) -> Array:
         """Change of :meth:`gradient` with ∂y and with what else the response changes, (N, 3, c) array."""
 
     def strain_response(self, response: Response) -> Array:
         """Change of :meth:`strain`, likewise, (3, 3, c) array."""
+
+    def gradient_second_response(self, first: Response, second: Response) -> Array:
+        """Change of ``gradient_response(first)``, of one column, with the charges of ``second``, (N, 3, c) array.
+
+        For responses that do not change site parameters; ``second`` does not change the field either.
+        """
 
 
 class ChargeSystem(Protocol):
@@ -204,7 +226,10 @@ class ChargeSystem(Protocol):
         """
 
     def respond(self, dchi: Array) -> Response:
-        """Response to c perturbations of the electronegativities, (N, c) array in eV/e."""
+        """Response to c perturbations of the electronegativities (or charges v), (N, c) array in eV/e (e)."""
+
+    def respond_potential(self, potential: Array) -> Response:
+        """Response to c perturbations of the potential at the charges, (N, c) array in V."""
 
     def respond_field(self) -> Response:
         """Response to the three components of the external field (c = 3); inadmissible ones give zero."""
@@ -224,6 +249,13 @@ class ChargeSystem(Protocol):
 
 class ChargeModel(Protocol):
     """The recipe; follows scikit-learn's parameter conventions so that it can be cloned and searched."""
+
+    @property
+    def quantity(self) -> str:
+        """What the kernel model says of each atom: ``"electronegativity"``, or ``"charge"`` (before any flow).
+
+        What is said here of electronegativities χ (eV/e) holds for those charges v (e) in their place.
+        """
 
     @property
     def to_learn(self) -> tuple[str, ...]:

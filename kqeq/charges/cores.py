@@ -5,7 +5,8 @@ Every model here maps reference charges q0 and potentials b to charges,
     q = X q0 − R b,
 
 with R symmetric, positive semidefinite and R1 = 0, and 1ᵀX = 1ᵀ: charge is conserved.  In QEq only the
-totals of q0 (one per constraint) matter, X = s Sᵀ; in ACKS2 X = (1 + LA)⁻¹ and R = XL (theory sections 1, 6).
+totals of q0 (one per constraint) matter, X = s Sᵀ; in ACKS2 X = (1 + LA)⁻¹ and R = XL (theory sections 1, 6); where no
+charge flows X = 1 and R = 0.
 A is the Hessian of the energy of charges, with atomic dipoles eliminated where there are any.
 
 Failures are described by the caller, who knows which matrix it is.
@@ -18,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from kqeq.backend import cho_solve, cholesky, inverse, namespace, to_float
+from kqeq.backend import cho_solve, cholesky, inverse, namespace, to_float, zeros
 from kqeq.backend.linalg import add_to_diagonal, factorise, solve_lower
 from kqeq.typing import Array
 
@@ -156,6 +157,19 @@ class SplitChargeCore:
         return self.place(self.laplacian @ block)
 
 
+@dataclass(frozen=True)
+class FixedCore:
+    """Latent charges: none moves."""
+
+    def place(self, reference: Array) -> Array:
+        """The reference charges, in an array of their own."""
+        return namespace(reference).asarray(reference, copy=True)
+
+    def respond(self, block: Array) -> Array:
+        """Zero."""
+        return zeros(block.shape, block)
+
+
 @dataclass(frozen=True, eq=False)
 class DipoleElimination:
     """Atomic dipoles follow the charges: d = −D⁻¹(b_d + Tᵀq).
@@ -206,5 +220,6 @@ __all__ = [
     "ConstrainedCore",
     "Core",
     "DipoleElimination",
+    "FixedCore",
     "SplitChargeCore",
 ]

@@ -1,12 +1,13 @@
-"""How charge moves between atoms, the part in which charge models differ: freely (QEq), or along bonds (ACKS2).
+"""How charge moves between atoms, the part in which charge models differ: freely, along bonds, or not at all.
 
-The two objects have the same methods.  They build the solvers (dense: :mod:`kqeq.charges.cores`, iterative:
+The objects have the same methods.  They build the solvers (dense: :mod:`kqeq.charges.cores`, iterative:
 :mod:`kqeq.charges.solvers`), say where the field enters and what the dipole of the charges is, and what flows cost:
 
 * free flow costs nothing.  The field enters by the potentials φ_i = −field · r_i, and the dipole is Σ q r: both are
   defined along open directions only;
 * flows p along bonds cost ½ Σ p²/k.  The field enters by the drop −field · r_ij of the potential along each bond, and
-  the dipole is Σ q0 r − Σ_bonds p_ij r_ij (p_ij flows to i), the same for every choice of periodic images if q0 = 0.
+  the dipole is Σ q0 r − Σ_bonds p_ij r_ij (p_ij flows to i), the same for every choice of periodic images if q0 = 0;
+* where nothing flows charges are the reference charges, and the rest is as with free flow.
 
 (theory sections 5 and 6).  The potentials of the atoms are u = −∂E/∂q, the drops Δ_ij = u_i − u_j − field · r_ij, and
 p_ij = k_ij Δ_ij.  Free flow has no drops: they are ``None``.
@@ -17,7 +18,7 @@ Dimensions: N atoms, n = N or 4N unknowns z, P directed pairs, c columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from kqeq.charges.boundaries import (
     periodic_part,
     refuse_periodic_field,
 )
-from kqeq.charges.cores import ConstrainedCore, Core, SplitChargeCore
+from kqeq.charges.cores import ConstrainedCore, Core, FixedCore, SplitChargeCore
 from kqeq.charges.on_site import OnSite
 from kqeq.charges.softness import Bonds
 from kqeq.charges.solvers import IterativeSolver
@@ -84,6 +85,9 @@ class Flow(Protocol):
     def reference_gradient(self, potentials: Array, field: Array) -> Array:
         """∂E/∂q0_i, (N,), from potentials (N,) and field (3,)."""
 
+    def reference_gradient_response(self, potentials: Array, field: Array | None) -> Array:
+        """Its change with potentials (N, c) and fields (3, c), (N, c)."""
+
     # ------------------------------------------------------------------ what flows cost
 
     def drops(self, potentials: Array, field: Array | None) -> Array | None:
@@ -102,7 +106,10 @@ class Flow(Protocol):
         """Its derivative with strain at fixed p, (3, 3)."""
 
     def gradient_response(self, drops: Array, moved: Array, sites: SiteChange | None) -> Array:
-        """Change of :meth:`gradient` with drops by ``moved`` (P, c) and with softness, (N, 3, c)."""
+        """Change of :meth:`gradient` with drops by ``moved`` (P, c) and with softness, (N, 3, c).
+
+        Linear in ``drops``.
+        """
 
     def strain_response(self, drops: Array, moved: Array, sites: SiteChange | None) -> Array:
         """Change of :meth:`strain`, likewise, (3, 3, c)."""
@@ -174,11 +181,11 @@ class FreeFlow:
     constraint: IntArray
 
     @classmethod
-    def build(cls, structure: Structure, constraint: IntArray, device: Device) -> FreeFlow:
+    def build(cls, structure: Structure, constraint: IntArray, device: Device) -> Self:
         """Add what follows from the geometry."""
         return cls(OpenDirections.build(structure, device), constraint)
 
-    def core(self, hessian: Array) -> ConstrainedCore:
+    def core(self, hessian: Array) -> Core:
         """Factor; slabs may be indefinite across the constraints."""
         member = self.constraint[:, None] == np.arange(int(self.constraint.max()) + 1)[None, :]
         return ConstrainedCore.build(
@@ -225,6 +232,10 @@ class FreeFlow:
         """−u; the field's potential is in u."""
         return -potentials
 
+    def reference_gradient_response(self, potentials: Array, field: Array | None) -> Array:
+        """−∂u."""
+        return -potentials
+
     def drops(self, potentials: Array, field: Array | None) -> None:
         """None: nothing follows from drops."""
 
@@ -267,6 +278,21 @@ class FreeFlow:
 
     def moved_drops(self, response: Response) -> None:
         """None: nothing follows from drops."""
+
+
+@dataclass(frozen=True, eq=False)
+class NoFlow(FreeFlow):
+    """Latent charges: every charge is its reference charge."""
+
+    def core(self, hessian: Array) -> FixedCore:
+        """Nothing to factor."""
+        return FixedCore()
+
+    def iterative_solver(self, provider: Electrostatics, on_site: OnSite, accuracy: float) -> IterativeSolver:
+        """Conjugate gradients in the atomic dipoles, if there are any."""
+        return IterativeSolver.fixed(
+            provider, on_site.diagonal(), len(self.open.structure), on_site.dipole_stiffness(), accuracy
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -356,6 +382,10 @@ class BondFlow:
     def reference_gradient(self, potentials: Array, field: Array) -> Array:
         """−u − field · r."""
         return -potentials - self.open.positions @ field
+
+    def reference_gradient_response(self, potentials: Array, field: Array | None) -> Array:
+        """−∂u − ∂field · r."""
+        return -potentials if field is None else -potentials - self.open.positions @ field
 
     def drops(self, potentials: Array, field: Array | None) -> Array:
         """u_i − u_j − field · r_ij."""
@@ -454,4 +484,4 @@ def weighted_squares(vectors: Array, weights: Array) -> Array:
     return (vectors.T[:, None, :] * vectors.T[None, :, :]) @ weights
 
 
-__all__ = ["BondFlow", "Flow", "FreeFlow", "OpenDirections", "is_neutral", "weighted_squares"]
+__all__ = ["BondFlow", "Flow", "FreeFlow", "NoFlow", "OpenDirections", "is_neutral", "weighted_squares"]

@@ -9,7 +9,10 @@ from kqeq.frames.structures import Structure
 from kqeq.typing import FloatArray
 
 REFERENCES: tuple[str, ...] = ("uniform", "fragments", "given")
-"""Where reference charges may come from."""
+"""Where reference charges may come from that the structure carries."""
+
+KERNEL_REFERENCE = "kernel"
+"""Reference charges that the kernel model says, shifted to what the structure carries."""
 
 
 def require_fragments(structure: Structure, model: str) -> None:
@@ -89,4 +92,11 @@ def reference_charges(structure: Structure, source: str | None) -> FloatArray:
     return structure.reference_charges
 
 
-__all__ = ["REFERENCES", "fragment_reference", "membership", "reference_charges", "require_fragments"]
+__all__ = [
+    "KERNEL_REFERENCE",
+    "REFERENCES",
+    "fragment_reference",
+    "membership",
+    "reference_charges",
+    "require_fragments",
+]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -17,13 +16,15 @@ from kqeq.backend.linalg import add_to_diagonal, described
 from kqeq.charges.base import ENVIRONMENT_KINDS, SITE_KINDS, SiteParameters
 from kqeq.charges.boundaries import NO_POLARIZATION, check_periodicity, periodic_part, refuse_periodic_field
 from kqeq.charges.cores import DipoleElimination
+from kqeq.charges.embedding import embed
 from kqeq.charges.equilibrium import Equilibrium
 from kqeq.charges.flow import Flow
 from kqeq.charges.on_site import HARDNESS_REMEDY, OnSite
+from kqeq.charges.site_values import ELECTRONEGATIVITY, Electronegativities, SiteValues
 from kqeq.charges.solvers import DenseSolver, Solver
 from kqeq.electrostatics import MeshCoulomb, coulomb
 from kqeq.electrostatics.base import Electrostatics
-from kqeq.errors import InputError, UnsupportedError
+from kqeq.errors import InputError, UnsupportedError, warn
 from kqeq.frames.structures import Structure
 from kqeq.io.rules import NOTHING, Rule, check_settings, choice, instance, number
 from kqeq.typing import FloatArray, IntArray
@@ -97,9 +98,7 @@ def not_learned_yet(values: Mapping[str, str]) -> UnsupportedError:
 
 def old_learned(model: Any) -> tuple[str, ...]:
     """``to_learn`` by its name of version 0.1, with a warning."""
-    warnings.warn(
-        "learned is now to_learn; the old name goes with the next release", DeprecationWarning, stacklevel=3
-    )
+    warn("learned is now to_learn; the old name goes with the next release", DeprecationWarning)
     kinds: tuple[str, ...] = model.to_learn
     return kinds
 
@@ -109,6 +108,11 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
 
     _rules: ClassVar[dict[str, Rule]] = {}
     """Settings of a model beyond :data:`RECIPE_RULES`."""
+
+    @property
+    def quantity(self) -> str:
+        """What the kernel model says of each atom."""
+        return ELECTRONEGATIVITY
 
     def _kinds(self) -> tuple[str, ...]:
         """Kinds of site parameters of the model, attributes of the same names."""
@@ -238,7 +242,11 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
                 core = flow.core(hessian if elimination is None else elimination.hessian)
             solver = DenseSolver(hessian, core, elimination)
         reference = asarray_like(self._reference(structure), device.like)
-        return Equilibrium(name, structure, provider, on_site, flow, solver, reference, device)
+        values = self._site_values(structure, device)
+        embedding = embed(structure, on_site.sites.width, dipoles=on_site.has_dipoles, device=device)
+        return Equilibrium(
+            name, structure, provider, on_site, flow, solver, reference, values, device, embedding
+        )
 
     def _flow(self, structure: Structure, sites: SiteParameters, device: Device) -> Flow:
         """How charge moves in this model."""
@@ -247,6 +255,19 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
     def _reference(self, structure: Structure) -> FloatArray:
         """Charges that the atoms start from, (N,) array in e."""
         raise NotImplementedError
+
+    def _require_stable(self, on_site: OnSite) -> None:
+        """Refuse atoms that are unstable alone, before an iteration that may not notice.
+
+        Raises
+        ------
+        NotPositiveDefiniteError
+        """
+        on_site.require_positive()
+
+    def _site_values(self, structure: Structure, device: Device) -> SiteValues:
+        """How the kernel model's numbers enter."""
+        return Electronegativities()
 
     def _products(
         self, structure: Structure, on_site: OnSite, many_responses: bool, device: Device
@@ -269,7 +290,7 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
             matrix_free=True,
             device=device,
         )
-        on_site.require_positive()
+        self._require_stable(on_site)
         # direct products cost as much as the matrix: they pay only where it does not fit into memory
         if self.solver == "auto" and not too_large and not isinstance(provider, MeshCoulomb):
             return None

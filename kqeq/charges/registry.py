@@ -8,10 +8,16 @@ from typing import Any
 from kqeq.charges.acks2 import ACKS2
 from kqeq.charges.atomic_dipoles import AtomicDipoles
 from kqeq.charges.base import ChargeModel
+from kqeq.charges.latent import LatentCharges
 from kqeq.charges.qeq import QEq
 from kqeq.errors import InputError
 
-_MODELS: dict[str, type[Any]] = {"ACKS2": ACKS2, "AtomicDipoles": AtomicDipoles, "QEq": QEq}
+_MODELS: dict[str, type[Any]] = {
+    "ACKS2": ACKS2,
+    "AtomicDipoles": AtomicDipoles,
+    "LatentCharges": LatentCharges,
+    "QEq": QEq,
+}
 
 
 def charge_model_from_dict(data: Mapping[str, Any]) -> ChargeModel:

@@ -108,6 +108,10 @@ class ShadowSystem:
                 "shadow dynamics of charges exists for kqeq.QEq without atomic dipoles; leave shadow=True away for "
                 "other charge models"
             )
+        if system.embedding is not None or system.anchor is not None:
+            raise UnsupportedError(
+                "shadow dynamics of charges knows no external charges; leave shadow=True or the external charges away"
+            )
         assert isinstance(system.solver, IterativeSolver)
         return cls(system, asarray_like(auxiliary, system.device.like))
 

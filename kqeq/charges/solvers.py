@@ -11,7 +11,8 @@ with a symmetric, positive semidefinite F that keeps charge where it belongs:
   these are projected, preconditioned conjugate gradients (theory section 1);
 * ACKS2: F = L for the charges, so that w are the potentials, whose flows Lw cost ½ wᵀLw more.  The Hessian
   L + LHL in w preconditioned with L⁺ (theory section 6) has a condition number that does not grow with the
-  system: where waves are long, L falls as fast as H rises.  Dipoles have the inverse of the diagonal of H.
+  system: where waves are long, L falls as fast as H rises.  Dipoles have the inverse of the diagonal of H;
+* where charges are given (latent charges), F = 0 for them: products alone, and an iteration for dipoles only.
 
 Dimensions: N atoms, n = N or 4N unknowns z, c columns.
 """
@@ -182,6 +183,30 @@ class IterativeSolver:
         costly = zeros(provider.size, added)
         costly[:atoms] = 1.0
         return cls(provider, added, flow, _without_means(component, added), costly, atoms, accuracy)
+
+    @classmethod
+    def fixed(
+        cls, provider: Electrostatics, added: Array, atoms: int, dipole_stiffness: Array, accuracy: float
+    ) -> IterativeSolver:
+        """Latent charges: only dipoles move.
+
+        Parameters
+        ----------
+        atoms : int
+            N.
+        dipole_stiffness : (n − N,) array
+            The diagonal of H for dipoles, positive.
+        """
+        xp = namespace(added)
+        mobile = xp.concat([zeros(atoms, added), 1.0 / dipole_stiffness])
+
+        def flow(vector: Array) -> Array:
+            return mobile * vector
+
+        def project(vector: Array) -> Array:
+            return xp.concat([zeros(atoms, vector), vector[atoms:]])
+
+        return cls(provider, added, flow, project, zeros(provider.size, added), atoms, accuracy)
 
     @property
     def size(self) -> int:

@@ -1,4 +1,4 @@
-"""The commands ``kqeq respond | diagnose | check``: questions to a fitted model."""
+"""The commands ``kqeq respond | diagnose | check | view``: questions to a fitted model."""
 
 from __future__ import annotations
 
@@ -7,37 +7,14 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from kqeq.cli.common import FAILED, OK, ONE, add_conditions, add_json, add_model, add_plot, check_outputs
 from kqeq.cli.files import FRAMES, read_frames, read_one, write_json
 
 if TYPE_CHECKING:
     from kqeq.analysis import Infrared, Ionization
 
-OK, FAILED = 0, 1
-
 STRONGEST_FIELD = 1.0
 """Strength up to which ``kqeq respond`` scans, V/Å."""
-
-
-def add_conditions(parser: argparse.ArgumentParser) -> None:
-    """``--charge`` and ``--field``."""
-    parser.add_argument(
-        "--charge",
-        type=float,
-        metavar="Q",
-        help="total charge, e, instead of the file's (default: that, or 0)",
-    )
-    parser.add_argument(
-        "--field",
-        type=float,
-        nargs=3,
-        metavar=("FX", "FY", "FZ"),
-        help="field, V/Å, instead of the file's (default: that, or none)",
-    )
-
-
-def _add_outputs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", metavar="FILE", help="also write the numbers as JSON")
-    parser.add_argument("--plot", metavar="FILE.png", help="also draw them")
 
 
 def add_analysis(commands: Any) -> None:
@@ -48,10 +25,8 @@ def add_analysis(commands: Any) -> None:
         description="Charges, dipole, polarizability, Born charges, Fukui functions, ionization energy and electron "
         "affinity of one geometry, and what a field does to it.",
     )
-    respond.add_argument("model", metavar="MODEL", help="model file")
-    respond.add_argument(
-        "structure", metavar="GEOMETRY", help="file with one structure; FILE@-1 takes the last"
-    )
+    add_model(respond)
+    respond.add_argument("structure", metavar="GEOMETRY", help=ONE)
     add_conditions(respond)
     respond.add_argument(
         "--direction",
@@ -66,7 +41,13 @@ def add_analysis(commands: Any) -> None:
     respond.add_argument(
         "--cube", metavar="FILE.cube", help="also write the electrostatic potential on a grid"
     )
-    _add_outputs(respond)
+    respond.add_argument(
+        "--born",
+        metavar="BORN",
+        help="also write Born charges and the dielectric tensor of a crystal for phonopy (needs kqeq[phonopy])",
+    )
+    add_json(respond)
+    add_plot(respond)
     respond.set_defaults(run=_respond)
 
     diagnose = commands.add_parser(
@@ -75,12 +56,13 @@ def add_analysis(commands: Any) -> None:
         description="Look for over-polarisation, charge leakage, charges outside physical ranges and extrapolation, "
         "and say what to switch on.",
     )
-    diagnose.add_argument("model", metavar="MODEL", help="model file")
+    add_model(diagnose)
     diagnose.add_argument(
         "structure", nargs="?", metavar="GEOMETRY", help="a structure of the kind that the model is meant for"
     )
     add_conditions(diagnose)
-    _add_outputs(diagnose)
+    add_json(diagnose)
+    add_plot(diagnose)
     diagnose.set_defaults(run=_diagnose)
 
     check = commands.add_parser(
@@ -89,7 +71,7 @@ def add_analysis(commands: Any) -> None:
         description="Forces and dipoles against finite differences of the energy, sum rules, invariances and a short "
         "dynamics at constant energy. The exit code is 1 if a check fails.",
     )
-    check.add_argument("model", metavar="MODEL", help="model file")
+    add_model(check)
     check.add_argument("frames", metavar="FRAMES", help=FRAMES)
     check.add_argument(
         "--steps", type=int, metavar="N", help="steps of dynamics, 0.5 fs each (default 400; 0: none)"
@@ -97,8 +79,21 @@ def add_analysis(commands: Any) -> None:
     check.add_argument(
         "--max-frames", type=int, metavar="N", help="look at N evenly spaced frames (default 10)"
     )
-    _add_outputs(check)
+    add_json(check)
+    add_plot(check)
     check.set_defaults(run=_check)
+
+    view = commands.add_parser(
+        "view",
+        help="structures with charges, dipoles and errors in a browser",
+        description="Write frames with what a model says about them for the chemiscope viewer: one page of HTML that "
+        "needs no network (.html), or a file that chemiscope.org and Jupyter open (.json, .json.gz). Needs kqeq[view].",
+    )
+    add_model(view)
+    view.add_argument("frames", nargs="+", metavar="FRAMES", help=FRAMES)
+    view.add_argument("-o", "--output", required=True, metavar="VIEW.html", help="file to write")
+    view.add_argument("--title", metavar="TEXT", help="title (default: the name of the file)")
+    view.set_defaults(run=_view)
 
 
 # --------------------------------------------------------------------- commands
@@ -112,7 +107,7 @@ def _respond(arguments: argparse.Namespace) -> int:
     from kqeq.errors import KQEqError, UndeterminedWarning
     from kqeq.model.estimator import load_model
 
-    _check_outputs(arguments.json, arguments.plot, arguments.cube)
+    check_outputs(arguments.json, arguments.plot, arguments.cube, arguments.born)
     model = load_model(arguments.model)
     atoms = _read_one(arguments, model)
     results: dict[str, Any] = {}
@@ -162,6 +157,10 @@ def _respond(arguments: argparse.Namespace) -> int:
     if arguments.cube is not None:
         analysis.potential_grid(model, atoms).to_cube(arguments.cube)
         print(f"electrostatic potential (V) written to {arguments.cube}")
+    if arguments.born is not None:
+        found = analysis.write_born(arguments.born, model, atoms)
+        diagonal = ", ".join(f"{value:.3f}" for value in np.linalg.eigvalsh(found.dielectric))
+        print(f"Born charges and dielectric tensor (eigenvalues {diagonal}) written to {arguments.born}")
     if arguments.json is not None:
         write_json(arguments.json, {name: result.to_dict() for name, result in results.items()})
     if arguments.plot is not None:
@@ -185,7 +184,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     from kqeq.analysis import diagnose
     from kqeq.model.estimator import load_model
 
-    _check_outputs(arguments.json, arguments.plot)
+    check_outputs(arguments.json, arguments.plot)
     model = load_model(arguments.model)
     atoms = None
     if arguments.structure is not None:
@@ -205,7 +204,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from kqeq.analysis import check_consistency
     from kqeq.model.estimator import load_model
 
-    _check_outputs(arguments.json, arguments.plot)
+    check_outputs(arguments.json, arguments.plot)
     model = load_model(arguments.model)
     frames = read_frames([arguments.frames])
     options = {
@@ -224,12 +223,17 @@ def _check(arguments: argparse.Namespace) -> int:
     return OK if result.passed else FAILED
 
 
-def _check_outputs(*paths: str | None) -> None:
-    from kqeq.io.atomic_write import check_writable
+def _view(arguments: argparse.Namespace) -> int:
+    from kqeq.analysis.view import check_ending, write_view
+    from kqeq.model.estimator import load_model
 
-    for path in paths:
-        if path is not None:
-            check_writable(path)
+    check_ending(arguments.output)
+    check_outputs(arguments.output)
+    model = load_model(arguments.model)
+    frames = read_frames(arguments.frames)
+    write_view(arguments.output, model, frames, name=arguments.title)
+    print(f"{len(frames)} frames written to {arguments.output}")
+    return OK
 
 
 # ----------------------------------------------------------------------- tables
@@ -329,4 +333,4 @@ def _infrared_table(found: Infrared) -> list[str]:
     return lines
 
 
-__all__ = ["add_analysis", "add_conditions"]
+__all__ = ["add_analysis"]

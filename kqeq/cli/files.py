@@ -11,7 +11,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kqeq.errors import InputError, KQEqError, LabelWarning
+from kqeq.errors import InputError, KQEqError, LabelWarning, warn
+from kqeq.frames.outputs import with_stated
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -99,11 +100,10 @@ def _check_table(name: str) -> None:
                 )
             comment = file.readline()
             if not _quotes_match(comment):
-                warnings.warn(
+                warn(
                     f"the comment of frame {number} of {name} has quotation marks that do not match: what stands behind "
                     "them may be misread",
                     LabelWarning,
-                    stacklevel=4,
                 )
             named = re.search(r'(?:^|\s)Properties="?([^\s"]*)', comment)
             widths = [] if named is None else re.findall(r":[A-Za-z]:(\d+)", named[1])
@@ -122,11 +122,10 @@ def _check_table(name: str) -> None:
                         if named
                         else "a comment without Properties stands for"
                     )
-                    warnings.warn(
+                    warn(
                         f"frame {number} of {name} has {len(line.split())} columns and {said} {wanted}: the others are "
                         "not read, whatever labels they hold",
                         LabelWarning,
-                        stacklevel=4,
                     )
                     warned = True
             number += 1
@@ -174,8 +173,10 @@ def _load(name: str, index: int | slice | str = "", kind: str | None = None) -> 
         if rows is not None:
             return rows
         query = index if isinstance(index, str) and index else ":"
+        warnings.simplefilter("ignore", FutureWarning)  # FHI-aims's reader will move to a plugin
         found = read(name, index=query, format=kind, do_not_split_by_at_sign=True)
-    return [atoms for atoms in (found if isinstance(found, list) else [found]) if atoms is not None]
+    frames = [atoms for atoms in (found if isinstance(found, list) else [found]) if atoms is not None]
+    return with_stated(frames, name, kind)
 
 
 def _index(choice: str, path: str) -> int | slice | str:
@@ -242,6 +243,26 @@ def read_one(
     InputError
         As :func:`read_frames`, and for files that hold several.
     """
+    frames = read_frames([path])
+    if len(frames) != 1:
+        raise InputError(
+            f"{path} holds {len(frames)} structures and one is {purpose} at a time; "
+            "choose one, for example IN.xyz@-1 for the last"
+        )
+    atoms = frames[0]
+    return under_typed_conditions(atoms, path, charge=charge, field=field, prefix=prefix)
+
+
+def under_typed_conditions(
+    atoms: Atoms, path: str, *, charge: float | None = None, field: Any = None, prefix: str = ""
+) -> Atoms:
+    """A structure at the charge and in the field that were typed, as :func:`read_one` says.
+
+    Raises
+    ------
+    InputError
+        If charges of fragments or reference charges do not agree with what was typed.
+    """
     import numpy as np
 
     from kqeq.frames.conditions import (
@@ -252,13 +273,6 @@ def read_one(
         without_conditions,
     )
 
-    frames = read_frames([path])
-    if len(frames) != 1:
-        raise InputError(
-            f"{path} holds {len(frames)} structures and one is {purpose} at a time; "
-            "choose one, for example IN.xyz@-1 for the last"
-        )
-    atoms = frames[0]
     for option, given, *names in (("--charge", charge, *CHARGE_KEYS), ("--field", field, FIELD_KEY)):
         if given is None:
             continue
@@ -294,6 +308,8 @@ def with_results(atoms: Atoms, prediction: Prediction, potential: Potential) -> 
         "external_field": prediction.external_field,
     }
     arrays: dict[str, Any] = {}
+    info.update(energy_std=prediction.energy_std, dipole_std=prediction.dipole_std)
+    arrays.update(forces_std=prediction.forces_std, charges_std=prediction.charges_std)
     if potential.has_energy:
         results.update(energy=prediction.energy, forces=prediction.forces, stress=prediction.stress)
         info["energy_short_range"] = prediction.energy_short_range
@@ -415,6 +431,57 @@ def write_frames(path: str, frames: Sequence[Atoms]) -> None:
         print(f"kqeq: {path} cannot hold {', '.join(lost)}; left out", file=sys.stderr)
 
 
+def append_frame(path: str, atoms: Atoms) -> None:
+    """Add a frame to a trajectory, extended XYZ or ASE's own.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written.
+    """
+    from ase.io import Trajectory, write
+
+    try:
+        if Path(path).suffix.lower() == ".traj":
+            with Trajectory(path, "a", atoms) as trajectory:
+                trajectory.write()
+        else:
+            write(path, _writable(atoms, {}), format="extxyz", append=True)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def complete_frames(path: str) -> list[Atoms]:
+    """Frames of a trajectory that a program may have left in the middle of writing; cuts off what is not complete.
+
+    Raises
+    ------
+    InputError
+        If there is no complete frame.
+    """
+    if Path(path).suffix.lower() != ".traj":
+        data = Path(path).read_bytes()
+        end = 0
+        while True:
+            stop = data.find(b"\n", end)
+            count = data[end:stop].strip() if stop >= 0 else b""
+            if not count.isdigit():
+                break
+            position = stop + 1
+            for _ in range(int(count) + 1):
+                position = data.find(b"\n", position) + 1
+                if position == 0:
+                    break
+            if position == 0:
+                break
+            end = position
+        if end < len(data):
+            print(f"kqeq: the last frame of {path} is not complete; cut off", file=sys.stderr)
+            with Path(path).open("r+b") as file:
+                file.truncate(end)
+    return read_frames([path])
+
+
 def _writable(atoms: Atoms, lost: dict[str, None]) -> Atoms:
     """A copy without what extended XYZ would not give back."""
     copy: Atoms = atoms.copy()
@@ -526,4 +593,15 @@ def write_json(path: str, data: Any) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-__all__ = ["FRAMES", "check_output", "read_frames", "read_one", "with_results", "write_frames", "write_json"]
+__all__ = [
+    "FRAMES",
+    "append_frame",
+    "check_output",
+    "complete_frames",
+    "read_frames",
+    "read_one",
+    "under_typed_conditions",
+    "with_results",
+    "write_frames",
+    "write_json",
+]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from kqeq.backend import CPU, Device
 from kqeq.descriptors.base import Descriptor, DescriptorState
+from kqeq.descriptors.conditioned import Conditioned
 from kqeq.frames.neighbours import Pairs, find_pairs
 from kqeq.frames.structures import Structure
 
@@ -31,13 +32,20 @@ def evaluate_states(
     device : Device
         On the host compiled kernels do the work, elsewhere array code.
     """
-    distinct = dict.fromkeys(descriptors)
+    asked = dict.fromkeys(descriptors)
+    # environments in several states are evaluated once
+    distinct = dict.fromkeys(d.inner if isinstance(d, Conditioned) else d for d in asked)
     if not device.is_host:
         # each searches there for itself: sorting pairs beyond its own reach costs more than a search
-        return {d: d.evaluate_arrays(structure, device.like) for d in distinct}
-    if pairs is None and distinct:
-        pairs = find_pairs(structure, longest_cutoff(distinct), full=False)
-    return {d: d.evaluate(structure, derivatives=derivatives, pairs=pairs) for d in distinct}
+        known = {d: d.evaluate_arrays(structure, device.like) for d in distinct}
+    else:
+        if pairs is None and distinct:
+            pairs = find_pairs(structure, longest_cutoff(distinct), full=False)
+        known = {d: d.evaluate(structure, derivatives=derivatives, pairs=pairs) for d in distinct}
+    return {
+        d: d.around(known[d.inner], structure, pairs) if isinstance(d, Conditioned) else known[d]
+        for d in asked
+    }
 
 
 def longest_cutoff(descriptors: Iterable[Descriptor]) -> float:

@@ -103,7 +103,15 @@ class Descriptor(Protocol):
 
     @property
     def cutoff(self) -> float:
-        """Distance beyond which neighbours have no influence, Å."""
+        """How far a neighbour list has to reach, Å."""
+
+    @property
+    def whole_powers(self) -> bool:
+        """Whether only whole powers of products of rows are covariances."""
+
+    @property
+    def knows_charge(self) -> bool:
+        """Whether rows depend on the total charge of the structure, and not on its geometry alone."""
 
     def evaluate(
         self, structure: Structure, *, derivatives: bool = True, pairs: Pairs | None = None

@@ -50,8 +50,8 @@ extern "C" __global__ void screened_coulomb(
     if (p >= pairs) return;
     const double largest = a[p] > kappa ? a[p] : kappa;
     double first[4], second[4];
-    const bool near = r2[p] * largest * largest < 1.0;
-    if (near) {
+    const bool close = r2[p] * largest * largest < 1.0;
+    if (close) {
         near_coulomb(r2[p], a[p], order, first);
         near_coulomb(r2[p], kappa, order, second);
     } else {

@@ -107,10 +107,10 @@ class LatticeSum:
     def width_derivative(self, vector: Array, dsigma: Array) -> Array:
         """(Σ_i dσ_i ∂A/∂σ_i) @ vector, shape (n,)."""
         self._unknowns.check(vector, dimensions=(1,))
-        near = self._real.width_derivative(vector, dsigma)
+        real = self._real.width_derivative(vector, dsigma)
         if self._background is None:
-            return near
-        return near + self._background.width_derivative(vector, dsigma)
+            return real
+        return real + self._background.width_derivative(vector, dsigma)
 
     def preconditioner(self, added: Array) -> Callable[[Array], Array]:
         """Division by the diagonal of A + diag(added) (images left out), as a function of a vector (n,)."""

@@ -164,12 +164,12 @@ class OpenCoulomb:
         mixed = charge_dipole(x, radial[1])
         tensor = dipole_dipole(x, radial[1], radial[2])
         for alpha in AXES:
-            own = layout.dipole_rows(alpha, rows.start, rows.stop)
+            dipole_rows = layout.dipole_rows(alpha, rows.start, rows.stop)
             out[rows, layout.dipole_rows(alpha)] = mixed[alpha] * COULOMB
-            out[own, : layout.atoms] = mixed[alpha] * -COULOMB
+            out[dipole_rows, : layout.atoms] = mixed[alpha] * -COULOMB
             for beta in AXES:
                 value = tensor[min(alpha, beta), max(alpha, beta)]
-                out[own, layout.dipole_rows(beta)] = value * COULOMB
+                out[dipole_rows, layout.dipole_rows(beta)] = value * COULOMB
 
     def _apply(self, out: Array, rows: slice, x: Sequence[Array], radial: Sequence[Array], y: Array) -> None:
         """Write the same rows of the product with ``y`` into ``out``."""

@@ -15,7 +15,7 @@ from types import ModuleType
 
 import numpy as np
 
-from kqeq.backend import parallel
+from kqeq.backend import compiled, threads
 from kqeq.constants import COULOMB
 from kqeq.electrostatics.gaussian import OpenCoulomb
 from kqeq.electrostatics.lattice import reciprocal_vectors
@@ -41,7 +41,7 @@ _CHUNK_ELEMENTS = 1 << 19
 @cache
 def _kernels() -> ModuleType:
     """The compiled loops; compiled once, then read from disk."""
-    return parallel.load("kqeq.electrostatics.pair_kernels")
+    return compiled.load("kqeq.electrostatics.pair_kernels")
 
 
 class HostRealSpace(RealSpace):
@@ -113,7 +113,7 @@ class HostRealSpace(RealSpace):
         def task(first: int, last: int) -> None:
             kernels.values(first, last, *self._input, out)
 
-        parallel.run(task, self._start, _SMALLEST_THREADED)
+        threads.run(task, self._start, _SMALLEST_THREADED)
         return out
 
     def add_half(self, out: FloatArray) -> FloatArray:
@@ -123,7 +123,7 @@ class HostRealSpace(RealSpace):
         def task(first: int, last: int) -> None:
             kernels.scatter(first, last, self._start, self._indices, pair, out)
 
-        parallel.run(task, self._start, _SMALLEST_THREADED)
+        threads.run(task, self._start, _SMALLEST_THREADED)
         out.reshape(-1)[:: len(out) + 1] += 0.5 * self._self_interaction()
         return out
 
@@ -144,7 +144,7 @@ class HostRealSpace(RealSpace):
         def task(part: int, first: int, last: int) -> None:
             kernels.product(first, last, self._start, self._indices, pair, vector, sums[part])
 
-        parallel.run_parts(task, self._start, _PARTS, _SMALLEST_THREADED)
+        threads.run_parts(task, self._start, _PARTS, _SMALLEST_THREADED)
         total: FloatArray = sums.sum(axis=0)
         return total
 
@@ -172,7 +172,7 @@ class HostRealSpace(RealSpace):
         def task(part: int, first: int, last: int) -> None:
             kernels.gradients(first, last, *self._input, left, right, sums[part], strains[part])
 
-        parallel.run_parts(task, self._start, _PARTS, _SMALLEST_THREADED)
+        threads.run_parts(task, self._start, _PARTS, _SMALLEST_THREADED)
         six = strains.sum(axis=0)
         result = sums.sum(axis=0), six[[[0, 1, 2], [1, 3, 4], [2, 4, 5]]]
         self._derivatives = left, right, *result
@@ -274,7 +274,7 @@ class HostOpenCoulomb(OpenCoulomb):
         def task(first: int, last: int) -> None:
             _kernels().open_matrix(first, last, *given, out)
 
-        parallel.run(task, self._work, _SMALLEST_THREADED)
+        threads.run(task, self._work, _SMALLEST_THREADED)
         out.reshape(-1)[:: self.size + 1] = COULOMB / np.sqrt(np.pi) / self._sigma
         return out
 
@@ -290,7 +290,7 @@ class HostOpenCoulomb(OpenCoulomb):
         def task(first: int, last: int) -> None:
             _kernels().open_gradients(first, last, *given, *sides, out)
 
-        parallel.run(task, self.size * np.arange(self.size + 1), _SMALLEST_THREADED)
+        threads.run(task, self.size * np.arange(self.size + 1), _SMALLEST_THREADED)
         return out[:, :, None]
 
 
@@ -341,7 +341,7 @@ class HostReciprocal:
         def task(first: int, last: int) -> None:
             kernels.phases(first, last, millers, self._powers, roots, rows[0], rows[1])
 
-        parallel.run(task, self._atoms * np.arange(number + 1), _SMALLEST_THREADED)
+        threads.run(task, self._atoms * np.arange(number + 1), _SMALLEST_THREADED)
         if number == self.vectors:
             self._kept = part, rows
         return rows

@@ -128,10 +128,10 @@ class Mesh:
         for k in range(right.shape[1]):
             waves = self._waves(right[:, k])
             density = scale * (xp.real(left_waves) * xp.real(waves) + xp.imag(left_waves) * xp.imag(waves))
-            bent = density * (2.0 / squares + 0.5 / self._kappa**2)
+            derivative = density * (2.0 / squares + 0.5 / self._kappa**2)
             total = xp.sum(density)
             for a in AXES:
-                along = bent * components[a]
+                along = derivative * components[a]
                 for b in range(a, 3):
                     value = xp.sum(along * components[b])
                     result[a, b, k] = value - total if a == b else value
@@ -139,8 +139,8 @@ class Mesh:
             if left_field is not None:
                 right_field = self._field(waves)
                 for a in AXES:
-                    own, other = left[layout.dipole_rows(a)], right[layout.dipole_rows(a), k]
-                    result[a, :, k] -= own @ right_field + other @ left_field
+                    left_dipole, right_dipole = left[layout.dipole_rows(a)], right[layout.dipole_rows(a), k]
+                    result[a, :, k] -= left_dipole @ right_field + right_dipole @ left_field
         return result
 
     def preconditioner(self, diagonal: Array) -> Callable[[Array], Array]:
@@ -161,8 +161,8 @@ class Mesh:
         spread = irfftn(waves, self._shape)
         density: Array = to_float(xp.sum(spread * spread)) / to_float(xp.sum(spread))
         if layout.dipoles:
-            bent = to_float(xp.sum(1.0 / diagonal[layout.atoms :]) / xp.sum(softness)) / 3.0
-            density = density * (1.0 + bent * squares)
+            ratio = to_float(xp.sum(1.0 / diagonal[layout.atoms :]) / xp.sum(softness)) / 3.0
+            density = density * (1.0 + ratio * squares)
         moduli = self._moduli()
         # at Nyquist frequencies both the moduli and the influence are zero
         screened = density * self._influence / xp.where(moduli > 0.0, moduli, xp.ones_like(moduli))

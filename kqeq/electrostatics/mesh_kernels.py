@@ -65,9 +65,9 @@ def spread(begin: int, end: int, first: Any, weights: Any, values: Any, mesh: An
                 else:
                     factor = q * wx * wy + values[i, 1] * weights[i, 0, 1, a] * wy
                     factor += values[i, 2] * wx * weights[i, 1, 1, b]
-                    bent = values[i, 3] * wx * wy
+                    slope = values[i, 3] * wx * wy
                     for c in range(p):
-                        line[c] = factor * w[c] + bent * weights[i, 2, 1, c]
+                        line[c] = factor * w[c] + slope * weights[i, 2, 1, c]
                     for c in range(p):
                         row[c] += line[c]
 

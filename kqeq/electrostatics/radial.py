@@ -136,9 +136,9 @@ def screened_coulomb(r2: Array, a: Array, kappa: float, order: int) -> list[Arra
     if backend.use_raw_kernels(r2):
         return cuda_kernels.screened_coulomb(r2, a, kappa, order)
     xp = namespace(r2, a)
-    near = r2 * xp.maximum(a * a, xp.full_like(a, kappa * kappa)) < SERIES_LIMIT
-    any_near = bool(xp.any(near))
-    safe = xp.where(near, xp.ones_like(r2), r2) if any_near else r2
+    close = r2 * xp.maximum(a * a, xp.full_like(a, kappa * kappa)) < SERIES_LIMIT
+    any_close = bool(xp.any(close))
+    safe = xp.where(close, xp.ones_like(r2), r2) if any_close else r2
     r = xp.sqrt(safe)
     inverse = 1.0 / safe
     wide = erfc(r * kappa) / r
@@ -153,13 +153,13 @@ def screened_coulomb(r2: Array, a: Array, kappa: float, order: int) -> list[Arra
             result.append(wide - narrow)
             wide_factor = wide_factor * (2.0 * kappa * kappa)
             narrow_factor = narrow_factor * (2.0 * a * a)
-    if any_near:
-        close = r2[near]
-        smeared = gaussian_coulomb(close, xp.full_like(close, kappa), order)
+    if any_close:
+        at = r2[close]
+        smeared = gaussian_coulomb(at, xp.full_like(at, kappa), order)
         for value, gaussian, background in zip(
-            result, gaussian_coulomb(close, a[near], order), smeared, strict=True
+            result, gaussian_coulomb(at, a[close], order), smeared, strict=True
         ):
-            value[near] = gaussian - background
+            value[close] = gaussian - background
     return result
 
 

@@ -123,8 +123,8 @@ class RealSpace:
             self._operators = self._build_operators()
         operators, layout = self._operators, self._unknowns
         charge, dipole = layout.charges(block), layout.components(block)
-        own = self._self_interaction()
-        result = block * (own if block.ndim == 1 else own[:, None])
+        diagonal = self._self_interaction()
+        result = block * (diagonal if block.ndim == 1 else diagonal[:, None])
         result[: layout.atoms, ...] += _symmetric(operators["charge"], charge)
         if dipole is not None:
             for beta in AXES:
@@ -143,7 +143,7 @@ class RealSpace:
         spread = self._sigma * dsigma
         charge, dipole = layout.charges(vector), layout.components(vector)
         potential = xp.zeros_like(charge)
-        slope = [xp.zeros_like(charge) for _ in AXES]
+        field = [xp.zeros_like(charge) for _ in AXES]
         for i, j, x, bare in self._chunks(self._order, width=True):
             change = (spread[i] + spread[j]) * COULOMB
             radial = [value * change for value in bare]
@@ -154,18 +154,18 @@ class RealSpace:
                 if dipole is not None:
                     for beta in AXES:
                         value = value + mixed[beta] * dipole[beta][source] * sign
-                        pull = mixed[beta] * charge[source] * -sign
+                        row = mixed[beta] * charge[source] * -sign
                         for gamma in AXES:
-                            pull = pull + tensor[min(beta, gamma), max(beta, gamma)] * dipole[gamma][source]
-                        slope[beta] = slope[beta] + segment_sum(pull, to, atoms)
+                            row = row + tensor[min(beta, gamma), max(beta, gamma)] * dipole[gamma][source]
+                        field[beta] = field[beta] + segment_sum(row, to, atoms)
                 potential = potential + segment_sum(value, to, atoms)
-        own = gaussian_width_response(xp.zeros_like(spread), 0.5 / self._sigma, 1)
+        at_zero = gaussian_width_response(xp.zeros_like(spread), 0.5 / self._sigma, 1)
         result = xp.zeros_like(vector)
-        result[:atoms] = potential + 2.0 * COULOMB * own[0] * spread * charge
+        result[:atoms] = potential + 2.0 * COULOMB * at_zero[0] * spread * charge
         if dipole is not None:
             for beta in AXES:
-                diagonal = 2.0 * COULOMB * own[1] * spread
-                result[layout.dipole_rows(beta)] = slope[beta] + diagonal * dipole[beta]
+                diagonal = 2.0 * COULOMB * at_zero[1] * spread
+                result[layout.dipole_rows(beta)] = field[beta] + diagonal * dipole[beta]
         return result
 
     def gradient(self, left: Array, right: Array) -> Array:
@@ -188,14 +188,14 @@ class RealSpace:
                 field[alpha] = field[alpha] + segment_sum(first[alpha], i, atoms)
             for key, value in second.items():
                 curvature[key] = curvature.get(key, 0.0) + segment_sum(value, i, atoms)
-            own = None if dipole is None else [component[i] for component in dipole]
-            rows = gradient_rows(x, radial, charge[i], own)
+            target_dipole = None if dipole is None else [component[i] for component in dipole]
+            rows = gradient_rows(x, radial, charge[i], target_dipole)
             if by_pair:
                 for column in range(columns):
                     values = [side[:, column][j] for side in rights]
                     for alpha in AXES:
-                        pull = sum(row * value for row, value in zip(rows[alpha], values, strict=True))
-                        result[:, alpha, column] += segment_sum(pull, i, atoms)
+                        force = sum(row * value for row, value in zip(rows[alpha], values, strict=True))
+                        result[:, alpha, column] += segment_sum(force, i, atoms)
             else:
                 pairs.append((i, j))
                 for alpha in AXES:
@@ -232,14 +232,14 @@ class RealSpace:
         result = zeros((3, 3, columns), right)
         form = zeros((9, layout.size), right)
         for i, j, x, radial in self._directed(3 if layout.dipoles else 1):
-            own = None if dipole is None else [component[i] for component in dipole]
-            rows = gradient_rows(x, radial, charge[i], own)
+            target_dipole = None if dipole is None else [component[i] for component in dipole]
+            rows = gradient_rows(x, radial, charge[i], target_dipole)
             gathered = [xp.take(side, j, axis=0) for side in rights] if by_pair else []
             for b in AXES:
                 if by_pair:
-                    pull = sum(row[:, None] * side for row, side in zip(rows[b], gathered, strict=True))
+                    force = sum(row[:, None] * side for row, side in zip(rows[b], gathered, strict=True))
                     for a in AXES:
-                        result[a, b, :] -= x[a] @ pull
+                        result[a, b, :] -= x[a] @ force
                     continue
                 for a in AXES:
                     for gamma, row in enumerate(rows[b]):
@@ -278,13 +278,13 @@ class RealSpace:
         xp = self._xp
         zero = xp.zeros_like(self._sigma)
         order = 1 if self._unknowns.dipoles else 0
-        own = gaussian_coulomb(zero, 0.5 / self._sigma, order)
+        gaussian = gaussian_coulomb(zero, 0.5 / self._sigma, order)
         smeared = gaussian_coulomb(zero, xp.full_like(zero, self._kappa), order)
         result = empty(self._unknowns.size, zero)
-        result[: self._unknowns.atoms] = (own[0] - smeared[0]) * COULOMB
+        result[: self._unknowns.atoms] = (gaussian[0] - smeared[0]) * COULOMB
         if self._unknowns.dipoles:
             for axis in AXES:
-                result[self._unknowns.dipole_rows(axis)] = (own[1] - smeared[1]) * COULOMB
+                result[self._unknowns.dipole_rows(axis)] = (gaussian[1] - smeared[1]) * COULOMB
         return result
 
     def _build_operators(self) -> dict[Any, Any]:

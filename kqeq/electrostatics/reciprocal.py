@@ -120,11 +120,11 @@ class Reciprocal:
                 along = sum(dipole[axis][:, None] * g[axis, :] for axis in AXES)
                 local_real, local_imaginary = local_real - sine * along, local_imaginary + cosine * along
             if from_matrix:
-                own = xp.concat([-local_imaginary, local_real], axis=1)
+                factors = xp.concat([-local_imaginary, local_real], axis=1)
                 rows = self._rows(waves)
                 for alpha in AXES:
                     scale = waves.weight * g[alpha, :]
-                    matrices[alpha] += (own * xp.concat([scale, scale])) @ rows.T
+                    matrices[alpha] += (factors * xp.concat([scale, scale])) @ rows.T
             else:
                 real, imaginary = self._density(waves, right)
                 for alpha in AXES:

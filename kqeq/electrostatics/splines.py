@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from kqeq.backend import arange, chunk_elements, empty, index_add, is_numpy, namespace, parallel, zeros
+from kqeq.backend import arange, chunk_elements, empty, index_add, is_numpy, namespace, threads, zeros
 from kqeq.typing import Array, FloatArray, IntArray
 
 DERIVATIVES = (
@@ -128,7 +128,7 @@ class MeshPoints:
             def put(layer: int, begin: int, end: int) -> None:
                 mesh_kernels.spread(begin, end, first, weights, values, layers[layer])
 
-            parallel.run_parts(put, self._work, self._layers, _SMALLEST_THREADED)
+            threads.run_parts(put, self._work, self._layers, _SMALLEST_THREADED)
             mesh = layers[0] if self._layers == 1 else layers.sum(axis=0)
             whole = mesh[:, :, :m3]
             for begin in range(m3, m3 + p, m3):  # a spline may be longer than the axis
@@ -158,7 +158,7 @@ class MeshPoints:
             def take(begin: int, end: int) -> None:
                 mesh_kernels.gather(begin, end, first, weights, longer, out)
 
-            parallel.run(take, self._work, _SMALLEST_THREADED)
+            threads.run(take, self._work, _SMALLEST_THREADED)
             return out[self._restored]
         flat = xp.reshape(mesh, (-1,))
         out = empty((atoms, columns), mesh)

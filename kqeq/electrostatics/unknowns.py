@@ -76,12 +76,12 @@ def full_diagonal(layout: Unknowns, sigma: Array, added: Array) -> Array:
     """
     xp = namespace(sigma, added)
     layout.check(added, dimensions=(1,))
-    own = empty(layout.size, sigma)
-    own[: layout.atoms] = COULOMB / math.sqrt(math.pi) / sigma
+    diagonal = empty(layout.size, sigma)
+    diagonal[: layout.atoms] = COULOMB / math.sqrt(math.pi) / sigma
     if layout.dipoles:
         for axis in range(3):
-            own[layout.dipole_rows(axis)] = COULOMB / (6.0 * math.sqrt(math.pi)) / sigma**3
-    total = own + added
+            diagonal[layout.dipole_rows(axis)] = COULOMB / (6.0 * math.sqrt(math.pi)) / sigma**3
+    total = diagonal + added
     if not bool(xp.all(total > 0.0)):
         row = int(np.flatnonzero(~(to_numpy(total) > 0.0))[0])
         raise InputError(

@@ -81,6 +81,8 @@ class Element:
         Å.
     polarizability : float
         Å³.
+    pauling : float
+        Electronegativity on Pauling's scale, without unit; NaN where there is none.
     """
 
     number: int
@@ -90,6 +92,7 @@ class Element:
     electron_affinity_origin: str
     covalent_radius: float
     polarizability: float
+    pauling: float
 
     @property
     def electronegativity(self) -> float:
@@ -129,6 +132,7 @@ def element_table() -> Mapping[int, Element]:
             electron_affinity_origin=row["electron_affinity_origin"],
             covalent_radius=float(row["covalent_radius"]),
             polarizability=float(row["polarizability"]) * units.Bohr**3,
+            pauling=float(row["pauling"] or "nan"),
         )
     return MappingProxyType(table)
 
@@ -189,6 +193,19 @@ def polarizability(numbers: Iterable[int] | IntArray) -> FloatArray:
     return _spread(numbers, "polarizability")
 
 
+def pauling(numbers: Iterable[int] | IntArray) -> FloatArray:
+    """Pauling's electronegativity of every atom, (N,) array without unit; NaN for elements that have none.
+
+    For the polarity of bonds: Mulliken's would have hydrogen more negative than carbon.
+
+    Raises
+    ------
+    InputError
+        For elements without data.
+    """
+    return _spread(numbers, "pauling")
+
+
 def valence_electrons(numbers: Iterable[int] | IntArray) -> FloatArray:
     """Electrons outside the core of a noble gas and outside filled d and f shells below a p shell, (N,)."""
 
@@ -206,18 +223,27 @@ def valence_electrons(numbers: Iterable[int] | IntArray) -> FloatArray:
 
 def _spread(numbers: Iterable[int] | IntArray, name: str) -> FloatArray:
     """One property of :class:`Element` for every atom."""
-    table = element_table()
     array = np.asarray(numbers if isinstance(numbers, np.ndarray) else list(numbers), dtype=np.int64)
-    unique, inverse = np.unique(array, return_inverse=True)
-    missing = [int(z) for z in unique if int(z) not in table]
-    if missing:
+    column = _column(name)
+    values = column[np.where((array >= 0) & (array < len(column)), array, 0)]
+    if np.isinf(values).any():
+        table, missing = element_table(), sorted({int(z) for z in array[np.isinf(values)]})
         raise InputError(
             f"no default {name} for {', '.join(_describe(z) for z in missing)}: the table covers "
             f"{_describe(min(table))} to {_describe(max(table))}; pass the value explicitly, for example "
             f"{name}={{{_symbol(missing[0])!r}: value}}"
         )
-    values = np.array([getattr(table[int(z)], name) for z in unique], dtype=np.float64)
-    return np.asarray(values[inverse], dtype=np.float64).reshape(array.shape)
+    return np.asarray(values)
+
+
+@lru_cache
+def _column(name: str) -> FloatArray:
+    """One property by atomic number; infinite where the table has no such element."""
+    table = element_table()
+    column = np.full(max(table) + 1, np.inf)
+    for z, element in table.items():
+        column[z] = getattr(element, name)
+    return column
 
 
 def _symbol(number: int) -> str:
@@ -261,6 +287,8 @@ def resolve(
         has neither a value nor a default.
     """
     given = _by_number(values, name)
+    if not given:
+        return default(np.asarray(numbers, dtype=np.int64))
     unique, inverse = np.unique(np.asarray(numbers, dtype=np.int64), return_inverse=True)
     spread = np.empty(len(unique), dtype=np.float64)
     named = np.array([int(z) in given for z in unique], dtype=bool)

@@ -27,7 +27,7 @@ from kqeq.fitting.settings import FitSettings
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure
 from kqeq.io.progress import say
-from kqeq.kernels.feature_map import SOAPKernel
+from kqeq.kernels.settings import Kernels
 from kqeq.potential.potential import Potential
 
 FIRST = 100
@@ -155,7 +155,7 @@ def fit_within(
 def with_number(settings: FitSettings, number: int) -> FitSettings:
     """The settings with so many representatives of each element, where kernels do not say fewer."""
 
-    def limited(kernels: tuple[SOAPKernel, ...] | None, own: int) -> tuple[SOAPKernel, ...] | None:
+    def limited(kernels: Kernels | None, own: int) -> Kernels | None:
         if kernels is None:
             return None
         given = [kernel.n_representatives for kernel in kernels]

@@ -1,4 +1,4 @@
-"""The second stage of a fit: a short-range energy that sees the charges, at given charges.
+"""How a short-range energy depends on charges that are held: the second stage of a fit.
 
 Electronegativities and site parameters come from the ordinary fit and are held.  Then E_sr = Σ_b Σ_i ψ_b(q_i) δ Φ_i w_b
 (:mod:`kqeq.kernels.charge_kernel`) and all that follows from it is linear in w, with known charges and derivatives
@@ -7,119 +7,153 @@ of charges:
     ∂E/∂w_bm    = Σ_i ψ_b Φ_im                    ∂(∂E/∂r)/∂w_bm = Σ_i ψ_b ∂Φ_im/∂r + Σ_i ψ'_b Φ_im ∂q_i/∂r
     ∂μ/∂w_bm    = Σ_i ψ'_b Φ_im ∂μ/∂χ_i           ∂α/∂w_bm = −Σ_i ψ''_b Φ_im (∂q_i/∂field)(∂q_i/∂field)ᵀ
 
-with ∂q_i/∂r = ∂²E_el/∂r∂χ_i, one solve in closed form.
+with ∂q_i/∂r = ∂²E_el/∂r∂φ_i, φ the potentials at the charges (for electronegativities the same as χ), one solve in closed
+form.
 
-Dimensions: N atoms, n the order of the charge kernel, p kernel features, Z elements; P = (n + 1) p + Z parameters.
+A fit knows this as one entry of its parameters (:attr:`kqeq.fitting.parameters.Parameters.dependence`): frames, rows,
+sums, posterior and files are those of every other fit.
+
+Dimensions: N atoms, n the order of the charge kernel, p kernel features; (n + 1) p features in all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from kqeq.baselines import BaselineResult
+from kqeq.baselines import Baseline, BaselineResult
 from kqeq.charges.base import Response
 from kqeq.charges.parameters import logarithmic_gradient_response
-from kqeq.fitting.least_squares.equations import Prior, Sums
-from kqeq.fitting.least_squares.solver import (
-    JacobianKind,
-    LeastSquaresProblem,
-    Solution,
-    SumKind,
-    minimise,
-)
-from kqeq.fitting.parameters import SitePart
-from kqeq.fitting.problem import MAX_CHUNKS, add_up, chunk_sums, map_chunks
-from kqeq.fitting.rows.blocks import deviation, target_vector, to_stress, upper_triangle
-from kqeq.fitting.rows.features import TrainingFrame
+from kqeq.fitting.rows.voigt import upper_triangle
 from kqeq.frames.structures import Structure
 from kqeq.kernels import sums
 from kqeq.kernels.charge_kernel import ChargeKernel
-from kqeq.kernels.feature_map import evaluate_environments
+from kqeq.kernels.feature_map import FeatureMap, evaluate_environments
 from kqeq.potential.charged import Charged
+from kqeq.potential.on_baseline import extras_for, sees_baseline
 from kqeq.potential.potential import Potential, SiteModel
 from kqeq.potential.prediction import Prediction
-from kqeq.typing import FloatArray, IntArray
-
-FRAMES_PER_TASK = 8
-"""Frames that are summed together at least; each group returns a matrix over all parameters."""
+from kqeq.typing import FloatArray
 
 KINDS = ("energy", "forces", "stress", "dipole", "polarizability")
 """Labels that the short-range energy acts on; partition charges are not among them."""
 
 
 @dataclass(frozen=True, eq=False)
-class CoupledFit:
-    """Result of the second stage.
+class ChargeDependence:
+    """A short-range energy sees the charges of a potential, which are held.
 
     Attributes
     ----------
     potential : Potential
-        With the short-range energy of the second stage.
-    part : SitePart
-        Prior of one power of the charge; offsets of elements.
-    solution : Solution
-        u holds the features of each power after the other, then the offsets.
+        With the charges.  Its own short-range energy plays no part, and its baseline is not there: calculators may not
+        travel to other processes.
+    kernel : ChargeKernel
     """
 
     potential: Potential
-    part: SitePart
-    solution: Solution
+    kernel: ChargeKernel
+
+    @classmethod
+    def on(cls, potential: Potential, kernel: ChargeKernel) -> ChargeDependence:
+        """On the charges of a potential, whatever else it has."""
+        bare = replace(potential, charge_kernel=None, charge_powers=(), short_range=None, baseline=None)
+        return cls(bare, kernel)
+
+    @property
+    def powers(self) -> int:
+        """Number of powers of the charge, n + 1."""
+        return int(self.kernel.order) + 1
+
+    def at(
+        self,
+        structure: Structure,
+        feature_maps: Sequence[FeatureMap],
+        *,
+        derivatives: bool,
+        base: BaselineResult | None = None,
+    ) -> HeldCharges:
+        """The charges of one structure; see :class:`HeldCharges`."""
+        return HeldCharges(self, structure, feature_maps, derivatives=derivatives, base=base)
+
+    def of_baseline(
+        self, structure: Structure, baseline: Baseline | None, *, forces: bool
+    ) -> BaselineResult | None:
+        """The baseline at a structure, where its charges are seen as well."""
+        if baseline is None or not sees_baseline(baseline, True):
+            return None
+        kinds = ("forces",) if forces else ()
+        return baseline.evaluate(structure, extras_for(structure, kinds, baseline.capabilities, True))
+
+    def with_energy(self, powers: Sequence[SiteModel], offsets: Mapping[int, float]) -> Potential:
+        """The potential with a short-range energy, given by the expansion of each power of the charge."""
+        return replace(
+            self.potential,
+            energy_offsets=offsets,
+            short_range=powers[0],
+            charge_kernel=self.kernel,
+            charge_powers=tuple(powers[1:]),
+        )
 
 
-class ChargeView:
-    """One structure at the charges of a potential, and how they change with positions and strain.
+class HeldCharges:
+    """One structure at charges that are held, and how these change with positions, strain and field.
 
     Parameters
     ----------
-    potential : Potential
-        Its short-range energy and its baseline play no part here.
+    dependence : ChargeDependence
     structure : Structure
         Without the charge that the baseline holds.
-    base : BaselineResult, optional
-        The baseline whose charges the short-range energy sees as well.
-    kernel : ChargeKernel
+    feature_maps : sequence of FeatureMap
+        Those of the short-range energy.
     derivatives : bool
         Whether forces or stress will be asked for.
+    base : BaselineResult, optional
+        The baseline whose charges the short-range energy sees as well.
+
+    Attributes
+    ----------
+    values, slopes, curvatures : (n + 1, N) arrays
+        ψ_b, ψ'_b and ψ''_b at the charges of the atoms.
     """
 
     def __init__(
         self,
-        potential: Potential,
+        dependence: ChargeDependence,
         structure: Structure,
-        kernel: ChargeKernel,
+        feature_maps: Sequence[FeatureMap],
         *,
         derivatives: bool,
         base: BaselineResult | None = None,
     ) -> None:
-        self.potential = replace(potential, charge_kernel=None, charge_powers=(), baseline=None)
+        self.potential = dependence.potential
         self.base = base
         self.structure = structure
         self.derivatives = derivatives
-        self.states, self.near = evaluate_environments(
-            self.potential.feature_maps, structure, derivatives=derivatives
+        self.feature_maps = feature_maps
+        every = dict.fromkeys((*self.potential.feature_maps, *feature_maps))
+        self.states, self.similarities = evaluate_environments(
+            list(every), structure, derivatives=derivatives
         )
-        found = self.potential.charged(structure, self.near)
-        assert potential.short_range is not None
+        found = self.potential.charged(structure, self.similarities)
         self.charged: Charged | None = None if found is None else found[0]
-        self.feature_maps = potential.short_range.feature_maps
         charges = np.zeros(len(structure))
         if self.charged is not None:
             charges = charges + self.charged.state.charges
         if base is not None and base.charges is not None:
             charges = charges + base.charges
         self.values, self.slopes, self.curvatures = (
-            kernel.features(charges, derivative) for derivative in range(3)
+            dependence.kernel.features(charges, derivative) for derivative in range(3)
         )
 
     @cached_property
     def response(self) -> Response:
-        """Response to the electronegativity of each atom."""
+        """Response to the potential at each atom."""
         assert self.charged is not None
-        return self.charged.system.respond(np.eye(len(self.structure)))
+        return self.charged.system.respond_potential(np.eye(len(self.structure)))
 
     @cached_property
     def features(self) -> FloatArray:
@@ -131,9 +165,9 @@ class ChargeView:
         """∂q_i/∂r_k as (3N, N), or ∂q_i/∂ε as (9, N)."""
         result = np.zeros((9 if strain else 3 * len(self.structure), len(self.structure)))
         if self.base is not None:
-            own = self.base.charge_strain if strain else self.base.charge_gradient
-            assert own is not None
-            result = result + own.reshape(result.shape)
+            known = self.base.charge_strain if strain else self.base.charge_gradient
+            assert known is not None
+            result = result + known.reshape(result.shape)
         if self.charged is None:
             return result
         state, response = self.charged.state, self.response
@@ -141,42 +175,40 @@ class ChargeView:
         result = result + change.reshape(result.shape)
         chi = self.potential.electronegativity
         assert chi is not None
-        weights = {"chi": response.charges} | logarithmic_gradient_response(
-            state, self.charged.sites, self.charged.kinds, response
-        )
-        for name, model in {"chi": chi, **self.potential.sites}.items():
-            jacobian = sums.site_jacobian(model.terms, self.near, self.states)
+        weights = {
+            "electronegativity": state.electronegativity_gradient_response(response)
+        } | logarithmic_gradient_response(state, self.charged.sites, self.charged.kinds, response)
+        for name, model in {"electronegativity": chi, **self.potential.sites}.items():
+            jacobian = sums.site_jacobian(model.terms, self.similarities, self.states)
             result = result + (jacobian.strain if strain else jacobian.positions) @ weights[name]
         return np.asarray(result)
 
-    def rows(self, kind: str, part: SitePart) -> FloatArray:
-        """Derivatives of a label with respect to the parameters, (rows, P)."""
-        size, atoms = part.kernel_size, len(self.structure)
-        offsets = part.one_hot(self.structure.numbers).sum(axis=0)
-        if kind == "energy":
-            summed = part.scale(self.values @ self.features).ravel()
-            return np.concatenate([summed, offsets])[None, :]
-        if kind in ("forces", "stress"):
-            strain = kind == "stress"
-            moved = self.charge_derivatives(strain=strain)
-            blocks = []
-            for value, slope in zip(self.values, self.slopes, strict=True):
-                pulled = sums.feature_gradients(self.feature_maps, self.states, self.structure.numbers, value)
-                own = pulled.strain if strain else pulled.positions
-                blocks.append(part.scale(own + (moved * slope) @ self.features))
-            block = np.concatenate(blocks, axis=1)
-            block = to_stress(block, self.structure.volume) if strain else -block
-        elif kind == "dipole":
-            block = -self._by_atoms(self.charge_field, self.slopes, part)
-        else:
-            moved = self.charge_field
-            squares = upper_triangle(np.einsum("ai,bi->abi", moved, moved))
-            block = -self._by_atoms(squares, self.curvatures, part)
-            if self.base is not None:
-                assert self.base.charge_curvature is not None
-                block -= self._by_atoms(upper_triangle(self.base.charge_curvature), self.slopes, part)
-        assert block.shape[1] == len(self.values) * size and (kind != "forces" or len(block) == 3 * atoms)
-        return np.concatenate([block, np.zeros((len(block), len(offsets)))], axis=1)
+    def energy_features(self) -> FloatArray:
+        """Derivatives of the energy by the weights of all features, ((n + 1) p,)."""
+        return np.asarray((self.values @ self.features).ravel())
+
+    def gradient_features(self, *, strain: bool = False) -> FloatArray:
+        """Those of ∂E/∂r, (3N, (n + 1) p), or of ∂E/∂ε, (9, (n + 1) p)."""
+        moved = self.charge_derivatives(strain=strain)
+        blocks = []
+        for value, slope in zip(self.values, self.slopes, strict=True):
+            fixed = sums.feature_gradients(self.feature_maps, self.states, self.structure.numbers, value)
+            blocks.append((fixed.strain if strain else fixed.positions) + (moved * slope) @ self.features)
+        return np.concatenate(blocks, axis=1)
+
+    def dipole_features(self) -> FloatArray:
+        """Those of the dipole, (3, (n + 1) p)."""
+        return -self._by_atoms(self.charge_field, self.slopes)
+
+    def polarizability_features(self) -> FloatArray:
+        """Those of the polarizability, (6, (n + 1) p); rows as in :func:`~kqeq.fitting.rows.voigt.upper_triangle`."""
+        moved = self.charge_field
+        squares = upper_triangle(np.einsum("ai,bi->abi", moved, moved))
+        block = -self._by_atoms(squares, self.curvatures)
+        if self.base is not None:
+            assert self.base.charge_curvature is not None
+            block -= self._by_atoms(upper_triangle(self.base.charge_curvature), self.slopes)
+        return block
 
     @cached_property
     def charge_field(self) -> FloatArray:
@@ -187,155 +219,36 @@ class ChargeView:
             result = result + self.base.charge_field
         if self.charged is not None:
             assert self.response.dipole is not None
-            result = result - self.response.dipole  # ∂μ/∂χ_i = −∂q_i/∂F
+            result = result - self.response.dipole  # ∂μ/∂φ_i = −∂q_i/∂F
         return result
 
-    def _by_atoms(self, block: FloatArray, factors: FloatArray, part: SitePart) -> FloatArray:
-        """δ Σ_i block_ri factors_bi Φ_im, (rows, (n + 1) p)."""
-        return np.concatenate([part.scale((block * own) @ self.features) for own in factors], axis=1)
+    def _by_atoms(self, block: FloatArray, factors: FloatArray) -> FloatArray:
+        """Σ_i block_ri factors_bi Φ_im, (rows, (n + 1) p)."""
+        return np.concatenate([(block * own) @ self.features for own in factors], axis=1)
 
-    def electrostatics(self, kind: str) -> FloatArray:
-        """What the charges alone say about a label, in the order of its rows."""
+    def known(self, kind: str) -> FloatArray:
+        """What the charges alone say about an energy (1,), a dipole (3,) or a polarizability (6,)."""
         if kind == "energy":
             return np.array([self._bare.energy_electrostatic])
         found = getattr(self._bare, kind)
         if found is None:  # nothing has charges but the baseline
             found = np.zeros({"dipole": 3, "polarizability": (3, 3)}[kind])
-        value = np.asarray(found)
-        if kind == "stress":
-            return np.asarray(to_stress(value.reshape(9), 1.0))
-        return np.asarray(upper_triangle(value) if kind == "polarizability" else value.reshape(-1))
+        return np.asarray(upper_triangle(found) if kind == "polarizability" else found)
+
+    def known_gradient(self, *, strain: bool = False) -> FloatArray:
+        """What they say about ∂E/∂r, (3N,), or about the symmetric part of ∂E/∂ε, (9,)."""
+        if strain:
+            assert self._bare.stress is not None
+            return self._bare.stress.reshape(9) * self.structure.volume
+        assert self._bare.forces is not None
+        return -self._bare.forces.reshape(-1)
 
     @cached_property
     def _bare(self) -> Prediction:
-        """The prediction without short-range energy and baseline."""
-        bare = replace(self.potential, short_range=None, baseline=None)
+        """The prediction without a short-range energy."""
         kinds = KINDS if self.derivatives else tuple(k for k in KINDS if k not in ("forces", "stress"))
         system = None if self.charged is None else self.charged.system
-        return bare.finish(self.structure, kinds, self.states, self.near, system)
+        return self.potential.finish(self.structure, kinds, self.states, self.similarities, system)
 
 
-class ChargeAwareProblem:
-    """The second stage as a linear least-squares problem.
-
-    Parameters
-    ----------
-    frames : sequence of TrainingFrame
-    potential : Potential
-    part : SitePart
-        Prior of one power of the charge, and of the offsets of elements.
-    noise : mapping of str to float
-    kernel : ChargeKernel
-    """
-
-    linear = True
-    linear_columns: slice | None = None
-
-    def __init__(
-        self,
-        frames: Sequence[TrainingFrame],
-        potential: Potential,
-        part: SitePart,
-        noise: Mapping[str, float],
-        kernel: ChargeKernel,
-    ) -> None:
-        self.frames = frames
-        self.potential = potential
-        self.part = part
-        self.noise = noise
-        self.kernel = kernel
-
-    @property
-    def size(self) -> int:
-        """Number of parameters."""
-        return (self.kernel.order + 1) * self.part.kernel_size + len(self.part.offset_mean)
-
-    def part_of(self, index: IntArray) -> ChargeAwareProblem:
-        """The same problem for some of the frames."""
-        frames = [self.frames[int(i)] for i in index]
-        return ChargeAwareProblem(frames, self.potential, self.part, self.noise, self.kernel)
-
-    def rows(
-        self, u: FloatArray, *, jacobian: JacobianKind
-    ) -> Iterator[tuple[FloatArray, FloatArray | None]]:
-        """Weighted residuals and Jacobians, frame by frame."""
-        for frame in self.frames:
-            kinds = [kind for kind in frame.labels.kinds if kind in KINDS]
-            if not kinds:
-                continue
-            view = ChargeView(
-                self.potential,
-                frame.structure,
-                self.kernel,
-                derivatives=frame.needs_gradients,
-                base=frame.baseline,
-            )
-            residuals, blocks = [], []
-            for kind in kinds:
-                block = view.rows(kind, self.part)
-                known = view.electrostatics(kind) + block @ u
-                if kind == "energy":
-                    known = known + self.part.mean(frame.structure.numbers).sum()
-                scale = 1.0 / deviation(frame, kind, self.noise)
-                residuals.append(scale * (target_vector(frame, kind) - known))
-                blocks.append(scale * block)
-            yield np.concatenate(residuals), np.concatenate(blocks)
-
-
-def fit_charge_aware(
-    frames: Sequence[TrainingFrame],
-    potential: Potential,
-    part: SitePart,
-    noise: Mapping[str, float],
-    kernel: ChargeKernel,
-    prior: Prior | None = None,
-) -> CoupledFit:
-    """Replace the short-range energy of a potential by one that sees its charges.
-
-    Parameters
-    ----------
-    frames : sequence of TrainingFrame
-        As in the first stage, baseline subtracted.
-    potential : Potential
-        Result of the first stage, with charges and a short-range energy.
-    part : SitePart
-        Prior of the short-range energy; every power of the charge gets the same.
-    noise : mapping of str to float
-    kernel : ChargeKernel
-    prior : Prior, optional
-        The posterior of an earlier second stage at the same charges, to which these frames are added: labels are linear
-        in its parameters, so that is exact.
-    """
-    # labels are without the baseline, and calculators may not travel to other processes
-    problem = ChargeAwareProblem(frames, replace(potential, baseline=None), part, noise, kernel)
-    start = np.zeros(problem.size) if prior is None else prior.mean
-    solution = minimise(problem, start, engine=_in_parallel, prior=prior)
-    return CoupledFit(_apply(potential, part, kernel, solution.u), part, solution)
-
-
-def _in_parallel(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) -> Sums:
-    """Sum groups of frames in a fixed order; see :func:`kqeq.fitting.problem.map_chunks`."""
-    assert isinstance(problem, ChargeAwareProblem)
-    count = max(1, min(MAX_CHUNKS, len(problem.frames) // FRAMES_PER_TASK))
-    groups = [problem.part_of(own) for own in np.array_split(np.arange(len(problem.frames)), count)]
-    return add_up(map_chunks(chunk_sums, groups, u, what, description="charge-aware"))
-
-
-def _apply(potential: Potential, part: SitePart, kernel: ChargeKernel, u: FloatArray) -> Potential:
-    """The potential with the parameters of the second stage."""
-    size = part.kernel_size
-    zero = dict.fromkeys(potential.species, 0.0)
-    # every power has the columns of the part, as if it were alone
-    alone = SitePart.build(list(zip(part.feature_maps, part.deltas, strict=True)), {}, 0.0, 0)
-    powers = [SiteModel(alone.terms(own), zero) for own in u[: (kernel.order + 1) * size].reshape(-1, size)]
-    tail = u[len(powers) * size :]
-    return replace(
-        potential,
-        energy_offsets=part.offsets_at(tail),
-        short_range=powers[0],
-        charge_kernel=kernel,
-        charge_powers=tuple(powers[1:]),
-    )
-
-
-__all__ = ["KINDS", "ChargeAwareProblem", "ChargeView", "CoupledFit", "fit_charge_aware"]
+__all__ = ["KINDS", "ChargeDependence", "HeldCharges"]

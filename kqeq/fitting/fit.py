@@ -6,9 +6,9 @@ import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from os import PathLike
+from os import PathLike, fspath
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -16,39 +16,50 @@ from ase.data import chemical_symbols
 from kqeq import elements
 from kqeq.backend.linalg import solve_lower
 from kqeq.baselines import remaining
+from kqeq.charges.latent import typical_charges
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
-from kqeq.errors import InputError, KQEqError, LabelWarning, RepresentativesWarning
+from kqeq.charges.site_values import CHARGE
+from kqeq.errors import InputError, KQEqError, LabelWarning, RepresentativesWarning, warn
 from kqeq.fitting.baseline_labels import subtract_baseline, used_baseline
-from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
+from kqeq.fitting.charge_aware import ChargeDependence
+from kqeq.fitting.charge_start import ChargeStart, choose_start, needs_start
 from kqeq.fitting.checkpoint import fingerprint
 from kqeq.fitting.contradictions import warn_contradictions
 from kqeq.fitting.dipole_origin import MAX_IONS, far_from_ions, other_origin
-from kqeq.fitting.evidence.hyperparameters import learn
+from kqeq.fitting.evidence.hyperparameters import Learned, learn_by_evidence
 from kqeq.fitting.evidence.left_out import learn_left_out
 from kqeq.fitting.least_squares.solver import Solution
-from kqeq.fitting.minimisation import minimise_from, solve, warn_unconverged
+from kqeq.fitting.minimisation import minimise_from, minimise_problem, solve, warn_unconverged
 from kqeq.fitting.parameters import Parameters, SitePart
 from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.report import FitReport
-from kqeq.fitting.rows.blocks import LINEAR_KINDS
+from kqeq.fitting.rows.blocks import is_linear
 from kqeq.fitting.rows.cache import CacheFolder
 from kqeq.fitting.rows.features import TrainingFrame
 from kqeq.fitting.rows.targets import choose_labels, energy_offsets, held_covariance
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings
 from kqeq.frames.label_checks import Survey
 from kqeq.frames.labels import Labels
+from kqeq.frames.states import known_states, state_of
 from kqeq.frames.structures import Structure
 from kqeq.io.atomic_write import check_writable
 from kqeq.io.progress import say, track
+from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.feature_map import FeatureMap
 from kqeq.kernels.representatives import build_feature_map
-from kqeq.kernels.settings import AUTOMATIC_TOTAL, DEFAULT_REPRESENTATIVES, Kernels, SOAPKernel
+from kqeq.kernels.settings import AUTOMATIC_TOTAL, DEFAULT_REPRESENTATIVES, Kernel, Kernels
 from kqeq.potential.determination import Determination
 from kqeq.potential.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
 
 CHI_DELTA = 2.0
 """Default prior spread of the kernel part of the electronegativity, eV/e."""
+
+LATENT_DELTA = 0.2
+"""The same of latent charges and learned reference charges, e."""
+
+LATENT_SPREAD = 0.5
+"""Prior spread of the latent charge of an element around what bonds suggest, e."""
 
 CHI_SPREAD = 5.0
 """Prior spread of an element's electronegativity around its cited default, eV/e."""
@@ -77,8 +88,6 @@ class FitResult:
         Standard deviations of the labels.
     frames : sequence of TrainingFrame
         As they were fitted.
-    coupled : CoupledFit or None
-        The second stage of a fit with a charge-aware short-range energy.
     """
 
     potential: Potential
@@ -87,7 +96,6 @@ class FitResult:
     solution: Solution
     noise: dict[str, float]
     frames: Sequence[TrainingFrame] = ()
-    coupled: CoupledFit | None = None
 
     def with_survey(self, found: Survey) -> FitResult:
         """The same with what was noticed about the frames in the report."""
@@ -105,6 +113,7 @@ def fit_potential(
     *,
     resume: str | PathLike[str] | None = None,
     cache: CacheFolder | None = None,
+    like: FitResult | None = None,
 ) -> FitResult:
     """Fit a potential to validated frames.
 
@@ -116,6 +125,9 @@ def fit_potential(
         Checkpoint: written after every step, and continued from if it is there.
     cache : CacheFolder, optional
         Where features may go that memory has no room for.
+    like : FitResult, optional
+        A fit of the same kernels to the same frames: representatives, prior spreads and noises are taken from it, and
+        nothing is searched.
 
     Raises
     ------
@@ -128,91 +140,34 @@ def fit_potential(
     check_settings(settings)
     if resume is not None:
         check_writable(resume)
-    frames, used, ignored = choose_labels(pairs, settings)
-    for frame in frames:
-        if settings.charges is not None:
-            try:
-                settings.charges.check_structure(remaining(frame.structure, settings.baseline))
-            except KQEqError as error:
-                raise type(error)(f"frame {frame.index}: {error}") from None
-        elif frame.structure.external_field.any() and not (
-            settings.baseline is not None and settings.baseline.capabilities.field
-        ):
-            raise InputError(
-                f"frame {frame.index} is in an external field, but a model without charges has nothing for the field "
-                "to act on; fit with charges=kqeq.QEq(), or leave such frames out"
-            )
-    structures = [frame.structure for frame in frames]
-    species = tuple(sorted({z for structure in structures for z in structure.species}))
-    has_energy = bool({"energy", "forces", "stress"} & used.keys())
-    notes: list[str] = []
-    if settings.short_range is not None and not has_energy:
-        notes.append("no energies, forces or stresses are fitted: the short-range part is left out")
-    short_range = settings.short_range if has_energy else None
-    if settings.charge_aware is not None and not has_energy:
-        raise InputError(
-            "charge_aware makes the short-range energy depend on charges, but no energies, forces or stresses are "
-            "fitted; leave it out, or fit such labels"
-        )
-    if settings.charges is None and not has_energy:
-        raise InputError("a model without charges needs energies or forces, and no frame has any")
-
-    warn_contradictions(frames, {**DEFAULT_NOISE, **settings.noise}["energy"])
-    settings = replace(settings, baseline=used_baseline(settings.baseline, has_energy=has_energy))
-    if settings.baseline is not None:
-        frames, shifted, told = subtract_baseline(
-            frames,
-            settings.baseline,
-            charge_aware=settings.charge_aware is not None,
-            leave_out_failed=settings.leave_out_failed,
-        )
-        notes += told
-        settings = replace(settings, baseline=shifted)
-        kept = {frame.index for frame in frames}
-        if len(kept) < len(pairs):
-            pairs = [pair for i, pair in enumerate(pairs) if i in kept]
-            used = dict(Counter(kind for frame in frames for kind in frame.labels.kinds))
-            species = tuple(sorted({z for frame in frames for z in frame.structure.species}))
-        structures = [frame.structure for frame in frames]
-    parameters = _parameters(frames, structures, species, settings, short_range, has_energy)
-    noise = {**DEFAULT_NOISE, **settings.noise}
-    linear = settings.charges is None or (parameters.learned is None and used.keys() <= LINEAR_KINDS)
-    learned = None
-    if settings.optimize == "left-out":
-        learned = learn_left_out(
-            frames,
-            parameters,
-            noise,
-            linear=linear,
-            solve=lambda problem, u: minimise_from(problem, settings, u),
-            report=say,
-            held=settings.held,
-            device=settings.device,
-            cache=cache,
-        )
-    elif settings.optimize is not None:
-        learned = learn(
-            frames,
-            parameters,
-            noise,
-            linear=linear,
-            solve=lambda problem, u: minimise_from(problem, settings, u),
-            mark=fingerprint(settings, frames) if resume is not None else "",
-            resume=resume,
-            report=say,
-            device=settings.device,
-            cache=cache,
-        )
+    ready = _on_baseline(_chosen(pairs, settings))
+    frames, settings, notes = ready.frames, ready.settings, list(ready.notes)
+    atoms = sum(len(frame.structure) for frame in ready.frames)
+    say(f"{len(ready.frames)} frames, {atoms} atoms: choosing representative environments")
+    parameters = _parameters(ready, None if like is None else like.parameters)
+    noise = {**DEFAULT_NOISE, **settings.noise} if like is None else dict(like.noise)
+    begin = _charge_start(ready, parameters, noise, cache)
+    notes += [] if begin is None else [begin.note]
+    learned = None if like is not None else _learned(ready, parameters, noise, begin, resume, cache)
+    start = None
     if learned is not None:
-        parameters, noise = learned.parameters, learned.noise
+        parameters, noise, start = learned.parameters, learned.noise, learned.u
         notes += learned.table
-    problem = FitProblem(frames, parameters, noise, linear=linear, device=settings.device, cache=cache)
+    say(f"{parameters.size} parameters: the fit")
+    problem = FitProblem(
+        frames,
+        parameters,
+        noise,
+        linear=is_linear(parameters, ready.used),
+        device=settings.device,
+        cache=cache,
+    )
     try:
-        solution = (
-            minimise_from(problem, settings, learned.u)
-            if learned is not None and (resume is None or settings.optimize == "evidence")
-            else solve(problem, settings, resume, None if learned is None else learned.u)
-        )
+        # a search by evidence keeps its own checkpoint
+        if start is not None and (resume is None or settings.optimize == "evidence"):
+            solution = minimise_from(problem, settings, start)
+        else:
+            solution = solve(problem, settings, resume, start, begin)
     finally:
         problem.close()
     warn_unconverged(solution)
@@ -220,41 +175,265 @@ def fit_potential(
         notes.append(
             f"fewer labels ({solution.n_residuals}) than parameters ({parameters.size}): the prior settles the rest"
         )
-    maps = {"electronegativity": parameters.chi, "short-range": parameters.energy}
-    if settings.site_kernel is not None:
-        maps["site parameter"] = (
-            parameters.parts[settings.charges.environment[0]] if settings.charges else None
-        )
-    counts: dict[str, dict[str, int]] = {}
-    for name, part in maps.items():
-        counts |= {} if part is None else representative_counts(name, part)
     notes += environment_notes(parameters, solution.u)
     report = FitReport(
         n_frames=len(frames),
-        n_atoms=sum(len(s) for s in structures),
+        n_atoms=sum(len(frame.structure) for frame in frames),
         n_parameters=parameters.size,
         n_residuals=solution.n_residuals,
-        used=used,
-        ignored=ignored,
-        representatives=counts,
+        used=ready.used,
+        ignored=ready.ignored,
+        representatives=_all_representatives(parameters, settings),
         iterations=(),
         converged=False,
         loss=0.0,
         seconds=0.0,
         notes=tuple(notes),
     )
-    charges = [structure.total_charge for structure, _ in pairs]
-    result = finish(parameters, solution, noise, settings, report, charges, has_energy, started)
-    result = _check_origin(replace(result, frames=frames), settings)
-    if settings.charge_aware is None or parameters.energy is None:
-        return result
-    coupled = fit_charge_aware(frames, result.potential, parameters.energy, noise, settings.charge_aware)
-    note = (
-        f"charge-aware short-range energy at the charges of this fit: {len(coupled.solution.u)} parameters, loss "
-        f"{coupled.solution.loss:.6g}"
+    result = finish(parameters, solution, noise, settings, report, ready.charges, ready.has_energy, started)
+    known = known_states(
+        [frame.structure for frame in frames], kernel_states(settings, has_energy=ready.has_energy)
     )
-    report = replace(result.report, notes=(*result.report.notes, note), seconds=time.perf_counter() - started)
-    return replace(result, potential=coupled.potential, report=report, coupled=coupled)
+    result = replace(result, potential=replace(result.potential, known_states=known))
+    result = _check_origin(replace(result, frames=frames), settings)
+    if settings.charge_aware is None or parameters.short_range is None:
+        return result
+    return second_stage(result, settings, settings.charge_aware, started)
+
+
+def kernel_states(settings: FitSettings, *, has_energy: bool = True) -> tuple[str, ...]:
+    """The states of fragments that kernels depend on."""
+    kernels = (
+        *(settings.electronegativity or ()),
+        *(settings.short_range or () if has_energy else ()),
+        *(settings.site_kernel or ()),
+    )
+    found = (state_of(getattr(kernel, "condition", None)) for kernel in kernels)
+    return tuple(dict.fromkeys(state for state in found if state is not None))
+
+
+@dataclass(frozen=True, eq=False)
+class _Ready:
+    """Frames with the labels that are fitted, checked.
+
+    Attributes
+    ----------
+    frames : sequence of TrainingFrame
+    used, ignored : dict of str
+        Labels of each kind, and why others are not fitted.
+    charges : sequence of float
+        Total charges of the frames, the baseline's included.
+    settings : FitSettings
+    notes : tuple of str
+        For the report.
+    """
+
+    frames: Sequence[TrainingFrame]
+    used: dict[str, int]
+    ignored: dict[str, str]
+    charges: Sequence[float]
+    settings: FitSettings
+    notes: tuple[str, ...] = ()
+
+    @property
+    def species(self) -> tuple[int, ...]:
+        """Elements of the frames."""
+        return tuple(sorted({z for frame in self.frames for z in frame.structure.species}))
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether a label is an energy or a derivative of it."""
+        return bool({"energy", "forces", "stress"} & self.used.keys())
+
+
+def _chosen(pairs: Sequence[tuple[Structure, Labels]], settings: FitSettings) -> _Ready:
+    """Labels chosen, and frames and settings that do not go together refused."""
+    frames, used, ignored = choose_labels(pairs, settings)
+    ready = _Ready(frames, used, ignored, [structure.total_charge for structure, _ in pairs], settings)
+    _check_conditions(frames, settings)
+    notes = []
+    if not ready.has_energy:
+        if settings.charges is None:
+            raise InputError("a model without charges needs energies or forces, and no frame has any")
+        if settings.charge_aware is not None:
+            raise InputError(
+                "charge_aware makes the short-range energy depend on charges, but no energies, forces or stresses are "
+                "fitted; leave it out, or fit such labels"
+            )
+        if settings.short_range is not None:
+            notes.append("no energies, forces or stresses are fitted: the short-range part is left out")
+    states = kernel_states(settings, has_energy=ready.has_energy)
+    known_states(
+        [frame.structure for frame in frames], states
+    )  # refuses what tells nothing, before long work
+    warn_contradictions(frames, {**DEFAULT_NOISE, **settings.noise}, sees_spin="spin" in states)
+    return replace(ready, notes=tuple(notes))
+
+
+def _check_conditions(frames: Sequence[TrainingFrame], settings: FitSettings) -> None:
+    """Refuse geometries and fields that the charge model, or a model without charges, cannot treat."""
+    baseline = settings.baseline
+    feels_fields = baseline is not None and baseline.capabilities.field
+    for frame in frames:
+        if settings.charges is not None:
+            try:
+                settings.charges.check_structure(remaining(frame.structure, baseline))
+            except KQEqError as error:
+                raise type(error)(f"frame {frame.index}: {error}") from None
+        elif frame.structure.external_field.any() and not feels_fields:
+            raise InputError(
+                f"frame {frame.index} is in an external field, but a model without charges has nothing for the field "
+                "to act on; fit with charges=kqeq.QEq(), or leave such frames out"
+            )
+
+
+def _on_baseline(ready: _Ready) -> _Ready:
+    """Labels minus the baseline, where there is one that plays a part."""
+    settings = ready.settings
+    baseline = used_baseline(settings.baseline, has_energy=ready.has_energy)
+    if baseline is None:
+        return replace(ready, settings=replace(settings, baseline=None))
+    frames, shifted, told = subtract_baseline(
+        ready.frames,
+        baseline,
+        charge_aware=settings.charge_aware is not None,
+        leave_out_failed=settings.leave_out_failed,
+    )
+    ready = replace(
+        ready,
+        frames=frames,
+        settings=replace(settings, baseline=shifted),
+        notes=(*ready.notes, *told),
+    )
+    kept = {frame.index for frame in frames}
+    if len(kept) == len(ready.charges):
+        return ready
+    return replace(
+        ready,
+        used=dict(Counter(kind for frame in frames for kind in frame.labels.kinds)),
+        charges=[charge for i, charge in enumerate(ready.charges) if i in kept],
+    )
+
+
+def _charge_start(
+    ready: _Ready, parameters: Parameters, noise: dict[str, float], cache: CacheFolder | None
+) -> ChargeStart | None:
+    """Values of the elements to start from, where no label tells them in closed form."""
+    if is_linear(parameters, ready.used) or not needs_start(ready.frames, parameters):
+        return None
+    rough = FitProblem(
+        ready.frames, parameters, noise, linear=False, device=ready.settings.device, cache=cache
+    )
+    try:
+        return choose_start(rough, ready.settings.solver)
+    finally:
+        rough.close()
+
+
+def _learned(
+    ready: _Ready,
+    parameters: Parameters,
+    noise: dict[str, float],
+    begin: ChargeStart | None,
+    resume: str | PathLike[str] | None,
+    cache: CacheFolder | None,
+) -> Learned | None:
+    """Spreads and noises that the data choose; ``None`` where they are taken as given."""
+    settings = ready.settings
+    if settings.optimize is None:
+        return None
+    linear = is_linear(parameters, ready.used)
+
+    def again(problem: FitProblem, u: FloatArray | None) -> Solution:
+        return minimise_from(problem, settings, u, begin)
+
+    say(f"{parameters.size} parameters: noises and prior spreads by {settings.optimize}")
+    if settings.optimize == "left-out":
+        return learn_left_out(
+            ready.frames,
+            parameters,
+            noise,
+            linear=linear,
+            solve=again,
+            report=say,
+            held=settings.held,
+            mark=fingerprint(settings, ready.frames) if resume is not None else "",
+            resume=None if resume is None else f"{fspath(resume)}.search",
+            device=settings.device,
+            cache=cache,
+        )
+    return learn_by_evidence(
+        ready.frames,
+        parameters,
+        noise,
+        linear=linear,
+        solve=again,
+        mark=fingerprint(settings, ready.frames) if resume is not None else "",
+        resume=resume,
+        report=say,
+        device=settings.device,
+        cache=cache,
+    )
+
+
+def _all_representatives(parameters: Parameters, settings: FitSettings) -> dict[str, dict[str, int]]:
+    """Representatives of all kernels by element, for the report; shared ones once."""
+    parts = {"electronegativity": parameters.electronegativity, "short-range": parameters.short_range}
+    if settings.site_kernel is not None and settings.charges is not None:
+        parts["site parameter"] = parameters.parts[settings.charges.environment[0]]
+    counts: dict[str, dict[str, int]] = {}
+    for name, part in parts.items():
+        counts |= {} if part is None else representative_counts(name, part)
+    return counts
+
+
+def second_stage(
+    result: FitResult,
+    settings: FitSettings,
+    kernel: ChargeKernel,
+    started: float,
+    left_out: Collection[int] = (),
+) -> FitResult:
+    """The short-range energy again, of which every part depends on the charges of the first stage, which are held.
+
+    Parameters
+    ----------
+    result : FitResult
+        The first stage.
+    settings : FitSettings
+    kernel : ChargeKernel
+    started : float
+        ``time.perf_counter()`` at the start.
+    left_out : collection of int
+        Indices of frames that are not fitted.
+    """
+    energy = result.parameters.short_range
+    assert energy is not None
+    dependence = ChargeDependence.on(result.potential, kernel)
+    parameters = Parameters.charge_aware(result.potential.species, energy, dependence)
+    frames = [frame for frame in result.frames if frame.index not in left_out]
+    problem = FitProblem(frames, parameters, result.noise, linear=True)
+    try:
+        solution = minimise_problem(problem, np.zeros(problem.size), solver=settings.solver)
+    finally:
+        problem.close()
+    note = (
+        f"charge-aware short-range energy at the charges of this fit: {parameters.size} parameters, loss "
+        f"{solution.loss:.6g}"
+    )
+    report = replace(result.report, notes=(*result.report.notes, note))
+    first = result.potential
+    second = finish(
+        parameters,
+        solution,
+        result.noise,
+        settings,
+        report,
+        first.training_charges,
+        first.has_energy,
+        started,
+    )
+    return replace(second, frames=result.frames)
 
 
 def _check_origin(result: FitResult, settings: FitSettings) -> FitResult:
@@ -274,7 +453,7 @@ def _check_origin(result: FitResult, settings: FitSettings) -> FitResult:
     note = other_origin(triples) or far_from_ions(ions)
     if note is None:
         return result
-    warnings.warn(note, LabelWarning, stacklevel=4)
+    warn(note, LabelWarning)
     return replace(result, report=replace(result.report, notes=(*result.report.notes, note)))
 
 
@@ -304,28 +483,25 @@ def finish(
         ``time.perf_counter()`` at the start.
     """
     total_charges = tuple(sorted({round(charge, 6) for charge in charges}))
-    report = replace(
-        report,
-        n_residuals=solution.n_residuals,
-        iterations=solution.iterations,
-        converged=solution.converged,
-        loss=solution.loss,
-        seconds=time.perf_counter() - started,
-        learned=_learned_table(parameters, solution),
-    )
+    report = replace(report, seconds=time.perf_counter() - started)
+    if parameters.dependence is None:  # else the report counts labels and steps of the first stage
+        report = replace(
+            report,
+            n_residuals=solution.n_residuals,
+            iterations=solution.iterations,
+            converged=solution.converged,
+            loss=solution.loss,
+            learned=_learned_table(parameters, solution),
+        )
     potential = build_potential(parameters, solution.u, solution.lower, settings, total_charges, has_energy)
     return FitResult(potential, report, parameters, solution, noise)
 
 
-def _parameters(
-    frames: Sequence[TrainingFrame],
-    structures: Sequence[Structure],
-    species: tuple[int, ...],
-    settings: FitSettings,
-    short_range: Kernels | None,
-    has_energy: bool,
-) -> Parameters:
-    """Choose representatives and lay the parameters out."""
+def _parameters(ready: _Ready, known: Parameters | None = None) -> Parameters:
+    """Choose representatives, or take those of ``known`` with their spreads, and lay the parameters out."""
+    frames, species, settings, has_energy = ready.frames, ready.species, ready.settings, ready.has_energy
+    structures = [frame.structure for frame in frames]
+    short_range = settings.short_range if has_energy else None
 
     def build(kernels: Kernels | None, role: str, setting: str = "") -> list[FeatureMap]:
         with warnings.catch_warnings():
@@ -354,10 +530,34 @@ def _parameters(
             held = held_covariance(frames, energy_mean)
         energy_scales = {z: max(1.0, spread / ENERGY_SPREAD) for z, spread in open_part.items()}
     numbers = np.array(species)
-    chi_defaults = (
-        elements.electronegativity(numbers) if settings.charges is not None else np.zeros(len(species))
+    latent = settings.charges is not None and settings.charges.quantity == CHARGE
+    chi_mean = dict.fromkeys(species, 0.0)
+    if not latent and settings.charges is not None:
+        chi_mean = dict(zip(species, map(float, elements.electronegativity(numbers)), strict=True))
+    elif latent and not (settings.baseline is not None and settings.baseline.capabilities.charges):
+        chi_mean = typical_charges(structures, species)
+
+    def kernels_of(
+        part: SitePart | None, kernels: Kernels | None, setting: str, default: float, same: bool = True
+    ) -> list[tuple[FeatureMap, float]]:
+        given = [kernel.delta for kernel in kernels or ()]
+        if part is None:
+            maps = build(kernels, setting.replace("_", "-"), setting)
+            return list(zip(maps, kernel_spreads(given, default), strict=True))
+        known_maps = part.feature_maps
+        deltas = list(part.deltas) if same else kernel_spreads([None] * len(known_maps), default)
+        return list(zip(known_maps, deltas, strict=True))
+
+    known_charges = None if known is None or known.charges is None else known.charges.quantity
+    chi_kernels = kernels_of(
+        None if known is None else known.electronegativity,
+        settings.electronegativity,
+        "electronegativity",
+        LATENT_DELTA if latent else CHI_DELTA,
+        # δ of a charge is none of an electronegativity
+        settings.charges is not None and settings.charges.quantity == known_charges,
     )
-    chi_maps = build(settings.electronegativity, "electronegativity", "electronegativity")
+    chi_maps = [feature_map for feature_map, _ in chi_kernels]
     site_maps: list[FeatureMap] = []
     site_deltas: dict[str, list[float]] = {}
     if settings.charges is not None and settings.charges.environment:
@@ -369,25 +569,22 @@ def _parameters(
             kind: kernel_spreads(site_spreads, ENVIRONMENT_SPREADS[kind])
             for kind in settings.charges.environment
         }
-    chi_spreads = [kernel.delta for kernel in settings.electronegativity or ()]
-    energy_spreads = [kernel.delta for kernel in short_range or ()]
     return Parameters.build(
         species,
         charges=settings.charges,
-        chi_kernels=list(zip(chi_maps, kernel_spreads(chi_spreads, CHI_DELTA), strict=True)),
-        chi_mean=dict(zip(species, map(float, chi_defaults), strict=True)),
-        chi_spread=CHI_SPREAD,
-        energy_kernels=list(
-            zip(
-                build(short_range, "short-range", "short_range"),
-                kernel_spreads(energy_spreads, ENERGY_DELTA),
-                strict=True,
-            )
+        electronegativity_kernels=chi_kernels,
+        electronegativity_mean=chi_mean,
+        electronegativity_spread=LATENT_SPREAD if latent else CHI_SPREAD,
+        short_range_kernels=kernels_of(
+            None if known is None or short_range is None else known.short_range,
+            short_range,
+            "short_range",
+            ENERGY_DELTA,
         ),
-        energy_mean=energy_mean,
-        energy_spread=0.0 if settings.e0 is not None else ENERGY_SPREAD,
-        energy_scales=energy_scales,
-        energy_held=held,
+        short_range_mean=energy_mean,
+        short_range_spread=0.0 if settings.e0 is not None else ENERGY_SPREAD,
+        short_range_scales=energy_scales,
+        short_range_held=held,
         site_maps=site_maps,
         site_deltas=site_deltas,
     )
@@ -403,12 +600,12 @@ def representative_counts(name: str, part: SitePart) -> dict[str, dict[str, int]
     }
 
 
-def _sized(kernel: SOAPKernel, elements: int) -> SOAPKernel:
+def _sized(kernel: Kernel, elements: int) -> Kernel:
     """A kernel that nobody has chosen, with representatives for the number of elements."""
     if kernel.n_representatives is not None:
         return kernel
     number = min(DEFAULT_REPRESENTATIVES, AUTOMATIC_TOTAL // elements)
-    return SOAPKernel(**{**kernel.get_params(deep=False), "n_representatives": max(1, number)})
+    return type(kernel)(**{**kernel.get_params(deep=False), "n_representatives": max(1, number)})
 
 
 def kernel_spreads(given: Sequence[float | None], default: float) -> list[float]:
@@ -418,7 +615,7 @@ def kernel_spreads(given: Sequence[float | None], default: float) -> list[float]
 
 def environment_notes(parameters: Parameters, u: FloatArray) -> list[str]:
     """How much site parameters vary with the environment, by kind and element, for the report."""
-    environment = parameters.environment
+    environment = parameters.sites
     if environment is None:
         return []
     notes = []
@@ -455,16 +652,18 @@ def build_potential(
     has_energy: bool,
 ) -> Potential:
     """Freeze parameters into a potential; ``lower`` is the factor of their posterior precision."""
-    chi, energy = parameters.chi, parameters.energy
+    if parameters.dependence is not None:
+        return _charge_aware_potential(parameters, parameters.dependence, u, settings, training_charges)
+    part, energy = parameters.electronegativity, parameters.short_range
     species = parameters.species
     electronegativity = short_range = None
-    if chi is not None and chi.kernels:
-        electronegativity = SiteModel(chi.terms(u), chi.offsets(u))
+    if part is not None and part.kernels:
+        electronegativity = SiteModel(part.terms(u), part.offsets(u))
     if energy is not None and energy.kernels:
         short_range = SiteModel(energy.terms(u), dict.fromkeys(species, 0.0))
     sites = {}
-    if parameters.environment is not None:
-        environment = parameters.environment
+    if parameters.sites is not None:
+        environment = parameters.sites
         for kind in environment.parts:
             sites[kind] = SiteModel(environment.terms(kind, u), dict.fromkeys(species, 0.0))
     return Potential(
@@ -481,6 +680,25 @@ def build_potential(
     )
 
 
+def _charge_aware_potential(
+    parameters: Parameters,
+    dependence: ChargeDependence,
+    u: FloatArray,
+    settings: FitSettings,
+    training_charges: tuple[float, ...],
+) -> Potential:
+    """The potential whose charges are held, with the energy that sees them."""
+    energy = parameters.short_range
+    assert energy is not None
+    zero = dict.fromkeys(parameters.species, 0.0)
+    powers = [SiteModel(energy.terms(u, power), zero) for power in range(dependence.powers)]
+    return replace(
+        dependence.with_energy(powers, energy.offsets(u)),
+        baseline=settings.baseline,
+        training_charges=training_charges,
+    )
+
+
 def _determination(parameters: Parameters, lower: FloatArray) -> Determination:
     """Element means before and after the fit, under a prior that is broader than the fit's where that is too narrow.
 
@@ -491,13 +709,13 @@ def _determination(parameters: Parameters, lower: FloatArray) -> Determination:
     plain = parameters.determination(lower)
     count = len(parameters.species)
     spread = np.zeros((2 * count, 2 * count))
-    if parameters.chi is not None:
+    if parameters.charges is not None and parameters.charges.quantity != CHARGE:
         spread[:count, :count] = CHI_COMMON_SPREAD**2
     found = plain.with_spread(spread)
-    if parameters.energy is None or parameters.energy.held is None:
+    if parameters.short_range is None or parameters.short_range.held is None:
         return found
     held = np.zeros_like(spread)
-    held[count:, count:] = parameters.energy.held
+    held[count:, count:] = parameters.short_range.held
     return Determination(found.species, found.covariance + held, found.prior + held)
 
 
@@ -507,5 +725,6 @@ __all__ = [
     "finish",
     "fit_potential",
     "representative_counts",
+    "second_stage",
     "warn_unconverged",
 ]

@@ -20,6 +20,7 @@ UNITS: Mapping[str, str] = {
     "dipole": "e·Å",
     "charges": "e",
     "polarizability": "e²·Å²/eV",
+    "born_charges": "e",
 }
 """Units in which errors are reported."""
 

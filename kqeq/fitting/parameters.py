@@ -24,6 +24,8 @@ from kqeq.backend import asarray_like, zeros
 from kqeq.backend.linalg import solve_lower
 from kqeq.charges.base import ChargeModel, SiteChange, SiteParameters
 from kqeq.charges.parameters import ElementParameters, logarithmic_directions, multiply_sites
+from kqeq.descriptors.conditioned import condition_of
+from kqeq.fitting.charge_aware import ChargeDependence
 from kqeq.kernels.feature_map import FeatureMap
 from kqeq.potential.determination import Determination
 from kqeq.typing import Array, FloatArray, IntArray
@@ -43,12 +45,15 @@ class KernelPart:
     remainder : float
         Variance of what the sparse features miss, relative to what the prior says it is
         (:mod:`kqeq.uncertainty.remainder`).
+    power : int
+        Power of the charge that it is multiplied with, in a short-range energy that sees charges.
     """
 
     feature_map: FeatureMap
     delta: float
     columns: slice
     remainder: float = 1.0
+    power: int = 0
 
     @property
     def size(self) -> int:
@@ -112,18 +117,28 @@ class SitePart:
         return sum(kernel.size for kernel in self.kernels)
 
     @property
+    def offsets_size(self) -> int:
+        """Number of offsets."""
+        return len(self.offset_mean)
+
+    def of_power(self, power: int = 0) -> tuple[KernelPart, ...]:
+        """The kernels of one power of the charge; without a dependence on charges all have the power 0."""
+        return tuple(kernel for kernel in self.kernels if kernel.power == power)
+
+    @property
     def feature_maps(self) -> tuple[FeatureMap, ...]:
-        """Those of the kernels, in their order."""
-        return tuple(kernel.feature_map for kernel in self.kernels)
+        """Those of the kernels, in their order; the same for every power of the charge."""
+        return tuple(kernel.feature_map for kernel in self.of_power())
 
     @property
     def deltas(self) -> tuple[float, ...]:
-        """Those of the kernels, in their order."""
-        return tuple(kernel.delta for kernel in self.kernels)
+        """Those of the kernels, in their order; the same for every power of the charge."""
+        return tuple(kernel.delta for kernel in self.of_power())
 
     def scales(self) -> FloatArray:
         """δ of the kernel of every feature, (kernel_size,)."""
-        return np.repeat(self.deltas, [kernel.size for kernel in self.kernels]).astype(np.float64)
+        deltas = [kernel.delta for kernel in self.kernels]
+        return np.repeat(deltas, [kernel.size for kernel in self.kernels]).astype(np.float64)
 
     def scale(self, features: Array) -> Array:
         """Unscaled features of all kernels (..., kernel_size) times their δ."""
@@ -131,9 +146,19 @@ class SitePart:
             return self.kernels[0].delta * features
         return asarray_like(self.scales(), features) * features
 
-    def terms(self, u: Array) -> tuple[tuple[FeatureMap, dict[int, FloatArray]], ...]:
-        """Feature map and kernel coefficients of every kernel at the parameters u."""
-        return tuple((k.feature_map, k.feature_map.coefficients(k.weights(u))) for k in self.kernels)
+    def terms(self, u: Array, power: int = 0) -> tuple[tuple[FeatureMap, dict[int, FloatArray]], ...]:
+        """Feature map and kernel coefficients of every kernel of a power of the charge at the parameters u."""
+        return tuple((k.feature_map, k.feature_map.coefficients(k.weights(u))) for k in self.of_power(power))
+
+    def with_powers(self, count: int) -> SitePart:
+        """Kernels like these for each of ``count`` powers of the charge, one after the other from column 0 on."""
+        kernels, start = [], 0
+        for power in range(count):
+            for kernel in self.of_power():
+                columns = slice(start, start + kernel.size)
+                kernels.append(replace(kernel, columns=columns, power=power))
+                start = columns.stop
+        return replace(self, kernels=tuple(kernels), columns=slice(0, start + self.offsets_size))
 
     def with_kernels(self, kernels: Sequence[KernelPart]) -> SitePart:
         """The same columns with other scales."""
@@ -165,7 +190,9 @@ class SitePart:
         first = self.columns.start + self.kernel_size
         spreads = dict(zip(self.offset_mean, self.offset_spreads, strict=True))
         for number, z in enumerate(species):
-            for kernel in self.kernels:
+            for kernel in self.of_power():  # the others are zero without charges
+                if condition_of(kernel.feature_map.descriptor) is not None:
+                    continue  # nothing in the state that element means belong to
                 own, start = kernel.feature_map.columns[z], kernel.columns.start
                 mean = kernel.feature_map.lower[z].mean(axis=0)
                 rows[number, start + own.start : start + own.stop] = kernel.delta * mean
@@ -179,8 +206,7 @@ class SitePart:
 
     def offsets(self, u: FloatArray) -> dict[int, float]:
         """Offsets by element at the parameters u."""
-        tail = u[self.columns][self.kernel_size :]
-        return self.offsets_at(tail)
+        return self.offsets_at(u[self.columns][self.kernel_size :])
 
     def offsets_at(self, tail: FloatArray) -> dict[int, float]:
         """Offsets by element at their own parameters, (Z,)."""
@@ -297,26 +323,37 @@ class Parameters:
     Attributes
     ----------
     species : tuple of int
-    chi : SitePart or None
+    electronegativity : SitePart or None
         Electronegativities.
     charges : ChargeModel or None
-    energy : SitePart or None
+    short_range : SitePart or None
         Short-range energy and element offsets.
     size : int
         P.
     learned : LearnedPart or None
         Element parameters of the charge model.
-    environment : EnvironmentPart or None
+    sites : EnvironmentPart or None
         Their dependence on the environment; its columns follow those of ``learned``.
+    dependence : ChargeDependence or None
+        The charges that the short-range energy sees.  They are held: then there are no other parameters than its own.
     """
 
     species: tuple[int, ...]
-    chi: SitePart | None
+    electronegativity: SitePart | None
     charges: ChargeModel | None
-    energy: SitePart | None
+    short_range: SitePart | None
     size: int
     learned: LearnedPart | None = None
-    environment: EnvironmentPart | None = None
+    sites: EnvironmentPart | None = None
+    dependence: ChargeDependence | None = None
+
+    @classmethod
+    def charge_aware(
+        cls, species: tuple[int, ...], short_range: SitePart, dependence: ChargeDependence
+    ) -> Parameters:
+        """Those of a short-range energy that sees charges: kernels like those of ``short_range`` for each power."""
+        part = short_range.with_powers(dependence.powers)
+        return cls(species, None, None, part, part.size, dependence=dependence)
 
     @classmethod
     def build(
@@ -324,50 +361,63 @@ class Parameters:
         species: tuple[int, ...],
         *,
         charges: ChargeModel | None,
-        chi_kernels: Sequence[tuple[FeatureMap, float]],
-        chi_mean: dict[int, float],
-        chi_spread: float,
-        energy_kernels: Sequence[tuple[FeatureMap, float]],
-        energy_mean: dict[int, float] | None,
-        energy_spread: float,
+        electronegativity_kernels: Sequence[tuple[FeatureMap, float]],
+        electronegativity_mean: dict[int, float],
+        electronegativity_spread: float,
+        short_range_kernels: Sequence[tuple[FeatureMap, float]],
+        short_range_mean: dict[int, float] | None,
+        short_range_spread: float,
         elements: ElementParameters | None = None,
         site_maps: Sequence[FeatureMap] = (),
         site_deltas: Mapping[str, Sequence[float]] | None = None,
-        energy_first: bool = True,
-        energy_scales: Mapping[int, float] | None = None,
-        energy_held: FloatArray | None = None,
+        short_range_first: bool = True,
+        short_range_scales: Mapping[int, float] | None = None,
+        short_range_held: FloatArray | None = None,
     ) -> Parameters:
-        """Lay the parameters out; ``energy_mean=None`` leaves the energy part away.
+        """Lay the parameters out; ``short_range_mean=None`` leaves the short-range part away.
 
         Those of the energy come first, because predictions are linear in them: what concerns them alone in the normal
         equations is computed once (:mod:`kqeq.fitting.least_squares.equations`).  Files of earlier versions hold them
-        behind those of the electronegativities, ``energy_first=False``.
+        behind those of the electronegativities, ``short_range_first=False``.
 
         Kernels are feature maps with their δ.  ``elements`` are the learned element parameters; by default what the
         charge model marks with ``"learn"`` or ``"kernel"``.  ``site_maps`` and ``site_deltas`` (by kind, one for each
-        map) are for those marked with ``"kernel"``.  ``energy_scales`` are spreads of element energies in units of
-        ``energy_spread``, ``energy_held`` is :attr:`SitePart.held`.
+        map) are for those marked with ``"kernel"``.  ``short_range_scales`` are spreads of element energies in units of
+        ``short_range_spread``, ``short_range_held`` is :attr:`SitePart.held`.
         """
         start = 0
-        chi = energy = learned = environment = None
+        electronegativity = short_range = learned = sites = None
         sizes = {
-            "chi": 0 if charges is None else sum(m.size for m, _ in chi_kernels) + len(species),
-            "energy": 0 if energy_mean is None else sum(m.size for m, _ in energy_kernels) + len(species),
+            "electronegativity": 0
+            if charges is None
+            else sum(m.size for m, _ in electronegativity_kernels) + len(species),
+            "short_range": 0
+            if short_range_mean is None
+            else sum(m.size for m, _ in short_range_kernels) + len(species),
         }
         starts = {}
-        for name in ("energy", "chi") if energy_first else ("chi", "energy"):
+        for name in (
+            ("short_range", "electronegativity")
+            if short_range_first
+            else ("electronegativity", "short_range")
+        ):
             starts[name] = start
             start += sizes[name]
         if charges is not None:
-            chi = SitePart.build(chi_kernels, chi_mean, chi_spread, starts["chi"])
-        if energy_mean is not None:
-            energy = SitePart.build(
-                energy_kernels,
-                energy_mean,
-                energy_spread,
-                starts["energy"],
-                energy_scales,
-                energy_held,
+            electronegativity = SitePart.build(
+                electronegativity_kernels,
+                electronegativity_mean,
+                electronegativity_spread,
+                starts["electronegativity"],
+            )
+        if short_range_mean is not None:
+            short_range = SitePart.build(
+                short_range_kernels,
+                short_range_mean,
+                short_range_spread,
+                starts["short_range"],
+                short_range_scales,
+                short_range_held,
             )
         if charges is not None and charges.to_learn:
             elements = ElementParameters.build(charges, species) if elements is None else elements
@@ -378,27 +428,32 @@ class Parameters:
             for kind, deltas in site_deltas.items():
                 parts[kind] = SitePart.build(list(zip(site_maps, deltas, strict=True)), {}, 0.0, start)
                 start = parts[kind].columns.stop
-            environment = EnvironmentPart(tuple(site_maps), parts)
-        return cls(species, chi, charges, energy, start, learned, environment)
+            sites = EnvironmentPart(tuple(site_maps), parts)
+        return cls(species, electronegativity, charges, short_range, start, learned, sites)
 
     @property
     def parts(self) -> dict[str, SitePart]:
-        """All parts with a prior spread of their own, by name: ``chi``, ``energy`` and kinds of site parameters."""
-        named = {"chi": self.chi, "energy": self.energy}
-        kinds = {} if self.environment is None else self.environment.parts
+        """Parts with a prior spread of their own: ``electronegativity``, ``short_range``, kinds of site parameters."""
+        named = {"electronegativity": self.electronegativity, "short_range": self.short_range}
+        kinds = {} if self.sites is None else self.sites.parts
         return {**{name: part for name, part in named.items() if part is not None}, **kinds}
 
     def with_parts(self, parts: Mapping[str, SitePart]) -> Parameters:
         """The same layout with other parts under the names of :attr:`parts`."""
-        environment = self.environment
-        if environment is not None:
-            environment = replace(environment, parts={kind: parts[kind] for kind in environment.parts})
-        return replace(self, chi=parts.get("chi"), energy=parts.get("energy"), environment=environment)
+        sites = self.sites
+        if sites is not None:
+            sites = replace(sites, parts={kind: parts[kind] for kind in sites.parts})
+        return replace(
+            self,
+            electronegativity=parts.get("electronegativity"),
+            short_range=parts.get("short_range"),
+            sites=sites,
+        )
 
     def element_means(self) -> FloatArray:
         """Derivatives by u of the mean electronegativities of the elements, then of their mean energies, (2Z, P)."""
         nothing = np.zeros((len(self.species), self.size))
-        parts = (self.chi, self.energy)
+        parts = (self.electronegativity, self.short_range)
         return np.concatenate(
             [nothing if part is None else part.element_means(self.species, self.size) for part in parts]
         )
@@ -409,14 +464,14 @@ class Parameters:
         scaled = solve_lower(lower, rows.T)
         return Determination(self.species, scaled.T @ scaled, rows @ rows.T)
 
-    def without_energy(self) -> Parameters:
+    def without_short_range(self) -> Parameters:
         """Those of the charges alone, for labels that do not depend on the others; the last ones of the vector."""
-        return self if self.energy is None else self.with_energy(None)
+        return self if self.short_range is None else self.with_short_range(None)
 
-    def with_energy(self, energy: SitePart | None) -> Parameters:
+    def with_short_range(self, short_range: SitePart | None) -> Parameters:
         """The same with another short-range energy, which comes first; the others move."""
-        assert self.energy is not None and self.energy_first
-        shift = (0 if energy is None else energy.size) - self.energy.size
+        assert self.short_range is not None and self.short_range_first
+        shift = (0 if short_range is None else short_range.size) - self.short_range.size
 
         def elsewhere(columns: slice) -> slice:
             return slice(columns.start + shift, columns.stop + shift)
@@ -425,26 +480,26 @@ class Parameters:
             kernels = tuple(replace(kernel, columns=elsewhere(kernel.columns)) for kernel in part.kernels)
             return replace(part, kernels=kernels, columns=elsewhere(part.columns))
 
-        learned, environment = self.learned, self.environment
+        learned, sites = self.learned, self.sites
         if learned is not None:
             learned = replace(learned, columns=elsewhere(learned.columns))
-        if environment is not None:
-            assert environment.fixed is None
-            parts = {kind: moved(part) for kind, part in environment.parts.items()}
-            environment = replace(environment, parts=parts)
+        if sites is not None:
+            assert sites.fixed is None
+            parts = {kind: moved(part) for kind, part in sites.parts.items()}
+            sites = replace(sites, parts=parts)
         return replace(
             self,
-            chi=None if self.chi is None else moved(self.chi),
-            energy=energy,
+            electronegativity=None if self.electronegativity is None else moved(self.electronegativity),
+            short_range=short_range,
             size=self.size + shift,
             learned=learned,
-            environment=environment,
+            sites=sites,
         )
 
     @property
-    def energy_first(self) -> bool:
+    def short_range_first(self) -> bool:
         """Whether the parameters of the energy come before those of the electronegativities."""
-        return self.energy is None or self.energy.columns.start == 0
+        return self.short_range is None or self.short_range.columns.start == 0
 
     @property
     def kernels(self) -> dict[str, KernelPart]:
@@ -471,7 +526,7 @@ class Parameters:
         kept: list[IntArray] = []
         parts: dict[str, SitePart] = {}
         gone = [self.kernels[name] for name in names]
-        named = {"chi": self.chi, "energy": self.energy}
+        named = {"electronegativity": self.electronegativity, "short_range": self.short_range}
         found = [(name, part) for name, part in named.items() if part is not None]
         for name, part in sorted(found, key=lambda item: item[1].columns.start):
             kernels = []
@@ -493,26 +548,26 @@ class Parameters:
         def moved(columns: slice) -> slice:
             return slice(columns.start + shift, columns.stop + shift)
 
-        learned, environment = self.learned, self.environment
+        learned, sites = self.learned, self.sites
         if learned is not None:
             learned = replace(learned, columns=moved(learned.columns))
-        if environment is not None:
+        if sites is not None:
             own = {
                 kind: replace(
                     part,
                     columns=moved(part.columns),
                     kernels=tuple(replace(k, columns=moved(k.columns)) for k in part.kernels),
                 )
-                for kind, part in environment.parts.items()
+                for kind, part in sites.parts.items()
             }
-            environment = replace(environment, parts=own)
+            sites = replace(sites, parts=own)
         index = np.concatenate(kept)
         changed = replace(
             self,
-            chi=parts.get("chi"),
-            energy=parts.get("energy"),
+            electronegativity=parts.get("electronegativity"),
+            short_range=parts.get("short_range"),
             learned=learned,
-            environment=environment,
+            sites=sites,
             size=len(index),
         )
         return changed, index
@@ -524,17 +579,17 @@ class Parameters:
             return slice(self.size, self.size)
         return slice(self.learned.columns.start, self.size)
 
-    def sites(self, numbers: IntArray, u: FloatArray, features: Array | None) -> SiteParameters:
+    def site_parameters(self, numbers: IntArray, u: FloatArray, features: Array | None) -> SiteParameters:
         """Site parameters of atoms at u; ``features`` are Φ (N, p_θ) where they depend on the environment."""
         assert self.charges is not None
         if self.learned is None:
             sites = self.charges.site_parameters(numbers)
         else:
             sites = self.learned.sites(self.charges, numbers, u)
-        if self.environment is None:
+        if self.sites is None:
             return sites
         assert features is not None
-        return self.environment.apply(sites, features, u)
+        return self.sites.apply(sites, features, u)
 
     def site_directions(
         self, sites: SiteParameters, numbers: IntArray, u: FloatArray, features: Array | None
@@ -543,10 +598,10 @@ class Parameters:
         if self.learned is None:
             return None
         directions = self.learned.directions(numbers, u)
-        if self.environment is None:
+        if self.sites is None:
             return SiteDirections(directions.on(sites.hardness), None)
         assert features is not None
-        elements, parts, atoms = self.learned.elements, self.environment.parts, len(numbers)
+        elements, parts, atoms = self.learned.elements, self.sites.parts, len(numbers)
         plain = [i for i, kind in enumerate(elements.kinds) if kind not in parts]
         first = self.site_columns.start
         count = elements.size
@@ -581,8 +636,8 @@ class Parameters:
 
     def freeze(self, u: FloatArray) -> Parameters:
         """The same layout with all site parameters fixed at u; nothing depends on their columns any more."""
-        environment = None if self.environment is None else replace(self.environment, fixed=u.copy())
-        return replace(self, charges=self.charge_model(u), learned=None, environment=environment)
+        sites = None if self.sites is None else replace(self.sites, fixed=u.copy())
+        return replace(self, charges=self.charge_model(u), learned=None, sites=sites)
 
     def with_remainders(self, values: Mapping[str, float]) -> Parameters:
         """The same with other :attr:`KernelPart.remainder` of the named :attr:`kernels`."""
@@ -614,12 +669,12 @@ class Parameters:
         elements = self.learned.elements
         shifts = elements.spread * step[self.learned.columns]
         largest = float(np.abs(shifts).max(initial=0.0))
-        if self.environment is not None:
+        if self.sites is not None:
             offsets = dict(
                 zip(zip(elements.kinds, elements.species.tolist(), strict=True), shifts, strict=True)
             )
-            for kind in self.environment.parts:
-                for z, values in self.environment.at_representatives(kind, step).items():
+            for kind in self.sites.parts:
+                for z, values in self.sites.at_representatives(kind, step).items():
                     moved = values + offsets[kind, z]
                     largest = max(largest, float(np.abs(moved).max()))
         return 1.0 if largest <= STEP_LIMIT else STEP_LIMIT / largest

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from kqeq.backend import CPU, Device, asarray_like, blas, cache_budget
 from kqeq.errors import WorkerError
+from kqeq.fitting.charge_aware import KINDS
 from kqeq.fitting.least_squares.equations import Sums
 from kqeq.fitting.least_squares.solver import (
     CHUNK_ROWS,
@@ -74,6 +76,8 @@ class Chunk:
     device : Device
     single : bool
         Whether derivatives of the energy features are kept in single precision.
+    skip : frozenset of int
+        Positions of frames that do not count.
     """
 
     token: str
@@ -86,6 +90,7 @@ class Chunk:
     files: CacheFiles | None = None
     device: Device = CPU
     single: bool = False
+    skip: frozenset[int] = frozenset()
 
     @property
     def size(self) -> int:
@@ -95,13 +100,15 @@ class Chunk:
     @property
     def linear_columns(self) -> slice | None:
         """The parameters of the energy, which every label depends on linearly."""
-        return None if self.parameters.energy is None else self.parameters.energy.columns
+        return None if self.parameters.short_range is None else self.parameters.short_range.columns
 
     def rows(self, u: FloatArray, *, jacobian: JacobianKind) -> Iterator[tuple[Array, Array | None]]:
         """Residuals and Jacobians frame by frame."""
         store = _store(self)
         copy = asarray_like(u, self.device.like)
         for i, frame in enumerate(self.frames):
+            if i in self.skip:
+                continue
             yield frame_rows(
                 frame, store.get(i), self.parameters, u, self.noise, jacobian=jacobian, copy=copy
             )
@@ -154,6 +161,10 @@ class FitProblem:
         cache: CacheFolder | None = None,
         device: Device = CPU,
     ) -> None:
+        if (
+            parameters.dependence is not None
+        ):  # charges of one structure at a time, which are found on the host
+            frames, device = _acted_on(frames), CPU
         # frames of the same elements share representatives in their layout, and products with them
         self.frames = frames = sorted(frames, key=lambda frame: frame.structure.species)
         self.parameters = parameters
@@ -201,10 +212,34 @@ class FitProblem:
         for chunk in track(self.chunks, description, total=len(self.chunks)):
             yield from chunk.rows(u, jacobian=jacobian)
 
+    def without(self, left_out: Collection[int]) -> FitProblem:
+        """The same problem without the frames of these indices; features are shared, and end with those of this one."""
+        other = copy(self)
+        other.chunks = [
+            replace(
+                chunk,
+                skip=frozenset(i for i, frame in enumerate(chunk.frames) if frame.index in left_out),
+            )
+            for chunk in self.chunks
+        ]
+        other.chunks = [chunk for chunk in other.chunks if len(chunk.skip) < len(chunk.frames)]
+        return other
+
     def close(self) -> None:
         """Drop the cached features of this process."""
         for key in [key for key in _STORES if key[0] == self.token]:
             del _STORES[key]
+
+
+def _acted_on(frames: Sequence[TrainingFrame]) -> list[TrainingFrame]:
+    """Frames with the labels that a short-range energy acts on alone."""
+    found = []
+    for frame in frames:
+        drop: dict[str, Any] = {kind: None for kind in frame.labels.kinds if kind not in KINDS}
+        labels = replace(frame.labels, **drop)
+        if labels.kinds:
+            found.append(replace(frame, labels=labels))
+    return found
 
 
 def _groups(frames: Sequence[TrainingFrame], size: int) -> list[Sequence[TrainingFrame]]:

@@ -65,10 +65,10 @@ def prune(parameters: Parameters, u: FloatArray, lower: FloatArray, allowed: flo
     UnsupportedError
         If there is no short-range energy, or its parameters come from a file of version 0.1.
     """
-    part = parameters.energy
+    part = parameters.short_range
     if part is None or not part.kernels:
         raise UnsupportedError("there is nothing to prune: the model has no short-range kernel")
-    if not parameters.energy_first:
+    if not parameters.short_range_first:
         raise UnsupportedError("a posterior of version 0.1 cannot be pruned; fit the model again")
     hessian = lower @ lower.T
     order = _order(part, parameters.size)
@@ -107,7 +107,7 @@ def _order(part: SitePart, size: int) -> IntArray:
 
 def _smaller(parameters: Parameters, kept: IntArray) -> Parameters:
     """The layout without the representatives whose columns are not kept."""
-    part = parameters.energy
+    part = parameters.short_range
     assert part is not None
     present = np.zeros(parameters.size, dtype=bool)
     present[kept] = True
@@ -123,7 +123,7 @@ def _smaller(parameters: Parameters, kept: IntArray) -> Parameters:
         kernels.append(replace(kernel, feature_map=smaller, columns=slice(start, start + smaller.size)))
         start += smaller.size
     energy = replace(part, kernels=tuple(kernels), columns=slice(0, start + len(part.offset_mean)))
-    return parameters.with_energy(energy)
+    return parameters.with_short_range(energy)
 
 
 __all__ = ["Pruned", "prune"]

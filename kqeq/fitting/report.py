@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from kqeq.fitting.least_squares.solver import Iteration
 
@@ -31,6 +32,9 @@ class FitReport:
     learned : dict of str to dict
         Element parameters that were learned, such as ``hardness O``: ``default``, ``value`` (in the units that users
         give them in) and ``error``, the relative standard deviation.
+    errors : dict of str to dict
+        Errors on frames that were looked at after the fit, by what they were (``"validation"``): for every quantity
+        ``rmse``, ``mae``, ``unit`` and ``n``.
     """
 
     n_frames: int
@@ -46,6 +50,7 @@ class FitReport:
     seconds: float
     notes: tuple[str, ...]
     learned: dict[str, dict[str, float]] = field(default_factory=dict)
+    errors: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         used = ", ".join(f"{kind} ({n} frames)" for kind, n in self.used.items())

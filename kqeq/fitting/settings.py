@@ -27,12 +27,14 @@ from kqeq.io.rules import (
     whole,
 )
 from kqeq.kernels.charge_kernel import ChargeKernel
-from kqeq.kernels.settings import AUTO, Kernels, SOAPKernel
+from kqeq.kernels.settings import AUTO, Kernels, NetworkKernel, SOAPKernel
 from kqeq.potential.on_baseline import sees_baseline
 
 _DEVIATION = number(above=0)
 
-_ONE = instance(SOAPKernel, "settings of a kernel, kqeq.SOAPKernel(...)")
+_ONE = instance(
+    (SOAPKernel, NetworkKernel), "settings of a kernel, kqeq.SOAPKernel(...) or kqeq.NetworkKernel(...)"
+)
 
 _KERNEL = _ONE | sequence(_ONE, "a list of them, which are summed")
 
@@ -64,8 +66,9 @@ DEFAULT_NOISE: Mapping[str, float] = {
     "dipole": 0.01,
     "charges": 0.02,
     "polarizability": 0.005,
+    "born_charges": 0.03,
 }
-"""Standard deviations of the labels: eV/atom, eV/Å, eV/Å³, e·Å, e, e²·Å²/eV."""
+"""Standard deviations of the labels: eV/atom, eV/Å, eV/Å³, e·Å, e, e²·Å²/eV, e."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,9 @@ class FitSettings:
 
     Attributes
     ----------
-    electronegativity : tuple of SOAPKernel or None
+    electronegativity : tuple of kernels or None
         Kernels that are summed.
-    short_range : tuple of SOAPKernel or None
+    short_range : tuple of kernels or None
     charges : ChargeModel or None
     baseline : Baseline or None
     noise : mapping of str to float
@@ -93,7 +96,7 @@ class FitSettings:
     automatic : tuple of str
         Which kernels are not the user's (``electronegativity``, ``short_range``): that there are fewer environments
         than representatives is no news then.
-    site_kernel : tuple of SOAPKernel or None
+    site_kernel : tuple of kernels or None
         For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
     solver : {"auto", "cholesky", "qr"}
         How the linear problem of each step is solved (:mod:`kqeq.fitting.least_squares.equations`).
@@ -165,6 +168,16 @@ def check_settings(settings: FitSettings) -> None:
             kernel.check()
     if settings.charges is not None:
         settings.charges.check_settings()
+    _check_parts(settings)
+    if settings.charge_aware is not None:
+        settings.charge_aware.check()
+        _check_charge_aware(settings)
+    check_noise(settings.noise)
+    _check_targets(settings)
+
+
+def _check_parts(settings: FitSettings) -> None:
+    """Refuse kernels and charge models that do not make a model together."""
     if (settings.electronegativity is None) != (settings.charges is None):
         given, missing = (
             ("charges", "electronegativity")
@@ -177,33 +190,39 @@ def check_settings(settings: FitSettings) -> None:
         )
     if settings.charges is None and settings.short_range is None:
         raise InputError("there is nothing to fit: charges and short_range are both None")
-    if settings.site_kernel is not None and not (
-        settings.charges is not None and settings.charges.environment
-    ):
+    depends = settings.charges is not None and settings.charges.environment
+    if settings.site_kernel is not None and not depends:
         raise InputError(
             "site_kernel was given, but no parameter of the charge model depends on the environment; mark some with "
             '"kernel", for example charges=kqeq.QEq(hardness="kernel"), or leave site_kernel=None'
         )
-    if settings.charge_aware is not None:
-        settings.charge_aware.check()
-        on_baseline = sees_baseline(settings.baseline, True)
-        if (settings.charges is None and not on_baseline) or settings.short_range is None:
-            raise InputError(
-                "charge_aware makes the short-range energy depend on charges, but the model has no "
-                f"{'short-range energy' if settings.short_range is None else 'charges'}: charges and short_range may "
-                "not be None with it"
-            )
-        if settings.baseline is not None and settings.baseline.capabilities.holds_charge and not on_baseline:
-            raise InputError(
-                f"charge_aware lets the short-range energy tell charge states apart, but the baseline "
-                f"{settings.baseline.name} holds the total charge and gives no charges of atoms; leave charge_aware out, "
-                'or let the model carry the charge: charge_from="model"'
-            )
-    check_noise(settings.noise)
+
+
+def _check_charge_aware(settings: FitSettings) -> None:
+    """Refuse an energy that is to see charges where there are none."""
+    baseline = settings.baseline
+    on_baseline = sees_baseline(baseline, True)
+    if (settings.charges is None and not on_baseline) or settings.short_range is None:
+        raise InputError(
+            "charge_aware makes the short-range energy depend on charges, but the model has no "
+            f"{'short-range energy' if settings.short_range is None else 'charges'}: charges and short_range may "
+            "not be None with it"
+        )
+    if baseline is not None and baseline.capabilities.holds_charge and not on_baseline:
+        raise InputError(
+            f"charge_aware lets the short-range energy tell charge states apart, but the baseline {baseline.name} "
+            "holds the total charge and gives no charges of atoms; leave charge_aware out, or let the model carry the "
+            'charge: charge_from="model"'
+        )
+
+
+def _check_targets(settings: FitSettings) -> None:
+    """Refuse labels that do not exist, or that nothing in the model can follow."""
+    learns = settings.charges is not None and bool(settings.charges.to_learn)
     for kind in settings.targets or ():
         if kind not in BLOCKS:
             raise unknown_name(kind, BLOCKS, "targets holds")
-        if kind == "polarizability" and not (settings.charges is not None and settings.charges.to_learn):
+        if kind == "polarizability" and not learns:
             raise InputError(
                 "targets holds 'polarizability', which no parameter of this fit changes: electronegativities do not "
                 'determine it. Mark element parameters with "learn", for example charges=kqeq.AtomicDipoles('

@@ -9,6 +9,9 @@ result is that of one fit to all frames with the same representatives, noises an
 form is the old loss only near u; the further the added frames move the parameters, the more a fit to all frames would
 differ.
 
+Of a fit with a charge-aware short-range energy, that alone is updated, at the charges of the fit.  Labels are linear in
+its parameters, so the result is that of a second stage with all frames.
+
 Representatives and element offsets' prior means stay as they are.
 """
 
@@ -23,7 +26,6 @@ import numpy as np
 
 from kqeq.errors import InputError
 from kqeq.fitting.baseline_labels import subtract_baseline
-from kqeq.fitting.charge_aware import CoupledFit, fit_charge_aware
 from kqeq.fitting.contradictions import warn_contradictions
 from kqeq.fitting.fit import FitResult, finish
 from kqeq.fitting.least_squares.equations import Prior
@@ -31,11 +33,12 @@ from kqeq.fitting.minimisation import minimise_problem, warn_unconverged
 from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.report import FitReport
-from kqeq.fitting.rows.blocks import LINEAR_KINDS
+from kqeq.fitting.rows.blocks import is_linear
 from kqeq.fitting.rows.features import TrainingFrame
 from kqeq.fitting.rows.targets import choose_labels, compositions, conditioned
 from kqeq.fitting.settings import FitSettings
 from kqeq.frames.labels import LABEL_KINDS, Labels
+from kqeq.frames.states import known_states
 from kqeq.frames.structures import Structure
 from kqeq.potential.determination import TOLERANCE, Determination
 from kqeq.potential.potential import Potential
@@ -81,12 +84,13 @@ def update_potential(
         For structures that the charge model cannot treat.
     """
     started = time.perf_counter()
-    added = _added(pairs, settings, potential, noise, report)
-    linear = settings.charges is None or (parameters.learned is None and added.kinds <= LINEAR_KINDS)
-    energy = parameters.energy
-    if energy is not None and energy.held is not None:
-        held = conditioned(energy.held, compositions(added.frames, list(energy.offset_mean)))
-        parameters = replace(parameters, energy=replace(energy, held=held))
+    charge_aware = parameters.dependence is not None
+    added = _added(pairs, settings, potential, noise, report, charge_aware=charge_aware)
+    linear = is_linear(parameters, added.kinds)
+    part = parameters.short_range
+    if part is not None and part.held is not None:
+        held = conditioned(part.held, compositions(added.frames, list(part.offset_mean)))
+        parameters = replace(parameters, short_range=replace(part, held=held))
     problem = FitProblem(added.frames, parameters, noise, linear=linear, device=settings.device)
     try:
         solution = minimise_problem(
@@ -95,15 +99,16 @@ def update_potential(
     finally:
         problem.close()
     warn_unconverged(solution)
+    *notes, line = added.report.notes
+    if charge_aware:
+        line += ": in the short-range energy alone, charges stay as they were"
+    elif not linear:
+        line += "; the earlier ones enter through the quadratic form at their optimum"
+    before = replace(added.report, notes=(*notes, line))
     solution = replace(
         solution, loss=report.loss + solution.loss, n_residuals=report.n_residuals + solution.n_residuals
     )
-    before = added.report
-    if not linear:
-        *notes, line = before.notes
-        line += "; the earlier ones enter through the quadratic form at their optimum"
-        before = replace(before, notes=(*notes, line))
-    return finish(
+    result = finish(
         parameters,
         solution,
         dict(noise),
@@ -113,48 +118,13 @@ def update_potential(
         potential.has_energy,
         started,
     )
-
-
-def update_charge_aware(
-    pairs: Sequence[tuple[Structure, Labels]],
-    settings: FitSettings,
-    known: CoupledFit,
-    noise: Mapping[str, float],
-    report: FitReport,
-) -> tuple[CoupledFit, FitReport]:
-    """Add frames to the second stage of a fit with a charge-aware short-range energy.
-
-    Charges stay as they are; at given charges labels are linear in the parameters, so the result is that of a second
-    stage with all frames.
-
-    Parameters
-    ----------
-    pairs, settings, noise, report :
-        As for :func:`update_potential`.
-    known : CoupledFit
-        What the second stage gave.
-
-    Raises
-    ------
-    InputError, UnsupportedError
-        As :func:`update_potential`.
-    """
-    started = time.perf_counter()
-    potential, prior = known.potential, Prior(known.solution.u, known.solution.lower)
-    assert potential.charge_kernel is not None
-    added = _added(pairs, settings, potential, noise, report)
-    fit = fit_charge_aware(added.frames, potential, known.part, noise, potential.charge_kernel, prior)
-    *notes, line = added.report.notes
-    changed = replace(
-        added.report,
-        notes=(*notes, f"{line}: in the short-range energy alone, charges stay as they were"),
-        seconds=time.perf_counter() - started,
-    )
-    charges = tuple(sorted({round(charge, 6) for charge in added.charges}))
-    found = replace(
-        fit.potential, training_charges=charges, determination=_settled(fit.potential, added.frames)
-    )
-    return replace(fit, potential=found), changed
+    states = [frame.structure for frame in added.frames]
+    known = known_states(states, potential.known_states, potential.known_states)
+    result = replace(result, potential=replace(result.potential, known_states=known))
+    if not charge_aware:
+        return result
+    settled = replace(result.potential, determination=_settled(potential, added.frames))
+    return replace(result, potential=settled)
 
 
 def _settled(potential: Potential, frames: Sequence[TrainingFrame]) -> Determination | None:
@@ -163,7 +133,7 @@ def _settled(potential: Potential, frames: Sequence[TrainingFrame]) -> Determina
     structures = [frame.structure for frame in frames if frame.labels.energy is not None]
     if known is None or not structures:
         return known
-    bare = replace(potential, baseline=None)
+    bare = replace(potential, baseline=None, short_range=None, charge_kernel=None, charge_powers=())
     rows = np.array(
         [
             known.row(structure.numbers, prediction.charges, energy=True)
@@ -202,6 +172,8 @@ def _added(
     potential: Potential,
     noise: Mapping[str, float],
     report: FitReport,
+    *,
+    charge_aware: bool,
 ) -> _Added:
     """Check the frames to add, and take the baseline off."""
     kinds = tuple(kind for kind in LABEL_KINDS if kind in report.used)
@@ -220,9 +192,9 @@ def _added(
         kind: reason if kind in kinds else "the model was not fitted to it; fit again to all frames to use it"
         for kind, reason in ignored.items()
     }
-    warn_contradictions(frames, noise["energy"])
+    warn_contradictions(frames, noise, sees_spin="spin" in potential.conditions)
     if potential.baseline is not None:
-        frames, _, _ = subtract_baseline(frames, potential.baseline, shift=False)
+        frames, _, _ = subtract_baseline(frames, potential.baseline, charge_aware=charge_aware, shift=False)
     counts = Counter(report.used) + Counter(used)
     line = (
         f"continued from a fit to {report.n_frames} frames (loss {report.loss:.6g}) with {len(frames)} more"
@@ -239,4 +211,4 @@ def _added(
     return _Added(frames, used.keys(), settings, together, charges)
 
 
-__all__ = ["update_charge_aware", "update_potential"]
+__all__ = ["update_potential"]

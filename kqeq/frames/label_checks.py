@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import covalent_radii
 from ase.geometry import get_distances
 
-from kqeq.errors import InputError, LabelWarning
+from kqeq.errors import InputError, LabelWarning, warn
 from kqeq.frames.conditions import (
     CHARGE_KEYS,
     FIELD_KEY,
@@ -49,6 +48,7 @@ _PATTERNS = {
     "stress": r"stress(es)?|virials?|pressure",
     "dipole": r"dipoles?|dip|mu",
     "polarizability": r"polari[sz]abilit(y|ies)|alpha",
+    "born_charges": r"born|bec|apt|zstar",
     "weight": r"weights?",
     "total_charge": r"charge|chrg|qtot",
     "external_field": r"fields?|efield",
@@ -159,7 +159,7 @@ def survey(
     doubts += _contradicting_charges(frames, pairs)
     doubts += _lengths([structure for structure, _ in pairs])
     for text in doubts:
-        warnings.warn(text, LabelWarning, stacklevel=3)
+        warn(text, LabelWarning)
     notes = [*doubts, *_free_energies(frames, pairs, keys), *_weights(pairs, keys)]
     return Survey(list(pairs), unread_names(frames, keys), tuple(notes))
 
@@ -171,7 +171,7 @@ def unread_names(frames: Sequence[Atoms], keys: LabelKeys) -> dict[str, str]:
     """Names in frames that resemble those of labels, weights and conditions, but are not read; with the reason."""
     read = {*CHARGE_KEYS, FIELD_KEY, NOTED_CHARGE, NOTED_FIELD, keys.weight, *_OWN, "initial_charges"}
     read |= {keys.prefix + name for name in (*CHARGE_KEYS, FIELD_KEY)}
-    labels = {"energy", "free_energy", "forces", "stress", "dipole", "polarizability"}
+    labels = {"energy", "free_energy", "forces", "stress", "dipole", "polarizability", "born_charges"}
     labels = {getattr(keys, kind) for kind in labels}
     labels |= {keys.charges} if keys.charges else set()
     found: Counter[str] = Counter()
@@ -269,6 +269,7 @@ def _possible(value: Any, kind: str, n: int) -> bool:
         "stress": (1, 6, 9),
         "dipole": (3,),
         "polarizability": (1, 6, 9),
+        "born_charges": (9 * n,),
         "weight": (1,),
         "total_charge": (1,),
         "external_field": (3,),

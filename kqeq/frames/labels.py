@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,8 @@ import numpy as np
 from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from kqeq.errors import InputError, LabelWarning
+from kqeq.errors import InputError, LabelWarning, warn
+from kqeq.frames.born_charges import check_born_charges
 from kqeq.frames.conditions import as_numbers
 from kqeq.frames.structures import Structure, as_frames, describe, read_structure
 from kqeq.typing import FloatArray
@@ -42,6 +42,8 @@ class Labels:
         e; a partition's charges, read only on request.
     polarizability : (3, 3) array
         e²·Å²/eV.
+    born_charges : (N, 3, 3) array
+        Z_k,ab = ∂μ_a/∂r_kb, e.
     weight : float
         Multiplies every squared residual of the frame.
     """
@@ -52,6 +54,7 @@ class Labels:
     dipole: FloatArray | None = None
     charges: FloatArray | None = None
     polarizability: FloatArray | None = None
+    born_charges: FloatArray | None = None
     weight: float = 1.0
 
     @property
@@ -60,7 +63,15 @@ class Labels:
         return tuple(kind for kind in LABEL_KINDS if getattr(self, kind) is not None)
 
 
-LABEL_KINDS: tuple[str, ...] = ("energy", "forces", "stress", "dipole", "charges", "polarizability")
+LABEL_KINDS: tuple[str, ...] = (
+    "energy",
+    "forces",
+    "stress",
+    "dipole",
+    "charges",
+    "polarizability",
+    "born_charges",
+)
 """Every kind of label the package knows."""
 
 
@@ -77,7 +88,7 @@ class LabelKeys:
 
     Parameters
     ----------
-    energy, free_energy, forces, stress, dipole, polarizability : str
+    energy, free_energy, forces, stress, dipole, polarizability, born_charges : str
         Keys of the labels.
     charges : str or None
         Key of partition charges in ``atoms.arrays``; ``None`` reads no charges.
@@ -93,6 +104,7 @@ class LabelKeys:
     stress: str = "stress"
     dipole: str = "dipole"
     polarizability: str = "polarizability"
+    born_charges: str = "born_charges"
     charges: str | None = None
     weight: str = "weight"
     prefix: str = ""
@@ -103,7 +115,7 @@ class LabelKeys:
 
         The charges key is taken as it is; the weight keeps its name.
         """
-        names = ("energy", "free_energy", "forces", "stress", "dipole", "polarizability")
+        names = ("energy", "free_energy", "forces", "stress", "dipole", "polarizability", "born_charges")
         return cls(**{name: prefix + name for name in names}, charges=charges, prefix=prefix)
 
 
@@ -114,6 +126,7 @@ _SHAPES: dict[str, str] = {
     "dipole": "three numbers (e·Å)",
     "charges": "one number per atom (e)",
     "polarizability": "nine numbers or a 3x3 matrix (e²·Å²/eV)",
+    "born_charges": "nine numbers per atom, ∂μ_a/∂r_b at 3a + b, or an (N, 3, 3) array (e)",
 }
 
 _LIMITS = {
@@ -123,6 +136,7 @@ _LIMITS = {
     "dipole": 1e8,
     "charges": 1e6,
     "polarizability": 1e10,
+    "born_charges": 1e4,
     "weight": 1e12,
 }
 """Sizes beyond which a number is no label but a mistake that would overflow in squares."""
@@ -183,6 +197,10 @@ def read_frame(
     _check_label_charge(structure, where)
     found = {kind: _find(atoms, kind, getattr(keys, kind), where) for kind in LABEL_KINDS}
     labels = {kind: _shape(value, kind, structure, where) for kind, value in found.items()}
+    if labels["born_charges"] is not None:
+        labels["born_charges"] = check_born_charges(
+            labels["born_charges"], structure, labels["dipole"], where
+        )
     labels["energy"] = choose_energy(labels["energy"], _free_energy(atoms, keys, structure, where), structure)
     total = _weight(1.0 if weight is None else weight, where)
     total *= _weight(atoms.info.get(keys.weight, 1.0), where)
@@ -245,10 +263,9 @@ def _check_label_charge(structure: Structure, where: object) -> None:
             "total_charge is in units of the elementary charge e"
         )
     if abs(charge - round(charge)) > 1e-6:
-        warnings.warn(
+        warn(
             f"the total charge of {where} is {charge:g} e; labels of isolated systems have whole charges",
             LabelWarning,
-            stacklevel=4,
         )
 
 
@@ -256,7 +273,7 @@ def _find(atoms: Atoms, kind: str, key: str | None, where: object) -> Any:
     """Look a label up in info, arrays and the single-point results; refuse contradictions."""
     if key is None:
         return None
-    store: Mapping[str, Any] = atoms.arrays if kind in ("forces", "charges") else atoms.info
+    store: Mapping[str, Any] = atoms.arrays if kind in ("forces", "charges", "born_charges") else atoms.info
     if key not in store and key in atoms.info:
         store = atoms.info  # an array that came by another way than a file
     value = store.get(key)
@@ -287,10 +304,9 @@ def _single_point(atoms: Atoms, key: str, where: object) -> Any:
     if not isinstance(calculator, SinglePointCalculator) or calculator.results.get(key) is None:
         return None
     if calculator.check_state(atoms):
-        warnings.warn(
+        warn(
             f'the label "{key}" of {where} is ignored: the atoms were changed after it was computed or read',
             LabelWarning,
-            stacklevel=5,
         )
         return None
     return calculator.results[key]
@@ -316,8 +332,9 @@ def _shape(value: Any, kind: str, structure: Structure, where: object) -> Any:
         "dipole": ((3,),),
         "charges": ((n,), (n, 1)),
         "polarizability": ((9,), (3, 3)),
+        "born_charges": ((n, 9), (n, 3, 3)),
     }
-    if kind not in ("forces", "charges"):
+    if kind not in ("forces", "charges", "born_charges"):
         # one frame of an array of frames, a column: [[x, y, z]] is a dipole
         while array.ndim and array.shape not in good[kind] and 1 in array.shape:
             array = array.squeeze(array.shape.index(1))
@@ -343,6 +360,8 @@ def _shape(value: Any, kind: str, structure: Structure, where: object) -> Any:
                 f"the {kind} label of {where} is not symmetric: {matrix.tolist()}; expected {_SHAPES[kind]}"
             )
         return matrix
+    if kind == "born_charges":
+        return array.reshape(n, 3, 3)
     return array.reshape(n) if kind == "charges" else array
 
 

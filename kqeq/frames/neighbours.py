@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from kqeq.backend import asarray_like, is_cupy, namespace, parallel
+from kqeq.backend import asarray_like, compiled, is_cupy, namespace, threads
 from kqeq.errors import InputError
 from kqeq.frames.structures import Structure
 from kqeq.typing import Array, BoolArray, FloatArray, IntArray
@@ -361,14 +361,14 @@ class NeighbourFinder:
         def count(first: int, last: int) -> None:
             kernels.count_near(first, last, *given, limit, number[1:])
 
-        parallel.run(count, kept.start, _SMALLEST_THREADED)
+        threads.run(count, kept.start, _SMALLEST_THREADED)
         begin = np.cumsum(number)
         indices, vectors = np.empty((begin[-1], 2), dtype=np.int64), np.empty((begin[-1], 3))
 
         def collect(first: int, last: int) -> None:
             kernels.collect_near(first, last, *given, limit, begin, indices, vectors)
 
-        parallel.run(collect, kept.start, _SMALLEST_THREADED)
+        threads.run(collect, kept.start, _SMALLEST_THREADED)
         return Pairs(cutoff, indices, vectors, self.full, start=begin)
 
 
@@ -385,7 +385,7 @@ def _ordered(
 @cache
 def _kernels() -> ModuleType:
     """The compiled loops; compiled once, then read from disk."""
-    return parallel.load("kqeq.frames.pair_kernels")
+    return compiled.load("kqeq.frames.pair_kernels")
 
 
 def _engine(cutoff: float, skin: float, full: bool) -> Any:

@@ -7,7 +7,10 @@ key                               shape    meaning
 ``info["fragment_charges"]``      (k,)     charge of each fragment in ascending order of the labels, e
 ``arrays["reference_charges"]``   (N,)     charges that split-charge models start from, e
 ``arrays["external_potential"]``  (N,)     potential from outside at each atom, V (embedding)
-``info["multiplicity"]``          ()       2S + 1, for baselines with electrons; validated by them
+``info["multiplicity"]``          ()       2S + 1, for baselines with electrons and models that depend on spin;
+                                           validated by them
+``info["spin"]``                  ()       number of unpaired electrons: the multiplicity less one
+``info["fragment_spins"]``        (k,)     that of each fragment
 ================================  =======  ====================================================================
 
 Fragment and reference charges also are sources of the total charge and have to sum to it.
@@ -60,7 +63,7 @@ def charge_sums(atoms: Atoms, where: object) -> list[tuple[str, float]]:
 def site_data_key(atoms: Atoms) -> tuple[bytes | None, ...]:
     """Equal for frames that carry the same optional data; to notice changes, for which no values are checked."""
     values = [atoms.arrays.get(key) for key in ARRAY_KEYS]
-    values += [atoms.info.get(key) for key in (*INFO_KEYS, "multiplicity")]
+    values += [atoms.info.get(key) for key in (*INFO_KEYS, "multiplicity", "spin", "fragment_spins")]
     return tuple(None if value is None else np.asarray(value).tobytes() for value in values)
 
 
@@ -115,7 +118,33 @@ def read_site_data(atoms: Atoms, total_charge: float, where: object) -> dict[str
         data["external_potential"] = _numbers(atoms.arrays["external_potential"], n, name, where)
     if atoms.info.get("multiplicity") is not None:
         data["multiplicity"] = _multiplicity(atoms.info["multiplicity"])
+    if atoms.info.get("spin") is not None:
+        spin = _multiplicity(atoms.info["spin"])
+        given = data.setdefault("multiplicity", spin + 1.0)
+        if np.isfinite(spin) and np.isfinite(given) and abs(given - spin - 1.0) > 1e-6:
+            raise InputError(
+                f'{where} has two spins: atoms.info["spin"] says {spin:g} unpaired electrons, '
+                f'atoms.info["multiplicity"] says {given:g}, which is {given - 1.0:g} unpaired electrons (2S + '
+                f"1 = spin + "
+                "1); remove one of them or make them agree"
+            )
+    if atoms.info.get("fragment_spins") is not None:
+        data["fragment_spins"] = _fragment_spins(atoms, data, where)
     return data
+
+
+def _fragment_spins(atoms: Atoms, data: dict[str, Any], where: object) -> FloatArray:
+    """Numbers of unpaired electrons of fragments."""
+    name = 'atoms.info["fragment_spins"]'
+    spins = _numbers(atoms.info["fragment_spins"], None, name, where)
+    count = 0 if "fragments" not in data else int(data["fragments"].max()) + 1
+    if len(spins) != count or (spins < 0).any() or (spins != np.round(spins)).any():
+        raise InputError(
+            f"{name} of {where} is {spins.tolist()}; expected one number of unpaired electrons (0, 1, 2 ...) "
+            f"for each of its "
+            f'{count} fragments (atoms.arrays["fragments"])'
+        )
+    return spins
 
 
 def _multiplicity(value: Any) -> float:

@@ -15,6 +15,7 @@ from ase import Atoms
 
 from kqeq.errors import InputError
 from kqeq.frames.conditions import check_charge, check_field, conditions, warn_unread_conditions
+from kqeq.frames.external_charges import ExternalCharges, read_external_charges
 from kqeq.frames.site_data import read_site_data
 from kqeq.typing import BoolArray, FloatArray, IntArray
 
@@ -95,7 +96,11 @@ class Structure:
     external_potential : (N,) array, optional
         Electrostatic potential that acts on the charges from outside, V.
     multiplicity : float, optional
-        2S + 1, for baselines with electrons; ``None`` leaves it to them.
+        2S + 1, for baselines with electrons and models that depend on spin; ``None`` leaves it to them.
+    fragment_spins : (k,) array, optional
+        Number of unpaired electrons of each fragment.
+    external_charges : ExternalCharges, optional
+        Charges outside the structure that act on it.
     neighbours : NeighbourSource, optional
         Where :func:`kqeq.frames.neighbours.find_pairs` takes half lists from; it notes by itself when atoms have moved.
     """
@@ -111,6 +116,8 @@ class Structure:
     reference_charges: FloatArray | None = None
     external_potential: FloatArray | None = None
     multiplicity: float | None = None
+    fragment_spins: FloatArray | None = None
+    external_charges: ExternalCharges | None = None
     neighbours: NeighbourSource | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
@@ -211,6 +218,7 @@ def read_structure(
     external_field: Any = None,
     index: int | None = None,
     prefix: str = "",
+    external_charges: Any = None,
 ) -> Structure:
     """Validate an :class:`ase.Atoms` and the conditions it is under.
 
@@ -225,6 +233,8 @@ def read_structure(
         Number of the frame, for messages.
     prefix : str
         Prefix of labels, with which charge and field are looked for as well.
+    external_charges : optional
+        See :func:`kqeq.frames.external_charges.read_external_charges`.
 
     Returns
     -------
@@ -272,7 +282,8 @@ def read_structure(
     warn_unread_conditions(atoms, charge, external, prefix=prefix, given=given)
     _check_overlap(positions, cell, pbc, where)
     extra = read_site_data(atoms, charge, where)
-    return Structure(numbers, positions, cell, pbc, charge, external, **extra)
+    outside = read_external_charges(external_charges)
+    return Structure(numbers, positions, cell, pbc, charge, external, **extra, external_charges=outside)
 
 
 def _check_cell(cell: FloatArray, pbc: BoolArray, where: object) -> None:

@@ -30,6 +30,9 @@ _ACCEPTED = "_accepted"
 _SHOWN = 80
 """Characters of a refused value that a message shows."""
 
+_LISTED = 50
+"""Items of a refused list or mapping that a message would show."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -100,7 +103,11 @@ class Rule:
 
 
 def show(value: Any) -> str:
-    """A value as a message shows it: on one line, and not longer than a line."""
+    """A value as a message shows it: on one line, and not longer than a line, whatever it is."""
+    if isinstance(value, int) and value.bit_length() > 1000:
+        return "a huge integer"  # Python may refuse to write it
+    if isinstance(value, dict | list | tuple) and len(value) > _LISTED:
+        return f"a {type(value).__name__} of {len(value)}"
     try:
         text = " ".join(repr(value).split())
     except Exception:  # a foreign object whose repr fails
@@ -108,12 +115,22 @@ def show(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 4]} ..."
 
 
+def is_real(value: Any) -> bool:
+    """Whether a value is a real number; booleans are none."""
+    return isinstance(value, Real) and not isinstance(value, bool | np.bool_)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number; booleans are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool | np.bool_)
+
+
 def number(minimum: float | None = None, maximum: float | None = None, *, above: float | None = None) -> Rule:
     """A finite number; ``above`` is a bound that is not reached itself."""
     bounds = _bounds(minimum, maximum, above)
 
     def accepts(value: Any) -> bool:
-        return _is_real(value) and math.isfinite(value) and _within(value, minimum, maximum, above)
+        return is_real(value) and math.isfinite(value) and _within(value, minimum, maximum, above)
 
     if above == 0 and maximum is None:
         return Rule("a positive number", accepts)
@@ -124,11 +141,7 @@ def whole(minimum: int | None = None, maximum: int | None = None) -> Rule:
     """A whole number."""
 
     def accepts(value: Any) -> bool:
-        return (
-            isinstance(value, Integral)
-            and not isinstance(value, bool | np.bool_)
-            and _within(int(value), minimum, maximum, None)
-        )
+        return is_whole(value) and _within(int(value), minimum, maximum, None)
 
     return Rule(f"a whole number{_bounds(minimum, maximum, None)}", accepts)
 
@@ -189,7 +202,7 @@ def vector(size: int, words: str) -> Rule:
         return (
             len(items) == size
             and np.ndim(np.asarray(value, dtype=np.float64)) == 1
-            and all(_is_real(item) and math.isfinite(item) for item in items)
+            and all(is_real(item) and math.isfinite(item) for item in items)
         )
 
     return Rule(words, accepts)
@@ -249,10 +262,6 @@ def unknown_name(name: str, known: Iterable[str], what: str) -> InputError:
     return InputError(f"{what} {name!r}; expected some of {', '.join(names)}{meant}")
 
 
-def _is_real(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool | np.bool_)
-
-
 def _within(value: float, minimum: float | None, maximum: float | None, above: float | None) -> bool:
     return (
         (minimum is None or value >= minimum)
@@ -282,6 +291,8 @@ __all__ = [
     "check_values",
     "choice",
     "instance",
+    "is_real",
+    "is_whole",
     "number",
     "protocol",
     "sequence",

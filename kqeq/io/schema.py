@@ -10,7 +10,9 @@ Headers: nested plain data, described by small checkers that can be combined::
 
     table(species=sequence(text(choices=chemical_symbols)), zeta=number(low=1.0), posterior=optional(anything))
 
-Neither knows what a model is.
+Neither knows what a model is.  Settings have a door of their own, :mod:`kqeq.io.rules`: they are objects that a user
+wrote, refused with the remedy; what stands here comes from a file, nested, possibly hostile, and is refused with its
+place.  What a number is, and how a refused value is shown, is defined there for both.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from kqeq.io.rules import is_real, is_whole, show
 
 Checker = Callable[[Any, str], None]
 """Called with a value and its place in the header; raises :class:`SchemaError`."""
@@ -146,7 +150,7 @@ def anything(value: Any, place: str) -> None:
 def flag(value: Any, place: str) -> None:
     """Accept true and false."""
     if not isinstance(value, bool):
-        raise SchemaError(f"{place} is {_short(value)}, expected true or false")
+        raise SchemaError(f"{place} is {show(value)}, expected true or false")
 
 
 def number(
@@ -155,13 +159,13 @@ def number(
     """Accept numbers between bounds; ``infinite`` also accepts what is not finite."""
 
     def check(value: Any, place: str) -> None:
-        good = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        good = is_whole(value) if whole else is_real(value)
         # comparisons of huge integers with floats are exact, and NaN fails them
         if good and infinite and isinstance(value, float) and not math.isfinite(value):
             return
         if not good or not low <= value <= high:
             kind = "a whole number" if whole else "a number"
-            raise SchemaError(f"{place} is {_short(value)}, expected {kind} from {low:g} to {high:g}")
+            raise SchemaError(f"{place} is {show(value)}, expected {kind} from {low:g} to {high:g}")
 
     return check
 
@@ -171,9 +175,9 @@ def text(choices: Collection[str] | None = None, longest: int = 100_000) -> Chec
 
     def check(value: Any, place: str) -> None:
         if not isinstance(value, str) or len(value) > longest:
-            raise SchemaError(f"{place} is {_short(value)}, expected text")
+            raise SchemaError(f"{place} is {show(value)}, expected text")
         if choices is not None and value not in choices:
-            raise SchemaError(f"{place} is {_short(value)}, expected one of {_short(sorted(choices))}")
+            raise SchemaError(f"{place} is {show(value)}, expected one of {show(sorted(choices))}")
 
     return check
 
@@ -210,11 +214,11 @@ def sequence(inner: Checker, *, shortest: int = 0, distinct: bool = False) -> Ch
 
     def check(value: Any, place: str) -> None:
         if not isinstance(value, list) or len(value) < shortest:
-            raise SchemaError(f"{place} is {_short(value)}, expected a list of at least {shortest}")
+            raise SchemaError(f"{place} is {show(value)}, expected a list of at least {shortest}")
         for i, item in enumerate(value):
             inner(item, f"{place}[{i}]")
         if distinct and len(set(value)) < len(value):
-            raise SchemaError(f"{place} names something twice: {_short(value)}")
+            raise SchemaError(f"{place} names something twice: {show(value)}")
 
     return check
 
@@ -224,9 +228,9 @@ def mapping(inner: Checker, keys: Collection[str] | None = None, *, complete: bo
 
     def check(value: Any, place: str) -> None:
         if not isinstance(value, dict):
-            raise SchemaError(f"{place} is {_short(value)}, expected a mapping")
+            raise SchemaError(f"{place} is {show(value)}, expected a mapping")
         if keys is not None and (not set(value) <= set(keys) or (complete and set(value) != set(keys))):
-            raise SchemaError(f"{place} has the keys {_short(list(value))}, expected {_short(list(keys))}")
+            raise SchemaError(f"{place} has the keys {show(list(value))}, expected {show(list(keys))}")
         for key, item in value.items():
             inner(item, f"{place}.{key}")
 
@@ -239,26 +243,16 @@ def table(*, maybe: Mapping[str, Checker] | None = None, more: bool = False, **e
     def check(value: Any, place: str) -> None:
         known = {**entries, **(maybe or {})}
         if not isinstance(value, dict):
-            raise SchemaError(f"{place} is {_short(value)}, expected a mapping")
+            raise SchemaError(f"{place} is {show(value)}, expected a mapping")
         missing, unknown = set(entries) - set(value), set() if more else set(value) - set(known)
         if missing or unknown:
-            parts = [f"lacks {_short(sorted(missing))}"] * bool(missing)
-            parts += [f"has unknown {_short(sorted(unknown))}"] * bool(unknown)
+            parts = [f"lacks {show(sorted(missing))}"] * bool(missing)
+            parts += [f"has unknown {show(sorted(unknown))}"] * bool(unknown)
             raise SchemaError(f"{place} {' and '.join(parts)}")
         for key, item in value.items():
             known.get(key, anything)(item, f"{place}.{key}")
 
     return check
-
-
-def _short(value: Any) -> str:
-    """A value for a message; a header can hold anything of any length."""
-    if isinstance(value, int) and value.bit_length() > 200:
-        return "a huge integer"
-    if isinstance(value, (dict, list)) and len(value) > 20:
-        return f"a {type(value).__name__} of {len(value)}"
-    shown = repr(value)
-    return shown if len(shown) <= 120 else f"{shown[:117]}..."
 
 
 __all__ = [

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sklearn.base import BaseEstimator
 
+from kqeq.descriptors.base import Descriptor
+from kqeq.descriptors.conditioned import Conditioned
+from kqeq.descriptors.networks import NetworkFeatures, resolve_network
 from kqeq.descriptors.soap.descriptor import SOAPDescriptor
 from kqeq.descriptors.soap.weighting import Weighting
-from kqeq.io.rules import NOTHING, Rule, check_settings, choice, number, whole
+from kqeq.frames.states import CONDITIONS
+from kqeq.frames.structures import Structure
+from kqeq.io.rules import FLAG, NOTHING, Rule, check_settings, choice, number, whole
 
 DEFAULT_REPRESENTATIVES = 300
 """Representatives per element where none are asked for."""
@@ -26,6 +31,7 @@ _RULES: Mapping[str, Rule] = {
     "n_representatives": whole(minimum=1) | NOTHING,
     "selection": choice(*SELECTIONS),
     "delta": number(above=0) | NOTHING,
+    "condition": choice(*CONDITIONS) | NOTHING,
 }
 """Those of the descriptor are in its own module."""
 
@@ -57,6 +63,10 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
     weighting : dict, optional
         Radial weighting of neighbours with the settings of :class:`dscribe.descriptors.SOAP`, for example
         ``{"function": "pow", "r0": 2.0, "c": 1.0, "d": 1.0, "m": 4.0}``: those that are near count more.
+    condition : {"spin", "spin^2", "charge", "charge^2"}, optional
+        Multiplies the kernel with the number of unpaired electrons, or with the charge, of the atom's fragment, or
+        with its
+        square (:mod:`kqeq.frames.states`): in a sum with a kernel without condition, what the state changes.
     """
 
     def __init__(
@@ -71,6 +81,7 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         delta: float | None = None,
         smooth: str = "switch",
         weighting: Mapping[str, Any] | None = None,
+        condition: str | None = None,
     ) -> None:
         self.r_cut = r_cut
         self.n_max = n_max
@@ -82,10 +93,11 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         self.delta = delta
         self.smooth = smooth
         self.weighting = weighting
+        self.condition = condition
 
-    def descriptor(self) -> SOAPDescriptor:
+    def descriptor(self) -> Descriptor:
         """The descriptor that these settings stand for; validates its part of them."""
-        return SOAPDescriptor(
+        soap = SOAPDescriptor(
             r_cut=self.r_cut,
             n_max=self.n_max,
             l_max=self.l_max,
@@ -93,6 +105,7 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
             smooth=self.smooth,  # type: ignore[arg-type]  # the descriptor validates it
             weighting=Weighting.of(self.weighting),
         )
+        return soap if self.condition is None else Conditioned(soap, self.condition)
 
     def check(self) -> None:
         """Validate all settings.
@@ -108,6 +121,8 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
     def to_dict(self) -> dict[str, Any]:
         """Parameters as plain data."""
         settings = dict(self.get_params(deep=False))
+        if self.condition is None:
+            del settings["condition"]
         if self.weighting is None:
             del settings["weighting"]  # files that do without can be read by versions that do not know it
         else:
@@ -115,15 +130,83 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         return settings
 
 
-Kernels = tuple[SOAPKernel, ...]
+class NetworkKernel(BaseEstimator):  # type: ignore[misc]
+    """Settings of a kernel on features of a trained network (:class:`kqeq.NetworkFeatures`).
+
+    Parameters
+    ----------
+    network : str or Network
+        ``"so3lr"`` (extra ``so3lr``; weights come with it), ``"chgnet"`` or ``"chgnet:VERSION"`` (extra ``chgnet``,
+        likewise), ``"mace:FILE"`` (extra ``mace``; your model, or a foundation model that is on this machine),
+        ``"so3lr:FILE"``; or an object with the methods of :class:`kqeq.descriptors.networks.Network`.
+    zeta : int
+        Power of the normalised dot product, a whole number; larger is more selective.
+    charged : bool
+        Whether the network is told the total charge, if it knows what to do with one.  Features then differ between
+        charge states of one geometry; the derivative of the energy with respect to the charge goes through the network
+        and is not known (:class:`kqeq.Prediction` has no chemical potential and no hardness then).
+    n_representatives, selection, delta, condition : optional
+        As for :class:`kqeq.SOAPKernel`.
+    """
+
+    def __init__(
+        self,
+        network: Any = "so3lr",
+        zeta: int = 2,
+        charged: bool = False,
+        n_representatives: int | None = None,
+        selection: str = "fps",
+        delta: float | None = None,
+        condition: str | None = None,
+    ) -> None:
+        self.network = network
+        self.zeta = zeta
+        self.charged = charged
+        self.n_representatives = n_representatives
+        self.selection = selection
+        self.delta = delta
+        self.condition = condition
+
+    def features(self) -> NetworkFeatures:
+        """The descriptor that these settings stand for, without the scales that a fit finds, and without condition."""
+        return NetworkFeatures(resolve_network(self.network), bool(self.charged))
+
+    def descriptor_for(self, structures: Iterable[Structure]) -> Descriptor:
+        """The descriptor of a fit to ``structures``: its features are scaled by what they are there."""
+        scaled = self.features().scaled(structures)
+        return scaled if self.condition is None else Conditioned(scaled, self.condition)
+
+    def check(self) -> None:
+        """Validate all settings.
+
+        Raises
+        ------
+        InputError
+            Naming the setting, its value and what was expected.
+        UnsupportedError
+            If the package of the network is not installed; the message names the extra.
+        """
+        check_settings(self, {**_RULES, "zeta": whole(minimum=1), "charged": FLAG})
+        self.features()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Parameters as plain data, the network by name and hash."""
+        network = resolve_network(self.network)
+        return {**self.get_params(deep=False), "network": network.name, "sha256": network.digest}
+
+
+Kernel = SOAPKernel | NetworkKernel
+"""Settings of any kernel."""
+
+Kernels = tuple[Kernel, ...]
 """The kernels of a sum."""
 
 
-def kernel_tuple(given: SOAPKernel | Sequence[SOAPKernel] | str | None) -> Kernels | None:
+def kernel_tuple(given: Kernel | Sequence[Kernel] | str | None) -> Kernels | None:
     """One kernel, or a sequence of kernels that are summed, as a tuple; ``None`` where none are named."""
     if given is None or isinstance(given, str):
         return None
-    return (given,) if isinstance(given, SOAPKernel) else tuple(given)
+    return (given,) if isinstance(given, Kernel) else tuple(given)
 
 
 AUTO = "auto"
@@ -165,7 +248,9 @@ __all__ = [
     "AUTOMATIC_TOTAL",
     "DEFAULT_REPRESENTATIVES",
     "SELECTIONS",
+    "Kernel",
     "Kernels",
+    "NetworkKernel",
     "SOAPKernel",
     "automatic_electronegativity",
     "automatic_short_range",

@@ -1,22 +1,128 @@
-"""Who should carry the total charge on top of a baseline that can: asked of left-out frames."""
+"""Which model to take, and who should carry the total charge on top of a baseline: asked of left-out frames."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from ase import Atoms
 
 from kqeq.baselines import CHARGE_FROM
 from kqeq.errors import InputError
 from kqeq.fitting.metrics import Evaluation
 from kqeq.fitting.settings import complete_noise
+from kqeq.frames.grouping import groups
+from kqeq.frames.label_checks import survey
 from kqeq.frames.structures import as_frames
-from kqeq.model.estimator import KQEq
+from kqeq.io.rules import instance
+from kqeq.kernels.settings import AUTO
+from kqeq.model.comparison import FOLDS, Comparison, charge_candidates, folds_of, judge
+from kqeq.model.estimator import KQEq, search_of
+from kqeq.typing import IntArray
 
-FOLDS = 4
+
+def compare(
+    frames: Any,
+    model: KQEq | None = None,
+    *,
+    candidates: Mapping[str, Mapping[str, Any]] | None = None,
+    baselines: Sequence[Any] = (),
+    groups: Sequence[int] | IntArray | None = None,
+    folds: int | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Fit several models to the same frames, and compare them on frames that are left out.
+
+    Every frame is left out once, with the others of its group and a quarter of all; compositions and charges are spread
+    evenly over the folds.  Candidates with the same kernels share representatives, prior spreads and noises, which the
+    default search finds once; a refit without a fold starts where the fit to all frames ended
+    (:mod:`kqeq.fitting.cross_validation`).
+
+    Parameters
+    ----------
+    frames : sequence of ase.Atoms
+        Training frames; test frames stay out of it.
+    model : KQEq, optional
+        What all candidates share: kernels, noise, targets, label prefix; the defaults without.
+    candidates : dict of str to dict, optional
+        Settings of :class:`kqeq.KQEq` by name, from simple to elaborate.  By default the short-range energy alone, QEq,
+        QEq with hardness by kernel, ACKS2, ACKS2 with atomic dipoles, and QEq with a charge-aware short-range energy.
+    baselines : sequence of str or of baselines
+        For each, the short-range energy and QEq on top of it as well, with a search of their own; for example
+        ``["gfn2"]``.
+    groups : sequence of int, optional
+        A number for each frame; frames with the same number are left out together.  By default those of one
+        geometry (:func:`kqeq.groups`).
+    folds : int, optional
+        4, or the number of groups if that is less.
+    seed : int
+        Of the order in which frames are left out.
+
+    Returns
+    -------
+    Comparison
+        Prints as a table with the model to take and the reason.
+
+    Raises
+    ------
+    InputError, UnsupportedError
+        For frames that cannot be used, or where no candidate can be fitted; one that cannot be is named in the table.
+    """
+    from sklearn.base import clone
+
+    if model is None:
+        model = KQEq()
+    instance(KQEq, "a model with the settings that all candidates share").require(model, "compare(model=...)")
+    base = model if not isinstance(model.charges, str) else clone(model).set_params(charges="default")
+    found = survey(frames, base._keys(base.charges_key))
+    fold = folds_of(found.pairs, folds, groups, seed)
+
+    def settings(changes: Mapping[str, Any]) -> Any:
+        own = clone(base).set_params(**changes)
+        return replace(search_of(own._settings(None), own.optimize), leave_out_failed=own.leave_out_failed)
+
+    if candidates is None:
+        charged = (
+            base
+            if base._given()["charges"] is not None
+            else clone(base).set_params(electronegativity=AUTO, charges="default")
+        )
+        chosen = charge_candidates(
+            replace(
+                search_of(charged._settings(None), charged.optimize), leave_out_failed=base.leave_out_failed
+            )
+        )
+    else:
+        instance(Mapping, "a dict of settings by name").require(candidates, "compare(candidates=...)")
+        chosen = {str(name): settings(changes) for name, changes in candidates.items()}
+        if not chosen:
+            raise InputError("candidates is empty; expected settings of at least one model by name")
+    for baseline in baselines:
+        name = baseline if isinstance(baseline, str) else type(baseline).__name__
+        chosen[f"{name} + short-range"] = settings(
+            {
+                "baseline": baseline,
+                "electronegativity": None,
+                "charges": None,
+                "charge_aware": None,
+                "site_kernel": None,
+            }
+        )
+        chosen[f"{name} + QEq"] = settings({"baseline": baseline, "charges": "default"})
+    comparison, _ = judge(found.pairs, chosen, fold)
+    if candidates is not None or baselines:
+        known = dict(candidates or {})
+        for baseline in baselines:
+            name = baseline if isinstance(baseline, str) else type(baseline).__name__
+            known[f"{name} + short-range"] = {
+                "baseline": baseline,
+                "electronegativity": None,
+                "charges": None,
+            }
+            known[f"{name} + QEq"] = {"baseline": baseline}
+        comparison = replace(comparison, settings={**comparison.settings, **known})
+    return comparison
 
 
 @dataclass(frozen=True)
@@ -71,33 +177,25 @@ def choose_charge_from(model: KQEq, frames: Any, *, folds: int = FOLDS) -> Charg
     from sklearn.base import clone
 
     given = as_frames(frames)
-    groups = _groups(given)
-    if not 2 <= folds <= len(groups):
+    group = groups(given)
+    if not 2 <= folds <= group.max() + 1:
         raise InputError(
-            f"folds is {folds!r} for {len(groups)} geometries; expected a whole number from 2 to that"
+            f"folds is {folds!r} for {group.max() + 1} geometries; expected a whole number from 2 to that"
         )
     noise = complete_noise(model.noise)
-    parts = np.random.default_rng(0).permutation(len(groups)) % folds
+    parts = (np.random.default_rng(0).permutation(group.max() + 1) % folds)[group]
     scores: dict[str, float] = {}
     errors: dict[str, dict[str, float]] = {}
     for who in CHARGE_FROM:
         found = []
         for fold in range(folds):
-            left_out = {i for g, group in enumerate(groups) if parts[g] == fold for i in group}
+            left_out = set(np.flatnonzero(parts == fold).tolist())
             own = clone(model).set_params(charge_from=who)
             own.fit([atoms for i, atoms in enumerate(given) if i not in left_out])
             found.append(own.evaluate([given[i] for i in sorted(left_out)]))
         errors[who] = _together(found)
         scores[who] = float(np.mean([(rmse / noise[kind]) ** 2 for kind, rmse in errors[who].items()]))
     return ChargeFromChoice(min(scores, key=scores.__getitem__), scores, errors)
-
-
-def _groups(frames: list[Atoms]) -> list[list[int]]:
-    """Indices of frames by geometry."""
-    found: dict[tuple[bytes, bytes], list[int]] = {}
-    for i, atoms in enumerate(frames):
-        found.setdefault((atoms.numbers.tobytes(), np.round(atoms.positions, 6).tobytes()), []).append(i)
-    return list(found.values())
 
 
 def _together(found: list[Evaluation]) -> dict[str, float]:
@@ -111,4 +209,4 @@ def _together(found: list[Evaluation]) -> dict[str, float]:
     return result
 
 
-__all__ = ["ChargeFromChoice", "choose_charge_from"]
+__all__ = ["ChargeFromChoice", "choose_charge_from", "compare"]

@@ -30,31 +30,31 @@ from kqeq.fitting.least_squares.equations import Prior
 from kqeq.fitting.metrics import Evaluation
 from kqeq.fitting.pruning import prune
 from kqeq.fitting.report import FitReport
-from kqeq.fitting.rows.cache import DiskCache, disk_cache
+from kqeq.fitting.rows.cache import CacheFolder, DiskCache, disk_cache
 from kqeq.fitting.rows.targets import element_energies
 from kqeq.fitting.settings import RULES, FitSettings, check_noise, check_settings, complete_noise
-from kqeq.fitting.update import update_charge_aware, update_potential
+from kqeq.fitting.update import update_potential
 from kqeq.frames.label_checks import survey
-from kqeq.frames.labels import LabelKeys
+from kqeq.frames.labels import LabelKeys, Labels
+from kqeq.frames.structures import Structure
 from kqeq.io.progress import track
 from kqeq.io.rules import FLAG, NOTHING, PATH, Rule, check_values, instance
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.settings import (
     AUTO,
-    SOAPKernel,
+    Kernel,
     automatic_electronegativity,
     automatic_short_range,
     default_electronegativity,
     default_short_range,
     kernel_tuple,
 )
+from kqeq.model.comparison import charge_candidates, folds_of, judge
 from kqeq.model.evaluation import evaluate_pairs, read_structures
 from kqeq.model.storage import Record, damaged, load_record, save_record
 from kqeq.potential.potential import Potential, Prediction, check_properties
 from kqeq.potential.prediction import PredictOptions
 from kqeq.uncertainty.posterior import (
-    AnyPosterior,
-    CoupledPosterior,
     Posterior,
     require_posterior,
     with_uncertainty,
@@ -73,6 +73,10 @@ _FIT_RULES: Mapping[str, Rule] = {
     "cache": PATH | instance(DiskCache, "kqeq.DiskCache(folder, budget=bytes)") | NOTHING,
     "leave_out_failed": FLAG,
 }
+
+
+LEAST_SCORE = -1.0
+"""What a quantity counts at least in :meth:`KQEq.score`."""
 
 
 class NotFittedYetError(ModelNotFittedError, NotFittedError):  # type: ignore[misc]
@@ -110,17 +114,20 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    electronegativity : SOAPKernel, sequence of SOAPKernel, "auto" or None
+    electronegativity : SOAPKernel, NetworkKernel, sequence of these, "auto" or None
         Kernel of the electronegativities, or several that are summed, each with its own descriptor, representatives
         and prior spread; ``None`` (with ``charges=None``) for a short-range potential alone.  ``"auto"`` takes a middle
         and a sharp kernel and has ``fit`` choose.
-    short_range : SOAPKernel, sequence of SOAPKernel, "auto" or None
+    short_range : SOAPKernel, NetworkKernel, sequence of these, "auto" or None
         Kernel of the short-range energy, or several that are summed; ``None`` for charges alone.  ``"auto"`` takes a
         long, a middle and a sharp kernel and has ``fit`` choose.
-    charges : charge model or None
-        ``kqeq.QEq()`` by default.  Element parameters that it marks with ``"learn"`` are fitted together with the
-        rest, from all labels and from polarizabilities, with priors around the defaults; the values are in
-        ``potential_.charges`` and in the report.  Hardness, polarizability and softness that it marks with ``"kernel"``
+    charges : charge model, "auto" or None
+        ``kqeq.QEq()`` by default.  ``"auto"`` compares short-range energy alone, QEq, hardness by kernel, ACKS2, atomic
+        dipoles and a charge-aware short-range energy on left-out frames, and takes the best (:func:`kqeq.compare`;
+        ``comparison_`` holds the table, ``chosen_`` the settings); about ten times the time of a fit.
+        Element parameters that a model marks with ``"learn"`` are fitted together with the rest, from all labels and
+        from polarizabilities, with priors around the defaults; the values are in ``potential_.charges`` and in the
+        report.  Hardness, polarizability and softness that it marks with ``"kernel"``
         depend on the environment of the atom as well.
     baseline : None, str, ase.calculators.calculator.Calculator or an object of :mod:`kqeq.baselines`
         What is known before the fit: subtracted from the labels and added in prediction.  ``"gfn2"``, ``"gfn1"`` and
@@ -144,7 +151,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         Energies of the elements by symbol, eV; fitted where ``None``.
     max_iterations : int
         Of the Gauss–Newton solver.
-    site_kernel : SOAPKernel or sequence of SOAPKernel, optional
+    site_kernel : SOAPKernel, NetworkKernel or sequence of these, optional
         Kernel (or a sum) of the logarithms of the parameters marked with ``"kernel"``; its ``delta`` is their prior
         standard deviation around the element's value (by default 0.2, for softness 0.3).  ``None`` shares descriptors and
         representatives with the electronegativity.
@@ -171,19 +178,23 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         The fitted parameters.
     fit_report_ : FitReport
         Labels used and ignored, sizes, convergence; print it.
-    posterior_ : Posterior, CoupledPosterior or None
+    posterior_ : Posterior or None
         What the fit knows about its parameters; ``None`` for models loaded from a file without it.
     species_ : tuple of str
         Elements the model knows.
     saved_ : bool
         Whether some file holds this fit.
+    comparison_ : Comparison
+        With ``charges="auto"``: the models that were compared.
+    chosen_ : dict
+        With ``charges="auto"``: the settings that were taken.
     """
 
     def __init__(
         self,
-        electronegativity: SOAPKernel | Sequence[SOAPKernel] | str | None = _AUTO,
-        short_range: SOAPKernel | Sequence[SOAPKernel] | str | None = _AUTO,
-        charges: ChargeModel | None = _DEFAULT,
+        electronegativity: Kernel | Sequence[Kernel] | str | None = _AUTO,
+        short_range: Kernel | Sequence[Kernel] | str | None = _AUTO,
+        charges: ChargeModel | str | None = _DEFAULT,
         baseline: Any = None,
         noise: Mapping[str, float] | None = None,
         targets: Sequence[str] | None = None,
@@ -191,7 +202,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         label_prefix: str = "",
         e0: Mapping[str, float] | None = None,
         max_iterations: int = 30,
-        site_kernel: SOAPKernel | Sequence[SOAPKernel] | None = None,
+        site_kernel: Kernel | Sequence[Kernel] | None = None,
         solver: str = "auto",
         charge_aware: ChargeKernel | None = None,
         charge_from: str = "baseline",
@@ -242,8 +253,10 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         return params
 
     def _given(self) -> dict[str, Any]:
-        """Settings by name, with a charge model in place of ``"default"``, which stays where it is."""
+        """Settings by name, with a charge model in place of ``"default"`` and ``"auto"``, which stay where they are."""
         own = {name: self.__dict__[name] for name in self._get_param_names()}
+        if _is_auto(own["charges"]):  # what the last fit chose
+            return {**own, **self.__dict__.get("chosen_", {"charges": QEq()})}
         return {**own, "charges": QEq()} if own["charges"] is _DEFAULT else own
 
     def set_params(self, **params: Any) -> KQEq:
@@ -349,13 +362,13 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         device = self.device if device is None else device
         budget = self.budget if budget is None else budget
         targets = self.targets if targets is None else targets
-        settings = self._settings(targets)
-        if optimize == AUTO:
-            kernels = {"electronegativity": settings.electronegativity, "short_range": settings.short_range}
-            ours = all(name in settings.automatic for name, own in kernels.items() if own is not None)
-            optimize = "left-out" if ours else None
-        settings = replace(settings, optimize=optimize, leave_out_failed=bool(leave_out_failed))
+        automatic = _is_auto(self.__dict__["charges"])
+        self.__dict__.pop("chosen_", None)  # of an earlier fit
+        settings = search_of(self._settings(targets), optimize)
+        settings = replace(settings, leave_out_failed=bool(leave_out_failed))
         check_settings(settings)
+        if automatic:
+            _check_automatic(budget, resume)
         noise = settings.noise["forces"]
         found = survey(frames, self._keys(charges_key), weights=sample_weight, force_noise=noise)
         disk = disk_cache(cache)
@@ -365,13 +378,26 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         def work(where: Device) -> FitResult:
             placed = replace(settings, device=where)
             with nullcontext() if disk is None else disk.open() as folder:
+                if automatic:
+                    return self._fit_best(found.pairs, placed, folder)
                 if allowed is not None:
                     return fit_within(found.pairs, placed, allowed, resume=resume, cache=folder)
                 return fit_potential(found.pairs, placed, resume=resume, cache=folder)
 
         result, _ = devices.run(device, work)
-        self._keep(result.with_survey(found), charges_key, calibrate=optimize is not None)
+        self._keep(result.with_survey(found), charges_key, calibrate=settings.optimize is not None)
         return self
+
+    def _fit_best(
+        self, pairs: list[tuple[Structure, Labels]], settings: FitSettings, cache: CacheFolder | None
+    ) -> FitResult:
+        """The best of several charge models, as :func:`kqeq.compare` finds it."""
+        comparison, results = judge(pairs, charge_candidates(settings), folds_of(pairs, None), cache=cache)
+        self.comparison_ = comparison
+        self.chosen_ = dict(comparison.settings[comparison.best])
+        result = results[comparison.best]
+        note = f'charges="auto": {comparison.reason}'
+        return replace(result, report=replace(result.report, notes=(*result.report.notes, note)))
 
     def update(self, frames: Any, *, sample_weight: Sequence[float] | None = None) -> KQEq:
         """Add labelled frames to a fitted model without those that it was fitted to.
@@ -397,13 +423,6 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         potential = self.fitted()
         posterior = require_posterior(self.posterior_, "adding frames needs")
         pairs = survey(frames, self._keys(self.charges_key_), weights=sample_weight).pairs
-        if isinstance(posterior, CoupledPosterior):
-            fit, report = update_charge_aware(
-                pairs, self._settings(None), posterior.fit(), posterior.noise, self.fit_report_
-            )
-            known = CoupledPosterior.of(fit, posterior.noise)
-            self._set_fitted(fit.potential, report, self.charges_key_, known)
-            return self
         result = update_potential(
             pairs,
             self._settings(None),
@@ -443,13 +462,13 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
                 f"loss is {loss!r}; expected a number between 0 and 1, the relative growth of the loss"
             )
         posterior = require_posterior(self.posterior_, "pruning needs")
-        if isinstance(posterior, CoupledPosterior):
+        if posterior.parameters.dependence is not None:
             raise UnsupportedError(
                 "a charge-aware short-range energy cannot be pruned; fit with fewer representatives"
             )
         report = self.fit_report_
         found = prune(posterior.parameters, posterior.u, posterior.lower, float(loss) * report.loss)
-        part = found.parameters.energy
+        part = found.parameters.short_range
         assert part is not None
         note = (
             f"{found.dropped} of {found.dropped + part.kernel_size} representatives of the short-range energy were "
@@ -470,27 +489,24 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             potential.training_charges,
             potential.has_energy,
         )
-        smaller = replace(smaller, baseline=potential.baseline)
+        smaller = replace(smaller, baseline=potential.baseline, known_states=potential.known_states)
         known = replace(posterior, parameters=found.parameters, u=found.u, lower=found.lower)
         self._set_fitted(smaller, report, self.charges_key_, known)
         return self
 
     def _keep(self, result: FitResult, charges_key: str | None, *, calibrate: bool = False) -> None:
-        posterior: AnyPosterior
         report = result.report
-        if result.coupled is None:
-            posterior = Posterior(result.parameters, result.solution.u, result.solution.lower, result.noise)
-            if calibrate:
-                posterior, line = learn_remainder(posterior, result.frames)
-                report = replace(report, notes=(*report.notes, line))
-        else:
-            posterior = CoupledPosterior.of(result.coupled, result.noise)
+        posterior = Posterior(result.parameters, result.solution.u, result.solution.lower, result.noise)
+        if calibrate and result.parameters.dependence is None:
+            posterior, line = learn_remainder(posterior, result.frames)
+            report = replace(report, notes=(*report.notes, line))
         self._set_fitted(result.potential, report, charges_key, posterior)
 
     def _settings(self, targets: Sequence[str] | None) -> FitSettings:
         if isinstance(targets, str):
             targets = (targets,)
-        chi, energy, charges = self.electronegativity, self.short_range, self._given()["charges"]
+        given = self._given()
+        chi, energy, charges = given["electronegativity"], given["short_range"], given["charges"]
         if isinstance(chi, str):
             chi = None if charges is None else automatic_electronegativity()
         if isinstance(energy, str):
@@ -509,9 +525,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             targets=None if targets is None else tuple(targets),
             e0=None if self.e0 is None else element_energies(self.e0),
             max_iterations=self.max_iterations,
-            site_kernel=kernel_tuple(self.site_kernel),
+            site_kernel=kernel_tuple(given["site_kernel"]),
             solver=self.solver,
-            charge_aware=self.charge_aware,
+            charge_aware=given["charge_aware"],
         )
 
     def _keys(self, charges_key: str | None) -> LabelKeys:
@@ -522,7 +538,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         potential: Potential,
         report: FitReport,
         charges_key: str | None,
-        posterior: AnyPosterior | None = None,
+        posterior: Posterior | None = None,
     ) -> None:
         from ase.data import chemical_symbols
 
@@ -561,6 +577,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         *,
         total_charge: float | None = None,
         external_field: Any = None,
+        external_charges: Any = None,
         properties: Collection[str] | None = None,
         uncertainty: bool = False,
         device: str | Device = "cpu",
@@ -575,9 +592,13 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             e; any finite number.  Otherwise ``info["total_charge"]`` or ``info["charge"]`` of each frame, or 0.
         external_field : (3,) array-like, optional
             V/Å; otherwise ``info["external_field"]`` of each frame, or none.
+        external_charges : kqeq.ExternalCharges or tuple, optional
+            Charges around the structure, (positions (M, 3) in Å, charges (M,) in e, widths in Å): they polarise it, and
+            feel forces (``Prediction.external_forces``).  The same for all frames.  The energy holds their interaction
+            with the structure, not that among themselves.
         properties : collection of str, optional
-            Some of ``energy, forces, stress, charges, dipole, polarizability``; leaving forces away saves most
-            of the time.  All by default.
+            Some of ``energy, forces, stress, charges, dipole, polarizability, born_charges``; leaving forces away saves
+            most of the time.  All but the last by default.
         uncertainty : bool
             Also give ``energy_std``, ``forces_std``, ``charges_std`` and ``dipole_std``, standard deviations of the
             model's values (:mod:`kqeq.uncertainty`), always computed on the CPU.  Those of forces take most of the time.
@@ -599,8 +620,13 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         potential = self.fitted()
         chosen = check_properties(properties)
         single_precision = check_precision(precision)
-        single = isinstance(frames, Atoms)
-        given = {"total_charge": total_charge, "external_field": external_field, "prefix": self.label_prefix}
+        one_frame = isinstance(frames, Atoms)
+        given = {
+            "total_charge": total_charge,
+            "external_field": external_field,
+            "external_charges": external_charges,
+            "prefix": self.label_prefix,
+        }
         structures = read_structures(potential, frames, **given)
         posterior = require_posterior(self.posterior_) if uncertainty else None
 
@@ -609,11 +635,11 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             return list(track(results, "predict", total=len(structures)))
 
         predictions, _ = devices.run(device, work)
-        potential.warn_if_undetermined(structures, predictions, stacklevel=3)
+        potential.warn_if_undetermined(structures, predictions)
         if posterior is not None:
             both = track(zip(predictions, structures, strict=True), "uncertainty", total=len(structures))
             predictions = [with_uncertainty(p, posterior, s, chosen, potential.baseline) for p, s in both]
-        return predictions[0] if single else predictions
+        return predictions[0] if one_frame else predictions
 
     # ------------------------------------------------------------- evaluate
 
@@ -653,12 +679,13 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         """Mean coefficient of determination over the labelled quantities; 1 is perfect.
 
         Forces are measured against zero force, energies against the mean of their composition, everything else
-        against its mean.
+        against its mean.  None counts for less than −1, so that one quantity that a fold says nothing about (energies of
+        a composition that the fit has not seen, or of which the fold has one frame) does not drown the others.
         """
         evaluation = self.evaluate(frames)
         if len(evaluation) == 0:
             raise InputError("the frames carry no label that this model predicts")
-        return float(np.mean([errors.r2 for errors in evaluation.values()]))
+        return float(np.mean([max(errors.r2, LEAST_SCORE) for errors in evaluation.values()]))
 
     # -------------------------------------------------------------- storage
 
@@ -686,7 +713,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.saved_ = True
 
 
-def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
+def load_model(path: str | PathLike[str], *, baseline: Any = None, networks: Sequence[Any] = ()) -> KQEq:
     """Read a model file.
 
     Parameters
@@ -694,6 +721,10 @@ def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
     path : path-like
     baseline : ase calculator, optional
         Needed if the model was fitted on top of a calculator: calculators are not stored.
+    networks : sequence of str, path or Network, optional
+        Files of networks (or networks) whose features the model uses, where they are neither in a package nor known to
+        this process: a model file holds their names and hashes only.  The environment variable ``KQEQ_NETWORKS`` may name
+        folders instead.
 
     Returns
     -------
@@ -705,9 +736,12 @@ def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
     ModelFileError
         If the file is missing, truncated, damaged, no model file, or from a newer version of the package.
     InputError
-        If the baseline calculator is missing or is not the kind the model was fitted with.
+        If the baseline calculator is missing or is not the kind the model was fitted with; if a network is missing or
+        has other weights.
+    UnsupportedError
+        If the package of a network is not installed; the message names the extra.
     """
-    record = load_record(path, baseline=baseline)
+    record = load_record(path, baseline=baseline, networks=networks)
     try:
         model = KQEq(**record.settings)
     except Exception as error:  # settings that no version has had
@@ -717,8 +751,31 @@ def load_model(path: str | PathLike[str], *, baseline: Any = None) -> KQEq:
     return model
 
 
+def search_of(settings: FitSettings, optimize: str | None) -> FitSettings:
+    """The settings with what ``optimize`` stands for: ``"auto"`` searches where no kernel is the user's."""
+    if optimize == AUTO:
+        kernels = {"electronegativity": settings.electronegativity, "short_range": settings.short_range}
+        ours = all(name in settings.automatic for name, own in kernels.items() if own is not None)
+        optimize = "left-out" if ours else None
+    return replace(settings, optimize=optimize)
+
+
+def _check_automatic(budget: Any, resume: Any) -> None:
+    """Refuse what does not go with a comparison of several fits."""
+    for name, value in (("budget", budget), ("resume", resume)):
+        if value is not None:
+            raise InputError(
+                f'{name} was given with charges="auto", which makes several fits; find the model first, with '
+                f"kqeq.compare(frames) or kqeq compare, and fit that with {name}"
+            )
+
+
+def _is_auto(value: Any) -> bool:
+    return isinstance(value, str) and value == AUTO
+
+
 def _is_default(value: Any) -> bool:
     return isinstance(value, str) and value == _DEFAULT
 
 
-__all__ = ["KQEq", "load_model"]
+__all__ = ["KQEq", "load_model", "search_of"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,15 +11,16 @@ from ase import Atoms
 
 from kqeq.backend import CPU, Device
 from kqeq.baselines.store import stored
-from kqeq.errors import InputError, LabelWarning
+from kqeq.errors import InputError, LabelWarning, warn
 from kqeq.fitting.dipole_origin import other_origin
 from kqeq.fitting.metrics import Evaluation, compare
+from kqeq.frames.external_charges import read_external_charges
 from kqeq.frames.labels import LABEL_KINDS, Labels
 from kqeq.frames.structures import Structure, as_frames, describe, read_structure
 from kqeq.io.progress import track
 from kqeq.potential.potential import Potential, Prediction
 from kqeq.typing import FloatArray
-from kqeq.uncertainty.posterior import AnyPosterior, with_uncertainty
+from kqeq.uncertainty.posterior import Posterior, with_uncertainty
 
 
 def read_structures(
@@ -29,6 +29,7 @@ def read_structures(
     *,
     total_charge: float | None = None,
     external_field: Any = None,
+    external_charges: Any = None,
     prefix: str = "",
 ) -> list[Structure]:
     """Validated structures that a potential can predict.
@@ -39,10 +40,16 @@ def read_structures(
         For frames that are broken, or that the potential cannot predict.
     """
     structures = []
+    external_charges = read_external_charges(external_charges)  # once for all
     for i, atoms in enumerate(as_frames(frames)):
         index = None if isinstance(frames, Atoms) else i
         structure = read_structure(
-            atoms, total_charge=total_charge, external_field=external_field, index=index, prefix=prefix
+            atoms,
+            total_charge=total_charge,
+            external_field=external_field,
+            index=index,
+            prefix=prefix,
+            external_charges=external_charges,
         )
         potential.check(structure, describe(atoms, index))
         structures.append(structure)
@@ -72,10 +79,11 @@ class Watch:
 def evaluate_pairs(
     potential: Potential,
     pairs: Sequence[tuple[Structure, Labels]],
-    posterior: AnyPosterior | None = None,
+    posterior: Posterior | None = None,
     *,
     label_prefix: str = "",
     device: Device = CPU,
+    keep: Callable[[tuple[Structure, Labels, Prediction]], None] | None = None,
 ) -> Evaluation:
     """Errors of every quantity that frames and potential share.
 
@@ -89,6 +97,8 @@ def evaluate_pairs(
         Prefix that labels were looked for with; for messages.
     device : Device
         Where to predict.
+    keep : callable, optional
+        Gets structure, labels and prediction of every frame, in order.
 
     Raises
     ------
@@ -129,6 +139,8 @@ def evaluate_pairs(
                 ions.append((structure, labels.dipole, prediction.dipole))
             if prediction.undetermined and "energy" in labels.kinds:
                 open_ones.append((structure, prediction))
+            if keep is not None:
+                keep((structure, labels, prediction))
             yield structure, labels, prediction
 
     atoms = sum(len(structure) for structure, _ in pairs)
@@ -141,7 +153,7 @@ def evaluate_pairs(
     potential.warn_if_undetermined([s for s, _ in open_ones], [p for _, p in open_ones])
     origin = other_origin(ions)
     if origin is not None:
-        warnings.warn(origin, LabelWarning, stacklevel=3)
+        warn(origin, LabelWarning)
     return evaluation
 
 

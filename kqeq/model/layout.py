@@ -16,6 +16,8 @@ from ase.data import chemical_symbols
 from kqeq.baselines import CHARGE_FROM
 from kqeq.charges.base import ENVIRONMENT_KINDS, SITE_KINDS
 from kqeq.charges.recipe import KERNEL, LEARN, SOLVERS
+from kqeq.descriptors.networks.features import EXTRA
+from kqeq.frames.states import CONDITIONS
 from kqeq.io.schema import (
     ArrayField,
     Checker,
@@ -56,11 +58,27 @@ _KERNEL = table(
     selection=text(SELECTIONS),
     delta=optional(_POSITIVE),
     smooth=text(),
-    maybe={"weighting": optional(mapping(anything))},
+    maybe={"weighting": optional(mapping(anything)), "condition": text(tuple(CONDITIONS))},
     more=True,
 )
 
-_KERNELS = either(_KERNEL, sequence(_KERNEL, shortest=1))
+_NAME = text(longest=200)
+_HASH = text(longest=64)
+
+_NETWORK_KERNEL = table(
+    network=_NAME,
+    sha256=_HASH,
+    zeta=number(low=1.0, high=1000.0, whole=True),
+    charged=flag,
+    n_representatives=optional(number(low=1, high=1e9, whole=True)),
+    selection=text(SELECTIONS),
+    delta=optional(_POSITIVE),
+    condition=optional(text(tuple(CONDITIONS))),
+)
+
+_ANY_KERNEL = either(_KERNEL, _NETWORK_KERNEL)
+
+_KERNELS = either(_ANY_KERNEL, sequence(_ANY_KERNEL, shortest=1))
 """One kernel, or a sum of several."""
 
 _ELEMENT_VALUES = optional(either(mapping(number(low=-1e6, high=1e6)), text((LEARN, KERNEL))))
@@ -83,6 +101,13 @@ _CHARGES: dict[str, Checker] = {
         decay=number(low=-1e3, high=1e3),
         cutoff=number(low=1.0, high=100.0),
         reference_charges=optional(text()),
+        maybe=_SOLVED,
+        more=True,
+    ),
+    "LatentCharges": table(
+        model=text(),
+        width=optional(mapping(number(low=-1e6, high=1e6))),
+        fragments=flag,
         maybe=_SOLVED,
         more=True,
     ),
@@ -149,7 +174,20 @@ _REPORT = table(
     loss=_FREE,
     seconds=_FREE,
     notes=sequence(text()),
-    maybe={"learned": mapping(table(default=_FREE, value=_FREE, error=_FREE))},
+    maybe={
+        "learned": mapping(table(default=_FREE, value=_FREE, error=_FREE)),
+        "errors": mapping(
+            mapping(
+                table(
+                    rmse=_FREE,
+                    mae=_FREE,
+                    unit=text(),
+                    n=_COUNT,
+                    maybe={"mae_norm": _FREE, "calibration": mapping(_FREE)},
+                )
+            )
+        ),
+    },
 )
 
 _DESCRIPTOR = table(
@@ -158,12 +196,14 @@ _DESCRIPTOR = table(
     l_max=number(low=0, high=50, whole=True),
     sigma=number(low=1e-3, high=100.0),
     smooth=text(),
-    maybe={"weighting": mapping(anything)},
+    maybe={"weighting": mapping(anything), "condition": text(tuple(CONDITIONS))},
 )
+
+_NETWORK = table(network=_NAME, sha256=_HASH, charged=flag, maybe={"condition": text(tuple(CONDITIONS))})
 
 _TERM = table(
     features=text(),
-    descriptor=_DESCRIPTOR,
+    descriptor=either(_DESCRIPTOR, _NETWORK),
     zeta=number(low=0.01, high=1000.0),
     species=sequence(number(low=1, high=len(_SYMBOLS), whole=True), shortest=1, distinct=True),
     elements=sequence(_SYMBOL, shortest=1, distinct=True),
@@ -194,19 +234,12 @@ _ELEMENT_PRIOR = table(
 
 _POSTERIOR = table(
     noise=mapping(_POSITIVE),
-    chi=_PRIOR,
-    energy=_PRIOR,
+    electronegativity=_PRIOR,
+    short_range=_PRIOR,
     elements=optional(_ELEMENT_PRIOR),
     sites=mapping(sequence(_NOT_NEGATIVE), ENVIRONMENT_KINDS),
     remainders=mapping(_NOT_NEGATIVE),
-    maybe={"energy_first": flag},  # not in files of version 1
-)
-
-_COUPLED_POSTERIOR = table(
-    noise=mapping(_POSITIVE),
-    coupled=_PRIOR,
-    remainders=sequence(_NOT_NEGATIVE),
-    maybe={"remainder": _NOT_NEGATIVE},  # in files of version 1
+    maybe={"short_range_first": flag},  # not in files of version 1
 )
 
 _HEADER = table(
@@ -229,7 +262,11 @@ _HEADER = table(
         "charge_kernel": optional(
             table(order=number(low=1, high=MAX_ORDER, whole=True), scale=number(low=1e-6, high=1e6))
         ),
-        "posterior": optional(either(_POSTERIOR, _COUPLED_POSTERIOR)),
+        "posterior": optional(_POSTERIOR),
+        "known_states": mapping(
+            mapping(sequence(number(low=-1e6, high=1e6), shortest=1, distinct=True), _SYMBOLS),
+            ("spin", "charge"),
+        ),
     },
 )
 
@@ -254,6 +291,12 @@ _REPRESENTATIVES = (
     ArrayField("{part}/{element}/indptr", "int", ("rows+1",), low=0, offsets="nonzero"),
 )
 
+_SCALING = (
+    ArrayField("{part}/{element}/mean", "float", ("network",), low=-1e12, high=1e12),
+    ArrayField("{part}/{element}/spread", "float", (1,), low=1e-12, high=1e12),
+)
+"""Of features of networks."""
+
 _DETERMINATION_ARRAYS = (
     ArrayField("determination/covariance", "float", ("means", "means")),
     ArrayField("determination/prior", "float", ("means", "means")),
@@ -263,6 +306,17 @@ _POSTERIOR_ARRAYS = (
     ArrayField("posterior/u", "float", ("parameters",)),
     ArrayField("posterior/lower", "float", ("parameters", "parameters")),
 )
+
+
+def network_names(header: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and hashes of the networks whose features a model uses."""
+    found: dict[tuple[str, str], None] = {}
+    for part in header["parts"].values():
+        for term in () if part is None else part["kernels"]:
+            own = term["descriptor"]
+            if "network" in own:
+                found[own["network"], own["sha256"]] = None
+    return list(found)
 
 
 def power_names(order: int) -> tuple[str, ...]:
@@ -371,6 +425,8 @@ def _check_part(
             if home == own:
                 check_arrays(_REPRESENTATIVES[1:], arrays, used, dimensions, **names)
                 _check_rows(arrays, f"{home}/{element}", dimensions["features"])
+                if "network" in term["descriptor"]:
+                    check_arrays(_SCALING, arrays, used, {"network": dimensions["features"] - EXTRA}, **names)
         before.add(own)
 
 
@@ -387,4 +443,4 @@ def _agree(good: bool, problem: str) -> None:
         raise SchemaError(problem)
 
 
-__all__ = ["PARTS", "check_model", "kernel_name", "power_names"]
+__all__ = ["PARTS", "check_model", "kernel_name", "network_names", "power_names"]

@@ -5,6 +5,7 @@ Layout, version 2::
     header.json          format, version, library version, settings, element offsets, report
     <kernel>/<Z>/data|indices|indptr  representatives of one element, sparse rows, unless shared with another kernel
     <kernel>/<Z>/coefficients         kernel coefficients
+    <kernel>/<Z>/mean|spread          of features of networks; weights of networks are not stored, but name and hash
     determination/covariance|prior    of the element means: what the training data leave open
     posterior/lower, posterior/u      optional: Cholesky factor of the posterior precision, parameters
 
@@ -18,11 +19,12 @@ The training set is not stored.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -38,20 +40,23 @@ from kqeq.charges import charge_model_from_dict
 from kqeq.charges.base import ENVIRONMENT_KINDS, ChargeModel
 from kqeq.charges.parameters import ElementParameters
 from kqeq.descriptors.base import Descriptor
+from kqeq.descriptors.conditioned import Conditioned
+from kqeq.descriptors.networks import Network, NetworkFeatures, Scaling, find_network
 from kqeq.descriptors.soap.descriptor import SOAPDescriptor
 from kqeq.errors import InputError, ModelFileError, OutputError, UnsupportedError
+from kqeq.fitting.charge_aware import ChargeDependence
 from kqeq.fitting.least_squares.solver import Iteration
 from kqeq.fitting.parameters import LearnedPart, Parameters, SitePart
 from kqeq.fitting.report import FitReport
 from kqeq.io.archive import read_archive, write_archive
 from kqeq.kernels.charge_kernel import ChargeKernel
-from kqeq.kernels.feature_map import FeatureMap, SOAPKernel
-from kqeq.kernels.settings import AUTO, kernel_tuple
-from kqeq.model.layout import PARTS, check_model, kernel_name, power_names
+from kqeq.kernels.feature_map import FeatureMap
+from kqeq.kernels.settings import AUTO, NetworkKernel, SOAPKernel, kernel_tuple
+from kqeq.model.layout import PARTS, check_model, kernel_name, network_names, power_names
 from kqeq.potential.determination import Determination
 from kqeq.potential.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
-from kqeq.uncertainty.posterior import AnyPosterior, CoupledPosterior, Posterior
+from kqeq.uncertainty.posterior import Posterior
 
 FORMAT = "kqeq-model"
 VERSION = 2
@@ -69,14 +74,14 @@ class Record:
     report : FitReport
     charges_key : str or None
         Where the charges of the training frames were found.
-    posterior : Posterior or CoupledPosterior, optional
+    posterior : Posterior, optional
     """
 
     settings: Mapping[str, Any]
     potential: Potential
     report: FitReport
     charges_key: str | None
-    posterior: AnyPosterior | None
+    posterior: Posterior | None
 
 
 def save_record(record: Record, path: str | PathLike[str], *, posterior: bool, rescue: bool) -> None:
@@ -139,6 +144,7 @@ def _content(record: Record, *, posterior: bool) -> tuple[dict[str, Any], dict[s
             for z, rows in feature_map.representatives.items():
                 prefix = f"{own}/{chemical_symbols[z]}"
                 if home == own:
+                    arrays |= _scaling_arrays(feature_map.descriptor, prefix, z)
                     arrays[f"{prefix}/data"] = rows.data
                     arrays[f"{prefix}/indices"] = rows.indices
                     arrays[f"{prefix}/indptr"] = rows.indptr
@@ -171,32 +177,38 @@ def _content(record: Record, *, posterior: bool) -> tuple[dict[str, Any], dict[s
         "parts": parts,
         "sites": list(potential.sites),
         "charge_kernel": None if potential.charge_kernel is None else potential.charge_kernel.to_dict(),
+        "known_states": {
+            state: {chemical_symbols[z]: list(values) for z, values in own.items()}
+            for state, own in potential.known_states.items()
+        },
         "report": asdict(record.report),
         "posterior": stored_posterior,
     }
     return header, arrays
 
 
-def _stored_posterior(known: AnyPosterior, potential: Potential) -> dict[str, Any]:
+def _stored_posterior(known: Posterior, potential: Potential) -> dict[str, Any]:
     """What a posterior knows beside its arrays, as plain data."""
-    if isinstance(known, CoupledPosterior):
-        return {
-            "noise": dict(known.noise),
-            "coupled": _prior(known.part),
-            "remainders": [kernel.remainder for kernel in known.part.kernels],
-        }
     return {
         "noise": dict(known.noise),
-        "energy_first": known.parameters.energy_first,
-        "chi": _prior(known.parameters.chi),
-        "energy": _prior(known.parameters.energy),
+        "short_range_first": known.parameters.short_range_first,
+        "electronegativity": _prior(known.parameters.electronegativity),
+        "short_range": _prior(known.parameters.short_range),
         "elements": _element_prior(known.parameters.learned),
-        "sites": {kind: list(known.parameters.parts[kind].deltas) for kind in potential.sites},
+        "sites": {
+            kind: list(part.deltas)
+            for kind, part in known.parameters.parts.items()
+            if kind in potential.sites
+        },
         "remainders": {name: kernel.remainder for name, kernel in known.parameters.kernels.items()},
     }
 
 
-def load_record(path: str | PathLike[str], *, baseline: Any = None) -> Record:
+Networks = Mapping[tuple[str, str], Network]
+"""Networks by name and hash."""
+
+
+def load_record(path: str | PathLike[str], *, baseline: Any = None, networks: Sequence[Any] = ()) -> Record:
     """Read a model file; see :func:`kqeq.load`.
 
     Raises
@@ -204,7 +216,9 @@ def load_record(path: str | PathLike[str], *, baseline: Any = None) -> Record:
     ModelFileError
         If the file is missing, truncated, damaged, no model file, or from a newer version of the package.
     InputError
-        If the baseline calculator is missing or is not the kind the model was fitted with.
+        If the baseline calculator is missing or is not the kind the model was fitted with; likewise networks.
+    UnsupportedError
+        If the package of a network is not installed.
     """
     header, arrays = read_archive(
         Path(path),
@@ -219,8 +233,9 @@ def load_record(path: str | PathLike[str], *, baseline: Any = None) -> Record:
     except Exception as error:  # of a header of an older version anything may be missing
         raise damaged(path, error) from None
     spec, resolved = _baseline(header, baseline)
+    found = {names: find_network(*names, networks) for names in network_names(header)}
     try:
-        return _build(header, arrays, spec, resolved)
+        return _build(header, arrays, spec, resolved, found)
     except Exception as error:  # settings pass through many constructors, each with checks of its own
         raise damaged(path, error) from error
 
@@ -259,10 +274,12 @@ def _plain_settings(given_settings: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: Baseline | None) -> Record:
+def _build(
+    header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: Baseline | None, networks: Networks
+) -> Record:
     settings = dict(header["settings"])
     for name in ("electronegativity", "short_range", "site_kernel"):
-        settings[name] = _kernel_settings(settings.get(name))
+        settings[name] = _kernel_settings(settings.get(name), networks)
     settings["charges"] = None if settings["charges"] is None else charge_model_from_dict(settings["charges"])
     aware = settings.get("charge_aware")
     settings["charge_aware"] = None if aware is None else ChargeKernel(**aware)
@@ -275,7 +292,7 @@ def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: 
     charge_kernel = None if aware is None else ChargeKernel(**aware)
     powers = () if charge_kernel is None else power_names(charge_kernel.order)
     for name in (*PARTS, *kinds, *powers):
-        models[name] = _site_model(header["parts"][name], arrays, name, maps)
+        models[name] = _site_model(header["parts"][name], arrays, name, maps, networks)
     potential = Potential(
         species=tuple(atomic_numbers[symbol] for symbol in header["species"]),
         energy_offsets=_by_number(header["energy_offsets"]),
@@ -289,6 +306,10 @@ def _build(header: dict[str, Any], arrays: dict[str, Any], spec: Any, resolved: 
         charge_kernel=charge_kernel,
         charge_powers=tuple(own for name in powers if (own := models[name]) is not None),
         determination=_determination(header, arrays),
+        known_states={
+            state: {atomic_numbers[symbol]: tuple(map(float, values)) for symbol, values in own.items()}
+            for state, own in header.get("known_states", {}).items()
+        },
     )
     _check_charges(potential)
     report = dict(header["report"])
@@ -380,60 +401,40 @@ def _elements(stored: Mapping[str, Any] | None) -> ElementParameters | None:
 
 def _posterior(
     header: dict[str, Any], arrays: dict[str, Any], potential: Potential, charges: ChargeModel | None
-) -> AnyPosterior | None:
+) -> Posterior | None:
     """The posterior, if the file holds a complete one."""
     stored = header.get("posterior")
     if stored is None:
         return None
-    if stored.get("coupled") is not None:
-        return _coupled_posterior(stored, arrays, potential)
-    chi, energy = stored["chi"], stored["energy"]
+    chi, energy = stored["electronegativity"], stored["short_range"]
     chi_site, energy_site = potential.electronegativity, potential.short_range
+    aware = potential.charge_kernel is not None
     parameters = Parameters.build(
         potential.species,
-        charges=charges,
-        chi_kernels=_with_spreads(chi_site, chi),
-        chi_mean={} if chi is None else _by_number(chi["mean"]),
-        chi_spread=0.0 if chi is None else chi["spread"],
-        energy_kernels=_with_spreads(energy_site, energy),
-        energy_mean=None if energy is None else _by_number(energy["mean"]),
-        energy_spread=0.0 if energy is None else energy["spread"],
+        charges=None if aware else charges,  # those that an energy sees are held
+        electronegativity_kernels=_with_spreads(chi_site, chi),
+        electronegativity_mean={} if chi is None else _by_number(chi["mean"]),
+        electronegativity_spread=0.0 if chi is None else chi["spread"],
+        short_range_kernels=_with_spreads(energy_site, energy),
+        short_range_mean=None if energy is None else _by_number(energy["mean"]),
+        short_range_spread=0.0 if energy is None else energy["spread"],
         elements=_elements(stored["elements"]),
-        site_maps=next((own.feature_maps for own in potential.sites.values()), ()),
-        site_deltas={kind: stored["sites"][kind] for kind in potential.sites},
-        energy_first=stored.get("energy_first", False),  # files of version 0.1 do not say
-        energy_scales={} if energy is None else _by_number(energy.get("scales", {})),
-        energy_held=_held(energy, potential.species),
+        site_maps=() if aware else next((own.feature_maps for own in potential.sites.values()), ()),
+        site_deltas={} if aware else {kind: stored["sites"][kind] for kind in potential.sites},
+        short_range_first=stored.get("short_range_first", False),  # files of version 0.1 do not say
+        short_range_scales={} if energy is None else _by_number(energy.get("scales", {})),
+        short_range_held=_held(energy, potential.species),
     )
+    if potential.charge_kernel is not None:
+        if parameters.short_range is None:
+            raise ValueError("the posterior belongs to a short-range energy that the file does not hold")
+        dependence = ChargeDependence.on(potential, potential.charge_kernel)
+        parameters = Parameters.charge_aware(potential.species, parameters.short_range, dependence)
     parameters = parameters.with_remainders(stored["remainders"])
     u, lower = arrays["posterior/u"], np.asfortranarray(arrays["posterior/lower"])  # as a fit leaves it
     if u.shape != (parameters.size,) or lower.shape != (parameters.size, parameters.size):
         raise ValueError("the posterior does not fit the parameters")
     return Posterior(parameters, u, lower, stored["noise"])
-
-
-def _coupled_posterior(
-    stored: Mapping[str, Any], arrays: dict[str, Any], potential: Potential
-) -> CoupledPosterior:
-    """The posterior of a charge-aware short-range energy."""
-    prior, short_range = stored["coupled"], potential.short_range
-    if short_range is None or potential.charge_kernel is None:
-        raise ValueError("the posterior belongs to a short-range energy that the file does not hold")
-    mean = _by_number(prior["mean"])
-    scales = _by_number(prior.get("scales", {}))
-    part = SitePart.build(_with_spreads(short_range, prior), mean, prior["spread"], 0, scales)
-    part = part.with_kernels(
-        [
-            replace(kernel, remainder=float(value))
-            for kernel, value in zip(part.kernels, stored["remainders"], strict=True)
-        ]
-    )
-    size = part.kernel_size
-    u, lower = arrays["posterior/u"], np.asfortranarray(arrays["posterior/lower"])  # as a fit leaves it
-    expected = (potential.charge_kernel.order + 1) * size + len(mean)
-    if u.shape != (expected,) or lower.shape != (expected, expected):
-        raise ValueError("the posterior does not fit the parameters")
-    return CoupledPosterior(potential, part, u, lower, stored["noise"])
 
 
 def _name_given(baseline: Any) -> str | None:
@@ -476,18 +477,35 @@ def _site_models(potential: Potential) -> dict[str, SiteModel | None]:
     return {name: getattr(potential, name) for name in PARTS} | dict(potential.sites) | powers
 
 
-def _kernel_settings(stored: Any) -> Any:
+def _kernel_settings(stored: Any, networks: Networks) -> Any:
     """Kernel settings, one or a list of them, from plain data."""
     if stored is None or stored == AUTO:
         return stored
-    kernels = [SOAPKernel(**own) for own in (stored if isinstance(stored, list) else [stored])]
+
+    def kernel_of(own: Mapping[str, Any]) -> SOAPKernel | NetworkKernel:
+        if "network" not in own:
+            return SOAPKernel(**own)
+        names = own["network"], own["sha256"]
+        return NetworkKernel(**{key: value for key, value in own.items() if key != "sha256"}).set_params(
+            network=networks[names]
+        )
+
+    kernels = [kernel_of(own) for own in (stored if isinstance(stored, list) else [stored])]
     for kernel in kernels:
         kernel.check()
     return kernels if isinstance(stored, list) else kernels[0]
 
 
 def _descriptor_settings(descriptor: Descriptor) -> dict[str, Any]:
-    """Settings of a descriptor as plain data."""
+    """Settings of a descriptor as plain data; scales of networks are arrays."""
+    if isinstance(descriptor, Conditioned):
+        return {**_descriptor_settings(descriptor.inner), "condition": descriptor.condition}
+    if isinstance(descriptor, NetworkFeatures) and descriptor.scaling is not None:
+        return {
+            "network": descriptor.network.name,
+            "sha256": descriptor.network.digest,
+            "charged": descriptor.charged,
+        }
     if not isinstance(descriptor, SOAPDescriptor):
         raise UnsupportedError(f"a model with the descriptor {descriptor!r} cannot be stored")
     settings = asdict(descriptor)
@@ -498,10 +516,22 @@ def _descriptor_settings(descriptor: Descriptor) -> dict[str, Any]:
     return settings
 
 
+def _scaling_arrays(descriptor: Descriptor, prefix: str, z: int) -> dict[str, FloatArray]:
+    """Mean and spread of the features of a network for one element; nothing for other descriptors."""
+    if isinstance(descriptor, Conditioned):
+        return _scaling_arrays(descriptor.inner, prefix, z)
+    if not isinstance(descriptor, NetworkFeatures) or descriptor.scaling is None:
+        return {}
+    return {
+        f"{prefix}/mean": descriptor.scaling.mean[z],
+        f"{prefix}/spread": np.array([descriptor.scaling.spread[z]]),
+    }
+
+
 def _upgrade(header: dict[str, Any]) -> dict[str, Any]:
     """The header of an older version in the layout of this one."""
     if header["version"] >= 2:
-        return header
+        return _upgrade_posterior(header)
     header = dict(header)
     settings = header["settings"]
     site_kernel = settings.get("site_kernel") or settings["electronegativity"]
@@ -530,11 +560,40 @@ def _upgrade(header: dict[str, Any]) -> dict[str, Any]:
         if "remainder" in known:
             known["remainders"] = [known["remainder"]]
         header["posterior"] = known
-    return header
+    return _upgrade_posterior(header)
+
+
+def _upgrade_posterior(header: dict[str, Any]) -> dict[str, Any]:
+    """Names that the parts of a posterior once had; that of a charge-aware energy had a layout of its own."""
+    known = header.get("posterior")
+    if not isinstance(known, Mapping) or not {"chi", "coupled"} & known.keys():
+        return header
+    known = dict(known)
+    if "coupled" in known:
+        values = known["remainders"] * (header["charge_kernel"]["order"] + 1)
+        known = {
+            "noise": known["noise"],
+            "chi": None,
+            "energy": known["coupled"],
+            "elements": None,
+            "sites": {},
+            "remainders": {f"energy {number}": value for number, value in enumerate(values, start=1)},
+        }
+    new = {"chi": "electronegativity", "energy": "short_range", "energy_first": "short_range_first"}
+    renamed = {new.get(name, name): value for name, value in known.items()}
+    renamed["remainders"] = {
+        re.sub("^(chi|energy)\\b", lambda found: new[found[0]], name): value
+        for name, value in known["remainders"].items()
+    }
+    return {**header, "posterior": renamed}
 
 
 def _site_model(
-    stored: Mapping[str, Any] | None, arrays: dict[str, Any], name: str, maps: dict[str, FeatureMap]
+    stored: Mapping[str, Any] | None,
+    arrays: dict[str, Any],
+    name: str,
+    maps: dict[str, FeatureMap],
+    networks: Networks,
 ) -> SiteModel | None:
     """The kernel model of one part; its features may be those of a kernel before, in ``maps``."""
     if stored is None:
@@ -547,7 +606,7 @@ def _site_model(
         }
         home = kernel["features"]
         if home == own:
-            maps[own] = _feature_map(kernel, arrays, own)
+            maps[own] = _feature_map(kernel, arrays, own, networks)
         elif home not in maps:
             raise ValueError(f"{own} shares the features of {home}, which the file does not hold")
         feature_map = maps[home]
@@ -560,7 +619,9 @@ def _site_model(
     return SiteModel(tuple(terms), _by_number(stored["offsets"]))
 
 
-def _feature_map(stored: Mapping[str, Any], arrays: dict[str, Any], name: str) -> FeatureMap:
+def _feature_map(
+    stored: Mapping[str, Any], arrays: dict[str, Any], name: str, networks: Networks
+) -> FeatureMap:
     representatives: dict[int, sparse.csr_array] = {}
     for symbol in stored["elements"]:
         prefix = f"{name}/{symbol}"
@@ -569,7 +630,20 @@ def _feature_map(stored: Mapping[str, Any], arrays: dict[str, Any], name: str) -
             shape=(int(arrays[f"{prefix}/shape"][0]), int(arrays[f"{prefix}/shape"][1])),
         )
     species = tuple(int(z) for z in stored["species"])
-    descriptor = SOAPDescriptor(**stored["descriptor"])
+    settings = dict(stored["descriptor"])
+    condition = settings.pop("condition", None)
+    descriptor: Descriptor
+    if "network" in settings:
+        scaling = Scaling(
+            {z: arrays[f"{name}/{chemical_symbols[z]}/mean"] for z in representatives},
+            {z: float(arrays[f"{name}/{chemical_symbols[z]}/spread"][0]) for z in representatives},
+        )
+        network = networks[settings["network"], settings["sha256"]]
+        descriptor = NetworkFeatures(network, settings["charged"], scaling)
+    else:
+        descriptor = SOAPDescriptor(**settings)
+    if condition is not None:
+        descriptor = Conditioned(descriptor, condition)
     feature_map = FeatureMap(descriptor, float(stored["zeta"]), representatives, species)
     features = max(block.stop for block in feature_map.descriptor.block_slices(species).values())
     for z, rows in representatives.items():

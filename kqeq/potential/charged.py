@@ -5,7 +5,8 @@ With a short-range energy that sees the charges, E = E_el(q) + E_sr(r, q) is not
 
     gᵀ∂q/∂r = Σ_i g_i ∂²E_el/∂r∂χ_i,      −gᵀ∂q/∂field = Σ_i g_i ∂μ/∂χ_i,      gᵀ∂q/∂Q = gᵀs
 
-so the change of gradient and dipole with the electronegativities along g, one response, is all that is needed.
+so the change of gradient and dipole with potentials g at the charges, one response, is all that is needed.  It holds for
+charges that are functions of the environment as well: Σ_i g_i ∂q_i/∂v_j is then the change of ∂E_el/∂v_j.
 
 Dimensions: N atoms.
 """
@@ -45,13 +46,15 @@ class Charged:
 
     @cached_property
     def response(self) -> Response | None:
-        """Response to electronegativities along g; ``None`` where nothing but the charge model sees the charges."""
-        return None if self.coupling is None else self.system.respond(self.coupling.slope[:, None])
+        """Response to potentials g; ``None`` where nothing but the charge model sees the charges."""
+        return None if self.coupling is None else self.system.respond_potential(self.coupling.slope[:, None])
 
     def electronegativity_gradient(self) -> Array:
         """∂E/∂χ_i, (N,)."""
         own = self.state.electronegativity_gradient()
-        return own if self.response is None else own + self.response.charges[:, 0]
+        if self.response is None:
+            return own
+        return own + self.state.electronegativity_gradient_response(self.response)[:, 0]
 
     def site_gradients(self) -> dict[str, Array]:
         """∂E/∂ln θ_i of the parameters that depend on the environment, (N,) each."""
@@ -65,6 +68,14 @@ class Charged:
         """∂E/∂r at fixed electronegativities, site parameters and environments of the atoms, (N, 3)."""
         own = self.state.gradient()
         return own if self.response is None else own + self.state.gradient_response(self.response)[:, :, 0]
+
+    def external_gradient(self) -> Array | None:
+        """∂E/∂(positions of external charges), (M, 3); ``None`` without such charges."""
+        own = self.state.external_gradient()
+        if own is None or self.response is None:
+            return own
+        moved = self.state.external_gradient_response(self.response)
+        return own if moved is None else own + moved[:, :, 0]
 
     def strain(self) -> Array:
         """∂E/∂ε, likewise, (3, 3)."""
@@ -103,9 +114,14 @@ class Charged:
         return own - (moved * self.coupling.curvature[:, None]).T @ moved
 
     @cached_property
+    def total_charge_response(self) -> Response:
+        """Response to the total charge."""
+        return self.system.respond_total_charge()
+
+    @property
     def fukui(self) -> Array:
         """∂q/∂Q, (N,)."""
-        return self.system.respond_total_charge().charges[:, 0]
+        return self.total_charge_response.charges[:, 0]
 
 
 __all__ = ["Charged"]

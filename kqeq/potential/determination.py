@@ -118,6 +118,12 @@ class Determination:
         directions, shares = self._directions
         return float(np.sqrt(np.where(shares > OPEN, shares, 0.0) @ (directions.T @ row) ** 2))
 
+    def open_directions(self) -> FloatArray:
+        """Directions that the data leave open, as rows (K, 2Z) as long as their standard deviations (eV/e, eV)."""
+        directions, shares = self._directions
+        kept = shares > OPEN
+        return np.asarray((directions[:, kept] * np.sqrt(shares[kept])).T)
+
     def undetermined(self, row: FloatArray) -> float | None:
         """The standard deviation of what has the derivative v where data do not determine it, else ``None``."""
         std = self.std(row)

@@ -15,6 +15,7 @@ import numpy as np
 from kqeq.backend import CPU, Device
 from kqeq.charges.base import ChargeSystem
 from kqeq.descriptors.base import Descriptor, DescriptorState
+from kqeq.descriptors.conditioned import reweighted
 from kqeq.frames.neighbours import Pairs
 from kqeq.frames.structures import Structure
 from kqeq.kernels.feature_map import FeatureMap, Similarity, evaluate_environments
@@ -37,6 +38,8 @@ class FixedGeometry:
         The charge model, bound to the geometry and factored.
     device : Device
         Where these live.
+    single : bool
+        As for :meth:`kqeq.potential.Potential.predict`.
     """
 
     potential: Potential
@@ -45,6 +48,7 @@ class FixedGeometry:
     similarities: Mapping[FeatureMap, Sequence[Similarity]]
     system: ChargeSystem | None
     device: Device = CPU
+    single: bool = False
 
     @classmethod
     def at(
@@ -71,14 +75,14 @@ class FixedGeometry:
             As for :meth:`kqeq.potential.Potential.predict`.
         """
         with in_threads_for(structure):
-            states, near = evaluate_environments(
+            states, similarities = evaluate_environments(
                 potential.feature_maps, structure, pairs=pairs, device=device, single=single
             )
             # bound without charge where that is possible: then results do not depend on which charge came first
             given = structure.fragment_charges is not None or structure.reference_charges is not None
             bound = structure if given else replace(structure, total_charge=0.0)
-            system = potential.bind(bound, near, device=device)
-        return cls(potential, structure, states, near, system, device)
+            system = potential.bind(bound, similarities, device=device)
+        return cls(potential, structure, states, similarities, system, device, single)
 
     def under(
         self, total_charge: float | None = None, external_field: FloatArray | None = None
@@ -99,7 +103,23 @@ class FixedGeometry:
             old.external_field if external_field is None else external_field,
         )
         self.potential.check(structure)
-        return replace(self, structure=structure)
+        if self.potential.knows_charge and structure.total_charge != old.total_charge:
+            return FixedGeometry.at(self.potential, structure, device=self.device, single=self.single)
+        return self.in_state(structure)
+
+    def in_state(self, structure: Structure) -> FixedGeometry:
+        """The same geometry under the conditions of a structure."""
+        if not self.potential.conditions:
+            return replace(self, structure=structure)
+        states = reweighted(self.states, structure)
+        similarities = self.potential.reweighted(self.similarities, states)
+        # site parameters, too, may depend on the state
+        system = (
+            self.system
+            if not self.potential.sites
+            else self.potential.bind(structure, similarities, device=self.device)
+        )
+        return replace(self, structure=structure, states=states, similarities=similarities, system=system)
 
     def predict(self, properties: Collection[str] = PROPERTIES) -> Prediction:
         """Predict under the conditions of the structure; see :meth:`kqeq.potential.Potential.predict`."""
@@ -111,6 +131,11 @@ class FixedGeometry:
 
 def same_geometry(first: Structure, second: Structure) -> bool:
     """Whether two structures differ in total charge and field at most."""
+    outside = first.external_charges
+    if outside is not second.external_charges and (
+        outside is None or not outside.same_as(second.external_charges)
+    ):
+        return False
     return all(
         np.array_equal(a, b)
         for a, b in (
@@ -125,6 +150,7 @@ def same_geometry(first: Structure, second: Structure) -> bool:
                 "reference_charges",
                 "external_potential",
                 "multiplicity",
+                "fragment_spins",
             )
         )
     )

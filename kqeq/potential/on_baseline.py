@@ -150,9 +150,12 @@ class OnBaseline:
                 reasons["charges"] = f"the baseline {name} holds the total charge and gives no charges"
         if knows.dipole or knows.holds_charge:
             changes["dipole"] = self._dipole(prediction.dipole, knows, reasons)
+        if "born_charges" in properties and (knows.holds_charge or knows.dipole):
+            changes["born_charges"] = None
+            reasons["born_charges"] = f"the Born charges of the baseline {name} itself are not known"
         if "polarizability" in properties and (knows.field or knows.dipole or knows.holds_charge):
             changes["polarizability"] = self._polarizability(prediction.polarizability, charged, reasons)
-        return replace(prediction, undefined=reasons or None, **changes)  # type: ignore[arg-type]
+        return replace(prediction, undefined={**(prediction.undefined or {}), **reasons} or None, **changes)  # type: ignore[arg-type]
 
     def _dipole(
         self, own: FloatArray | None, knows: Capabilities, reasons: dict[str, str]

@@ -9,7 +9,6 @@ Dimensions: N atoms, F descriptor features.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -22,15 +21,18 @@ from ase.data import chemical_symbols
 from kqeq.backend import CPU, Device, asarray_like, blas, namespace, to_float, to_numpy, zeros
 from kqeq.baselines import Baseline, remaining
 from kqeq.charges.base import ChargeModel, ChargeSystem, SiteParameters
-from kqeq.charges.parameters import multiply_sites
+from kqeq.charges.parameters import logarithmic_gradient_response, multiply_sites
+from kqeq.charges.site_values import ELECTRONEGATIVITY
 from kqeq.descriptors import evaluate_states, longest_cutoff
 from kqeq.descriptors.base import Descriptor
-from kqeq.errors import InputError, UndeterminedWarning, UnsupportedError
+from kqeq.descriptors.conditioned import condition_of, reweighted
+from kqeq.errors import InputError, UndeterminedWarning, UnsupportedError, warn
 from kqeq.frames.neighbours import Pairs
+from kqeq.frames.states import KnownStates, check_known, state_of
 from kqeq.frames.structures import Structure
 from kqeq.kernels import sums
 from kqeq.kernels.charge_kernel import ChargeCoupling, ChargeKernel
-from kqeq.kernels.feature_map import FeatureMap, evaluate_environments
+from kqeq.kernels.feature_map import FeatureMap, Similarity, evaluate_environments
 from kqeq.kernels.sums import Similarities, States
 from kqeq.potential.charged import Charged
 from kqeq.potential.determination import Determination
@@ -38,6 +40,11 @@ from kqeq.potential.on_baseline import OnBaseline
 from kqeq.potential.prediction import PROPERTIES, Prediction, check_properties
 from kqeq.typing import Array, FloatArray, IntArray
 
+_TOLD = (
+    "a network of the model is told the total charge; take differences of energies between charge states, or fit with "
+    "charged=False"
+)
+"""Why there is no derivative with respect to the total charge."""
 _KEPT_SITES = 64
 """Compositions whose element parameters are kept."""
 
@@ -64,6 +71,11 @@ class SiteModel:
     def feature_maps(self) -> tuple[FeatureMap, ...]:
         """Those of the kernels, in their order."""
         return tuple(feature_map for feature_map, _ in self.terms)
+
+    def depending_on(self, state: str) -> SiteModel | None:
+        """The kernels that depend on a state (``"spin"``, ``"charge"``), without offsets; ``None`` if there are none."""
+        terms = tuple(term for term in self.terms if state_of(condition_of(term[0].descriptor)) == state)
+        return SiteModel(terms, dict.fromkeys(self.offsets, 0.0)) if terms else None
 
     def evaluate(self, similarities: Similarities, numbers: IntArray) -> Array:
         """Values of all atoms, (N,)."""
@@ -112,6 +124,9 @@ class Potential:
         Then the expansions f_b for b = 1 and up; ``short_range`` is that for b = 0.
     determination : Determination, optional
         What the training data leave open; files of version 0.1 do not hold it.
+    known_states : dict of str to dict of int to tuple of float
+        By state (``"spin"``, ``"charge"``) that kernels depend on and by element: in which states of their fragment the
+        training frames had atoms of it.
     """
 
     species: tuple[int, ...]
@@ -126,18 +141,60 @@ class Potential:
     charge_kernel: ChargeKernel | None = None
     charge_powers: tuple[SiteModel, ...] = ()
     determination: Determination | None = None
+    known_states: KnownStates = field(default_factory=dict)
     _plain_sites: dict[bytes, SiteParameters] = field(default_factory=dict, repr=False, compare=False)
 
-    @property
-    def feature_maps(self) -> list[FeatureMap]:
+    @cached_property
+    def conditions(self) -> tuple[str, ...]:
+        """The states that kernels depend on."""
+        found = (state_of(condition_of(m.descriptor)) for m in self.feature_maps)
+        return tuple(dict.fromkeys(state for state in found if state is not None))
+
+    @staticmethod
+    def reweighted(similarities: Similarities, states: States) -> dict[FeatureMap, list[Similarity]]:
+        """Dot products of the same geometry with the weights of other states."""
+        return {
+            m: [
+                replace(own, weights=namespace(given).take(given, own.index))
+                if (given := getattr(states[m.descriptor], "weights", None)) is not None
+                else own
+                for own in found
+            ]
+            for m, found in similarities.items()
+        }
+
+    def _charge_slope(
+        self, structure: Structure, states: States, similarities: Similarities, charged: Charged
+    ) -> float | None:
+        """∂E/∂Q by what kernels depend on the charge explicitly; ``None`` where it is not one charge."""
+        if structure.fragments is not None or self.charge_kernel is not None:
+            return None
+        moved = self.reweighted(similarities, reweighted(dict(states), structure, derivative=1))
+        xp, total = namespace(charged.state.charges), 0.0
+        weights = {"energy": 1.0, "chi": charged.electronegativity_gradient(), **charged.site_gradients()}
+        models = {"energy": self.short_range, "chi": self.electronegativity, **self.sites}
+        for name, weight in weights.items():
+            model = models[name]
+            own = None if model is None else model.depending_on("charge")
+            if own is not None:
+                total += to_float(xp.sum(weight * own.evaluate(moved, structure.numbers)))
+        return total
+
+    @cached_property
+    def feature_maps(self) -> tuple[FeatureMap, ...]:
         """The feature maps of all kernel models, each once."""
         parts = (self.electronegativity, self.short_range, *self.sites.values())
-        return list(dict.fromkeys(m for part in parts if part is not None for m in part.feature_maps))
+        return tuple(dict.fromkeys(m for part in parts if part is not None for m in part.feature_maps))
 
     @property
     def descriptors(self) -> list[Descriptor]:
         """The descriptors of all kernel models."""
         return [feature_map.descriptor for feature_map in self.feature_maps]
+
+    @property
+    def knows_charge(self) -> bool:
+        """Whether a descriptor depends on the total charge."""
+        return any(descriptor.knows_charge for descriptor in self.descriptors)
 
     @property
     def cutoff(self) -> float:
@@ -150,9 +207,10 @@ class Potential:
         Raises
         ------
         InputError
-            For elements that the training frames did not have; for a field acting on a model without charges.
+            For elements that the training frames did not have; for a field or external charges acting on a model without
+            charges.
         UnsupportedError
-            For structures that the charge model cannot treat.
+            For structures that the charge model cannot treat, and for external charges that the baseline does not feel.
         """
         unknown = [z for z in structure.species if z not in self.species]
         if unknown:
@@ -161,6 +219,8 @@ class Potential:
                 f"{', '.join(chemical_symbols[z] for z in self.species)} only. Add frames with the missing elements "
                 "to the training set and fit again"
             )
+        for state, known in self.known_states.items():
+            check_known(structure, state, known, where)
         if self.baseline is not None:
             self.baseline.check(structure)
         if self.charges is not None:
@@ -169,6 +229,22 @@ class Potential:
             raise InputError(
                 f"{where} is in an external field, but the model has no charges for the field to act on; "
                 "fit with charges=kqeq.QEq(), or remove the field"
+            )
+        if structure.external_charges is not None:
+            self._check_external_charges(structure, where)
+
+    def _check_external_charges(self, structure: Structure, where: object) -> None:
+        if self.charges is None:
+            raise InputError(
+                f"{where} is among external charges, but the model has no charges for them to act on; "
+                "fit with charges=kqeq.QEq(), or leave the external charges away"
+            )
+        knows = None if self.baseline is None else self.baseline.capabilities
+        if knows is not None and (knows.charges or knows.holds_charge):
+            assert self.baseline is not None
+            raise UnsupportedError(
+                f"{where} is among external charges, and the baseline {self.baseline.name} has charges of its own "
+                "that do not feel them: energy and forces would miss a part; use a model without this baseline"
             )
 
     @property
@@ -181,6 +257,11 @@ class Potential:
         return self.charges is not None or (
             self.baseline is not None and self.baseline.capabilities.holds_charge
         )
+
+    @property
+    def learns_electronegativity(self) -> bool:
+        """Whether the kernel model behind the charges is one of electronegativities (and not of charges)."""
+        return self.charges is not None and self.charges.quantity == ELECTRONEGATIVITY
 
     def in_session(self) -> Potential:
         """The same for structures that follow each other: the baseline may start from where it ended."""
@@ -268,7 +349,8 @@ class Potential:
             charges = None if charged is None else to_numpy(charged.state.electronegativity_gradient())
             found["energy"] = known.undetermined(known.row(numbers, charges, energy=True))
         if charged is not None and fukui and not self.holds_charge:
-            row = known.row(numbers, to_numpy(charged.fukui), energy=False)
+            slopes = charged.state.electronegativity_gradient_response(charged.total_charge_response)
+            row = known.row(numbers, to_numpy(slopes[:, 0]), energy=False)
             found["chemical_potential"] = known.undetermined(row)
         return {name: std for name, std in found.items() if std is not None}
 
@@ -278,6 +360,13 @@ class Potential:
         Of models without energies, that is a total charge that no frame had.
         """
         stds = prediction.undetermined
+        if self._is_other_charge_state(structure):
+            known = ", ".join(f"{known:g}" for known in self.training_charges)
+            return (
+                f"no training frame had total charge {structure.total_charge:g} e (they had {known}), and the charges of "
+                f"this model are functions of the environment: nothing in it says what the change of charge costs. Use "
+                "charges=kqeq.QEq() or kqeq.ACKS2() and frames of that charge state"
+            )
         if self.has_energy and self.determination is not None and "energy" not in stds:
             return None
         charge = structure.total_charge
@@ -301,8 +390,14 @@ class Potential:
             "not affected. Add frames of other compositions (and charges) to the training set, or give e0"
         )
 
+    def _is_other_charge_state(self, structure: Structure) -> bool:
+        """Whether charges that are functions of the environment are asked for a total charge that no frame had."""
+        if self.charges is None or self.learns_electronegativity or self.holds_charge or not self.has_energy:
+            return False
+        return all(abs(structure.total_charge - known) > 1e-6 for known in self.training_charges)
+
     def warn_if_undetermined(
-        self, structures: Sequence[Structure], predictions: Sequence[Prediction], *, stacklevel: int = 4
+        self, structures: Sequence[Structure], predictions: Sequence[Prediction]
     ) -> None:
         """Warn, once for all, where energies are predicted that the training data do not determine."""
         found = {}
@@ -315,7 +410,7 @@ class Potential:
         worst, (_, text) = max(found.items(), key=lambda item: item[1][0])
         if len(structures) > 1:
             text = f"{text} (structure {worst}; in all {len(found)} of {len(structures)} structures)"
-        warnings.warn(text, UndeterminedWarning, stacklevel=stacklevel)
+        warn(text, UndeterminedWarning)
 
     def predict(
         self,
@@ -342,7 +437,7 @@ class Potential:
         """
         derivatives = _needs_derivatives(structure, properties)
         with in_threads_for(structure):
-            states, near = evaluate_environments(
+            states, similarities = evaluate_environments(
                 self.feature_maps,
                 structure,
                 derivatives=derivatives,
@@ -350,7 +445,7 @@ class Potential:
                 device=device,
                 single=single,
             )
-            return self.finish(structure, properties, states, near, device=device)
+            return self.finish(structure, properties, states, similarities, device=device)
 
     def predict_many(
         self,
@@ -369,14 +464,14 @@ class Potential:
                 for s in batch
             ]
             numbers = [s.numbers for s in batch]
-            near = {
+            similarities = {
                 feature_map: feature_map.similarities_many(
                     [own[feature_map.descriptor] for own in states], numbers, single=single
                 )
                 for feature_map in self.feature_maps
             }
             for i, structure in enumerate(batch):
-                own = {feature_map: lists[i] for feature_map, lists in near.items()}
+                own = {feature_map: lists[i] for feature_map, lists in similarities.items()}
                 with in_threads_for(structure):
                     prediction = self.finish(structure, properties, states[i], own, device=device)
                 yield prediction
@@ -395,74 +490,36 @@ class Potential:
 
         ``system`` is the charge model bound to this geometry (:meth:`bind`), where a caller has kept it.
         """
-        derivatives = _needs_derivatives(structure, properties)
-        numbers = structure.numbers
-
-        present = structure.composition
-        energy_offsets = float(
-            sum(n * self.energy_offsets[z] for z, n in zip(present.species, present.counts, strict=True))
-        )
-        gradients: dict[Descriptor, Array] = {}
-        positions = zeros((len(structure), 3), device.like)
-        strain = zeros((3, 3), device.like)
-
-        def pull(model: SiteModel, weights: Array | None = None) -> None:
-            """Add weights_i ∂f_i/∂p_i to the gradients of the model's descriptors."""
-            for descriptor, own in model.descriptor_gradients(similarities, states, weights).items():
-                gradients[descriptor] = gradients.get(descriptor, 0.0) + own
-
-        found = self.charged(structure, similarities, system, device=device)
-        charged, chi = (None, None) if found is None else found
-        base = OnBaseline.at(
-            self.baseline, structure, properties, sees_charges=self.charge_kernel is not None
-        )
-        energy_short_range = 0.0
-        if self.short_range is not None:
-            powers = (self.short_range, *self.charge_powers)
-            expansions = [model.evaluate(similarities, numbers) for model in powers]
-            weights = [None]
-            energy_short_range = to_float(namespace(device.like).sum(expansions[0]))
-            if self.charge_kernel is not None:
-                own_charges = None if charged is None else charged.state.charges
-                seen = asarray_like(base.seen(own_charges), device.like)
-                coupling = ChargeCoupling.at(self.charge_kernel, seen, expansions)
-                base = base.couple(coupling)
-                charged = None if charged is None else replace(charged, coupling=coupling)
-                energy_short_range = coupling.energy
-                weights = [None, *(coupling.weights[b, :] for b in range(1, len(powers)))]
-            for model, own in zip(powers, weights, strict=True):
-                if derivatives:
-                    pull(model, own)
-        if charged is not None and derivatives and self.electronegativity is not None:
-            pull(self.electronegativity, charged.electronegativity_gradient())
-            for kind, slopes in charged.site_gradients().items():
-                pull(self.sites[kind], slopes)
-            positions += charged.gradient()
-            if structure.periodic:
-                strain += charged.strain()
-
-        for descriptor, gradient in gradients.items():
-            pulled_back = states[descriptor].adjoint(gradient)
-            positions += pulled_back.positions
-            strain += pulled_back.strain
-        positions, strain = to_numpy(positions), to_numpy(strain)
-
-        positions += base.gradient()
-        strain += base.strain()
-
+        found = self._evaluate(structure, properties, similarities, system, device)
+        forces = stress = None
+        if _needs_derivatives(structure, properties):
+            positions, strain = self._differentiate(structure, found, states, similarities, device)
+            forces = -positions if "forces" in properties else None
+            stress = _stress(strain, structure) if "stress" in properties else None
+        charged, base = found.charged, found.base
         # each costs a whole solution where no matrix is factored
         responses = charged is not None and (
             charged.system.responses_are_cheap or "polarizability" in properties
         )
-        energy_electrostatic = 0.0 if charged is None else charged.state.energy
+        told = charged is not None and self.knows_charge
+        offsets = self._offsets(structure.numbers)
+        electrostatic = 0.0 if charged is None else charged.state.energy
+        potential_of_charge = None if charged is None else charged.chemical_potential
+        hardness = charged.hardness() if charged is not None and responses else None
+        if charged is not None and "charge" in self.conditions:
+            slope = self._charge_slope(structure, states, similarities, charged)
+            potential_of_charge = None if slope is None else charged.chemical_potential + slope
+            hardness = None
+        if told:
+            potential_of_charge = hardness = None
         prediction = Prediction(
-            energy=energy_offsets + energy_short_range + energy_electrostatic + base.energy,
-            energy_offsets=energy_offsets,
-            energy_short_range=energy_short_range,
-            energy_electrostatic=energy_electrostatic,
+            energy=offsets + found.energy_short_range + electrostatic + base.energy,
+            energy_offsets=offsets,
+            energy_short_range=found.energy_short_range,
+            energy_electrostatic=electrostatic,
             energy_baseline=base.energy,
-            forces=-positions if "forces" in properties else None,
-            stress=_stress(strain, structure) if "stress" in properties else None,
+            forces=forces,
+            stress=stress,
             charges=None if charged is None else to_numpy(charged.state.charges),
             atomic_dipoles=None if charged is None else _on_host(charged.state.atomic_dipoles),
             dipole=None if charged is None else _on_host(charged.dipole),
@@ -471,14 +528,139 @@ class Potential:
                 if charged is not None and "polarizability" in properties
                 else None
             ),
-            electronegativity=_on_host(chi),
-            chemical_potential=None if charged is None else charged.chemical_potential,
-            hardness=charged.hardness() if charged is not None and responses else None,
+            electronegativity=(
+                _on_host(found.electronegativities) if self.learns_electronegativity else None
+            ),
+            chemical_potential=potential_of_charge,
+            hardness=hardness,
             total_charge=structure.total_charge,
             external_field=structure.external_field,
-            undetermined=self.undetermined(numbers, charged, fukui=responses),
+            external_forces=_external_forces(charged) if "forces" in properties else None,
+            undetermined=self.undetermined(structure.numbers, charged, fukui=responses and not told),
+            undefined=dict.fromkeys(("chemical_potential", "hardness"), _TOLD) if told else None,
+            born_charges=(
+                self._born_charges(charged, similarities, states)
+                if charged is not None and "born_charges" in properties and not structure.periodic
+                else None
+            ),
         )
         return base.complete(prediction, properties, charged)
+
+    def _offsets(self, numbers: IntArray) -> float:
+        """Σ e0."""
+        counts = np.bincount(numbers)
+        return float(sum(counts[z] * self.energy_offsets[z] for z in np.flatnonzero(counts).tolist()))
+
+    def _evaluate(
+        self,
+        structure: Structure,
+        properties: Collection[str],
+        similarities: Similarities,
+        system: ChargeSystem | None,
+        device: Device,
+    ) -> _Evaluated:
+        """Charges, baseline and short-range energy."""
+        charged, electronegativities = self.charged(structure, similarities, system, device=device) or (
+            None,
+            None,
+        )
+        base = OnBaseline.at(
+            self.baseline, structure, properties, sees_charges=self.charge_kernel is not None
+        )
+        if self.short_range is None:
+            return _Evaluated(charged, electronegativities, base, 0.0, ())
+        powers = (self.short_range, *self.charge_powers)
+        values = [model.evaluate(similarities, structure.numbers) for model in powers]
+        if self.charge_kernel is None:
+            energy = to_float(namespace(device.like).sum(values[0]))
+            return _Evaluated(charged, electronegativities, base, energy, ((self.short_range, None),))
+        seen = asarray_like(base.seen(None if charged is None else charged.state.charges), device.like)
+        coupling = ChargeCoupling.at(self.charge_kernel, seen, values)
+        # the first power is the charge to the power 0
+        weights = [None, *(coupling.weights[b, :] for b in range(1, len(powers)))]
+        return _Evaluated(
+            None if charged is None else replace(charged, coupling=coupling),
+            electronegativities,
+            base.couple(coupling),
+            coupling.energy,
+            tuple(zip(powers, weights, strict=True)),
+        )
+
+    def _differentiate(
+        self,
+        structure: Structure,
+        found: _Evaluated,
+        states: States,
+        similarities: Similarities,
+        device: Device,
+    ) -> tuple[FloatArray, FloatArray]:
+        """∂E/∂r, (N, 3), and ∂E/∂ε, (3, 3).
+
+        What depends on environments is collected as a derivative by descriptors, of which each is followed back once.
+        """
+        charged = found.charged
+        positions, strain = zeros((len(structure), 3), device.like), zeros((3, 3), device.like)
+        weighted = list(found.powers)
+        if charged is not None and self.electronegativity is not None:
+            weighted.append((self.electronegativity, charged.electronegativity_gradient()))
+            weighted += [(self.sites[kind], slopes) for kind, slopes in charged.site_gradients().items()]
+            positions += charged.gradient()
+            if structure.periodic:
+                strain += charged.strain()
+        gradients: dict[Descriptor, Array] = {}
+        for model, weights in weighted:
+            for descriptor, gradient in model.descriptor_gradients(similarities, states, weights).items():
+                gradients[descriptor] = gradients.get(descriptor, 0.0) + gradient
+        for descriptor, gradient in gradients.items():
+            of_descriptor = states[descriptor].adjoint(gradient)
+            positions += of_descriptor.positions
+            strain += of_descriptor.strain
+        return to_numpy(positions) + found.base.gradient(), to_numpy(strain) + found.base.strain()
+
+    def _born_charges(
+        self, charged: Charged, similarities: Similarities, states: States
+    ) -> FloatArray | None:
+        """Z_k,ab = −∂²E/∂r_kb ∂field_a, (N, 3, 3); ``None`` where a short-range energy sees the charges."""
+        assert self.electronegativity is not None
+        if charged.coupling is not None:
+            return None
+        state, field = charged.state, charged.system.respond_field()
+        moved = state.electronegativity_gradient_response(field)
+        slopes = logarithmic_gradient_response(state, charged.sites, charged.kinds, field)
+        change = to_numpy(state.gradient_response(field)).transpose(0, 2, 1).copy()
+        for a in range(3):
+            models = [(self.electronegativity, moved), *((self.sites[kind], slopes[kind]) for kind in slopes)]
+            for model, weights in models:
+                found = model.descriptor_gradients(similarities, states, weights[:, a])
+                for descriptor, gradient in found.items():
+                    change[:, a, :] += to_numpy(states[descriptor].adjoint(gradient).positions)
+        return -change
+
+
+@dataclass(frozen=True, eq=False)
+class _Evaluated:
+    """Energies and charges of one structure, before derivatives.
+
+    Attributes
+    ----------
+    charged : Charged, optional
+    electronegativities : (N,) array, optional
+    base : OnBaseline
+    energy_short_range : float
+    powers : tuple of (SiteModel, (N,) array or None)
+        The expansions of the short-range energy, with what multiplies their values: powers of the charge, or nothing.
+    """
+
+    charged: Charged | None
+    electronegativities: Array | None
+    base: OnBaseline
+    energy_short_range: float
+    powers: tuple[tuple[SiteModel, Array | None], ...]
+
+
+def _external_forces(charged: Charged | None) -> FloatArray | None:
+    gradient = None if charged is None else charged.external_gradient()
+    return None if gradient is None else -to_numpy(gradient)
 
 
 def _on_host(values: Array | None) -> FloatArray | None:
@@ -491,7 +673,8 @@ def in_threads_for(structure: Structure) -> AbstractContextManager[None]:
 
 
 def _needs_derivatives(structure: Structure, properties: Collection[str]) -> bool:
-    return "forces" in properties or ("stress" in properties and structure.periodic)
+    wanted = {"forces", "born_charges"} & set(properties)
+    return bool(wanted) or ("stress" in properties and structure.periodic)
 
 
 def _batches(structures: Sequence[Structure]) -> Iterator[list[Structure]]:

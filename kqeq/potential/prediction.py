@@ -14,7 +14,10 @@ from kqeq.errors import InputError
 from kqeq.typing import FloatArray
 
 PROPERTIES: tuple[str, ...] = ("energy", "forces", "stress", "charges", "dipole", "polarizability")
-"""What can be asked of a prediction."""
+"""What is asked of a prediction unless something else is."""
+
+ON_REQUEST: tuple[str, ...] = ("born_charges",)
+"""What has to be asked for by name."""
 
 
 class PredictOptions(TypedDict, total=False):
@@ -22,6 +25,7 @@ class PredictOptions(TypedDict, total=False):
 
     total_charge: float | None
     external_field: Any
+    external_charges: Any
     properties: Collection[str] | None
     uncertainty: bool
     device: str | Device
@@ -49,10 +53,12 @@ class Prediction:
         e·Å; only for charge models that have them.
     dipole : (3,) array
         −∂E/∂field in e·Å, about the coordinate origin.
+    born_charges : (N, 3, 3) array
+        Z_k,ab = ∂μ_a/∂r_kb, e; of isolated structures, and only if asked for by name.
     polarizability : (3, 3) array
         e²·Å²/eV; times :data:`kqeq.constants.COULOMB` in Å³.
     electronegativity : (N,) array
-        eV/e.
+        eV/e; ``None`` where the kernel model says charges (:class:`kqeq.LatentCharges`).
     chemical_potential : float
         ∂E/∂Q, eV/e.
     hardness : float
@@ -68,6 +74,8 @@ class Prediction:
         Standard deviations of what the training data do not determine, by name: ``energy`` (eV; relative to other
         compositions and charges, differences at the same composition and charge are not affected) and
         ``chemical_potential`` (eV/e).  Empty where everything is determined (:mod:`kqeq.potential.determination`).
+    external_forces : (M, 3) array
+        Forces on external charges, eV/Å, together with the forces; ``None`` without such charges.
     undefined : dict of str to str
         Why quantities that the charge model would have are ``None`` on top of a baseline, by name; ``None`` if there
         are none.
@@ -95,10 +103,12 @@ class Prediction:
     dipole_std: FloatArray | None = None
     undefined: Mapping[str, str] | None = None
     undetermined: Mapping[str, float] = field(default_factory=dict)
+    born_charges: FloatArray | None = None
+    external_forces: FloatArray | None = None
 
 
 def check_properties(properties: Collection[str] | None) -> tuple[str, ...]:
-    """Validate a choice of properties; ``None`` means all.
+    """Validate a choice of properties; ``None`` means all of :data:`PROPERTIES`.
 
     Raises
     ------
@@ -108,10 +118,11 @@ def check_properties(properties: Collection[str] | None) -> tuple[str, ...]:
         return PROPERTIES
     if isinstance(properties, str):
         properties = (properties,)
-    unknown = [name for name in properties if name not in PROPERTIES]
+    known = (*PROPERTIES, *ON_REQUEST)
+    unknown = [name for name in properties if name not in known]
     if unknown:
-        raise InputError(f"unknown properties {unknown}; expected some of {', '.join(PROPERTIES)}")
+        raise InputError(f"unknown properties {unknown}; expected some of {', '.join(known)}")
     return tuple(properties)
 
 
-__all__ = ["PROPERTIES", "PredictOptions", "Prediction", "check_properties"]
+__all__ = ["ON_REQUEST", "PROPERTIES", "PredictOptions", "Prediction", "check_properties"]

@@ -26,8 +26,9 @@ the sparse features only: uncertainties of forces err on the large side.
 
 Standard deviations are those of the model's own value; a label scatters around it with its noise on top.
 
-With a charge-aware short-range energy (:mod:`kqeq.fitting.charge_aware`) they cover that energy at given charges: what
-the charges themselves leave open is not in them (but for energies that data do not determine,
+With a charge-aware short-range energy (:mod:`kqeq.fitting.charge_aware`) they cover that energy at given charges: with
+k_q(q, q') = Σ_b ψ_b ψ_b' each power b is a Gaussian process of its own, ψ_b multiplies its values, and ψ'_b ∂q/∂r its
+values in a force.  What the charges themselves leave open is not in them (but for energies that data do not determine,
 :mod:`kqeq.potential.determination`), and charges and dipoles have none.
 
 Dimensions: N atoms, P parameters, n rows of one label.
@@ -43,22 +44,19 @@ import numpy as np
 
 from kqeq.backend import to_numpy
 from kqeq.backend.linalg import solve_lower
-from kqeq.baselines import Baseline, remaining
+from kqeq.baselines import Baseline, BaselineResult, remaining
 from kqeq.charges.base import Response
 from kqeq.charges.parameters import logarithmic_directions
 from kqeq.descriptors import evaluate_states
 from kqeq.errors import UnsupportedError
-from kqeq.fitting.charge_aware import ChargeView, CoupledFit
-from kqeq.fitting.least_squares.solver import Solution
-from kqeq.fitting.parameters import KernelPart, Parameters, SitePart
+from kqeq.fitting.parameters import KernelPart, Parameters
 from kqeq.fitting.rows.blocks import BLOCKS, Linearisation
 from kqeq.fitting.rows.features import TrainingFrame, compute_features
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure
 from kqeq.kernels.feature_map import FeatureMap
 from kqeq.potential.determination import Determination
-from kqeq.potential.on_baseline import extras_for, sees_baseline
-from kqeq.potential.potential import Potential, Prediction
+from kqeq.potential.potential import Prediction
 from kqeq.typing import BoolArray, FloatArray
 
 STEP = 1e-4
@@ -107,14 +105,17 @@ class Posterior:
     @property
     def quantities(self) -> tuple[str, ...]:
         """What it knows the uncertainty of, in the order of :data:`KINDS`."""
-        energy = () if self.parameters.energy is None else ("energy", "forces")
-        return (*energy, *(() if self.parameters.chi is None else ("charges", "dipole")))
+        energy = () if self.parameters.short_range is None else ("energy", "forces")
+        return (*energy, *(() if self.parameters.electronegativity is None else ("charges", "dipole")))
 
     def view(
         self, structure: Structure, *, forces: bool = False, baseline: Baseline | None = None
     ) -> Uncertain:
         """One structure seen through it; ``forces`` says whether theirs will be asked for."""
-        return Uncertain(self, remaining(structure, baseline), forces=forces)
+        seen, dependence = None, self.parameters.dependence
+        if dependence is not None:
+            seen = dependence.of_baseline(structure, baseline, forces=forces)
+        return Uncertain(self, remaining(structure, baseline), forces=forces, base=seen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,58 +132,6 @@ class LinearMap:
 
     rows: FloatArray
     sites: tuple[tuple[KernelPart, FloatArray], ...]
-
-
-@dataclass(frozen=True, eq=False)
-class CoupledPosterior:
-    """What a fit knows about a charge-aware short-range energy, at given charges.
-
-    Attributes
-    ----------
-    potential : Potential
-    part : SitePart
-        Prior of one power of the charge.
-    u, lower : (P,), (P, P) arrays
-        The most probable parameters, and the Cholesky factor of their precision.
-    noise : mapping of str to float
-        Standard deviation of labels by kind, as fitted.
-    """
-
-    potential: Potential
-    part: SitePart
-    u: FloatArray
-    lower: FloatArray
-    noise: Mapping[str, float]
-
-    @classmethod
-    def of(cls, fit: CoupledFit, noise: Mapping[str, float]) -> CoupledPosterior:
-        """The posterior of a second stage."""
-        return cls(fit.potential, fit.part, fit.solution.u, fit.solution.lower, noise)
-
-    def fit(self) -> CoupledFit:
-        """What it was made of; of how the minimum was reached nothing is known any more."""
-        return CoupledFit(self.potential, self.part, Solution(self.u, 0.0, self.lower, (), True, 0))
-
-    @property
-    def quantities(self) -> tuple[str, ...]:
-        """Energies and forces at given charges; those of the charges are not known."""
-        return ("energy", "forces")
-
-    def energy_variance(self, view: CoupledUncertain, open_std: float | None) -> float:
-        """Variance of an energy, eV²; at least what the first stage left open between charge and elements."""
-        return max(float(view.variance("energy")[0]), 0.0 if open_std is None else open_std**2)
-
-    def view(
-        self, structure: Structure, *, forces: bool = False, baseline: Baseline | None = None
-    ) -> CoupledUncertain:
-        """One structure seen through it; ``forces`` says whether theirs will be asked for.
-
-        The baseline is that of its potential, whatever is given.
-        """
-        return CoupledUncertain(self, structure, forces=forces)
-
-
-AnyPosterior = Posterior | CoupledPosterior
 
 
 class _Environments:
@@ -246,14 +195,23 @@ class Uncertain(_Environments):
     structure : Structure
     forces : bool
         Whether forces will be asked for.
+    base : BaselineResult, optional
+        The baseline, where the short-range energy sees its charges.
     """
 
-    def __init__(self, posterior: Posterior, structure: Structure, *, forces: bool = False) -> None:
+    def __init__(
+        self,
+        posterior: Posterior,
+        structure: Structure,
+        *,
+        forces: bool = False,
+        base: BaselineResult | None = None,
+    ) -> None:
         self.posterior = posterior
         parameters = posterior.parameters
         super().__init__(structure, dict.fromkeys(k.feature_map for k in parameters.kernels.values()))
         labels = Labels(forces=np.zeros((len(structure), 3))) if forces else Labels(energy=0.0)
-        frame = TrainingFrame(structure, labels, 0)
+        frame = TrainingFrame(structure, labels, 0, base)
         self.line = Linearisation(frame, compute_features(frame, parameters), parameters, posterior.u)
 
     def linear_map(self, kind: str) -> LinearMap:
@@ -262,21 +220,38 @@ class Uncertain(_Environments):
         rows = BLOCKS[kind](self.line, True)[1]
         assert rows is not None
         sites: list[tuple[KernelPart, FloatArray]] = []
-        if kind == "energy" and parameters.energy is not None:
-            ones = np.ones((1, len(self.structure)))
-            sites += [(kernel, ones) for kernel in parameters.energy.kernels]
-        if parameters.chi is not None and self.line.state is not None:
+        if kind == "energy" and parameters.short_range is not None:
+            sites += [(kernel, self._weights(kernel)[None, :]) for kernel in parameters.short_range.kernels]
+        if parameters.electronegativity is not None and self.line.state is not None:
             if kind == "energy":
                 change: FloatArray | None = self.line.state.electronegativity_gradient()[None, :]
             else:
                 change = getattr(self._site_response, kind)
             if change is not None:
-                sites += [(kernel, change) for kernel in parameters.chi.kernels]
+                sites += [(kernel, change) for kernel in parameters.electronegativity.kernels]
             for name, slopes in self.line.site_slopes.items():
                 change = slopes[None, :] if kind == "energy" else getattr(self._responses[name], kind)
                 if change is not None:
                     sites += [(kernel, change) for kernel in parameters.parts[name].kernels]
         return LinearMap(rows, tuple(sites))
+
+    def _weights(self, kernel: KernelPart) -> FloatArray:
+        """What multiplies the values of a kernel of the short-range energy: ψ_b of its power of the charge, (N,)."""
+        held = self.line.features.held
+        return np.ones(len(self.structure)) if held is None else np.asarray(held.values[kernel.power])
+
+    def _weight_gradients(self, kernel: KernelPart) -> FloatArray:
+        """ψ'_b ∂q/∂r, by which the weights change, (3N, N)."""
+        atoms, held = len(self.structure), self.line.features.held
+        if held is None:
+            return np.zeros((3 * atoms, atoms))
+        return np.asarray(self._charge_derivatives * held.slopes[kernel.power])
+
+    @cached_property
+    def _charge_derivatives(self) -> FloatArray:
+        held = self.line.features.held
+        assert held is not None
+        return held.charge_derivatives()
 
     @cached_property
     def _site_response(self) -> Response:
@@ -321,24 +296,33 @@ class Uncertain(_Environments):
         result = np.zeros(3 * atoms)
         parameters, line = self.posterior.parameters, self.line
         for name, part in parameters.parts.items():
-            if part is parameters.energy:
-                slopes, values = np.ones(atoms), np.zeros((3 * atoms, atoms))
-            else:
-                state = line.state
-                assert state is not None
-                chi = part is parameters.chi
-                response = self._site_response if chi else self._responses[name]
-                slopes = state.electronegativity_gradient() if chi else line.site_slopes[name]
-                values = state.gradient_response(response).reshape(3 * atoms, atoms)
-                if line.site_jacobian is not None:
-                    values = values + line.site_jacobian.positions @ response.charges
-                for kind, change in line.site_slope_response(response).items():
-                    values = values + line.site_jacobians[kind].positions @ change
+            if part is parameters.short_range:
+                for kernel in part.kernels:
+                    slopes, values = self._weights(kernel), self._weight_gradients(kernel)
+                    result += self._force_missed(kernel, slopes, values, rows)
+                continue
+            state = line.state
+            assert state is not None
+            direct = part is parameters.electronegativity
+            response = self._site_response if direct else self._responses[name]
+            slopes = state.electronegativity_gradient() if direct else line.site_slopes[name]
+            values = state.gradient_response(response).reshape(3 * atoms, atoms)
+            if line.site_jacobian is not None:
+                change = state.electronegativity_gradient_response(response)
+                values = values + line.site_jacobian.positions @ change
+            for kind, change in line.site_slope_response(response).items():
+                values = values + line.site_jacobians[kind].positions @ change
             for kernel in part.kernels:
-                prior = self._gradient_prior(kernel.feature_map, slopes, values)
-                missed = kernel.delta**2 * prior - _explained(kernel, rows)
-                result += kernel.remainder * np.maximum(missed, 0.0)
+                result += self._force_missed(kernel, slopes, values, rows)
         return result
+
+    def _force_missed(
+        self, kernel: KernelPart, slopes: FloatArray, values: FloatArray, rows: FloatArray
+    ) -> FloatArray:
+        """What the sparse features of one kernel miss in Σ_i slopes_i ∂g_i/∂r_k + Σ_i values_ki g_i, (3N,)."""
+        prior = self._gradient_prior(kernel.feature_map, slopes, values)
+        missed = kernel.delta**2 * prior - _explained(kernel, rows)
+        return kernel.remainder * np.maximum(missed, 0.0)
 
 
 def _explained(kernel: KernelPart, rows: FloatArray) -> FloatArray:
@@ -347,68 +331,9 @@ def _explained(kernel: KernelPart, rows: FloatArray) -> FloatArray:
     return np.asarray(np.einsum("np,np->n", own, own))
 
 
-class CoupledUncertain(_Environments):
-    """One structure seen through the posterior of a charge-aware short-range energy.
-
-    With k_q(q, q') = Σ_b ψ_b ψ_b' each power b is a Gaussian process of its own: ψ_b multiplies its values, and
-    ψ'_b ∂q/∂r its values in a force.
-
-    Parameters
-    ----------
-    posterior : CoupledPosterior
-    structure : Structure
-    forces : bool
-        Whether forces will be asked for.
-    """
-
-    def __init__(self, posterior: CoupledPosterior, structure: Structure, *, forces: bool = False) -> None:
-        self.posterior = posterior
-        kernel = posterior.potential.charge_kernel
-        assert kernel is not None
-        super().__init__(structure, posterior.part.feature_maps)
-        potential, base = posterior.potential, None
-        if potential.baseline is not None and sees_baseline(potential.baseline, True):
-            knows = potential.baseline.capabilities
-            kinds = ("forces",) if forces else ()
-            base = potential.baseline.evaluate(structure, extras_for(structure, kinds, knows, True))
-        own = remaining(structure, potential.baseline)
-        self.view = ChargeView(potential, own, kernel, derivatives=forces, base=base)
-
-    def _kernels(self) -> Iterator[tuple[int, KernelPart]]:
-        """Power of the charge and kernel, with the columns that this kernel has for this power."""
-        part = self.posterior.part
-        for power in range(len(self.view.values)):
-            for kernel in part.kernels:
-                first = power * part.kernel_size + kernel.columns.start - part.columns.start
-                yield power, replace(kernel, columns=slice(first, first + kernel.size))
-
-    def linear_map(self, kind: str) -> LinearMap:
-        """Derivatives of the energy."""
-        assert kind == "energy"
-        sites = tuple((kernel, self.view.values[power][None, :]) for power, kernel in self._kernels())
-        return LinearMap(self.view.rows(kind, self.posterior.part), sites)
-
-    def variance(self, kind: str) -> FloatArray:
-        """Posterior variance of the energy (1,) or of the forces (3N,)."""
-        view = self.view
-        rows = view.rows(kind, self.posterior.part)
-        scaled = solve_lower(self.posterior.lower, rows.T)
-        result = np.einsum("pn,pn->n", scaled, scaled)
-        moved = view.charge_derivatives() if kind == "forces" else None
-        for power, kernel in self._kernels():
-            value = view.values[power]
-            if moved is None:
-                prior = np.atleast_1d(value @ self.kernel(kernel.feature_map) @ value)
-            else:
-                prior = self._gradient_prior(kernel.feature_map, value, moved * view.slopes[power])
-            missed = np.maximum(kernel.delta**2 * prior - _explained(kernel, rows), 0.0)
-            result += kernel.remainder * missed
-        return np.asarray(result)
-
-
 def with_uncertainty(
     prediction: Prediction,
-    posterior: AnyPosterior,
+    posterior: Posterior,
     structure: Structure,
     properties: Collection[str],
     baseline: Baseline | None = None,
@@ -443,7 +368,7 @@ def with_uncertainty(
     std = {kind: np.sqrt(view.variance(kind)) for kind in wanted if kind != "energy"}
     if "energy" in wanted:
         open_std = prediction.undetermined.get("energy")
-        std["energy"] = np.sqrt([posterior.energy_variance(view, open_std)])  # type: ignore[arg-type]
+        std["energy"] = np.sqrt([posterior.energy_variance(view, open_std)])
     return replace(
         prediction,
         energy_std=float(std["energy"][0]) if "energy" in std else None,
@@ -453,7 +378,7 @@ def with_uncertainty(
     )
 
 
-def require_posterior(posterior: AnyPosterior | None, what: str = "uncertainties need") -> AnyPosterior:
+def require_posterior(posterior: Posterior | None, what: str = "uncertainties need") -> Posterior:
     """The posterior, or an error that says how to get one.
 
     Parameters
@@ -476,9 +401,6 @@ def require_posterior(posterior: AnyPosterior | None, what: str = "uncertainties
 
 __all__ = [
     "KINDS",
-    "AnyPosterior",
-    "CoupledPosterior",
-    "CoupledUncertain",
     "LinearMap",
     "Posterior",
     "Uncertain",

@@ -75,7 +75,7 @@ def leave_out(posterior: Posterior, frames: Sequence[TrainingFrame]) -> LeftOut:
     names, known = list(posterior.parameters.kernels), posterior.parameters.kernels
     errors, variances, missed = [], [], []
     for frame in track(frames, "left out", total=len(frames)):
-        view = Uncertain(posterior, frame.structure, forces=frame.needs_gradients)
+        view = Uncertain(posterior, frame.structure, forces=frame.needs_gradients, base=frame.baseline)
         residual, rows = frame_rows(
             frame, view.line.features, posterior.parameters, posterior.u, posterior.noise, jacobian="full"
         )

@@ -33,7 +33,7 @@ from kqeq.frames.structures import Structure, as_frames, describe, read_structur
 from kqeq.io.progress import track
 from kqeq.kernels.feature_map import FeatureMap
 from kqeq.typing import FloatArray
-from kqeq.uncertainty.posterior import AnyPosterior, require_posterior
+from kqeq.uncertainty.posterior import Posterior, require_posterior
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -113,7 +113,7 @@ def select(model: KQEq, pool: Atoms | Sequence[Atoms], n: int, *, quantity: str 
     return _greedy(candidates, int(n))
 
 
-def _quantity(quantity: Any, posterior: AnyPosterior) -> str:
+def _quantity(quantity: Any, posterior: Posterior) -> str:
     """The quantity to select for."""
     possible = [kind for kind in QUANTITIES if kind in posterior.quantities]
     if quantity is None:
@@ -124,7 +124,7 @@ def _quantity(quantity: Any, posterior: AnyPosterior) -> str:
 
 
 def _candidate(
-    posterior: AnyPosterior, structure: Structure, kind: str, baseline: Baseline | None = None
+    posterior: Posterior, structure: Structure, kind: str, baseline: Baseline | None = None
 ) -> _Candidate:
     view = posterior.view(structure, baseline=baseline)
     mapped = view.linear_map(kind)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Literal, get_args
 
-from kqeq.backend import is_numpy, parallel
+from kqeq.backend import is_numpy
+from kqeq.backend.threads import pool, thread_count
 from kqeq.descriptors.base import FeatureGradients
 from kqeq.descriptors.soap import basis
 from kqeq.descriptors.soap.arrays import expansion
@@ -100,6 +101,16 @@ class SOAPDescriptor:
         return self.tables.cutoff
 
     @property
+    def whole_powers(self) -> bool:
+        """Products of power spectra are not negative."""
+        return False
+
+    @property
+    def knows_charge(self) -> bool:
+        """The geometry is all that matters."""
+        return False
+
+    @property
     def tables(self) -> adjoint.Tables:
         """Structure-independent input of the kernels."""
         return _tables(self)
@@ -145,12 +156,12 @@ class SOAPDescriptor:
 
     def evaluate_many(self, structures: Sequence[Structure], *, derivatives: bool = True) -> list[SOAPState]:
         """Descriptors of many structures, one by one in parallel; see :meth:`evaluate`."""
-        threads = parallel.thread_count()
+        threads = thread_count()
         frames = list(structures)
         if threads == 1 or len(frames) < 2:
             return [self.evaluate(s, derivatives=derivatives) for s in frames]
         adjoint.kernels()  # compile once, not in every thread
-        return list(parallel.pool(threads).map(partial(self.evaluate, derivatives=derivatives), frames))
+        return list(pool(threads).map(partial(self.evaluate, derivatives=derivatives), frames))
 
     def evaluate_arrays(
         self,

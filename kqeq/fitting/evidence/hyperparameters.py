@@ -124,17 +124,24 @@ def rescale(
 
 def with_zeta(parameters: Parameters, zeta: float) -> Parameters:
     """The same representatives of the electronegativities under another power of the dot product."""
-    part = parameters.chi
+    part = parameters.electronegativity
     assert part is not None and len(part.kernels) == 1
     kernel = part.kernels[0]
     changed = replace(kernel, feature_map=replace(kernel.feature_map, zeta=zeta))
-    return replace(parameters, chi=part.with_kernels([changed]))
+    return replace(parameters, electronegativity=part.with_kernels([changed]))
 
 
 def _zeta(parameters: Parameters) -> float | None:
     """The power of the kernel of the electronegativities, where there is one kernel."""
-    kernels = () if parameters.chi is None else parameters.chi.kernels
+    kernels = () if parameters.electronegativity is None else parameters.electronegativity.kernels
     return kernels[0].feature_map.zeta if len(kernels) == 1 else None
+
+
+def _next_zeta(parameters: Parameters, zeta: float) -> float:
+    """A power within its range, whole where the descriptor needs that."""
+    assert parameters.electronegativity is not None
+    whole = parameters.electronegativity.kernels[0].feature_map.descriptor.whole_powers
+    return round(float(np.clip(zeta, *ZETA_RANGE)), 0 if whole else 3)
 
 
 def describe(
@@ -154,7 +161,7 @@ def describe(
     return f"{what} {value:.2f}: " + ", ".join(words)
 
 
-def learn(
+def learn_by_evidence(
     frames: Sequence[TrainingFrame],
     parameters: Parameters,
     noise: Mapping[str, float],
@@ -285,7 +292,7 @@ def _learn_linear(
         beside = [
             (
                 sign,
-                round(float(np.clip(now * math.exp(sign * powers.step), *ZETA_RANGE)), 3),
+                _next_zeta(state.parameters, now * math.exp(sign * powers.step)),
             )
             for sign in (powers.direction, -powers.direction)
         ]
@@ -389,4 +396,4 @@ def _read(path: str | PathLike[str], mark: str, parameters: Parameters) -> Learn
         raise ModelFileError(f"{source} lacks a part of the checkpoint ({error!r}); {remedy}") from None
 
 
-__all__ = ["Learned", "PowerSearch", "describe", "learn", "rescale", "with_zeta"]
+__all__ = ["Learned", "PowerSearch", "describe", "learn_by_evidence", "rescale", "with_zeta"]

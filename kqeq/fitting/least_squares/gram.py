@@ -20,7 +20,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from kqeq.backend import blas, is_numpy, namespace, parallel, to_numpy, zeros
+from kqeq.backend import blas, is_numpy, namespace, threads, to_numpy, zeros
 from kqeq.typing import Array, FloatArray
 
 TILE = 512
@@ -103,7 +103,7 @@ def _add_tiles(matrix: FloatArray, rows: FloatArray, single: NDArray[np.float32]
 
     areas = [len(rows) * TILE * TILE] * len(tasks)
     with blas.one_thread():
-        parallel.run(work, np.concatenate([[0], np.cumsum(areas)]), SMALLEST)
+        threads.run(work, np.concatenate([[0], np.cumsum(areas)]), SMALLEST)
 
 
 def _mirror(matrix: FloatArray, first: int) -> None:

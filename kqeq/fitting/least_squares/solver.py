@@ -26,7 +26,7 @@ Dimensions: P parameters, n rows of one frame.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal, Protocol
 
@@ -58,6 +58,14 @@ everything in one of the two forms of :mod:`kqeq.fitting.least_squares.equations
 CHUNK_ROWS = 2048
 """Rows of Jacobian that are collected before they are multiplied into the normal equations."""
 
+
+MAX_ITERATIONS = 30
+
+TOLERANCE = 1e-2
+"""Promised decrease of the loss, relative to it, at which a minimisation has converged."""
+
+NEGLIGIBLE = 1e-3
+"""Promised decrease for each parameter, likewise."""
 
 MEMORY = 5
 """Steps from which second-order terms are learned."""
@@ -466,9 +474,9 @@ def minimise(
     problem: LeastSquaresProblem,
     u: FloatArray,
     *,
-    max_iterations: int = 30,
-    tolerance: float = 1e-2,
-    negligible: float = 1e-3,
+    max_iterations: int = MAX_ITERATIONS,
+    tolerance: float = TOLERANCE,
+    negligible: float = NEGLIGIBLE,
     engine: Engine = sum_frames,
     state: SolverState | None = None,
     checkpoint: Callable[[SolverState], None] = lambda _: None,
@@ -516,117 +524,236 @@ def minimise(
     solver : {"auto", "cholesky", "qr"}
         See :func:`accumulate`; once ``auto`` has turned to QR it stays there.
     """
-    iterations: list[Iteration] = []
-    damping, reach, free = 0.0, 1.0, 0
-    if state is not None:
-        u, damping, reach, iterations = state.u, state.damping, state.reach, list(state.iterations)
-        free = state.free
-    prior = Prior.standard(problem.size) if prior is None else prior
-    if solver == "auto" and iterations and iterations[-1].method == "qr":
-        solver = "qr"
-    growth = 2.0
-    converged = False
+    search = _Search(
+        problem=problem,
+        engine=engine,
+        prior=Prior.standard(problem.size) if prior is None else prior,
+        solver=solver,
+        tolerance=tolerance,
+        negligible=negligible,
+        step_factor=step_factor,
+        limited=limited,
+        patience=patience,
+        report=report,
+        curvature=_Curvature(state),
+    )
+    search.begin(u, state)
+    if problem.linear:
+        return search.closed_form() if len(search.iterations) < max_iterations else search.solution(False)
+    for _ in range(len(search.iterations), max_iterations):
+        newton, promised = search.newton()
+        small = search.small
+        if search.has_converged(promised, small):
+            search.note(promised, True)
+            return search.solution(True)
+        trial = search.find(newton, promised)
+        search.note(promised, trial is not None)
+        if trial is None:
+            break
+        search.adapt(trial, small)
+        search.move(trial, checkpoint)
+    return search.solution(False)
 
-    def within(step: FloatArray) -> float:
-        return min(1.0, reach * step_factor(step))
 
-    def note(number: int, decrement: float, accepted: bool) -> None:
-        iterations.append(
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """A step that was tried and found good.
+
+    Attributes
+    ----------
+    u : (P,) array
+        Where it leads, linear parameters at their optimum.
+    gain : float
+        What the loss falls by.
+    promised : float
+        What it was to fall by.
+    whole : bool
+        Whether no limit shortened the step.
+    """
+
+    u: FloatArray
+    gain: float
+    promised: float
+    whole: bool
+
+
+@dataclass(eq=False)
+class _Search:
+    """A minimisation under way; for its settings see :func:`minimise`.
+
+    Attributes
+    ----------
+    u : (P,) array
+        Where it stands.
+    equations : Equations
+        The quadratic model there.
+    damping, growth : float
+        Levenberg's, and by how much it grows when a step fails.
+    reach : float
+        How far steps may go, in units of what ``step_factor`` allows.
+    free : int
+        Steps in a row, nearly free, that gained next to nothing.
+    """
+
+    problem: LeastSquaresProblem
+    engine: Engine
+    prior: Prior
+    solver: str
+    tolerance: float
+    negligible: float
+    step_factor: Callable[[FloatArray], float]
+    limited: int | None
+    patience: int | None
+    report: Callable[[Iteration], None]
+    curvature: _Curvature
+    u: FloatArray = field(default_factory=lambda: np.zeros(0))
+    iterations: list[Iteration] = field(default_factory=list)
+    damping: float = 0.0
+    growth: float = 2.0
+    reach: float = 1.0
+    free: int = 0
+    linear_lower: Array | None = None
+    equations: Equations = field(init=False)
+
+    def begin(self, u: FloatArray, state: SolverState | None) -> None:
+        """Stand at ``u``, or where an interrupted minimisation stood."""
+        self.u = u
+        if state is not None:
+            self.u, self.damping, self.reach, self.free = state.u, state.damping, state.reach, state.free
+            self.iterations = list(state.iterations)
+        if self.solver == "auto" and self.iterations and self.iterations[-1].method == "qr":
+            self.solver = "qr"
+        self.equations = accumulate(self.problem, self.u, self.engine, self.prior, self.solver)
+        columns = self.problem.linear_columns
+        if columns is not None and not self.problem.linear:
+            self.linear_lower = self.equations.block(columns)
+        self.curvature.arrived(self.equations)
+
+    def note(self, decrement: float, accepted: bool) -> None:
+        """One more iteration for the report."""
+        equations = self.equations
+        self.iterations.append(
             Iteration(
-                number,
+                len(self.iterations),
                 equations.loss,
                 decrement,
-                damping,
+                self.damping,
                 accepted,
                 equations.condition,
                 equations.method,
             )
         )
-        report(iterations[-1])
+        self.report(self.iterations[-1])
 
-    equations = accumulate(problem, u, engine, prior, solver)
-    columns = problem.linear_columns
-    linear_lower = None if columns is None or problem.linear else equations.block(columns)
-    curvature = _Curvature(state)
-    curvature.arrived(equations)
-    for number in range(len(iterations), max_iterations):
-        if problem.linear:
-            # the quadratic model is exact, and H does not depend on u
-            newton, decrement = equations.step(0.0), equations.decrement()
-            note(number, decrement, True)
-            return Solution(
-                u + newton,
-                equations.loss - decrement,
-                equations.lower,
-                tuple(iterations),
-                True,
-                equations.n_residuals,
-            )
-        newton = curvature.direction(equations)
-        decrement = 0.5 * float(equations.rhs @ newton)
-        if curvature.steps and within(newton) < 1.0:
-            decrement = equations.decrement()  # what was learned on short steps says little about long ones
-        small = max(tolerance * equations.loss, negligible * problem.size)
-        losses = [iteration.loss for iteration in iterations] + [equations.loss]
+    def solution(self, converged: bool) -> Solution:
+        """What was found."""
+        equations = self.equations
+        return Solution(
+            self.u,
+            equations.loss,
+            equations.lower,
+            tuple(self.iterations),
+            converged,
+            equations.n_residuals,
+        )
+
+    def closed_form(self) -> Solution:
+        """The minimum of a linear problem: the quadratic model is exact, and H does not depend on u."""
+        decrement = self.equations.decrement()
+        self.note(decrement, True)
+        found = self.solution(True)
+        return replace(found, u=self.u + self.equations.step(0.0), loss=found.loss - decrement)
+
+    def within(self, step: FloatArray) -> float:
+        """How much of a step may be taken, at most 1."""
+        return min(1.0, self.reach * self.step_factor(step))
+
+    def newton(self) -> tuple[FloatArray, float]:
+        """The undamped step, and what it promises."""
+        step = self.curvature.direction(self.equations)
+        promised = 0.5 * float(self.equations.rhs @ step)
+        if self.curvature.steps and self.within(step) < 1.0:
+            promised = (
+                self.equations.decrement()
+            )  # what was learned on short steps says little about long ones
+        return step, promised
+
+    @property
+    def small(self) -> float:
+        """A gain that does not matter."""
+        return max(self.tolerance * self.equations.loss, self.negligible * self.problem.size)
+
+    def has_converged(self, promised: float, small: float) -> bool:
+        """Whether nothing is promised any more, or nothing came of what was."""
+        losses = [iteration.loss for iteration in self.iterations] + [self.equations.loss]
         # steps that gain nothing prove little while the model still promises much: floors of curved valleys drop again
-        idle = damping < 1e-3 and (free > 6 or (free > 1 and decrement <= 2.0 * small))
-        if decrement <= small or _stalled(losses, patience, small) or idle:
-            converged = True
-            note(number, decrement, True)
-            break
-        step, accepted, corrected = newton, False, bool(curvature.steps) and damping == 0.0
+        idle = self.damping < 1e-3 and (self.free > 6 or (self.free > 1 and promised <= 2.0 * small))
+        return promised <= small or _stalled(losses, self.patience, small) or idle
+
+    def find(self, newton: FloatArray, promised: float) -> _Trial | None:
+        """Shorten and damp the step until the loss falls by some of what is promised; ``None`` if it never does."""
+        equations, step = self.equations, newton
+        corrected = bool(self.curvature.steps) and self.damping == 0.0
         for _ in range(40):
             if not corrected:
-                step = equations.step(damping)
-            whole = within(step) >= 1.0
+                step = equations.step(self.damping)
+            whole = self.within(step) >= 1.0
             if not whole:
-                step = _shortened(equations, step, damping, within, limited)
-            promised = decrement if corrected and whole else equations.promised(step)
+                step = _shortened(equations, step, self.damping, self.within, self.limited)
+            expected = promised if corrected and whole else equations.promised(step)
             try:
-                trial, trial_loss = project_linear(problem, u + step, linear_lower, engine, prior)
+                trial, loss = project_linear(
+                    self.problem, self.u + step, self.linear_lower, self.engine, self.prior
+                )
             except NotPositiveDefiniteError:
-                trial, trial_loss = u, np.inf  # a charge problem without a minimum: too long a step
-            actual = equations.loss - trial_loss
-            if actual > 1e-4 * promised:
-                accepted = True
-                break
-            if not whole and reach > 1.0:
-                reach *= 0.5
-                continue
-            if corrected:
+                trial, loss = self.u, np.inf  # a charge problem without a minimum: too long a step
+            gain = equations.loss - loss
+            if gain > 1e-4 * expected:
+                return _Trial(trial, gain, expected, whole)
+            if not whole and self.reach > 1.0:
+                self.reach *= 0.5
+            elif corrected:
                 # the plain step deserves a chance before it is damped
                 corrected = False
-                curvature.forget()
-                continue
-            damping = max(1e-3, damping * growth) if damping > 0.0 else 1e-3
-            growth = min(growth * 2.0, 64.0)
-        note(number, decrement, accepted)
-        if not accepted:
-            break
-        gain = actual / promised
-        damping *= max(1.0 / 9.0, 1.0 - (2.0 * gain - 1.0) ** 3)
-        damping = 0.0 if damping < 1e-6 else damping
-        growth = 2.0
+                self.curvature.forget()
+            else:
+                self.damping = max(1e-3, self.damping * self.growth) if self.damping > 0.0 else 1e-3
+                self.growth = min(self.growth * 2.0, 64.0)
+        return None
+
+    def adapt(self, trial: _Trial, small: float) -> None:
+        """Damping and reach by how much of what was promised came true."""
+        ratio = trial.gain / trial.promised
+        self.damping *= max(1.0 / 9.0, 1.0 - (2.0 * ratio - 1.0) ** 3)
+        self.damping = 0.0 if self.damping < 1e-6 else self.damping
+        self.growth = 2.0
         # nearly free steps that gained next to nothing: what the quadratic model still promises is not there
-        free = free + 1 if whole and actual <= small else 0
-        if gain < 0.25:
-            reach = max(0.25, 0.5 * reach)
-        elif not whole and gain > 0.75:
-            reach = min(LONGEST, 2.0 * reach)
-        if actual < 0.5 * equations.loss:
-            curvature.moved(trial - u, equations.rhs)
+        self.free = self.free + 1 if trial.whole and trial.gain <= small else 0
+        if ratio < 0.25:
+            self.reach = max(0.25, 0.5 * self.reach)
+        elif not trial.whole and ratio > 0.75:
+            self.reach = min(LONGEST, 2.0 * self.reach)
+
+    def move(self, trial: _Trial, checkpoint: Callable[[SolverState], None]) -> None:
+        """Take the step, and set up the quadratic model where it leads."""
+        if trial.gain < 0.5 * self.equations.loss:
+            self.curvature.moved(trial.u - self.u, self.equations.rhs)
         else:
-            curvature.forget()  # residuals, and with them the second-order terms, have become others
-        u = trial
-        checkpoint(SolverState(u, damping, tuple(iterations), *curvature.stored(), reach, free))
-        if solver == "auto":
-            solver = "auto" if equations.method == "cholesky" else "qr"
-        equations = accumulate(problem, u, engine, prior, solver, equations.linear)
-        curvature.arrived(equations)
-    return Solution(u, equations.loss, equations.lower, tuple(iterations), converged, equations.n_residuals)
+            self.curvature.forget()  # residuals, and with them the second-order terms, have become others
+        self.u = trial.u
+        stored = self.curvature.stored()
+        checkpoint(SolverState(self.u, self.damping, tuple(self.iterations), *stored, self.reach, self.free))
+        if self.solver == "auto" and self.equations.method != "cholesky":
+            self.solver = "qr"
+        linear = self.equations.linear
+        self.equations = accumulate(self.problem, self.u, self.engine, self.prior, self.solver, linear)
+        self.curvature.arrived(self.equations)
 
 
 __all__ = [
+    "MAX_ITERATIONS",
+    "NEGLIGIBLE",
+    "TOLERANCE",
     "Engine",
     "Iteration",
     "JacobianKind",

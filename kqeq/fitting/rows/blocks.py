@@ -3,16 +3,16 @@
 One small function per kind returns the prediction (n,) and its Jacobian (n, P) at the current parameters
 (theory section 3).  ``frame_rows`` stacks them, divided by the standard deviation of each label.
 
-The Jacobians use what a charge state promises: ∂E/∂χ = g (exact, no ∂q needed), ∂g = ∂q from the response,
-and the change of the gradient at fixed unknowns.
+The Jacobians use what a charge state promises: ∂E/∂χ = g (exact, no ∂q needed), ∂g from the response (of
+electronegativities ∂q), and the change of the gradient at fixed unknowns.
 
 Dimensions: N atoms, P parameters, n rows of one label.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,9 +25,11 @@ from kqeq.charges.parameters import (
     logarithmic_gradient_response,
 )
 from kqeq.descriptors.base import FeatureGradients, SiteJacobian
+from kqeq.fitting.charge_aware import KINDS
 from kqeq.fitting.least_squares.solver import JacobianKind
 from kqeq.fitting.parameters import Parameters, SiteDirections
 from kqeq.fitting.rows.features import FrameFeatures, TrainingFrame
+from kqeq.fitting.rows.voigt import VOIGT, to_stress, upper_triangle
 from kqeq.frames.labels import standard_deviation
 from kqeq.kernels import sums
 from kqeq.typing import Array, FloatArray
@@ -68,24 +70,24 @@ class Linearisation:
     @cached_property
     def sites(self) -> SiteParameters:
         """Site parameters of the atoms at the current parameters."""
-        sites = self.parameters.sites(self.frame.structure.numbers, self.u, self.features.sites)
+        sites = self.parameters.site_parameters(self.frame.structure.numbers, self.u, self.features.sites)
         return sites.on(self.features.device.like)
 
     @cached_property
     def state(self) -> ChargeState | None:
         """Charges at the current parameters."""
-        part, features = self.parameters.chi, self.features
-        if part is None or self.system is None or features.chi is None:
+        part, features = self.parameters.electronegativity, self.features
+        if part is None or self.system is None or features.electronegativity is None:
             return None
         structure = self.frame.structure
-        chi = self.put(part.mean(structure.numbers)) + features.chi @ self.there[part.columns]
+        chi = self.put(part.mean(structure.numbers)) + features.electronegativity @ self.there[part.columns]
         return self.system.solve(chi, structure.external_field, structure.total_charge)
 
     @cached_property
     def response(self) -> Response:
         """Response of the charge state to the electronegativity parameters."""
-        assert self.system is not None and self.features.chi is not None
-        return self.system.respond(self.features.chi)
+        assert self.system is not None and self.features.electronegativity is not None
+        return self.system.respond(self.features.electronegativity)
 
     @cached_property
     def site_directions(self) -> SiteDirections | None:
@@ -106,7 +108,7 @@ class Linearisation:
     @cached_property
     def site_slopes(self) -> dict[str, Array]:
         """∂E/∂ln θ_i, (N,), of the site parameters θ that depend on the environment."""
-        environment = self.parameters.environment
+        environment = self.parameters.sites
         if environment is None or self.state is None:
             return {}
         return logarithmic_gradient(self.state, self.sites, tuple(environment.parts))
@@ -119,19 +121,19 @@ class Linearisation:
     @cached_property
     def site_jacobians(self) -> dict[str, SiteJacobian]:
         """∂ln θ_i/∂r and ∂ln θ_i/∂ε of the site parameters that depend on the environment."""
-        environment, states = self.parameters.environment, self.features.states
+        environment, states = self.parameters.sites, self.features.states
         if environment is None or states is None:
             return {}
-        near = sums.find_similarities(environment.feature_maps, states, self.frame.structure.numbers)
+        similarities = sums.find_similarities(environment.feature_maps, states, self.frame.structure.numbers)
         return {
-            kind: sums.site_jacobian(environment.terms(kind, self.there), near, states)
+            kind: sums.site_jacobian(environment.terms(kind, self.there), similarities, states)
             for kind in environment.parts
         }
 
     @cached_property
     def site_feature_gradients(self) -> dict[str, FeatureGradients]:
         """Σ_i ∂E/∂ln θ_i ∂²ln θ_i/∂r∂u for the kernel parameters of each kind."""
-        environment, states = self.parameters.environment, self.features.states
+        environment, states = self.parameters.sites, self.features.states
         if environment is None or states is None or environment.fixed is not None:
             return {}
         numbers = self.frame.structure.numbers
@@ -145,16 +147,16 @@ class Linearisation:
     @cached_property
     def site_jacobian(self) -> SiteJacobian | None:
         """∂χ_i/∂r and ∂χ_i/∂ε at the current parameters."""
-        part, states = self.parameters.chi, self.features.states
+        part, states = self.parameters.electronegativity, self.features.states
         if part is None or not part.kernels or states is None:
             return None
-        near = sums.find_similarities(part.feature_maps, states, self.frame.structure.numbers)
-        return sums.site_jacobian(part.terms(self.there), near, states)
+        similarities = sums.find_similarities(part.feature_maps, states, self.frame.structure.numbers)
+        return sums.site_jacobian(part.terms(self.there), similarities, states)
 
     @cached_property
     def chi_gradients(self) -> FeatureGradients | None:
         """Σ_i g_i ∂²χ_i/∂r∂u for the kernel parameters."""
-        part, states = self.parameters.chi, self.features.states
+        part, states = self.parameters.electronegativity, self.features.states
         if part is None or not part.kernels or states is None or self.state is None:
             return None
         weights = self.state.electronegativity_gradient()
@@ -166,17 +168,23 @@ class Linearisation:
 def _energy(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
     like = line.features.device.like
     value, rows = zeros(1, like), zeros((1, line.parameters.size), like) if jacobian else None
-    part = line.parameters.energy
-    if part is not None and line.features.energy is not None:
+    part = line.parameters.short_range
+    if part is not None and line.features.short_range is not None:
         value += float(part.mean(line.frame.structure.numbers).sum())
-        value += line.features.energy @ line.there[part.columns]
+        value += line.features.short_range @ line.there[part.columns]
         if rows is not None:
-            rows[0, part.columns] = line.features.energy
-    if line.state is not None and line.parameters.chi is not None and line.features.chi is not None:
+            rows[0, part.columns] = line.features.short_range
+    if line.features.held is not None:
+        value += line.put(line.features.held.known("energy"))
+    if (
+        line.state is not None
+        and line.parameters.electronegativity is not None
+        and line.features.electronegativity is not None
+    ):
         value += line.state.energy
         if rows is not None:
-            rows[0, line.parameters.chi.columns] = (
-                line.features.chi.T @ line.state.electronegativity_gradient()
+            rows[0, line.parameters.electronegativity.columns] = (
+                line.features.electronegativity.T @ line.state.electronegativity_gradient()
             )
             if line.site_directions is not None:
                 slopes = contract_sites(line.state.site_gradient(), line.site_directions.change)
@@ -190,13 +198,15 @@ def _position_derivative(line: Linearisation, jacobian: bool, strain: bool) -> t
     xp = namespace(like)
     n = 9 if strain else 3 * len(line.frame.structure)
     value, rows = zeros(n, like), zeros((n, line.parameters.size), like) if jacobian else None
-    part = line.parameters.energy
+    part = line.parameters.short_range
     linear = line.features.strain if strain else line.features.positions
     if part is not None and linear is not None:
         value += linear @ line.there[part.columns]
         if rows is not None:
             rows[:, part.columns] = linear
-    part, state = line.parameters.chi, line.state
+    if line.features.held is not None:
+        value += line.put(line.features.held.known_gradient(strain=strain))
+    part, state = line.parameters.electronegativity, line.state
     if part is None or state is None:
         return value, rows
     value += xp.reshape(state.strain() if strain else state.gradient(), (-1,))
@@ -214,7 +224,7 @@ def _position_derivative(line: Linearisation, jacobian: bool, strain: bool) -> t
             change = state.strain_response(response) if strain else state.gradient_response(response)
             block = xp.reshape(change, (n, -1))
             if sites is not None:
-                block = block + sites @ response.charges
+                block = block + sites @ state.electronegativity_gradient_response(response)
             if logarithms:
                 for kind, slopes in line.site_slope_response(response).items():
                     block = block + logarithms[kind] @ slopes
@@ -238,24 +248,38 @@ def _forces(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
     return -value, None if rows is None else -rows
 
 
-# Voigt order xx yy zz yz xz xy as positions in the flattened 3x3 matrix, and the transposed ones
-_VOIGT = np.array([0, 4, 8, 5, 2, 1])
-_VOIGT_TRANSPOSED = np.array([0, 4, 8, 7, 6, 3])
-
-
 def _stress(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
     value, rows = _position_derivative(line, jacobian, strain=True)
     volume = line.frame.structure.volume
     return to_stress(value, volume), None if rows is None else to_stress(rows, volume)
 
 
-def to_stress(strain: Array, volume: float) -> Array:
-    """Strain derivatives (9, ...) to stress in Voigt order (6, ...)."""
-    rows = [strain[int(a), ...] + strain[int(b), ...] for a, b in zip(_VOIGT, _VOIGT_TRANSPOSED, strict=True)]
-    return namespace(strain).stack(rows, axis=0) * (0.5 / volume)
+def _observable_rows(line: Linearisation, kind: str) -> Array:
+    """Derivatives of a dipole or polarizability by the parameters of an energy that sees held charges, (n, p)."""
+    part, held = line.parameters.short_range, line.features.held
+    assert part is not None and held is not None
+    features = held.dipole_features() if kind == "dipole" else held.polarizability_features()
+    return line.put(
+        np.concatenate([part.scale(features), np.zeros((len(features), part.offsets_size))], axis=1)
+    )
+
+
+def _at_held_charges(line: Linearisation, kind: str, jacobian: bool) -> tuple[Array, Array | None]:
+    """A dipole or polarizability to which nothing is added but by an energy that sees held charges."""
+    part, held = line.parameters.short_range, line.features.held
+    assert part is not None and held is not None
+    block = _observable_rows(line, kind)
+    value = line.put(held.known(kind)) + block @ line.there[part.columns]
+    if not jacobian:
+        return value, None
+    rows = zeros((int(block.shape[0]), line.parameters.size), block)
+    rows[:, part.columns] = block
+    return value, rows
 
 
 def _dipole(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
+    if line.features.held is not None:
+        return _at_held_charges(line, "dipole", jacobian)
     assert line.state is not None and line.state.dipole is not None
     if not jacobian:
         return line.state.dipole, None
@@ -274,27 +298,18 @@ def _charges(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
 
 def _spread(line: Linearisation, block: Array, sites: Array | None) -> Array:
     """Rows over the parameters of electronegativities, and over directions of sites, to rows over all parameters."""
-    assert line.parameters.chi is not None
+    assert line.parameters.electronegativity is not None
     rows = zeros((int(block.shape[0]), line.parameters.size), block)
-    rows[:, line.parameters.chi.columns] = block
+    rows[:, line.parameters.electronegativity.columns] = block
     if line.site_directions is not None and sites is not None:
         rows[:, line.parameters.site_columns] = line.site_directions.mix(sites)
     return rows
 
 
-_UPPER = np.triu_indices(3)
-_UPPER_WEIGHTS = np.where(_UPPER[0] == _UPPER[1], 1.0, np.sqrt(2.0))
-
-
-def upper_triangle(tensor: Array) -> Array:
-    """A symmetric tensor (3, 3, ...) as rows (6, ...) whose squares add up to those of all nine components."""
-    elements = zip(*_UPPER, _UPPER_WEIGHTS, strict=True)
-    rows = [tensor[int(a), int(b), ...] * float(weight) for a, b, weight in elements]
-    return namespace(tensor).stack(rows, axis=0)
-
-
 def _polarizability(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
-    """It depends on site parameters only (theory section 3)."""
+    """It depends on site parameters only (theory section 3), unless an energy sees the charges."""
+    if line.features.held is not None:
+        return _at_held_charges(line, "polarizability", jacobian)
     assert line.system is not None
     alpha = line.system.polarizability()
     assert alpha is not None
@@ -308,6 +323,53 @@ def _polarizability(line: Linearisation, jacobian: bool) -> tuple[Array, Array |
     return value, rows
 
 
+def _born_charges(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
+    """Z_k,ab = −∂²E/∂r_kb ∂F_a; linear in electronegativities, as dipoles are.
+
+    Site parameters are those of the features: where they are learned, Born charges are not fitted.
+    """
+    state, part = line.state, line.parameters.electronegativity
+    assert state is not None and line.system is not None and part is not None
+    xp, atoms = namespace(line.features.device.like), len(line.frame.structure)
+    field = line.system.respond_field()
+    moved = state.electronegativity_gradient_response(field)
+    change = xp.reshape(state.gradient_response(field), (3 * atoms, 3))
+    if line.site_jacobian is not None:
+        change = change + line.site_jacobian.positions @ moved
+    # rows are k, a, b
+    value = xp.reshape(xp.permute_dims(xp.reshape(-change, (atoms, 3, 3)), (0, 2, 1)), (-1,))
+    if not jacobian:
+        return value, None
+    rows = zeros((atoms, 3, 3, line.parameters.size), line.features.device.like)
+    states, numbers = line.features.states, line.frame.structure.numbers
+    for a in range(3):
+        block = xp.reshape(
+            state.gradient_second_response(_column(field, a), line.response), (3 * atoms, part.size)
+        )
+        if part.kernels and states is not None:
+            own = sums.feature_gradients(part.feature_maps, states, numbers, moved[:, a], part.deltas)
+            block[:, : part.kernel_size] += own.positions
+        rows[:, a, :, part.columns] = xp.reshape(-block, (atoms, 3, part.size))
+    return value, xp.reshape(rows, (9 * atoms, line.parameters.size))
+
+
+def _column(response: Response, a: int) -> Response:
+    """One perturbation of a response to the field."""
+    cut = slice(a, a + 1)
+
+    def of(block: Array | None) -> Array | None:
+        return None if block is None else block[:, cut]
+
+    return replace(
+        response,
+        unknowns=response.unknowns[:, cut],
+        charges=response.charges[:, cut],
+        dipole=of(response.dipole),
+        field=of(response.field),
+        potentials=of(response.potentials),
+    )
+
+
 Block = Callable[[Linearisation, bool], tuple[Array, Array | None]]
 
 BLOCKS: Mapping[str, Block] = {
@@ -317,19 +379,25 @@ BLOCKS: Mapping[str, Block] = {
     "dipole": _dipole,
     "charges": _charges,
     "polarizability": _polarizability,
+    "born_charges": _born_charges,
 }
 """Label kinds that can be fitted."""
 
-LINEAR_KINDS = frozenset({"dipole", "charges"})
+LINEAR_KINDS = frozenset({"dipole", "charges", "born_charges"})
 """Kinds whose predictions are linear in the parameters of χ: fits to these alone are closed-form, unless element
 parameters are learned."""
+
+
+def is_linear(parameters: Parameters, kinds: Collection[str]) -> bool:
+    """Whether labels of some kinds are all linear in the parameters: then a fit is one step."""
+    return parameters.charges is None or (parameters.learned is None and set(kinds) <= LINEAR_KINDS)
 
 
 def target_vector(frame: TrainingFrame, kind: str) -> FloatArray:
     """The labels of one kind as a vector, in the order of the block's rows."""
     value = np.asarray(getattr(frame.labels, kind), dtype=np.float64)
     if kind == "stress":
-        return np.asarray(value.ravel()[_VOIGT])
+        return np.asarray(value.ravel()[VOIGT])
     if kind == "polarizability":
         return np.asarray(upper_triangle(value))
     return np.asarray(value.reshape(-1))
@@ -340,14 +408,18 @@ def deviation(frame: TrainingFrame, kind: str, noise: Mapping[str, float]) -> fl
     return standard_deviation(kind, noise, len(frame.structure), frame.labels.weight)
 
 
-def _linear_rows(frame: TrainingFrame, features: FrameFeatures, kind: str, size: int) -> Array:
+def _linear_rows(line: Linearisation, kind: str, size: int) -> Array:
     """Jacobian of one label with respect to the energy parameters (n, p); it does not depend on u."""
-    if kind == "energy" and features.energy is not None:
-        return features.energy[None, :]
+    frame, features = line.frame, line.features
+    if kind == "energy" and features.short_range is not None:
+        return features.short_range[None, :]
     if kind == "forces" and features.positions is not None:
         return features.positions  # of the energy: the sign is put where rows are scaled
     if kind == "stress" and features.strain is not None:
         return to_stress(features.strain, frame.structure.volume)
+    if features.held is not None:
+        assert kind in KINDS
+        return _observable_rows(line, kind)
     return zeros((target_vector(frame, kind).size, size), features.device.like)
 
 
@@ -380,7 +452,7 @@ def frame_rows(
         On the device of the features.
     """
     line = Linearisation(frame, features, parameters, u, copy)
-    linear_size = 0 if parameters.energy is None else parameters.energy.size
+    linear_size = 0 if parameters.short_range is None else parameters.short_range.size
     # without charges there are no other parameters
     linear_only = jacobian == "linear" or (jacobian == "full" and linear_size == parameters.size)
     targets = {kind: target_vector(frame, kind) for kind in frame.labels.kinds}
@@ -392,7 +464,7 @@ def frame_rows(
     for kind, target in targets.items():
         value, rows = BLOCKS[kind](line, jacobian == "full" and not linear_only)
         if linear_only:
-            rows = _linear_rows(frame, features, kind, linear_size)
+            rows = _linear_rows(line, kind, linear_size)
         scale = 1.0 / deviation(frame, kind, noise)
         residuals.append(scale * (line.put(target) - value))
         stop = start + len(target)
@@ -409,7 +481,6 @@ __all__ = [
     "Linearisation",
     "deviation",
     "frame_rows",
+    "is_linear",
     "target_vector",
-    "to_stress",
-    "upper_triangle",
 ]

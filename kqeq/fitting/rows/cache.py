@@ -18,7 +18,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from os import PathLike
 from pathlib import Path
@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from kqeq._version import __version__
+from kqeq.descriptors.conditioned import condition_of
 from kqeq.errors import InputError
 from kqeq.frames.structures import Structure
 from kqeq.kernels.feature_map import FeatureMap
@@ -124,7 +125,9 @@ class CacheFolder:
             target.mkdir(exist_ok=True)
         except OSError:
             taken = self.budget
-        return CacheFiles(target, max(0, self.budget - taken))
+        descriptors = [m.descriptor for role in maps for m in role]
+        told = any(d.knows_charge or condition_of(d) is not None for d in descriptors)
+        return CacheFiles(target, max(0, self.budget - taken), told)
 
 
 @dataclass(frozen=True)
@@ -136,14 +139,17 @@ class CacheFiles:
     path : Path
     budget : int
         Bytes.
+    charged : bool
+        Whether features depend on charges and spins, and not on the geometry alone.
     """
 
     path: Path
     budget: int
+    charged: bool = False
 
     def share(self, part: float) -> CacheFiles:
         """The same files with a part of the budget."""
-        return CacheFiles(self.path, int(part * self.budget))
+        return replace(self, budget=int(part * self.budget))
 
     def read(self, structure: Structure, size: int) -> FloatArray | None:
         """The numbers of a structure; ``None`` if they are not there."""
@@ -187,6 +193,10 @@ class CacheFiles:
         digest = hashlib.sha256()
         for part in (structure.numbers, structure.positions, structure.cell, structure.pbc):
             digest.update(str(part.dtype).encode() + str(part.shape).encode() + part.tobytes())
+        if self.charged:
+            digest.update(repr((structure.total_charge, structure.multiplicity)).encode())
+            for given in (structure.fragments, structure.fragment_charges, structure.fragment_spins):
+                digest.update(b"none" if given is None else given.tobytes())
         return self.path / f"{digest.hexdigest()[:40]}.features"
 
 

@@ -20,6 +20,7 @@ from kqeq.baselines import BaselineResult
 from kqeq.charges.base import ChargeSystem
 from kqeq.descriptors import evaluate_states
 from kqeq.descriptors.base import Descriptor, DescriptorState
+from kqeq.fitting.charge_aware import HeldCharges
 from kqeq.fitting.parameters import Parameters, SitePart
 from kqeq.fitting.rows.cache import CacheFiles
 from kqeq.frames.labels import Labels
@@ -67,7 +68,8 @@ class TrainingFrame:
     @property
     def needs_gradients(self) -> bool:
         """Whether a label is a derivative with respect to positions or strain."""
-        return self.labels.forces is not None or self.labels.stress is not None
+        labels = (self.labels.forces, self.labels.stress, self.labels.born_charges)
+        return any(label is not None for label in labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,14 +78,14 @@ class FrameFeatures:
 
     Attributes
     ----------
-    chi : (N, p_χ + Z) array
+    electronegativity : (N, p_χ + Z) array
         ∂χ/∂u.
     states : dict of Descriptor to DescriptorState
         Descriptors of the electronegativities and of the site parameters that depend on the environment, for
         derivatives; ``None`` where no label needs any.
     system : ChargeSystem
         ``None`` if site parameters are learned: then it changes with them.
-    energy : (p_sr + Z,) array
+    short_range : (p_sr + Z,) array
         ∂(E_sr + Σ e0)/∂u.
     positions : (3N, p_sr + Z) array
         Its derivative with respect to positions, where a label is a derivative; perhaps in single precision.
@@ -91,17 +93,20 @@ class FrameFeatures:
         Its strain derivative, where stresses are fitted; likewise.
     sites : (N, p_θ) array
         Features Φ of the site parameters that depend on the environment.
+    held : HeldCharges, optional
+        The charges that the energy sees; what is above of the energy includes them.
     device : Device
         Where all of this lives.
     """
 
-    chi: Array | None
+    electronegativity: Array | None
     states: Mapping[Descriptor, DescriptorState] | None
     system: ChargeSystem | None
-    energy: Array | None
+    short_range: Array | None
     positions: Array | None
     strain: Array | None
     sites: Array | None = None
+    held: HeldCharges | None = None
     device: Device = CPU
 
     @property
@@ -130,9 +135,9 @@ class KernelFeatures:
 
     Attributes
     ----------
-    chi : (N, p_χ) array
+    electronegativity : (N, p_χ) array
         Φ of the electronegativities.
-    energy : (p_sr,) array
+    short_range : (p_sr,) array
         Σ_i Φ' of the short-range energy.
     positions, strain : (3N, p_sr), (9, p_sr) array
         Its derivatives, for frames that need them, and strain derivatives for those with stresses.
@@ -140,15 +145,15 @@ class KernelFeatures:
         Φ of the site parameters that depend on the environment.
     """
 
-    chi: Array | None
-    energy: Array | None
+    electronegativity: Array | None
+    short_range: Array | None
     positions: Array | None
     strain: Array | None
     sites: Array | None
 
     def pack(self) -> Array:
         """All numbers in one row."""
-        parts = (self.chi, self.energy, self.positions, self.strain, self.sites)
+        parts = (self.electronegativity, self.short_range, self.positions, self.strain, self.sites)
         return np.concatenate([part.ravel() for part in parts if part is not None] or [np.zeros(0)])
 
     @classmethod
@@ -171,23 +176,29 @@ Maps = tuple[FeatureMap, ...]
 
 def feature_maps(parameters: Parameters) -> tuple[Maps, Maps, Maps]:
     """Those of the electronegativities, of the short-range energy and of the site parameters."""
-    chi, energy, environment = parameters.chi, parameters.energy, parameters.environment
+    electronegativity, short_range, sites = (
+        parameters.electronegativity,
+        parameters.short_range,
+        parameters.sites,
+    )
     return (
-        () if chi is None else chi.feature_maps,
-        () if energy is None else energy.feature_maps,
-        () if environment is None else environment.feature_maps,
+        () if electronegativity is None else electronegativity.feature_maps,
+        () if short_range is None else short_range.feature_maps,
+        () if sites is None else sites.feature_maps,
     )
 
 
 def feature_shapes(frame: TrainingFrame, parameters: Parameters) -> tuple[tuple[int, ...] | None, ...]:
     """Shapes of the arrays of :class:`KernelFeatures`."""
     atoms = len(frame.structure)
-    chi, energy, sites = (sum(m.size for m in own) if own else None for own in feature_maps(parameters))
+    electronegativity, short_range, sites = (
+        sum(m.size for m in own) if own else None for own in feature_maps(parameters)
+    )
     return (
-        None if chi is None else (atoms, chi),
-        None if energy is None else (energy,),
-        (3 * atoms, energy) if energy is not None and frame.needs_gradients else None,
-        (9, energy) if energy is not None and frame.labels.stress is not None else None,
+        None if electronegativity is None else (atoms, electronegativity),
+        None if short_range is None else (short_range,),
+        (3 * atoms, short_range) if short_range is not None and frame.needs_gradients else None,
+        (9, short_range) if short_range is not None and frame.labels.stress is not None else None,
         None if sites is None else (atoms, sites),
     )
 
@@ -213,6 +224,9 @@ def compute_many(
 def _compute(
     frames: Sequence[TrainingFrame], parameters: Parameters, device: Device, single: bool
 ) -> Iterator[tuple[FrameFeatures, KernelFeatures]]:
+    if parameters.dependence is not None:
+        yield from ((_at_held_charges(frame, parameters, device), _NOTHING) for frame in frames)
+        return
     maps = feature_maps(parameters)
     descriptors = [m.descriptor for own in maps for m in own]
     states = [
@@ -220,29 +234,56 @@ def _compute(
         for frame in frames
     ]
     numbers = [frame.structure.numbers for frame in frames]
-    chi, sites = (
+    electronegativity, sites = (
         sums.features_many(own, states, numbers) if own else [None] * len(frames)
         for own in (maps[0], maps[2])
     )
     nothing: list[SummedFeatures | None] = [None] * len(frames)
-    energy = nothing
+    short_range = nothing
     if maps[1]:
         gradients = [frame.needs_gradients for frame in frames]
         strains = [frame.labels.stress is not None for frame in frames]
-        energy = sums.summed_many(maps[1], states, numbers, gradients, strains)
+        short_range = sums.summed_many(maps[1], states, numbers, gradients, strains)
     for i, frame in enumerate(frames):
-        own = energy[i]
+        own = short_range[i]
         own = SummedFeatures(None, None, None) if own is None else own
-        raw = KernelFeatures(chi[i], own.values, own.positions, own.strain, sites[i])
+        raw = KernelFeatures(electronegativity[i], own.values, own.positions, own.strain, sites[i])
         yield _assemble(frame, parameters, device, raw, states[i], single), raw
+
+
+_NOTHING = KernelFeatures(None, None, None, None, None)
+
+
+def _at_held_charges(frame: TrainingFrame, parameters: Parameters, device: Device) -> FrameFeatures:
+    """Those of an energy that sees charges; the charges themselves are held."""
+    dependence, part = parameters.dependence, parameters.short_range
+    assert dependence is not None and part is not None
+    held = dependence.at(
+        frame.structure, part.feature_maps, derivatives=frame.needs_gradients, base=frame.baseline
+    )
+    positions = held.gradient_features() if frame.needs_gradients else None
+    strain = held.gradient_features(strain=True) if frame.labels.stress is not None else None
+    short_range = np.concatenate(
+        [part.scale(held.energy_features()), part.one_hot(frame.structure.numbers).sum(axis=0)]
+    )
+    return FrameFeatures(
+        None,
+        None,
+        None,
+        asarray_like(short_range, device.like),
+        None if positions is None else _beside_offsets(positions, len(positions), part, device, False),
+        None if strain is None else _beside_offsets(strain, 9, part, device, False),
+        held=held,
+        device=device,
+    )
 
 
 def _restore(
     frame: TrainingFrame, parameters: Parameters, raw: KernelFeatures, single: bool
 ) -> FrameFeatures:
     """From kernel features that were stored; only what is cheap is computed again."""
-    chi, _, sites = feature_maps(parameters)
-    needed = [m.descriptor for m in (*chi, *sites)] if frame.needs_gradients else []
+    electronegativity, _, sites = feature_maps(parameters)
+    needed = [m.descriptor for m in (*electronegativity, *sites)] if frame.needs_gradients else []
     return _assemble(frame, parameters, CPU, raw, evaluate_states(needed, frame.structure), single)
 
 
@@ -258,30 +299,32 @@ def _assemble(
     structure, gradients = frame.structure, frame.needs_gradients
     numbers = structure.numbers
     xp = namespace(device.like)
-    chi = system = kept = None
+    electronegativity = system = kept = None
     if gradients:
         of_chi, _, of_sites = feature_maps(parameters)
         kept = {m.descriptor: states[m.descriptor] for m in (*of_chi, *of_sites)}
-    if parameters.chi is not None and parameters.charges is not None:
-        part = parameters.chi
-        chi = asarray_like(part.one_hot(numbers), device.like)
-        if raw.chi is not None:
-            chi = xp.concat([part.scale(raw.chi), chi], axis=1)
+    if parameters.electronegativity is not None and parameters.charges is not None:
+        part = parameters.electronegativity
+        electronegativity = asarray_like(part.one_hot(numbers), device.like)
+        if raw.electronegativity is not None:
+            electronegativity = xp.concat([part.scale(raw.electronegativity), electronegativity], axis=1)
         if parameters.learned is None:
-            fixed = parameters.sites(numbers, np.zeros(parameters.size), raw.sites)
+            fixed = parameters.site_parameters(numbers, np.zeros(parameters.size), raw.sites)
             system = parameters.charges.bind(structure, fixed, many_responses=True, device=device)
 
-    energy = positions = strain = None
-    if parameters.energy is not None:
-        part = parameters.energy
-        energy = asarray_like(part.one_hot(numbers).sum(axis=0), device.like)
-        if raw.energy is not None:
-            energy = xp.concat([part.scale(raw.energy), energy])
+    short_range = positions = strain = None
+    if parameters.short_range is not None:
+        part = parameters.short_range
+        short_range = asarray_like(part.one_hot(numbers).sum(axis=0), device.like)
+        if raw.short_range is not None:
+            short_range = xp.concat([part.scale(raw.short_range), short_range])
         if gradients:
             positions = _beside_offsets(raw.positions, 3 * len(structure), part, device, single)
         if frame.labels.stress is not None:
             strain = _beside_offsets(raw.strain, 9, part, device, single)
-    return FrameFeatures(chi, kept, system, energy, positions, strain, raw.sites, device=device)
+    return FrameFeatures(
+        electronegativity, kept, system, short_range, positions, strain, raw.sites, device=device
+    )
 
 
 def _beside_offsets(rows: Array | None, count: int, part: SitePart, device: Device, single: bool) -> Array:

@@ -29,6 +29,8 @@ def why_not(kind: str, knows: Capabilities) -> str | None:
         return "the baseline holds the total charge and gives no dipole"
     if kind == "charges" and knows.holds_charge and not knows.charges:
         return "the baseline holds the total charge and gives no charges of atoms"
+    if kind == "born_charges" and (knows.holds_charge or knows.dipole):
+        return "the Born charges of the baseline itself are not known"
     if kind == "polarizability" and (knows.holds_charge or knows.dipole) and not knows.field:
         return "the response of the baseline to a field is not known"
     return None
@@ -37,62 +39,86 @@ def why_not(kind: str, knows: Capabilities) -> str | None:
 def choose_labels(
     pairs: Sequence[tuple[Structure, Labels]], settings: FitSettings
 ) -> tuple[list[TrainingFrame], dict[str, int], dict[str, str]]:
-    """Keep the labels to fit; say which are used and which are ignored, and why."""
-    has_charges = settings.charges is not None
-    learning = settings.charges is not None and bool(settings.charges.to_learn)
-    ignored: dict[str, str] = {}
+    """Keep the labels to fit; say which are used and which are ignored, and why.
 
-    def reason(kind: str) -> str | None:
-        """Why a label kind is not fitted; None if it is."""
-        if kind == "polarizability" and not learning:
-            return "electronegativities do not determine it; it is compared in evaluate"
-        if settings.targets is not None and kind not in settings.targets:
-            return "not among targets"
-        if kind in ("dipole", "charges") and not has_charges:
-            return "a model without charges cannot be fitted to it"
-        if kind == "charges" and settings.targets is None:
-            return 'partition charges are fitted only on request: targets=[..., "charges"]'
-        return None if settings.baseline is None else why_not(kind, settings.baseline.capabilities)
-
+    Raises
+    ------
+    InputError
+        For targets that no frame carries, and for frames that carry no label to fit.
+    """
     used: Counter[str] = Counter()
+    ignored: dict[str, str] = {}
     frames: list[TrainingFrame] = []
-    unlabelled: list[int] = []
     for index, (structure, labels) in enumerate(pairs):
-        drop: dict[str, Any] = {}
-        for kind in labels.kinds:
-            why = reason(kind)
-            if why is None and kind == "stress" and not structure.pbc.all():
-                why = "only cells that are periodic in three directions have a stress"
-            if why is None and kind == "dipole" and structure.periodic:
-                why = "the dipole of a periodic cell depends on the choice of images of its atoms"
-            if why is None and kind == "polarizability" and structure.periodic:
-                why = "element parameters are learned from the polarizabilities of isolated systems"
-            if why is not None:
-                drop[kind] = None
-                ignored[kind] = why
-        kept = replace(labels, **drop)
-        if not kept.kinds:
-            unlabelled.append(index)
+        reasons = {kind: _whole_set(kind, settings) or _one_frame(kind, structure) for kind in labels.kinds}
+        dropped = {kind: why for kind, why in reasons.items() if why is not None}
+        ignored.update(dropped)
+        nothing: dict[str, Any] = dict.fromkeys(dropped)
+        kept = replace(labels, **nothing)
         used.update(kept.kinds)
         frames.append(TrainingFrame(structure, kept, index))
-    missing = [kind for kind in settings.targets or () if used[kind] == 0]
-    if missing:
-        why = "".join(f"; their {kind} was ignored: {ignored[kind]}" for kind in missing if kind in ignored)
-        if "charges" in missing:
-            why += (
-                '; name the array of partition charges with charges_key, for example charges_key="hirshfeld"'
-            )
-        raise InputError(f"targets asks for {', '.join(missing)}, but no frame carries it{why}")
-    if unlabelled:
-        names = ", ".join(str(i) for i in unlabelled[:5]) + (" ..." if len(unlabelled) > 5 else "")
-        looked = ", ".join(settings.targets or [k for k in BLOCKS if reason(k) is None])
-        why = "".join(f"; their {kind} was ignored: {text}" for kind, text in ignored.items())
-        raise InputError(
-            f"{len(unlabelled)} of {len(pairs)} frames have no usable label (frames {names}); looked for {looked} "
-            f"in atoms.info, atoms.arrays and single-point results. Remove the frames, or name the labels with "
-            f'label_prefix="REF_"{why}'
-        )
+    _check_targets(used, ignored, settings)
+    _check_labelled(frames, ignored, settings)
     return frames, {kind: used[kind] for kind in LABEL_KINDS if used[kind]}, ignored
+
+
+def _whole_set(kind: str, settings: FitSettings) -> str | None:
+    """Why labels of a kind are not fitted by these settings; ``None`` if they are."""
+    learning = settings.charges is not None and bool(settings.charges.to_learn)
+    if kind == "polarizability" and not learning:
+        return "electronegativities do not determine it; it is compared in evaluate"
+    if settings.targets is not None and kind not in settings.targets:
+        return "not among targets"
+    if kind in ("dipole", "charges", "born_charges") and settings.charges is None:
+        return "a model without charges cannot be fitted to it"
+    if kind == "born_charges" and learning:
+        return "element parameters are learned in this fit, and Born charges are fitted at given ones only"
+    if kind == "charges" and settings.targets is None:
+        return 'partition charges are fitted only on request: targets=[..., "charges"]'
+    return None if settings.baseline is None else why_not(kind, settings.baseline.capabilities)
+
+
+_NOT_PERIODIC = {
+    "dipole": "the dipole of a periodic cell depends on the choice of images of its atoms",
+    "born_charges": "Born charges of charge models are defined for isolated systems only",
+    "polarizability": "element parameters are learned from the polarizabilities of isolated systems",
+}
+"""Labels that periodic frames have none of, and why."""
+
+
+def _one_frame(kind: str, structure: Structure) -> str | None:
+    """Why a label is not fitted in this frame; ``None`` if it is."""
+    if kind == "stress" and not structure.pbc.all():
+        return "only cells that are periodic in three directions have a stress"
+    return _NOT_PERIODIC.get(kind) if structure.periodic else None
+
+
+def _check_targets(used: Mapping[str, int], ignored: Mapping[str, str], settings: FitSettings) -> None:
+    """Refuse targets that no frame carries."""
+    missing = [kind for kind in settings.targets or () if not used.get(kind)]
+    if not missing:
+        return
+    why = "".join(f"; their {kind} was ignored: {ignored[kind]}" for kind in missing if kind in ignored)
+    if "charges" in missing:
+        why += '; name the array of partition charges with charges_key, for example charges_key="hirshfeld"'
+    raise InputError(f"targets asks for {', '.join(missing)}, but no frame carries it{why}")
+
+
+def _check_labelled(
+    frames: Sequence[TrainingFrame], ignored: Mapping[str, str], settings: FitSettings
+) -> None:
+    """Refuse frames without a label to fit."""
+    unlabelled = [frame.index for frame in frames if not frame.labels.kinds]
+    if not unlabelled:
+        return
+    names = ", ".join(str(i) for i in unlabelled[:5]) + (" ..." if len(unlabelled) > 5 else "")
+    looked = ", ".join(settings.targets or [k for k in BLOCKS if _whole_set(k, settings) is None])
+    why = "".join(f"; their {kind} was ignored: {text}" for kind, text in ignored.items())
+    raise InputError(
+        f"{len(unlabelled)} of {len(frames)} frames have no usable label (frames {names}); looked for {looked} "
+        f"in atoms.info, atoms.arrays and single-point results. Remove the frames, or name the labels with "
+        f'label_prefix="REF_"{why}'
+    )
 
 
 CHARGE_SPREAD = 15.0

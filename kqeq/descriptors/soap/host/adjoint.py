@@ -11,7 +11,7 @@ from types import ModuleType
 
 import numpy as np
 
-from kqeq.backend import parallel
+from kqeq.backend import compiled, threads
 from kqeq.descriptors.base import PositionGradient, SiteJacobian
 from kqeq.descriptors.soap.basis import LANES, Harmonics, RadialBasis, feature_count, harmonics
 from kqeq.descriptors.soap.weighting import Weighting
@@ -33,7 +33,7 @@ def kernels() -> tuple[ModuleType, ModuleType]:
 
     Their first compilation takes seconds, is cached on disk and announced.
     """
-    return parallel.load("kqeq.descriptors.soap.host.kernels"), parallel.load(
+    return compiled.load("kqeq.descriptors.soap.host.kernels"), compiled.load(
         "kqeq.descriptors.soap.host.pair_kernels"
     )
 
@@ -175,7 +175,7 @@ class SOAPState:
                 out,
             )
 
-        parallel.run(task, work_of(pairs.start, len(self)), SMALLEST_THREADED)
+        threads.run(task, work_of(pairs.start, len(self)), SMALLEST_THREADED)
         return out
 
     @cached_property
@@ -298,7 +298,7 @@ def evaluate(structure: Structure, pairs: Pairs, tables: Tables) -> SOAPState:
             norms,
         )
 
-    parallel.run(task, work_of(listed.start, n_atoms), SMALLEST_THREADED)
+    threads.run(task, work_of(listed.start, n_atoms), SMALLEST_THREADED)
     return SOAPState(values, species, norms, coefficients, listed, tables)
 
 

@@ -28,7 +28,7 @@ from types import ModuleType
 
 import numpy as np
 
-from kqeq.backend import parallel
+from kqeq.backend import compiled, threads
 from kqeq.descriptors.base import FeatureGradients
 from kqeq.descriptors.soap.host.adjoint import SOAPState, Tables, kernels
 from kqeq.errors import InputError
@@ -43,7 +43,7 @@ DIRECTIONS_BYTES = 128 * 2**20
 
 @cache
 def _kernels() -> ModuleType:
-    return parallel.load("kqeq.descriptors.soap.host.feature_kernels")
+    return compiled.load("kqeq.descriptors.soap.host.feature_kernels")
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,7 +288,7 @@ def _products(state: SOAPState, subset: IntArray, centres: IntArray, inner: int)
             out,
         )
 
-    parallel.run(task, np.arange(len(subset) + 1), 500)
+    threads.run(task, np.arange(len(subset) + 1), 500)
     return out
 
 

@@ -1,0 +1,258 @@
+"""Models side by side on left-out frames: the refits, the table, the choice, and ``charges="auto"``."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, cross_val_score, learning_curve
+
+import kqeq
+from conftest import NOISE, small_kernel
+from kqeq import KQEq
+from kqeq.cli import main
+from kqeq.errors import InputError
+from kqeq.fitting.cross_validation import refits
+from kqeq.fitting.fit import fit_potential
+from kqeq.fitting.metrics import Errors, Evaluation
+from kqeq.frames.label_checks import survey
+from kqeq.model.comparison import Candidate, choose
+
+FEW = {
+    "short-range": {"electronegativity": None, "charges": None},
+    "QEq": {"charges": kqeq.QEq()},
+    "QEq, charge-aware": {"charges": kqeq.QEq(), "charge_aware": kqeq.ChargeKernel()},
+}
+
+
+def small(**changes):
+    settings = {"noise": NOISE, "max_iterations": 60, **changes}
+    kernels = small_kernel(3.5, n_representatives=12), small_kernel(3.0, zeta=4, n_representatives=10)
+    return KQEq(*kernels, **settings)
+
+
+@pytest.fixture(scope="module")
+def frames(water_systems):
+    """In the order of a file that is sorted by system."""
+    return [water_systems[name][i] for name in ("water1", "water2", "hydronium") for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def comparison(frames):
+    return kqeq.compare(frames, small(), candidates=FEW, folds=3)
+
+
+@pytest.mark.parametrize("charges", [True, False])
+def test_refits_are_fits_without_the_fold(charges, frames):
+    """Exact where the model is linear; with charges errors of the fold are those of a fit of its own to a tenth."""
+    # element energies are guessed from the frames of a fit: forces alone do without
+    model = small() if charges else small(charges=None, targets=["forces"]).set_params(electronegativity=None)
+    pairs = survey(frames, model._keys(None)).pairs
+    settings = model._settings(None)
+    everything = fit_potential(pairs, settings)
+    fold = frozenset(range(0, len(frames), 3))
+    (found,) = refits(everything, settings, [fold])
+    rest = [pair for i, pair in enumerate(pairs) if i not in fold]
+    own = fit_potential(rest, settings, like=everything).potential
+    errors = {}
+    for name, potential in {"refit": found, "own": own, "all": everything.potential}.items():
+        predictions = potential.predict_many([pairs[i][0] for i in sorted(fold)], ("forces",))
+        differences = [p.forces - pairs[i][1].forces for i, p in zip(sorted(fold), predictions, strict=True)]
+        errors[name] = np.concatenate([d.ravel() for d in differences])
+    rmse = {name: float(np.sqrt(np.mean(own**2))) for name, own in errors.items()}
+    assert rmse["own"] > 1.05 * rmse["all"]  # the fold matters
+    if charges:
+        assert rmse["refit"] == pytest.approx(rmse["own"], rel=0.1)
+    else:
+        # products of features are summed in single precision where that is harmless
+        np.testing.assert_allclose(errors["refit"], errors["own"], atol=2e-3)
+
+
+def test_table_and_choice(comparison):
+    assert list(comparison.candidates) == list(FEW) and comparison.best in FEW
+    assert comparison.frames == 18 and comparison.folds == 3
+    judged = {name: own.errors["forces"].rmse for name, own in comparison.candidates.items()}
+    assert judged[comparison.best] <= 1.05 * min(judged.values()) or "energies are worse" in comparison.reason
+    for own in comparison.candidates.values():
+        assert set(own.by_charge) == {0.0, 1.0}
+        # both parts together are the whole
+        n = {charge: errors["forces"].n for charge, errors in own.by_charge.items()}
+        squares = sum(n[charge] * errors["forces"].rmse ** 2 for charge, errors in own.by_charge.items())
+        assert squares == pytest.approx(own.errors["forces"].n * own.errors["forces"].rmse ** 2)
+        assert own.errors["forces"].n == 3 * (6 * 3 + 6 * 6 + 6 * 4)
+        assert own.fit > 0.0 and own.folds > 0.0 and own.milliseconds > 0.0
+    text = str(comparison)
+    for word in ("QEq, charge-aware", "charge +1", "meV/Å", f"{comparison.best} *", comparison.reason):
+        assert word in text
+    assert json.loads(json.dumps(comparison.to_dict()))["best"] == comparison.best
+
+
+def test_left_out_frames_are_not_seen(comparison, frames):
+    """A model that saw the frames would have smaller errors."""
+    seen = small().fit(frames).evaluate(frames)["forces"].rmse
+    assert comparison.candidates["QEq"].errors["forces"].rmse > 1.1 * seen
+
+
+def test_groups_are_left_out_together(frames):
+    alone = kqeq.compare(
+        frames,
+        small(),
+        candidates={"short-range": FEW["short-range"]},
+        groups=kqeq.groups(frames, "composition"),
+    )
+    assert alone.folds == 3 and alone.best == "short-range"
+    # energies of a composition that is left out are another matter
+    mixed = kqeq.compare(frames, small(), candidates={"short-range": FEW["short-range"]}, folds=3)
+    first, second = (c.candidates["short-range"].errors["energy"].rmse for c in (alone, mixed))
+    assert first > 3.0 * second
+
+
+def test_what_cannot_be_fitted_is_named(frames):
+    fields = [atoms.copy() for atoms in frames]
+    for atoms, given in zip(fields, frames, strict=True):
+        atoms.calc = given.calc
+        atoms.info["external_field"] = [0.0, 0.0, 0.01]
+    found = kqeq.compare(
+        fields, small(), candidates={name: FEW[name] for name in ("short-range", "QEq")}, folds=2
+    )
+    assert found.best == "QEq" and found.candidates["short-range"].errors is None
+    assert "not fitted: short-range" in str(found) and "external field" in str(found)
+    with pytest.raises(InputError, match="external field"):
+        kqeq.compare(fields, small(), candidates={"short-range": FEW["short-range"]}, folds=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"folds": 1}, "folds is 1 for 18 groups"),
+        ({"groups": [0] * 18}, "all 18 belong to one group"),
+        ({"groups": [0, 1]}, "groups holds 2 numbers for 18 frames"),
+        ({"candidates": {}}, "candidates is empty"),
+    ],
+)
+def test_settings_that_make_no_sense(changes, message, frames):
+    with pytest.raises(InputError, match=message):
+        kqeq.compare(frames, small(), **{"candidates": FEW, **changes})
+
+
+def rows(**forces):
+    """Candidates with these errors: forces, energy."""
+    return {
+        name: Candidate(
+            name,
+            Evaluation(
+                {
+                    "energy": Errors(values[1], values[1], "eV/atom", 1, 0.0),
+                    "forces": Errors(values[0], values[0], "eV/Å", 1, 0.0),
+                },
+                {},
+            ),
+        )
+        for name, values in forces.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("errors", "best", "words"),
+    [
+        ({"a": (0.10, 1.0), "b": (0.08, 1.0)}, "b", r"smallest error \(80 meV/Å; next a 100 meV/Å\)"),
+        ({"a": (0.083, 1.0), "b": (0.08, 1.0)}, "a", "the simplest of those within 5%"),
+        ({"a": (0.083, 9.0), "b": (0.08, 1.0)}, "b", "smallest error"),
+        ({"a": (0.080, 9.0), "b": (0.083, 1.0)}, "b", "whose energies are worse by more than a factor"),
+    ],
+)
+def test_choice(errors, best, words):
+    found, reason, kind = choose(rows(**errors))
+    assert found == best and kind == "forces"
+    assert re.search(words, reason)
+
+
+def test_automatic_charges(frames, tmp_path, monkeypatch):
+    """The model is the best of the comparison; files, clones and updates know which it was."""
+    monkeypatch.setattr(
+        "kqeq.model.estimator.charge_candidates",
+        lambda settings: {
+            "short-range": replace(settings, charges=None, electronegativity=None),
+            "QEq": settings,
+        },
+    )
+    model = small(charges="auto").fit(frames)
+    assert model.get_params()["charges"] == "auto" and clone(model).charges == "auto"
+    found = model.comparison_
+    assert any(found.reason in note for note in model.fit_report_.notes)
+    own = small().set_params(**found.settings[found.best]).fit(frames)
+    first, second = model.predict(frames[0]), own.predict(frames[0])
+    np.testing.assert_allclose(first.forces, second.forces, atol=2e-3)
+    assert (model.potential_.charges is None) == (found.best == "short-range")
+    model.save(tmp_path / "model.kqeq")
+    loaded = kqeq.load(tmp_path / "model.kqeq")
+    np.testing.assert_array_equal(loaded.predict(frames[0]).forces, first.forces)
+    assert loaded.charges != "auto"
+    model.update(frames[:2])
+    assert np.isfinite(model.predict(frames[0]).energy)
+    with pytest.raises(InputError, match=r'budget was given with charges="auto"'):
+        small(charges="auto").fit(frames, budget="1 min")
+
+
+def test_command(frames, tmp_path, capsys, monkeypatch):
+    from ase.io import write
+
+    write(tmp_path / "train.xyz", frames[::2])
+    (tmp_path / "settings.toml").write_text(
+        "[electronegativity]\nr_cut = 3.0\nn_max = 3\nl_max = 2\nn_representatives = 3\n"
+        "[short_range]\nr_cut = 3.0\nn_max = 3\nl_max = 2\nn_representatives = 3\n"
+        "[noise]\nforces = 0.5\nenergy = 0.05\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    options = ["--config", "settings.toml", "--folds", "2", "--json", "table.json"]
+    assert main(["compare", "train.xyz", *options]) == 0
+    printed = capsys.readouterr().out
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert f"take {table['best']}" in printed
+    assert len([own for own in table["candidates"].values() if "errors" in own]) >= 5
+
+
+# ------------------------------------------------------------- scikit-learn's own tools
+
+
+def test_score_is_not_drowned_by_a_new_composition(water_systems):
+    """Folds of a sorted file hold systems that the fit has not seen: a score that still tells good from bad."""
+    frames = [water_systems[name][i] for name in ("water1", "water2", "water3") for i in range(4)]
+    model = KQEq(
+        None, small_kernel(3.0, zeta=4, n_representatives=3), None, noise=NOISE, targets=["energy", "forces"]
+    )
+    unshuffled = cross_val_score(model, frames, cv=KFold(3))
+    assert (unshuffled >= -1.0).all() and (unshuffled <= 1.0).all()
+    together = cross_val_score(
+        model,
+        frames,
+        groups=kqeq.groups(frames),
+        cv=GroupKFold(3, shuffle=True, random_state=0),
+    )
+    assert (together > unshuffled.mean()).all()
+
+
+def test_grid_search_and_learning_curve(water_systems):
+    """The recipes of docs/settings.md."""
+    frames = [water_systems[name][i] for name in ("water1", "water2") for i in range(8)]
+    model = KQEq(
+        None, small_kernel(3.0, zeta=4, n_representatives=3), None, noise=NOISE, targets=["energy", "forces"]
+    )
+    cv = GroupKFold(3, shuffle=True, random_state=0)
+    groups = kqeq.groups(frames)
+    search = GridSearchCV(model, {"short_range__n_representatives": [1, 3]}, cv=cv)
+    search.fit(frames, groups=groups)
+    assert search.best_params_ == {"short_range__n_representatives": 3}
+    sizes, _, scores = learning_curve(
+        model,
+        frames,
+        None,
+        groups=groups,
+        cv=cv,
+        train_sizes=[5, 10],
+        shuffle=True,
+        random_state=0,
+    )
+    assert list(sizes) == [5, 10] and scores[1].mean() > scores[0].mean()
