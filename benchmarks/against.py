@@ -36,6 +36,12 @@ LIMITS = {
 }
 """Cases, and how much of the other version's time they may take."""
 
+ALONE = {
+    "default_20": "20 atoms, the new default (sums of 2 and 3 kernels), QEq",
+    "default_375": "375 atoms, the new default (sums of 2 and 3 kernels), QEq",
+}
+"""Cases that the other version does not have."""
+
 NAMES = {
     "molecule_20": "20 atoms, short-range",
     "charged_20": "20 atoms, QEq + short-range",
@@ -57,7 +63,7 @@ def _case(name: str) -> Callable[[], float]:
     import prediction
 
     kind, atoms_wanted = name.split("_")
-    charges = kind in ("charged", "full")
+    charges = kind in ("charged", "full", "default")
     if atoms_wanted == "20":
         frames = kqeq.datasets.load("alkanes")
         atoms = next(a for a in frames if len(a) == 20).copy()
@@ -68,7 +74,8 @@ def _case(name: str) -> Callable[[], float]:
         atoms = prediction.water_box(round((int(atoms_wanted) / 3) ** (1 / 3)))
         sources = [_read(prediction.water_box(5, seed=seed)) for seed in range(2, 6)]
         wanted = ("forces", "energy", "stress")
-    model = prediction.built_model(sources, charges=charges)
+    summed = kind == "default"
+    model = prediction.default_model(sources) if summed else prediction.built_model(sources, charges=charges)
     atoms.calc = kqeq.KQEqCalculator(model)
     rng = np.random.default_rng(3)
 
@@ -179,6 +186,11 @@ def compare(revision: str, quick: bool, only: list[str] | None) -> Iterator[Row]
                     two += both.steps(name, times)
                 gain = min(t[1] for t in one) / min(t[1] for t in two)
                 yield row(f"{NAMES[name]}: one thread / two threads, time", gain, "", ">= 1.7")
+        for name, what in ALONE.items():
+            if only and name not in only:
+                continue
+            times = [step[0] for _ in range(3 if quick else 6) for step in here.steps(name, 3)]
+            yield row(f"{what}: this version", 1e3 * min(times), "ms")
         for version in (here, there, both):
             version.close()
 
@@ -189,7 +201,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--against", metavar="REV", required=True)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--only", nargs="+", choices=sorted(LIMITS))
+    parser.add_argument("--only", nargs="+", choices=sorted({**LIMITS, **ALONE}))
     options = parser.parse_args(argv)
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
