@@ -26,6 +26,7 @@ from sklearn.base import clone
 from kqeq.backend import Device, devices, to_numpy
 from kqeq.backend.devices import check_precision
 from kqeq.charges import QEq
+from kqeq.charges.base import ChargeSystem
 from kqeq.charges.equilibrium import Equilibrium
 from kqeq.charges.shadow import AuxiliaryCharges, ShadowSystem
 from kqeq.errors import InputError, UnsupportedError
@@ -653,7 +654,9 @@ class KQEqCalculator(Calculator):
             )
             assert found is not None
             self._auxiliary = AuxiliaryCharges.at_rest(to_numpy(found[0].state.charges))
-        return replace(geometry, system=ShadowSystem.build(system, self._auxiliary.history[0]))
+        linearised = ShadowSystem.build(system, self._auxiliary.history[0])
+        # it has no responses, and a prediction of the calculator asks for none
+        return replace(geometry, system=cast(ChargeSystem, linearised))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what can be computed again when the calculator is pickled to a worker."""
