@@ -110,7 +110,7 @@ def optimize(
     """Relax a geometry; a charged one in a field with its centre of mass held.
 
     The optimiser is ASE's quasi-Newton with a trust radius (:class:`ase.optimize.GoodOldQuasiNewton`), which takes back
-    steps that raise the energy; for cells and more than :data:`TRUST_ATOMS` atoms plain BFGS.
+    steps that raise the energy; for cells and more than 100 atoms plain BFGS.
 
     Parameters
     ----------
@@ -226,7 +226,7 @@ def _optimiser(target: Any, *, cell: bool) -> Any:
 
     if cell or len(target) > TRUST_ATOMS:
         return BFGS(target, logfile=None)
-    return GoodOldQuasiNewton(target, logfile=None)
+    return GoodOldQuasiNewton(target, logfile=None)  # type: ignore[arg-type]  # as its base class allows
 
 
 def _with_cell(atoms: Atoms, pressure: float) -> Any:

@@ -254,9 +254,17 @@ def read_one(
 
 
 def under_typed_conditions(
-    atoms: Atoms, path: str, *, charge: float | None = None, field: Any = None, prefix: str = ""
+    atoms: Atoms,
+    path: str,
+    *,
+    charge: float | None = None,
+    field: Any = None,
+    prefix: str = "",
+    told: set[str] | None = None,
 ) -> Atoms:
     """A structure at the charge and in the field that were typed, as :func:`read_one` says.
+
+    What was said already stands in ``told``, and is not said again.
 
     Raises
     ------
@@ -279,7 +287,11 @@ def under_typed_conditions(
         for name in dict.fromkeys([*names, *(prefix + name for name in names)]):
             stored = atoms.info.get(name)
             if stored is not None and not np.array_equal(stored, given):
-                print(f"kqeq: {option} replaces {name} {stored} of {path}", file=sys.stderr)
+                line = f"kqeq: {option} replaces {name} {stored} of {path}"
+                if told is None or line not in told:
+                    print(line, file=sys.stderr)
+                if told is not None:
+                    told.add(line)
     if charge is None and field is None:
         return atoms
     # what is not typed stays as the file says it, in whatever place
