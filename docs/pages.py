@@ -20,6 +20,7 @@ MODULES = {
     "kqeq.analysis.plots": "Figures",
     "kqeq.model.config": "Settings files",
     "kqeq.baselines": "Baselines",
+    "kqeq.descriptors.networks": "Features of trained networks",
     "kqeq.elements": "Parameters by element",
     "kqeq.fitting.learning": "Element parameters from polarizabilities",
     "kqeq.fitting.metrics": "Errors",
@@ -33,6 +34,7 @@ TASKS = {
     "Fit, predict, keep": [
         "kqeq.KQEq",
         "kqeq.SOAPKernel",
+        "kqeq.NetworkKernel",
         "kqeq.Prediction",
         "kqeq.load",
         "kqeq.select",
