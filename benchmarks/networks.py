@@ -322,7 +322,7 @@ def zno(quick: bool) -> Iterator[Row]:
     network = kqeq.NetworkKernel("chgnet", zeta=2, n_representatives=100)
     for name, kernel in (("SOAP", soap), ("CHGNet", network), ("both", [soap, network])):
         started = time.process_time()
-        model = kqeq.KQEq(kernel, kernel, targets=["energy", "charges"], charges_key="hirshfeld")
+        model = kqeq.KQEq(kernel, kernel, targets=["energy", "charges"], charges_key="charges")
         model.fit(train, optimize=None)
         seconds = time.process_time() - started
         found = model.evaluate(test)
