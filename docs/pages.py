@@ -19,6 +19,9 @@ MODULES = {
     "kqeq.analysis.optimization": "Geometry optimisation",
     "kqeq.analysis.plots": "Figures",
     "kqeq.model.config": "Settings files",
+    "kqeq.engines.ipi": "i-PI",
+    "kqeq.engines.lammps": "LAMMPS",
+    "kqeq.uncertainty.guard": "Leaving the training data",
     "kqeq.baselines": "Baselines",
     "kqeq.descriptors.networks": "Features of trained networks",
     "kqeq.elements": "Parameters by element",
@@ -42,6 +45,12 @@ TASKS = {
         "kqeq.read",
     ],
     "Run with ASE": ["kqeq.KQEqCalculator", "kqeq.analysis.optimize", "kqeq.analysis.Optimization"],
+    "Run with other programs": [
+        "kqeq.engines.ipi.serve",
+        "kqeq.engines.lammps.LAMMPSDriver",
+        "kqeq.engines.lammps.create",
+        "kqeq.ExternalCharges",
+    ],
     "Choose how charge moves": [
         "kqeq.QEq",
         "kqeq.ACKS2",

@@ -38,6 +38,7 @@ class Ran:
     page: str
     command: str
     seconds: float
+    cpu_seconds: float
     code: int
     output: str
 
@@ -82,12 +83,20 @@ def run_page(page: Path, folder: Path, python: str, *, strict: bool = False) -> 
         else:
             pieces = [(line, ["bash", "-c", f"{head}set -eo pipefail\n{line}"]) for line in commands(text)]
         for name, argv in pieces:
-            began = time.perf_counter()
+            began, used = time.perf_counter(), children_cpu()
             ran = subprocess.run(
                 argv, cwd=folder, env=environment, capture_output=True, text=True, check=False
             )
             seconds = time.perf_counter() - began
-            yield Ran(page.stem, name, seconds, ran.returncode, ran.stdout + ran.stderr)
+            yield Ran(
+                page.stem, name, seconds, children_cpu() - used, ran.returncode, ran.stdout + ran.stderr
+            )
+
+
+def children_cpu() -> float:
+    """CPU seconds of all commands so far, which say more than the clock on a busy machine."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def fresh_environment(folder: Path) -> str:
@@ -119,14 +128,13 @@ def main(argv: list[str] | None = None) -> int:
             work.mkdir()
             for ran in run_page(DOCS / f"{page}.md", work, python):
                 rows.append(ran)
-                print(
-                    f"{ran.seconds:8.1f} s  {'' if ran.code == 0 else f'EXIT CODE {ran.code}  '}{ran.command}",
-                    flush=True,
-                )
+                wrong = f"EXIT CODE {ran.code}  " if ran.code else ""
+                print(f"{ran.seconds:8.1f} s {ran.cpu_seconds:7.1f} CPU s  {wrong}{ran.command}", flush=True)
                 if ran.code:
                     print(ran.output)
     failed = [ran for ran in rows if ran.code]
-    print(f"{len(rows)} commands, {sum(r.seconds for r in rows):.0f} s, {len(failed)} failed")
+    clock, cpu = (sum(getattr(ran, name) for ran in rows) for name in ("seconds", "cpu_seconds"))
+    print(f"{len(rows)} commands, {clock:.0f} s, {cpu:.0f} CPU s, {len(failed)} failed")
     if options.json is not None:
         table = [{k: v for k, v in asdict(ran).items() if k != "output"} for ran in rows]
         options.json.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

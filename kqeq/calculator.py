@@ -35,7 +35,7 @@ from kqeq.frames.conditions import (
     require_number,
     write_name,
 )
-from kqeq.frames.external_charges import ExternalCharges, read_external_charges
+from kqeq.frames.external_charges import NOTED_OUTSIDE, ExternalCharges, read_external_charges
 from kqeq.frames.neighbours import NeighbourFinder, Pairs
 from kqeq.frames.site_data import site_data_key
 from kqeq.frames.structures import Structure, describe, read_structure
@@ -413,6 +413,10 @@ class KQEqCalculator(Calculator):
                     noted.append(value)
             elif key in atoms.info and is_among(atoms.info[key], noted):
                 del atoms.info[key]
+        if self._external_charges is not None:
+            atoms.info[NOTED_OUTSIDE] = len(self._external_charges)
+        else:
+            atoms.info.pop(NOTED_OUTSIDE, None)
 
     def _get_name(self) -> str:
         """The name under which files know the calculator, with charge and field: some files keep nothing else."""

@@ -4,9 +4,15 @@ Every message names what was given, what was expected and the remedy.  All excep
 :class:`KQEqError` and, where one fits, from the built-in exception that generic code would catch.
 """
 
+import os
+import sys
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+_PACKAGE = f"{Path(__file__).parent}{os.sep}"
 
 
 class KQEqError(Exception):
@@ -91,6 +97,14 @@ class RepresentativesWarning(KQEqWarning):
     """Fewer representative environments could be chosen than were asked for."""
 
 
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the line outside this package that led here: what a user sees is their own call, however deep it went."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
 __all__ = [
     "ConvergenceError",
     "DeviceError",
@@ -110,4 +124,5 @@ __all__ = [
     "UndeterminedWarning",
     "UnsupportedError",
     "WorkerError",
+    "warn",
 ]

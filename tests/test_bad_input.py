@@ -17,11 +17,13 @@ from ase.io import read, write
 
 import kqeq
 from checks import assert_same_prediction, bare
+from conftest import small_kernel
 from kqeq import KQEq, KQEqCalculator, QEq
 from kqeq.cli import main
 from kqeq.errors import (
     InputError,
     KQEqError,
+    KQEqWarning,
     LabelWarning,
     ModelFileError,
     ModelNotFittedError,
@@ -29,8 +31,7 @@ from kqeq.errors import (
     UndeterminedWarning,
     UnsupportedError,
 )
-
-WATER = Atoms("OH2", [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
+from systems import WATER
 
 
 def water(info=None, **arrays):
@@ -434,3 +435,11 @@ def test_weights_that_do_not_fit(estimator, water_training):
         estimator.fit(water_training, sample_weight=[1, 2])
     with pytest.raises(InputError, match=r"weight of frame 0 .* not negative"):
         estimator.fit(water_training, sample_weight=[-1.0] * 12)
+
+
+def test_warnings_point_at_the_line_of_the_user(water_training):
+    """However deep in the package they come from, and whatever it calls in between."""
+    model = KQEq(small_kernel(), small_kernel(), max_iterations=1, noise={"energy": 1e-4})
+    with pytest.warns(KQEqWarning, match="without converging") as caught:
+        model.fit(water_training)
+    assert {found.filename for found in caught} == {__file__}

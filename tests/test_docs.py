@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import kqeq
-from kqeq.cli import build_parser
+from kqeq.cli import build_parser, main
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -28,6 +29,15 @@ def blocks(page, *languages):
     return [(language, text) for language, text in found if language in languages]
 
 
+def skip_without_lammps():
+    from kqeq.engines.lammps import start
+
+    try:
+        start().close()
+    except kqeq.errors.EngineError as error:
+        pytest.skip(str(error))
+
+
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if blocks(page, "python") and page.stem not in ("quickstart", "cli")],
@@ -35,6 +45,8 @@ def blocks(page, *languages):
 )
 @pytest.mark.filterwarnings("ignore::kqeq.errors.RepresentativesWarning")
 def test_python_blocks(page, tmp_path, monkeypatch, capsys):
+    if page.stem == "engines":
+        skip_without_lammps()
     monkeypatch.chdir(tmp_path)
     for _, code in blocks(page, "python"):
         exec(compile(code, page.name, "exec"), {"__name__": "__main__"})
@@ -67,26 +79,30 @@ def test_quick_start_from_the_first_to_the_last_command(tmp_path, monkeypatch):
         assert (tmp_path / name).stat().st_size > 0
 
 
-def test_every_command_of_the_command_line_page(tmp_path):
-    """What docs/run_commands.py does in a fresh environment, with the package that is tested."""
+@pytest.mark.filterwarnings("ignore::kqeq.errors.KQEqWarning")
+def test_every_command_of_the_command_line_page(tmp_path, monkeypatch, capsys):
+    """What docs/run_commands.py does in processes of their own, and in a fresh environment on request."""
     spec = importlib.util.spec_from_file_location("run_commands", DOCS / "run_commands.py")
     script = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = script  # its dataclass looks itself up there
+    monkeypatch.setitem(sys.modules, spec.name, script)  # its dataclass looks itself up there
     spec.loader.exec_module(script)
-    path = os.pathsep.join([str(Path(kqeq.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", path.rstrip(os.pathsep))
-        done = list(script.run_page(DOCS / "cli.md", tmp_path, sys.executable))
+    monkeypatch.chdir(tmp_path)
     needs = {"view": "chemiscope"}  # extras that need not be here
-    for ran in done:
-        word = ran.command.split()[1]
-        if word in needs and importlib.util.find_spec(needs[word]) is None:
+    done = set()
+    for language, text in script.blocks(DOCS / "cli.md"):
+        if language == "python":
+            exec(compile(text, "cli.md", "exec"), {"__name__": "__main__"})
             continue
-        assert ran.code == 0, f"{ran.command}\n{ran.output}"
-    ran_commands = {ran.command.split()[1] for ran in done if ran.command.startswith("kqeq ")}
+        for line in script.commands(text):
+            program, *words = shlex.split(line.split(">")[0])
+            assert program == "kqeq"
+            if importlib.util.find_spec(needs.get(words[0], "kqeq")) is not None:
+                code = main(words)
+                assert code == 0, f"{line}\n{capsys.readouterr()}"
+            done.add(words[0])
     (actions,) = [a for a in build_parser()._actions if a.choices and not a.option_strings]
-    elsewhere = {"demo", "ipi", "compare"}  # test_demo.py, tests of engines, tests of the comparison
-    assert ran_commands == set(actions.choices) - elsewhere
+    elsewhere = {"demo", "ipi", "compare"}  # in tests of their own
+    assert done == set(actions.choices) - elsewhere
     for name in ("info.json", "frames.csv", "parity.png", "predicted.json", "run.csv", "vibrations.json"):
         assert (tmp_path / name).stat().st_size > 0
 

@@ -1,13 +1,18 @@
 """Every example runs, without warnings, and writes its figure and its table."""
 
 import importlib
+import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "examples"
 EXAMPLES = sorted(path.stem for path in FOLDER.glob("[0-9][0-9]_*.py"))
-SLOW = {name for name in EXAMPLES if name.startswith(("05", "07"))}
+SLOW = {name for name in EXAMPLES if name.startswith(("05", "07", "10"))}
+
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +30,8 @@ def test_there_are_examples_and_the_readme_lists_them():
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in EXAMPLES]
 )
 def test_example(name, tmp_path, monkeypatch, capsys):
+    if name.startswith("10") and shutil.which("i-pi", path=PATH) is None:
+        pytest.skip("i-PI is not installed: pip install '.[engines]'")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)

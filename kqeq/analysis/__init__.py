@@ -10,7 +10,6 @@ Results are frozen dataclasses of arrays, with their units in the documentation 
 ``to_dict()``, ``to_json(path)``, ``to_csv(path)``.  Figures are drawn by :mod:`kqeq.analysis.plots`.
 """
 
-import warnings
 from typing import Any
 
 from kqeq.analysis.consistency import Check, Consistency, check_consistency
@@ -46,6 +45,7 @@ from kqeq.analysis.scans import (
 from kqeq.analysis.thermochemistry import Thermochemistry, thermochemistry
 from kqeq.analysis.vibrations import Infrared, Vibrations, hessian, infrared, vibrations
 from kqeq.analysis.view import view_data, write_view
+from kqeq.errors import warn
 
 _OLD = {"Ionisation": "Ionization", "ionisation": "ionization"}
 """Names of version 0.1, for one release."""
@@ -53,10 +53,9 @@ _OLD = {"Ionisation": "Ionization", "ionisation": "ionization"}
 
 def __getattr__(name: str) -> Any:
     if name in _OLD:
-        warnings.warn(
+        warn(
             f"kqeq.analysis.{name} is now kqeq.analysis.{_OLD[name]}; the old name goes with the next release",
             DeprecationWarning,
-            stacklevel=2,
         )
         return globals()[_OLD[name]]
     raise AttributeError(f"module 'kqeq.analysis' has no attribute {name!r}")

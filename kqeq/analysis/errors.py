@@ -197,7 +197,7 @@ def frame_errors(
     frames : ase.Atoms or sequence of ase.Atoms
         F frames.
     by : sequence of str
-        Entries of ``atoms.info`` to group by as well, besides :data:`GROUPS`.
+        Entries of ``atoms.info`` to group by as well, besides charge, composition and ``config_type``.
     calibration : bool
         Also compare errors with the predicted uncertainties (``evaluation.calibration``).
     device : {"cpu", "cuda", "auto"}

@@ -11,7 +11,6 @@ physical and aligns the molecule.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from ase.constraints import FixAtoms, FixCom
 
 from kqeq.analysis.entry import potential_of
 from kqeq.calculator import KQEqCalculator
-from kqeq.errors import InputError, KQEqError
+from kqeq.errors import InputError, KQEqError, warn
 from kqeq.frames.site_data import ARRAY_KEYS, INFO_KEYS
 from kqeq.frames.structures import conditions, describe
 from kqeq.model.estimator import KQEq
@@ -111,7 +110,7 @@ def optimize(
     """Relax a geometry; a charged one in a field with its centre of mass held.
 
     The optimiser is ASE's quasi-Newton with a trust radius (:class:`ase.optimize.GoodOldQuasiNewton`), which takes back
-    steps that raise the energy; for cells and more than :data:`TRUST_ATOMS` atoms plain BFGS.
+    steps that raise the energy; for cells and more than 100 atoms plain BFGS.
 
     Parameters
     ----------
@@ -209,10 +208,9 @@ def optimize(
 
 def optimise(atoms: Atoms, model: KQEq, **options: Any) -> Optimization:
     """The name and order of arguments of version 0.1; use ``optimize``."""
-    warnings.warn(
+    warn(
         "optimise(atoms, model) is now optimize(model, atoms); the old name goes with the next release",
         DeprecationWarning,
-        stacklevel=2,
     )
     return optimize(model, atoms, **options)
 
@@ -228,7 +226,7 @@ def _optimiser(target: Any, *, cell: bool) -> Any:
 
     if cell or len(target) > TRUST_ATOMS:
         return BFGS(target, logfile=None)
-    return GoodOldQuasiNewton(target, logfile=None)
+    return GoodOldQuasiNewton(target, logfile=None)  # type: ignore[arg-type]  # as its base class allows
 
 
 def _with_cell(atoms: Atoms, pressure: float) -> Any:

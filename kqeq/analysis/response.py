@@ -9,7 +9,6 @@ Dimensions: N atoms.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -28,6 +27,7 @@ from kqeq.analysis.entry import (
 )
 from kqeq.analysis.results import Result
 from kqeq.constants import COULOMB
+from kqeq.errors import warn
 from kqeq.potential.fixed_geometry import FixedGeometry
 from kqeq.typing import FloatArray, IntArray
 
@@ -137,11 +137,10 @@ class ChargeResponse(Result):
 
 
 def _warn_fukui(name: str) -> None:
-    warnings.warn(
+    warn(
         f"{name} is always equal to fukui, because charges are linear in the total charge; it goes with the next "
         "release",
         DeprecationWarning,
-        stacklevel=3,
     )
 
 

@@ -5,7 +5,6 @@ Dimensions: N atoms, K points of the scan.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
@@ -16,7 +15,7 @@ from ase import Atoms
 from kqeq.analysis.entry import charge_determined, conditions_of, fix, potential_of, require_charges
 from kqeq.analysis.optimization import optimize
 from kqeq.analysis.results import Result
-from kqeq.errors import InputError
+from kqeq.errors import InputError, warn
 from kqeq.frames.conditions import without_conditions
 from kqeq.frames.structures import check_field
 from kqeq.potential.potential import require_energy_model
@@ -109,9 +108,7 @@ class Ionization(Result):
 
 
 def _warn_spelling(name: str) -> None:
-    warnings.warn(
-        f"the name is now {name}; the old one goes with the next release", DeprecationWarning, stacklevel=3
-    )
+    warn(f"the name is now {name}; the old one goes with the next release", DeprecationWarning)
 
 
 @dataclass(frozen=True, eq=False)

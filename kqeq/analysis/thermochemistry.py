@@ -7,7 +7,7 @@ periodic or partly fixed has vibrations alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from ase import Atoms, units
@@ -111,12 +111,11 @@ def thermochemistry(
             "a periodic or partly fixed structure is no ideal gas; take model='harmonic' (--thermo harmonic)"
         )
     energies: FloatArray = found.frequencies * units.invcm
-    real = energies[energies > 0.0]
-    common = {"potentialenergy": found.energy}
+    real: Any = energies[energies > 0.0]
     if model == "harmonic":
         from ase.thermochemistry import HarmonicThermo
 
-        thermo: Any = HarmonicThermo(real, **common)
+        thermo: Any = HarmonicThermo(real, potentialenergy=found.energy)
         internal = thermo.get_internal_energy(temperature, verbose=False)
         entropy = thermo.get_entropy(temperature, verbose=False)
         return Thermochemistry(
@@ -138,7 +137,12 @@ def thermochemistry(
     atoms.set_masses(found.masses)
     shape = geometry_of(atoms)
     thermo = IdealGasThermo(
-        real, geometry=shape, atoms=atoms, symmetrynumber=int(symmetry_number), spin=spin, **common
+        real,
+        geometry=shape,
+        potentialenergy=found.energy,
+        atoms=atoms,
+        symmetrynumber=int(symmetry_number),
+        spin=spin,
     )
     pascal = 1e5 * pressure
     enthalpy = float(thermo.get_enthalpy(temperature, verbose=False))
@@ -157,7 +161,7 @@ def thermochemistry(
     )
 
 
-def geometry_of(atoms: Atoms) -> str:
+def geometry_of(atoms: Atoms) -> Literal["monatomic", "linear", "nonlinear"]:
     """``"monatomic"``, ``"linear"`` or ``"nonlinear"``."""
     if len(atoms) == 1:
         return "monatomic"

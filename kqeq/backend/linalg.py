@@ -7,12 +7,11 @@ Dimensions: n unknowns, c right-hand sides.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from kqeq.backend import cholesky, namespace, solve_triangular, to_float
-from kqeq.errors import ConvergenceError, NotPositiveDefiniteError, NumericsWarning
+from kqeq.errors import ConvergenceError, NotPositiveDefiniteError, NumericsWarning, warn
 from kqeq.typing import Array
 
 
@@ -96,11 +95,10 @@ def factorise_with_jitter(
             share *= 10.0
             continue
         if share > 1.5 * relative:
-            warnings.warn(
+            warn(
                 f"{what} is nearly singular; {share:.0e} of its mean diagonal was added "
                 f"(more than the usual {relative:.0e}). Fewer representatives would do.",
                 NumericsWarning,
-                stacklevel=2,
             )
         return lower, jitter
     raise NotPositiveDefiniteError(

@@ -15,6 +15,7 @@ This is also the split-charge model (Nistor et al. 2006, *J. Chem. Phys.* 125, 0
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -27,10 +28,10 @@ from kqeq.charges.flow import BondFlow
 from kqeq.charges.fragments import KERNEL_REFERENCE, REFERENCES, reference_charges
 from kqeq.charges.recipe import DEFAULT_ACCURACY, ElementValues, Recipe, element_rule, element_values
 from kqeq.charges.site_values import CHARGE, ELECTRONEGATIVITY, ReferenceCharges, SiteValues
-from kqeq.charges.softness import DEFAULT_CUTOFF, DEFAULT_DECAY, default_softness
+from kqeq.charges.softness import DEFAULT_CUTOFF, DEFAULT_DECAY, default_softness, pair_factors
 from kqeq.errors import InputError
 from kqeq.frames.structures import Structure
-from kqeq.io.rules import NOTHING, Rule, choice, number
+from kqeq.io.rules import NOTHING, Rule, choice, instance, number
 from kqeq.typing import FloatArray, IntArray
 
 
@@ -44,6 +45,9 @@ class ACKS2(Recipe):
         √(κ_i κ_j).  Elements that are not named, and ``None``, take α/R² of the free atom
         (:mod:`kqeq.charges.softness`); ``"learn"`` starts from there, and ``"kernel"`` also learns how κ depends on
         the environment.  Large values recover QEq, zero forbids flow.
+    pair_softness : dict, optional
+        Factors on the softness of bonds between two elements, for example ``{"Al-O": 0, "Al-H": 0, "Al-Al": 10}``, not
+        negative, 1 for pairs that are not named: none between phases that do not exchange electrons, many within a metal.
     hardness, width : dict, optional
         As for :class:`kqeq.QEq`.
     cutoff : float
@@ -75,6 +79,7 @@ class ACKS2(Recipe):
         "softness": element_rule("softness"),
         "decay": number(),
         "cutoff": number(above=1),  # in sums of covalent radii
+        "pair_softness": instance(Mapping, "a dict of factors by pair of elements") | NOTHING,
         "reference_charges": choice(*REFERENCES, KERNEL_REFERENCE) | NOTHING,
     }
 
@@ -88,6 +93,7 @@ class ACKS2(Recipe):
         reference_charges: str | None = None,
         solver: str = "auto",
         accuracy: float = DEFAULT_ACCURACY,
+        pair_softness: Mapping[str, float] | None = None,
     ) -> None:
         self.softness = softness
         self.hardness = hardness
@@ -97,6 +103,7 @@ class ACKS2(Recipe):
         self.reference_charges = reference_charges
         self.solver = solver
         self.accuracy = accuracy
+        self.pair_softness = pair_softness
 
     def site_parameters(self, numbers: IntArray) -> SiteParameters:
         """Parameters of every atom.
@@ -118,6 +125,16 @@ class ACKS2(Recipe):
         """What the kernel model says of each atom."""
         return CHARGE if self.reference_charges == KERNEL_REFERENCE else ELECTRONEGATIVITY
 
+    def check_settings(self) -> None:
+        """Refuse settings that make no sense.
+
+        Raises
+        ------
+        InputError
+        """
+        super().check_settings()
+        pair_factors(self.pair_softness)
+
     def _check_charges(self, structure: Structure) -> None:
         self._reference(structure)
 
@@ -127,7 +144,8 @@ class ACKS2(Recipe):
 
     def _flow(self, structure: Structure, sites: SiteParameters, device: Device) -> BondFlow:
         assert sites.softness is not None
-        return BondFlow.build(structure, sites.softness, self.decay, self.cutoff, device)
+        factors = pair_factors(self.pair_softness)
+        return BondFlow.build(structure, sites.softness, self.decay, self.cutoff, device, factors)
 
     def _reference(self, structure: Structure) -> FloatArray:
         return reference_charges(structure, None if self.quantity == CHARGE else self.reference_charges)

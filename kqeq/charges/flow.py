@@ -33,7 +33,7 @@ from kqeq.charges.boundaries import (
 )
 from kqeq.charges.cores import ConstrainedCore, Core, FixedCore, SplitChargeCore
 from kqeq.charges.on_site import OnSite
-from kqeq.charges.softness import Bonds
+from kqeq.charges.softness import Bonds, PairFactors
 from kqeq.charges.solvers import IterativeSolver
 from kqeq.electrostatics.base import Electrostatics
 from kqeq.frames.structures import Structure
@@ -316,10 +316,16 @@ class BondFlow:
 
     @classmethod
     def build(
-        cls, structure: Structure, softness: Array, decay: float, cutoff: float, device: Device
+        cls,
+        structure: Structure,
+        softness: Array,
+        decay: float,
+        cutoff: float,
+        device: Device,
+        factors: PairFactors | None = None,
     ) -> BondFlow:
         """Find the bonds; see :meth:`kqeq.charges.softness.Bonds.build`."""
-        bonds = Bonds.build(structure, softness, decay, cutoff, device)
+        bonds = Bonds.build(structure, softness, decay, cutoff, device, factors)
         return cls(OpenDirections.build(structure, device), bonds, softness, bonds.field_charges())
 
     def core(self, hessian: Array) -> SplitChargeCore:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -25,7 +24,7 @@ from kqeq.charges.site_values import ELECTRONEGATIVITY, Electronegativities, Sit
 from kqeq.charges.solvers import DenseSolver, Solver
 from kqeq.electrostatics import MeshCoulomb, coulomb
 from kqeq.electrostatics.base import Electrostatics
-from kqeq.errors import InputError, UnsupportedError
+from kqeq.errors import InputError, UnsupportedError, warn
 from kqeq.frames.structures import Structure
 from kqeq.io.rules import NOTHING, Rule, check_settings, choice, instance, number
 from kqeq.typing import FloatArray, IntArray
@@ -99,9 +98,7 @@ def not_learned_yet(values: Mapping[str, str]) -> UnsupportedError:
 
 def old_learned(model: Any) -> tuple[str, ...]:
     """``to_learn`` by its name of version 0.1, with a warning."""
-    warnings.warn(
-        "learned is now to_learn; the old name goes with the next release", DeprecationWarning, stacklevel=3
-    )
+    warn("learned is now to_learn; the old name goes with the next release", DeprecationWarning)
     kinds: tuple[str, ...] = model.to_learn
     return kinds
 

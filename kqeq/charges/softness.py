@@ -38,11 +38,13 @@ Dimensions: N atoms, P directed pairs, c columns.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from ase.data import atomic_numbers
 
 from kqeq import elements
 from kqeq.backend import (
@@ -58,6 +60,8 @@ from kqeq.backend import (
 )
 from kqeq.backend.linalg import add_to_diagonal
 from kqeq.constants import COULOMB
+from kqeq.errors import InputError
+from kqeq.frames.conditions import as_numbers
 from kqeq.frames.neighbours import find_pairs
 from kqeq.frames.structures import Structure
 from kqeq.typing import Array, FloatArray, IntArray
@@ -78,6 +82,40 @@ def default_softness(numbers: IntArray) -> FloatArray:
         For elements without data.
     """
     return np.asarray(elements.polarizability(numbers) / COULOMB / elements.width(numbers) ** 2)
+
+
+PairFactors = Mapping[tuple[int, int], float]
+"""Factors on the softness of bonds by the two atomic numbers."""
+
+
+def pair_factors(given: Mapping[str, float] | None) -> dict[tuple[int, int], float]:
+    """Factors on the softness of bonds from ``{"Al-O": 0.0}``, by atomic numbers in ascending order.
+
+    Raises
+    ------
+    InputError
+        For pairs that are no two elements or are named twice, and factors that are negative or no numbers.
+    """
+    found: dict[tuple[int, int], float] = {}
+    for name, value in (given or {}).items():
+        symbols = str(name).split("-")
+        if len(symbols) != 2 or any(symbol not in atomic_numbers or symbol == "X" for symbol in symbols):
+            raise InputError(
+                f'pair_softness names {name!r}; expected two element symbols, for example "Al-O"'
+            )
+        number = as_numbers(value)
+        if (
+            number is None
+            or isinstance(value, str)
+            or number.size != 1
+            or not 0.0 <= float(number.reshape(())) < 1e6
+        ):
+            raise InputError(f"pair_softness[{name!r}] is {value!r}; expected a factor that is not negative")
+        key = tuple(sorted(atomic_numbers[symbol] for symbol in symbols))
+        if key in found:
+            raise InputError(f"pair_softness names the pair {name!r} twice")
+        found[key[0], key[1]] = float(number.reshape(()))
+    return found
 
 
 def switched_decay(x: FloatArray, decay: float, cutoff: float) -> tuple[FloatArray, FloatArray]:
@@ -118,7 +156,13 @@ class Bonds:
 
     @classmethod
     def build(
-        cls, structure: Structure, softness: Array, decay: float, cutoff: float, device: Device = CPU
+        cls,
+        structure: Structure,
+        softness: Array,
+        decay: float,
+        cutoff: float,
+        device: Device = CPU,
+        factors: PairFactors | None = None,
     ) -> Bonds:
         """Find the pairs and their softness.
 
@@ -131,6 +175,8 @@ class Bonds:
             β and x_c.
         device : Device
             Where the result lives; the pairs are found on the host.
+        factors : dict, optional
+            Factors on the softness by pair of elements; see :func:`pair_factors`.
         """
         softness = to_numpy(softness)
         radii = elements.width(structure.numbers)  # the covalent radii
@@ -138,9 +184,13 @@ class Bonds:
         i, j = pairs.indices[:, 0], pairs.indices[:, 1]
         distances = np.sqrt(np.einsum("pa,pa->p", pairs.vectors, pairs.vectors))
         bond = radii[i] + radii[j]
-        within = (distances < cutoff * bond) & (softness[i] > 0.0) & (softness[j] > 0.0)
+        scale = np.ones(len(i))
+        for (first, second), factor in (factors or {}).items():
+            a, b = structure.numbers[i], structure.numbers[j]
+            scale[((a == first) & (b == second)) | ((a == second) & (b == first))] = factor
+        within = (distances < cutoff * bond) & (softness[i] > 0.0) & (softness[j] > 0.0) & (scale > 0.0)
         i, j, distances, bond = i[within].copy(), j[within].copy(), distances[within], bond[within]
-        mean = np.sqrt(softness[i] * softness[j])
+        mean = scale[within] * np.sqrt(softness[i] * softness[j])
         value, slope = switched_decay(distances / bond, decay, cutoff)
         parts = (i, j, pairs.vectors[within].copy(), distances, mean * value, mean * slope / bond)
         return cls(len(structure), *(asarray_like(part, device.like) for part in parts))
@@ -214,4 +264,12 @@ class Bonds:
         return xp.reshape(0.5 * products.T @ weights, (3, 3, weights.shape[1]))
 
 
-__all__ = ["DEFAULT_CUTOFF", "DEFAULT_DECAY", "Bonds", "default_softness", "switched_decay"]
+__all__ = [
+    "DEFAULT_CUTOFF",
+    "DEFAULT_DECAY",
+    "Bonds",
+    "PairFactors",
+    "default_softness",
+    "pair_factors",
+    "switched_decay",
+]

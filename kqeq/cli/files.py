@@ -11,7 +11,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kqeq.errors import InputError, KQEqError, LabelWarning
+from kqeq.errors import InputError, KQEqError, LabelWarning, warn
 from kqeq.frames.outputs import with_stated
 
 if TYPE_CHECKING:
@@ -100,11 +100,10 @@ def _check_table(name: str) -> None:
                 )
             comment = file.readline()
             if not _quotes_match(comment):
-                warnings.warn(
+                warn(
                     f"the comment of frame {number} of {name} has quotation marks that do not match: what stands behind "
                     "them may be misread",
                     LabelWarning,
-                    stacklevel=4,
                 )
             named = re.search(r'(?:^|\s)Properties="?([^\s"]*)', comment)
             widths = [] if named is None else re.findall(r":[A-Za-z]:(\d+)", named[1])
@@ -123,11 +122,10 @@ def _check_table(name: str) -> None:
                         if named
                         else "a comment without Properties stands for"
                     )
-                    warnings.warn(
+                    warn(
                         f"frame {number} of {name} has {len(line.split())} columns and {said} {wanted}: the others are "
                         "not read, whatever labels they hold",
                         LabelWarning,
-                        stacklevel=4,
                     )
                     warned = True
             number += 1
@@ -256,9 +254,17 @@ def read_one(
 
 
 def under_typed_conditions(
-    atoms: Atoms, path: str, *, charge: float | None = None, field: Any = None, prefix: str = ""
+    atoms: Atoms,
+    path: str,
+    *,
+    charge: float | None = None,
+    field: Any = None,
+    prefix: str = "",
+    told: set[str] | None = None,
 ) -> Atoms:
     """A structure at the charge and in the field that were typed, as :func:`read_one` says.
+
+    What was said already stands in ``told``, and is not said again.
 
     Raises
     ------
@@ -281,7 +287,11 @@ def under_typed_conditions(
         for name in dict.fromkeys([*names, *(prefix + name for name in names)]):
             stored = atoms.info.get(name)
             if stored is not None and not np.array_equal(stored, given):
-                print(f"kqeq: {option} replaces {name} {stored} of {path}", file=sys.stderr)
+                line = f"kqeq: {option} replaces {name} {stored} of {path}"
+                if told is None or line not in told:
+                    print(line, file=sys.stderr)
+                if told is not None:
+                    told.add(line)
     if charge is None and field is None:
         return atoms
     # what is not typed stays as the file says it, in whatever place

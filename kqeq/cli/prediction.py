@@ -18,8 +18,11 @@ from kqeq.cli.common import (
 from kqeq.cli.files import FRAMES, check_output, read_frames, with_results, write_frames, write_json
 
 if TYPE_CHECKING:
+    from ase import Atoms
+
     from kqeq.analysis import FrameErrors
     from kqeq.fitting.metrics import Evaluation
+    from kqeq.model.estimator import KQEq
     from kqeq.potential.prediction import Prediction
 
 
@@ -71,6 +74,13 @@ def add_prediction(commands: Any) -> None:
     predict.add_argument("frames", nargs="+", metavar="FRAMES", help=FRAMES)
     predict.add_argument("-o", "--output", metavar="OUT.xyz", help=OUTPUT)
     add_conditions(predict)
+    predict.add_argument(
+        "--potential",
+        type=float,
+        metavar="U",
+        help="hold every frame at the potential U = dE/dQ in V instead of a total charge, which follows (the higher, the "
+        "more positive); not for slabs, which have no potential of their own",
+    )
     predict.add_argument(
         "--uncertainty",
         action="store_true",
@@ -159,22 +169,31 @@ def _worst(errors: FrameErrors, number: int) -> list[str]:
 
 def _predict(arguments: argparse.Namespace) -> int:
     from kqeq.cli.files import under_typed_conditions
+    from kqeq.errors import InputError
     from kqeq.model.estimator import load_model
 
     check_outputs(arguments.json)
     if arguments.output is not None:
         check_output(arguments.output)
     model = load_model(arguments.model)
+    told: set[str] = set()
     frames = [
         under_typed_conditions(
             atoms,
-            f"frame {number} of {', '.join(arguments.frames)}",
+            ", ".join(arguments.frames),
             charge=arguments.charge,
             field=arguments.field,
             prefix=model.label_prefix,
+            told=told,
         )
-        for number, atoms in enumerate(read_frames(arguments.frames))
+        for atoms in read_frames(arguments.frames)
     ]
+    if arguments.potential is not None:
+        if arguments.charge is not None:
+            raise InputError(
+                "--charge and --potential: at a given potential the total charge follows; give one of them"
+            )
+        _hold_at_potential(model, frames, arguments.potential)
     predictions = model.predict(frames, uncertainty=arguments.uncertainty, device=arguments.device)
     if arguments.output is None:
         print("\n".join(_table(frames, predictions)))
@@ -188,6 +207,25 @@ def _predict(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         write_json(arguments.json, {"frames": [_plain(prediction) for prediction in predictions]})
     return OK
+
+
+def _hold_at_potential(model: KQEq, frames: list[Atoms], potential: float) -> None:
+    """Give frames the total charges that belong to a potential, and print the grand energies E − UQ."""
+    from kqeq.calculator import KQEqCalculator
+    from kqeq.frames.conditions import without_conditions
+
+    calculator = KQEqCalculator(model, potential=potential)
+    print(f"{'frame':>5} {'total charge (e)':>18} {'grand energy (eV)':>20}")
+    for index, atoms in enumerate(frames):
+        held = without_conditions(atoms, field=False, prefix=model.label_prefix)
+        held.info["total_charge"] = 0.0  # partition charges that a frame may hold are of another total
+        energy = calculator.get_potential_energy(held)
+        found = calculator.prediction
+        assert found is not None
+        print(f"{index:5d} {found.total_charge:18.6f} {energy:20.6f}")
+        held.info["total_charge"] = found.total_charge
+        held.calc = atoms.calc
+        frames[index] = held
 
 
 def _table(frames: list[Any], predictions: list[Prediction]) -> list[str]:

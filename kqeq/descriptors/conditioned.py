@@ -12,6 +12,7 @@ Dimensions: N atoms, F descriptor features.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,7 +148,7 @@ def condition_of(descriptor: Descriptor) -> str | None:
 
 
 def reweighted(
-    states: dict[Descriptor, DescriptorState], structure: Structure, derivative: int = 0
+    states: Mapping[Descriptor, DescriptorState], structure: Structure, derivative: int = 0
 ) -> dict[Descriptor, DescriptorState]:
     """The same environments under the states (spins, charges) of a structure of the same geometry."""
     return {

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from scipy.spatial import cKDTree
 
-from kqeq.errors import LabelWarning
+from kqeq.errors import LabelWarning, warn
 from kqeq.fitting.rows.blocks import deviation
 from kqeq.fitting.rows.features import TrainingFrame
 from kqeq.frames.structures import Structure
@@ -53,12 +52,11 @@ def warn_contradictions(
         shown = "; ".join(f"frames {a} and {b} by {1e3 * d:.3g} meV" for a, b, d in found[:5])
         more = f" and {len(found) - 5} more pairs" if len(found) > 5 else ""
         spin = ', or a kernel with condition="spin": their spins differ' if True in spins else ""
-        warnings.warn(
+        warn(
             f"frames with the same geometry, total charge and field have energies that differ by more than the noise "
             f"({shown}{more}). No model can follow both: remove the wrong ones, or name the condition that "
             'tells them apart (atoms.info["total_charge"], atoms.info["external_field"]' + spin + ")",
             LabelWarning,
-            stacklevel=3,
         )
 
 

@@ -19,14 +19,14 @@ from kqeq.baselines import remaining
 from kqeq.charges.latent import typical_charges
 from kqeq.charges.parameters import ENVIRONMENT_SPREADS
 from kqeq.charges.site_values import CHARGE
-from kqeq.errors import InputError, KQEqError, LabelWarning, RepresentativesWarning
+from kqeq.errors import InputError, KQEqError, LabelWarning, RepresentativesWarning, warn
 from kqeq.fitting.baseline_labels import subtract_baseline, used_baseline
 from kqeq.fitting.charge_aware import ChargeDependence
 from kqeq.fitting.charge_start import ChargeStart, choose_start, needs_start
 from kqeq.fitting.checkpoint import fingerprint
 from kqeq.fitting.contradictions import warn_contradictions
 from kqeq.fitting.dipole_origin import MAX_IONS, far_from_ions, other_origin
-from kqeq.fitting.evidence.hyperparameters import Learned, learn
+from kqeq.fitting.evidence.hyperparameters import Learned, learn_by_evidence
 from kqeq.fitting.evidence.left_out import learn_left_out
 from kqeq.fitting.least_squares.solver import Solution
 from kqeq.fitting.minimisation import minimise_from, minimise_problem, solve, warn_unconverged
@@ -362,7 +362,7 @@ def _learned(
             device=settings.device,
             cache=cache,
         )
-    return learn(
+    return learn_by_evidence(
         ready.frames,
         parameters,
         noise,
@@ -453,7 +453,7 @@ def _check_origin(result: FitResult, settings: FitSettings) -> FitResult:
     note = other_origin(triples) or far_from_ions(ions)
     if note is None:
         return result
-    warnings.warn(note, LabelWarning, stacklevel=4)
+    warn(note, LabelWarning)
     return replace(result, report=replace(result.report, notes=(*result.report.notes, note)))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from os import PathLike
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kqeq.errors import InputError, KQEqWarning, NotPositiveDefiniteError
+from kqeq.errors import InputError, KQEqWarning, NotPositiveDefiniteError, warn
 from kqeq.fitting.charge_start import ChargeStart
 from kqeq.fitting.checkpoint import fingerprint, read_checkpoint, write_checkpoint
 from kqeq.fitting.least_squares.solver import (
@@ -163,10 +162,9 @@ def solve(
             write_checkpoint(resume, mark, reached)
         except InputError as error:
             if not failed:
-                warnings.warn(
+                warn(
                     f"the fit goes on without its checkpoint of step {len(reached.iterations)}: {error}",
                     KQEqWarning,
-                    stacklevel=2,
                 )
             failed = True
 
@@ -214,11 +212,10 @@ def step_from(problem: FitProblem, u: FloatArray, solver: str = "auto") -> Float
 def warn_unconverged(solution: Solution) -> None:
     """Warn if a fit stopped early."""
     if not solution.converged:
-        warnings.warn(
+        warn(
             f"the fit stopped after {len(solution.iterations)} iterations without converging (loss {solution.loss:.6g}); "
             "print model.fit_report_ for the table, raise max_iterations, or raise the noise levels",
             KQEqWarning,
-            stacklevel=4,
         )
 
 

@@ -21,11 +21,9 @@ Dimensions: N atoms.
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 
-from kqeq.errors import InputError, LabelWarning
+from kqeq.errors import InputError, LabelWarning, warn
 from kqeq.frames.structures import Structure
 from kqeq.typing import FloatArray
 
@@ -91,11 +89,10 @@ def check_born_charges(
             "charge state or structure, or some are missing. Set total_charge, or remove born_charges"
         )
     if error > SUM_WARNING:
-        warnings.warn(
+        warn(
             f"the Born charges of {where} sum to the total charge {charge:g} e times the unit matrix only within "
             f"{error:.2g} e (acoustic sum rule): a coarse grid or too few k points? They are fitted as they are",
             LabelWarning,
-            stacklevel=6,
         )
     outside = structure.external_charges is not None or structure.external_potential is not None
     if structure.periodic or structure.external_field.any() or outside or len(structure) < 2:
@@ -105,12 +102,11 @@ def check_born_charges(
     if given <= ROTATION:
         return tensors
     if other <= ROTATION:
-        warnings.warn(
+        warn(
             f"the Born charges of {where} are stored with the position first, at 3b + a, and were turned: expected is "
             f"∂μ_a/∂r_b at 3a + b. The rotational sum rule shows it (relative error {given:.2g} as given, {other:.2g} "
             "turned)",
             LabelWarning,
-            stacklevel=6,
         )
         return turned
     raise InputError(

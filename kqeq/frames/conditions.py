@@ -20,7 +20,6 @@ to zero is not taken for neutral because nothing else was said.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -29,7 +28,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from kqeq.errors import InputError, LabelWarning
+from kqeq.errors import InputError, LabelWarning, warn
 from kqeq.frames.site_data import charge_sums
 from kqeq.typing import FloatArray
 
@@ -411,11 +410,10 @@ def warn_unread_conditions(
         _warn_two_numbers(atoms)
         row = atoms.info.get("key_value_pairs")
         if isinstance(row, Mapping) and "charge" in row and "unique_id" in atoms.info:
-            warnings.warn(
+            warn(
                 "a row of a database has a pair named charge; ASE hides its value behind the sum of the initial charges: "
                 "call it total_charge, or read the file with the kqeq command",
                 LabelWarning,
-                stacklevel=4,
             )
     read = {*CHARGE_KEYS, FIELD_KEY, NOTED_CHARGE, NOTED_FIELD}
     read |= {prefix + key for key in read}
@@ -442,20 +440,18 @@ def warn_unread_conditions(
                 differs = differs and not np.allclose(number.ravel(), field, rtol=1e-6, atol=1e-10)
             if differs:
                 also = " or set label_prefix," if str(key).endswith((CHARGE_KEYS[0], FIELD_KEY)) else ""
-                warnings.warn(
+                warn(
                     f'{place}["{key}"] looks like {_MEANINGS[kind]} and says something else than what was read from '
                     f"other places (or taken for granted); it is not read: call it {kind},{also} or remove it",
                     LabelWarning,
-                    stacklevel=4,
                 )
 
 
 def _warn_word(place: str, key: str, kind: str) -> None:
-    warnings.warn(
+    warn(
         f'{place}["{key}"] is True, a bare word: if the comment of the file was to give {_MEANINGS[kind]}, it was not '
         f"read; write {kind}=...",
         LabelWarning,
-        stacklevel=5,
     )
 
 
@@ -465,11 +461,10 @@ def _warn_two_numbers(atoms: Atoms) -> None:
     if len(words) == len(atoms.info) == 2 and all(re.fullmatch(r"[+-]?\d+", str(word)) for word in words):
         charge, multiplicity = map(int, words)
         if charge != 0 and multiplicity > 0:
-            warnings.warn(
+            warn(
                 f'the comment of a frame is "{words[0]} {words[1]}": if that is total charge and multiplicity, it is not '
                 f"read; write total_charge={charge}",
                 LabelWarning,
-                stacklevel=5,
             )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from kqeq.errors import InputError, LabelWarning
+from kqeq.errors import InputError, LabelWarning, warn
 from kqeq.frames.born_charges import check_born_charges
 from kqeq.frames.conditions import as_numbers
 from kqeq.frames.structures import Structure, as_frames, describe, read_structure
@@ -264,10 +263,9 @@ def _check_label_charge(structure: Structure, where: object) -> None:
             "total_charge is in units of the elementary charge e"
         )
     if abs(charge - round(charge)) > 1e-6:
-        warnings.warn(
+        warn(
             f"the total charge of {where} is {charge:g} e; labels of isolated systems have whole charges",
             LabelWarning,
-            stacklevel=4,
         )
 
 
@@ -306,10 +304,9 @@ def _single_point(atoms: Atoms, key: str, where: object) -> Any:
     if not isinstance(calculator, SinglePointCalculator) or calculator.results.get(key) is None:
         return None
     if calculator.check_state(atoms):
-        warnings.warn(
+        warn(
             f'the label "{key}" of {where} is ignored: the atoms were changed after it was computed or read',
             LabelWarning,
-            stacklevel=5,
         )
         return None
     return calculator.results[key]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kqeq.errors import InputError, LabelWarning
+from kqeq.errors import InputError, LabelWarning, warn
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -86,11 +86,10 @@ def with_stated(frames: list[Atoms], path: str | Path, format: str | None = None
         if charge is not None:
             atoms.info.setdefault("total_charge", charge)
     if re.search(_FIELD[kind], text) and not any("external_field" in a.info for a in frames):
-        warnings.warn(
+        warn(
             f"{path} mentions an applied electric field, which ASE does not read: give it as info['external_field'] "
             "(V/Å), along the force on a positive charge",
             LabelWarning,
-            stacklevel=3,
         )
     return frames
 

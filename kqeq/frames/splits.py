@@ -14,6 +14,7 @@ import numpy as np
 from ase import Atoms
 
 from kqeq.errors import InputError
+from kqeq.frames.grouping import groups
 
 TRAJECTORY_KEYS = ("trajectory", "traj", "run", "seed")
 """Entries of ``atoms.info`` that tell trajectories apart, the first that frames have."""
@@ -29,11 +30,7 @@ def groups_of(frames: Sequence[Atoms], by: str = "trajectory") -> list[Hashable]
     ----------
     frames : sequence of ase.Atoms
     by : str
-        ``"trajectory"``: an entry of ``atoms.info`` named in :data:`TRAJECTORY_KEYS`, with the system (composition and
-        charge) that it belongs to; where frames have none of them, consecutive frames of the same atoms that move less
-        than :data:`MOST_MOVED`.  ``"composition"``; ``"charge"`` (the total charge); ``"geometry"``: frames whose atoms
-        lie at the same places, at any charge; ``"random"``: every frame for itself.  Otherwise the name of an entry
-        of ``atoms.info``.
+        As of ``split``.
 
     Returns
     -------
@@ -47,25 +44,14 @@ def groups_of(frames: Sequence[Atoms], by: str = "trajectory") -> list[Hashable]
     """
     if by == "random":
         return list(range(len(frames)))
-    if by == "composition":
-        return [_composition(atoms) for atoms in frames]
     if by == "charge":
         return [_charge(atoms) for atoms in frames]
-    if by == "geometry":
-        return [(atoms.numbers.tobytes(), np.round(atoms.positions, 6).tobytes()) for atoms in frames]
     if by == "trajectory":
         for key in TRAJECTORY_KEYS:
             if all(key in atoms.info for atoms in frames):
                 return [(_composition(atoms), _charge(atoms), str(atoms.info[key])) for atoms in frames]
         return list(_consecutive(frames))
-    missing = [i for i, atoms in enumerate(frames) if by not in atoms.info]
-    if missing:
-        known = sorted({str(key) for atoms in frames for key in atoms.info})
-        raise InputError(
-            f"frame {missing[0]} has no entry {by!r} in atoms.info to divide by (in all {len(missing)} of {len(frames)} "
-            f"frames); expected trajectory, composition, charge, geometry, random or one of {', '.join(known) or 'none'}"
-        )
-    return [str(atoms.info[by]) for atoms in frames]
+    return list(groups(frames, by).tolist())
 
 
 def split(
@@ -79,7 +65,11 @@ def split(
     fractions : sequence of float
         Share of every part but the first, which gets the rest: ``(0.2,)`` for one fifth to test.
     by : str
-        As of :func:`groups_of`.
+        ``"trajectory"``: an entry of ``atoms.info`` named ``trajectory``, ``traj``, ``run`` or ``seed``, with the system
+        (composition and charge) that it belongs to; where frames have none of them, consecutive frames of the same atoms
+        that move less than 1 Å.  ``"composition"``; ``"charge"`` (the total charge); ``"geometry"``: frames whose atoms
+        lie at the same places, at any charge; ``"random"``: every frame for itself.  Otherwise the name of an entry of
+        ``atoms.info``.
     seed : int
         Which groups go where is drawn with it.
 

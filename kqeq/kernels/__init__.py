@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from kqeq.kernels.feature_map import Directions, FeatureMap, Similarity
+from kqeq.kernels.feature_map import FeatureMap, Representatives, Similarity
 from kqeq.kernels.settings import SOAPKernel, default_electronegativity, default_short_range
 
 __all__ = [
-    "Directions",
     "FeatureMap",
+    "Representatives",
     "SOAPKernel",
     "Similarity",
     "default_electronegativity",

@@ -60,7 +60,7 @@ _BLOCK_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
-class Directions:
+class Representatives:
     """Representatives p_m, and products with them.
 
     Coefficients of kernel expansions are large and cancel (1e4 eV is usual).  Dot products in single precision would make
@@ -87,7 +87,7 @@ class Directions:
     apart: Array | None = None
 
     @classmethod
-    def build(cls, rows: FloatArray, like: Array, *, single: bool) -> Directions:
+    def build(cls, rows: FloatArray, like: Array, *, single: bool) -> Representatives:
         """From rows on the host, on the device of ``like``."""
         if not single:
             return cls(asarray_like(rows, like))
@@ -104,8 +104,8 @@ class Directions:
         if self.mean is None or self.apart is None:
             return weights @ self.rows
         xp = namespace(weights)
-        near = xp.astype(xp.astype(weights, xp.float32) @ self.apart, xp.float64)
-        return near + xp.sum(weights, axis=1)[:, None] * self.mean
+        apart = xp.astype(xp.astype(weights, xp.float32) @ self.apart, xp.float64)
+        return apart + xp.sum(weights, axis=1)[:, None] * self.mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ class Similarity:
     element : int
     centres : (n,) array
         The atoms, on the host.
-    directions : Directions
+    representatives : Representatives
         The representatives in the layout of the structure.
     dots : (n, M) array
     index : (n,) array
@@ -128,7 +128,7 @@ class Similarity:
 
     element: int
     centres: IntArray
-    directions: Directions
+    representatives: Representatives
     dots: Array
     index: Array
     weights: Array | None = None
@@ -240,12 +240,12 @@ class FeatureMap:
 
     def _place(
         self, rows: FloatArray, like: Array, species: tuple[int, ...], z: int, *, single: bool
-    ) -> Directions:
+    ) -> Representatives:
         """Projected representatives of one element where the dot products are to be."""
         if is_numpy(like) and not single:
-            return Directions(rows)
+            return Representatives(rows)
         return self._copy(  # type: ignore[no-any-return]
-            lambda: Directions.build(rows, like, single=single), like, "rows", species, z, single
+            lambda: Representatives.build(rows, like, single=single), like, "rows", species, z, single
         )
 
     def _directions(self, species: tuple[int, ...], z: int, like: Array) -> Any:
@@ -280,24 +280,22 @@ class FeatureMap:
         states, numbers : sequences
             Descriptors and atomic numbers.
         single : bool
-            Later products for gradients in single precision (see :class:`Directions`).
+            Later products for gradients in single precision (see :class:`Representatives`).
         """
         results: list[list[Similarity]] = [[] for _ in states]
         like = states[0].values
         xp = namespace(like)
         for z, rows in self.project(states[0].species).items():
-            directions = self._place(rows, like, states[0].species, z, single=single)
+            placed = self._place(rows, like, states[0].species, z, single=single)
             centres = [np.flatnonzero(n == z) for n in numbers]
             index = [asarray_like(own, like) for own in centres]
             values = [xp.take(state.values, own, axis=0) for state, own in zip(states, index, strict=True)]
-            dots = directions.dots(xp.concat(values) if len(values) > 1 else values[0])
+            dots = placed.dots(xp.concat(values) if len(values) > 1 else values[0])
             start = 0
             for result, state, own, there in zip(results, states, centres, index, strict=True):
                 given = getattr(state, "weights", None)
                 weights = None if given is None else xp.take(given, there)
-                result.append(
-                    Similarity(z, own, directions, dots[start : start + len(own), :], there, weights)
-                )
+                result.append(Similarity(z, own, placed, dots[start : start + len(own), :], there, weights))
                 start += len(own)
         return results
 
@@ -313,13 +311,13 @@ class FeatureMap:
         columns = self.columns
         for same in zip(*self.similarities_many(states, numbers), strict=True):
             z = same[0].element
-            dots = xp.concat([near.dots for near in same]) if len(same) > 1 else same[0].dots
+            dots = xp.concat([similarity.dots for similarity in same]) if len(same) > 1 else same[0].dots
             rows = solve_lower(self._lower(z, like), _power(dots, self.zeta).T).T
             start = 0
-            for phi, near in zip(results, same, strict=True):
-                own = near.weighted(rows[start : start + len(near.centres), :])
-                phi[:, columns[z]] = put_rows(phi[:, columns[z]], near.index, own)
-                start += len(near.centres)
+            for phi, similarity in zip(results, same, strict=True):
+                own = similarity.weighted(rows[start : start + len(similarity.centres), :])
+                phi[:, columns[z]] = put_rows(phi[:, columns[z]], similarity.index, own)
+                start += len(similarity.centres)
         return results
 
     def feature_gradients(
@@ -331,11 +329,13 @@ class FeatureMap:
         positions = zeros((3 * len(numbers), self.size), like)
         strain = zeros((9, self.size), like)
         columns = self.columns
-        for near in self.similarities(state, numbers):
-            z = near.element
-            slopes = near.weighted(xp.take(weights, near.index))[:, None] * _slope(near.dots, self.zeta)
+        for similarity in self.similarities(state, numbers):
+            z = similarity.element
+            slopes = similarity.weighted(xp.take(weights, similarity.index))[:, None] * _slope(
+                similarity.dots, self.zeta
+            )
             directions = self._directions(state.species, z, like)
-            raw = self.descriptor.feature_gradients(state, near.centres, directions, slopes)
+            raw = self.descriptor.feature_gradients(state, similarity.centres, directions, slopes)
             positions[:, columns[z]] = solve_lower(self._lower(z, like), raw.positions.T).T
             strain[:, columns[z]] = solve_lower(self._lower(z, like), raw.strain.T).T
         return FeatureGradients(positions, strain)
@@ -370,14 +370,14 @@ class FeatureMap:
         for same in zip(*self.similarities_many(states, numbers), strict=True):
             z = same[0].element
             raw = []
-            for near, state, (_, by_positions, by_strain) in zip(same, states, sizes, strict=True):
-                raw.append(xp.sum(near.weighted(_power(near.dots, self.zeta)), axis=0)[None, :])
+            for similarity, state, (_, by_positions, by_strain) in zip(same, states, sizes, strict=True):
+                raw.append(xp.sum(similarity.weighted(_power(similarity.dots, self.zeta)), axis=0)[None, :])
                 if not by_positions and not by_strain:
                     continue
-                slopes = near.weighted(_slope(near.dots, self.zeta))
+                slopes = similarity.weighted(_slope(similarity.dots, self.zeta))
                 directions = self._directions(state.species, z, like)
                 found = self.descriptor.feature_gradients(
-                    state, near.centres, directions, slopes, projections=near.dots
+                    state, similarity.centres, directions, slopes, projections=similarity.dots
                 )
                 raw += [found.positions] if by_positions else []
                 raw += [found.strain] if by_strain else []
@@ -404,12 +404,12 @@ class FeatureMap:
         """f_i = Σ_m k(p_i, p_m) c_m for ``size`` atoms, shape (N,)."""
         like = similarities[0].dots
         values = zeros(size, like)
-        for near in similarities:
-            own = asarray_like(coefficients[near.element], like)
-            part = empty(int(near.dots.shape[0]), like)
-            for rows in _row_blocks(near.dots):
-                part[rows] = _power(near.dots[rows, :], self.zeta) @ own
-            values = put_rows(values, near.index, near.weighted(part))
+        for similarity in similarities:
+            own = asarray_like(coefficients[similarity.element], like)
+            part = empty(int(similarity.dots.shape[0]), like)
+            for rows in _row_blocks(similarity.dots):
+                part[rows] = _power(similarity.dots[rows, :], self.zeta) @ own
+            values = put_rows(values, similarity.index, similarity.weighted(part))
         return values
 
     def descriptor_gradient(
@@ -423,26 +423,26 @@ class FeatureMap:
         like = similarities[0].dots
         xp = namespace(like)
 
-        def part(near: Similarity, own: Array, rows: slice) -> Array:
+        def part(similarity: Similarity, own: Array, rows: slice) -> Array:
             # a pass over the (n, M) slopes costs as much as a tenth of the product
-            slopes = _slope(near.dots[rows, :], self.zeta, own)
+            slopes = _slope(similarity.dots[rows, :], self.zeta, own)
             if weights is not None:
-                slopes *= xp.take(weights, near.index[rows])[:, None]
-            if near.weights is not None:
-                slopes *= near.weights[rows][:, None]
-            return near.directions.combine(slopes)
+                slopes *= xp.take(weights, similarity.index[rows])[:, None]
+            if similarity.weights is not None:
+                slopes *= similarity.weights[rows][:, None]
+            return similarity.representatives.combine(slopes)
 
-        every = sum(len(near.centres) for near in similarities) == shape[0]
+        every = sum(len(similarity.centres) for similarity in similarities) == shape[0]
         work = [
-            (near, asarray_like(coefficients[near.element], like), rows)
-            for near in similarities
-            for rows in _row_blocks(near.dots)
+            (similarity, asarray_like(coefficients[similarity.element], like), rows)
+            for similarity in similarities
+            for rows in _row_blocks(similarity.dots)
         ]
         if every and len(work) == 1:
             return part(*work[0])  # one element: its atoms are all there are, in their order
         gradient = (empty if every else zeros)(shape, like)
-        for near, own, rows in work:
-            gradient = put_rows(gradient, near.index[rows], part(near, own, rows))
+        for similarity, own, rows in work:
+            gradient = put_rows(gradient, similarity.index[rows], part(similarity, own, rows))
         return gradient
 
 
@@ -531,21 +531,21 @@ def evaluate_environments(
     """
     descriptors = [feature_map.descriptor for feature_map in feature_maps]
     states = evaluate_states(descriptors, structure, derivatives=derivatives, pairs=pairs, device=device)
-    near = {
+    similarities = {
         feature_map: feature_map.similarities(
             states[feature_map.descriptor], structure.numbers, single=single
         )
         for feature_map in feature_maps
     }
-    return states, near
+    return states, similarities
 
 
 __all__ = [
     "DEFAULT_REPRESENTATIVES",
     "SELECTIONS",
-    "Directions",
     "FeatureMap",
     "Kernels",
+    "Representatives",
     "SOAPKernel",
     "Similarity",
     "SummedFeatures",

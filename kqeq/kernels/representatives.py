@@ -21,7 +21,7 @@ from scipy import sparse
 from kqeq.backend import blas
 from kqeq.backend.linalg import factorise_with_jitter, solve_lower
 from kqeq.descriptors.base import Descriptor
-from kqeq.errors import RepresentativesWarning
+from kqeq.errors import RepresentativesWarning, warn
 from kqeq.frames.structures import Structure
 from kqeq.kernels.feature_map import (
     DEFAULT_REPRESENTATIVES,
@@ -128,17 +128,16 @@ def _build(
             rows, others = rows[:, :half], rows[:, half:]  # noqa: PLW2901
             index = select_for_gradients(rows, others - rows, wanted, float(kernel.zeta))
         else:
-            index = select(rows, wanted, kernel.selection)
+            index = choose_rows(rows, wanted, kernel.selection)
         chosen[z] = sparse.csr_array(rows[index])
         if kernel.n_representatives is not None and len(index) < wanted:
             short.append(f"{chemical_symbols[z]} {len(index)}")
     if short:
-        warnings.warn(
+        warn(
             f"{kernel.n_representatives} representatives per element were asked for the {role} kernel, but the "
             f"training frames have fewer distinct environments of some elements ({', '.join(short)}); all were "
             "taken. Lower n_representatives to silence this.",
             RepresentativesWarning,
-            stacklevel=3,
         )
     return FeatureMap(descriptor, float(kernel.zeta), chosen, species)
 
@@ -205,7 +204,7 @@ def _keep_drawn(_: sparse.csr_array, drawn: FloatArray, *, n: int) -> IntArray:
     return np.sort(np.argsort(drawn, kind="stable")[:n])
 
 
-def select(rows: sparse.csr_array, n: int, method: str) -> IntArray:
+def choose_rows(rows: sparse.csr_array, n: int, method: str) -> IntArray:
     """Indices of at most ``n`` distinct representative rows, in the order of choice.
 
     Parameters
@@ -379,4 +378,4 @@ def _distinct(rows: sparse.csr_array, order: IntArray) -> IntArray:
     return np.asarray(order[~(dots > 1.0 - DUPLICATE).any(axis=1)])
 
 
-__all__ = ["build_feature_map", "select", "select_for_gradients"]
+__all__ = ["build_feature_map", "choose_rows", "select_for_gradients"]

@@ -153,7 +153,8 @@ def template(model: KQEq | None = None) -> str:
         For settings that no file can hold (an ASE calculator as baseline).
     """
     model = KQEq() if model is None else model
-    plain, tables = [], []
+    plain: list[str] = []
+    tables: list[str] = []
     words, of_fit = _docstring(KQEq), _docstring(KQEq.fit)
     words.update(
         {name: of_fit[name] for name, text in words.items() if text.startswith("As of") and name in of_fit}

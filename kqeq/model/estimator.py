@@ -620,7 +620,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         potential = self.fitted()
         chosen = check_properties(properties)
         single_precision = check_precision(precision)
-        single = isinstance(frames, Atoms)
+        one_frame = isinstance(frames, Atoms)
         given = {
             "total_charge": total_charge,
             "external_field": external_field,
@@ -635,11 +635,11 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             return list(track(results, "predict", total=len(structures)))
 
         predictions, _ = devices.run(device, work)
-        potential.warn_if_undetermined(structures, predictions, stacklevel=3)
+        potential.warn_if_undetermined(structures, predictions)
         if posterior is not None:
             both = track(zip(predictions, structures, strict=True), "uncertainty", total=len(structures))
             predictions = [with_uncertainty(p, posterior, s, chosen, potential.baseline) for p, s in both]
-        return predictions[0] if single else predictions
+        return predictions[0] if one_frame else predictions
 
     # ------------------------------------------------------------- evaluate
 

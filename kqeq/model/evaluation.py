@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,7 @@ from ase import Atoms
 
 from kqeq.backend import CPU, Device
 from kqeq.baselines.store import stored
-from kqeq.errors import InputError, LabelWarning
+from kqeq.errors import InputError, LabelWarning, warn
 from kqeq.fitting.dipole_origin import other_origin
 from kqeq.fitting.metrics import Evaluation, compare
 from kqeq.frames.external_charges import read_external_charges
@@ -154,7 +153,7 @@ def evaluate_pairs(
     potential.warn_if_undetermined([s for s, _ in open_ones], [p for _, p in open_ones])
     origin = other_origin(ions)
     if origin is not None:
-        warnings.warn(origin, LabelWarning, stacklevel=3)
+        warn(origin, LabelWarning)
     return evaluation
 
 

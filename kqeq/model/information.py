@@ -13,6 +13,7 @@ import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 
 from kqeq._version import __version__
+from kqeq.errors import KQEqError
 from kqeq.fitting.report import FitReport
 from kqeq.frames.structures import Structure
 from kqeq.potential.determination import TOLERANCE, Determination
@@ -100,10 +101,11 @@ class Information:
         add("fitted to", f"{report.n_frames} frames, {report.n_atoms} atoms, {report.n_residuals} labels")
         add("", ", ".join(f"{kind} ({n} frames)" for kind, n in report.used.items()))
         for kernel in self.kernels:
+            sharpness = "" if kernel["sigma"] is None else f", σ {kernel['sigma']:g} Å"
             counts = ", ".join(f"{z} {n}" for z, n in kernel["representatives"].items())
             add(
                 kernel["part"],
-                f"cutoff {kernel['r_cut']:g} Å, σ {kernel['sigma']:g} Å, {kernel['features']} features; "
+                f"cutoff {kernel['r_cut']:g} Å{sharpness}, {kernel['features']} features; "
                 f"representatives {counts}",
             )
         state = "converged" if report.converged else "NOT CONVERGED"
@@ -133,7 +135,7 @@ class Information:
                 f"{self.milliseconds:.3g} ms an atom for energy and forces (a cluster of {SAMPLE_ATOMS} atoms, here)",
             )
         else:
-            add("cost", "that of the baseline above all")
+            add("cost", "not measured" if self.baseline == "none" else "that of the baseline above all")
         return "\n".join(lines)
 
 
@@ -221,11 +223,12 @@ def _kernels(potential: Potential) -> list[dict[str, Any]]:
             continue
         for feature_map, coefficients in part.terms:
             descriptor = feature_map.descriptor
+            sigma = getattr(descriptor, "sigma", None)
             rows.append(
                 {
                     "part": name,
                     "r_cut": float(getattr(descriptor, "r_cut", descriptor.cutoff)),
-                    "sigma": float(getattr(descriptor, "sigma", float("nan"))),
+                    "sigma": None if sigma is None else float(sigma),
                     "zeta": float(feature_map.zeta),
                     "features": _features(descriptor, potential.species),
                     "representatives": {chemical_symbols[z]: len(c) for z, c in coefficients.items()},
@@ -236,11 +239,11 @@ def _kernels(potential: Potential) -> list[dict[str, Any]]:
 
 def _features(descriptor: Any, species: tuple[int, ...]) -> int:
     """Length of the descriptor of a structure that holds all elements."""
-    return max(block.stop for block in descriptor.block_slices(species).values())
+    return max((int(block.stop) for block in descriptor.block_slices(species).values()), default=0)
 
 
-def _milliseconds(potential: Potential) -> float:
-    """Time of energy and forces of a cluster of all elements, for each atom; the better of two."""
+def _milliseconds(potential: Potential) -> float | None:
+    """Time of energy and forces of a cluster of all elements, for each atom; ``None`` where the model asks for more."""
     numbers = np.resize(np.array(potential.species), SAMPLE_ATOMS)
     side = round(SAMPLE_ATOMS ** (1.0 / 3.0))
     spacing = 2.0 * float(covalent_radii[numbers].max())
@@ -253,9 +256,12 @@ def _milliseconds(potential: Potential) -> float:
         )
     kinds = ("energy", "forces") if potential.has_energy else ("dipole",)
     times = []
-    for _ in range(3):
+    for _ in range(3):  # the first may compile
         started = time.perf_counter()
-        list(potential.predict_many([structure], kinds))
+        try:
+            list(potential.predict_many([structure], kinds))
+        except KQEqError:  # reference charges, a spin state
+            return None
         times.append(time.perf_counter() - started)
     return 1e3 * min(times[1:]) / len(numbers)
 

@@ -101,7 +101,7 @@ _CHARGES: dict[str, Checker] = {
         decay=number(low=-1e3, high=1e3),
         cutoff=number(low=1.0, high=100.0),
         reference_charges=optional(text()),
-        maybe=_SOLVED,
+        maybe={**_SOLVED, "pair_softness": optional(mapping(number(low=0.0, high=1e6)))},
         more=True,
     ),
     "LatentCharges": table(

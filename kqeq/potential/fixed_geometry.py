@@ -75,14 +75,14 @@ class FixedGeometry:
             As for :meth:`kqeq.potential.Potential.predict`.
         """
         with in_threads_for(structure):
-            states, near = evaluate_environments(
+            states, similarities = evaluate_environments(
                 potential.feature_maps, structure, pairs=pairs, device=device, single=single
             )
             # bound without charge where that is possible: then results do not depend on which charge came first
             given = structure.fragment_charges is not None or structure.reference_charges is not None
             bound = structure if given else replace(structure, total_charge=0.0)
-            system = potential.bind(bound, near, device=device)
-        return cls(potential, structure, states, near, system, device, single)
+            system = potential.bind(bound, similarities, device=device)
+        return cls(potential, structure, states, similarities, system, device, single)
 
     def under(
         self, total_charge: float | None = None, external_field: FloatArray | None = None
@@ -112,14 +112,14 @@ class FixedGeometry:
         if not self.potential.conditions:
             return replace(self, structure=structure)
         states = reweighted(self.states, structure)
-        near = self.potential.reweighted(self.similarities, states)
+        similarities = self.potential.reweighted(self.similarities, states)
         # site parameters, too, may depend on the state
         system = (
             self.system
             if not self.potential.sites
-            else self.potential.bind(structure, near, device=self.device)
+            else self.potential.bind(structure, similarities, device=self.device)
         )
-        return replace(self, structure=structure, states=states, similarities=near, system=system)
+        return replace(self, structure=structure, states=states, similarities=similarities, system=system)
 
     def predict(self, properties: Collection[str] = PROPERTIES) -> Prediction:
         """Predict under the conditions of the structure; see :meth:`kqeq.potential.Potential.predict`."""

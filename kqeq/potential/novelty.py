@@ -53,13 +53,13 @@ def distances(
     atoms = len(geometry.structure)
     found, relative = np.zeros(atoms), np.full(atoms, -1.0)
     for feature_map, similarities in geometry.similarities.items():
-        for near in similarities:
+        for similarity in similarities:
             # the largest kernel belongs to the largest dot product
-            nearest = np.maximum(to_numpy(near.dots).max(axis=1), 0.0) ** feature_map.zeta
+            nearest = np.maximum(to_numpy(similarity.dots).max(axis=1), 0.0) ** feature_map.zeta
             own = np.maximum(1.0 - nearest, 0.0)
-            scaled = own / scale(feature_map, near.element)
-            larger = scaled > relative[near.centres]
-            chosen = near.centres[larger]
+            scaled = own / scale(feature_map, similarity.element)
+            larger = scaled > relative[similarity.centres]
+            chosen = similarity.centres[larger]
             found[chosen], relative[chosen] = own[larger], scaled[larger]
     return found, relative
 

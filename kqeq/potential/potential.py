@@ -9,7 +9,6 @@ Dimensions: N atoms, F descriptor features.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,7 @@ from kqeq.charges.site_values import ELECTRONEGATIVITY
 from kqeq.descriptors import evaluate_states, longest_cutoff
 from kqeq.descriptors.base import Descriptor
 from kqeq.descriptors.conditioned import condition_of, reweighted
-from kqeq.errors import InputError, UndeterminedWarning, UnsupportedError
+from kqeq.errors import InputError, UndeterminedWarning, UnsupportedError, warn
 from kqeq.frames.neighbours import Pairs
 from kqeq.frames.states import KnownStates, check_known, state_of
 from kqeq.frames.structures import Structure
@@ -151,9 +150,9 @@ class Potential:
                 replace(own, weights=namespace(given).take(given, own.index))
                 if (given := getattr(states[m.descriptor], "weights", None)) is not None
                 else own
-                for own in near
+                for own in found
             ]
-            for m, near in similarities.items()
+            for m, found in similarities.items()
         }
 
     def _charge_slope(
@@ -382,7 +381,7 @@ class Potential:
         return all(abs(structure.total_charge - known) > 1e-6 for known in self.training_charges)
 
     def warn_if_undetermined(
-        self, structures: Sequence[Structure], predictions: Sequence[Prediction], *, stacklevel: int = 4
+        self, structures: Sequence[Structure], predictions: Sequence[Prediction]
     ) -> None:
         """Warn, once for all, where energies are predicted that the training data do not determine."""
         found = {}
@@ -395,7 +394,7 @@ class Potential:
         worst, (_, text) = max(found.items(), key=lambda item: item[1][0])
         if len(structures) > 1:
             text = f"{text} (structure {worst}; in all {len(found)} of {len(structures)} structures)"
-        warnings.warn(text, UndeterminedWarning, stacklevel=stacklevel)
+        warn(text, UndeterminedWarning)
 
     def predict(
         self,
@@ -422,7 +421,7 @@ class Potential:
         """
         derivatives = _needs_derivatives(structure, properties)
         with in_threads_for(structure):
-            states, near = evaluate_environments(
+            states, similarities = evaluate_environments(
                 self.feature_maps,
                 structure,
                 derivatives=derivatives,
@@ -430,7 +429,7 @@ class Potential:
                 device=device,
                 single=single,
             )
-            return self.finish(structure, properties, states, near, device=device)
+            return self.finish(structure, properties, states, similarities, device=device)
 
     def predict_many(
         self,
@@ -449,14 +448,14 @@ class Potential:
                 for s in batch
             ]
             numbers = [s.numbers for s in batch]
-            near = {
+            similarities = {
                 feature_map: feature_map.similarities_many(
                     [own[feature_map.descriptor] for own in states], numbers, single=single
                 )
                 for feature_map in self.feature_maps
             }
             for i, structure in enumerate(batch):
-                own = {feature_map: lists[i] for feature_map, lists in near.items()}
+                own = {feature_map: lists[i] for feature_map, lists in similarities.items()}
                 with in_threads_for(structure):
                     prediction = self.finish(structure, properties, states[i], own, device=device)
                 yield prediction

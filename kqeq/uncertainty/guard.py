@@ -6,7 +6,6 @@ Used by :class:`kqeq.KQEqCalculator`, which sees every structure of a run.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from kqeq.errors import ExtrapolationError, ExtrapolationWarning, InputError
+from kqeq.errors import ExtrapolationError, ExtrapolationWarning, InputError, warn
 from kqeq.kernels.feature_map import FeatureMap
 from kqeq.potential.fixed_geometry import FixedGeometry
 from kqeq.potential.novelty import distances, spread
@@ -170,7 +169,7 @@ class ExtrapolationGuard:
                 found,
             )
         elif not before:
-            warnings.warn(text, ExtrapolationWarning, stacklevel=2)
+            warn(text, ExtrapolationWarning)
 
     def _scale(self, feature_map: FeatureMap, element: int) -> float:
         key = feature_map, element

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.io import read, write
 
 import kqeq
 from conftest import NOISE, small_kernel
 from kqeq import ACKS2, AtomicDipoles, ChargeKernel, ExternalCharges, KQEq, KQEqCalculator, LatentCharges, QEq
 from kqeq.analysis import electrostatic_potential
-from kqeq.errors import InputError, UnsupportedError
+from kqeq.errors import InputError, LabelWarning, UnsupportedError
 from kqeq.frames.structures import read_structure
 from kqeq.potential.fixed_geometry import same_geometry
 
@@ -191,6 +192,39 @@ def test_calculator(water_model, water_systems, surroundings):
     assert atoms.calc.set(external_charges=again) == {}
     with pytest.raises(ValueError, match="read-only"):
         atoms.calc.external_charges.positions[0] = 0.0
+
+
+def test_frames_remember_that_they_were_embedded(tmp_path, water_model, water_systems, surroundings):
+    """What such a frame says of its energy is not what a fit without the charges may learn."""
+    atoms = centred(water_systems["water1"][1])
+    atoms.calc = KQEqCalculator(water_model, external_charges=surroundings)
+    atoms.get_forces()
+    write(tmp_path / "embedded.xyz", atoms)
+    frame = read(tmp_path / "embedded.xyz")
+    assert frame.info["calculator_external_charges"] == 4
+    with pytest.warns(LabelWarning) as caught:  # also of the net force
+        water_model.evaluate(frame)
+    assert any("computed among external charges" in str(warning.message) for warning in caught)
+    atoms.calc.external_charges = None
+    atoms.get_forces()
+    assert "calculator_external_charges" not in atoms.info
+
+
+def test_at_a_potential(water_model, water_systems, surroundings):
+    """The grand energy has the same back-forces, and the charge follows the surroundings."""
+    atoms = centred(water_systems["water1"][1])
+    potential = water_model.predict(atoms, total_charge=0.2).chemical_potential
+    calc = KQEqCalculator(water_model, potential=potential, external_charges=surroundings)
+    calc.get_property("forces", atoms)
+    forces = calc.external_forces.copy()
+    assert abs(calc.prediction.total_charge - 0.2) > 0.01
+    ends = []
+    for step in (STEP, -STEP):
+        there = moved(surroundings.positions, 1, 2, step)
+        calc.external_charges = (there, surroundings.charges, surroundings.widths)
+        ends.append(calc.get_property("energy", atoms))
+    assert abs(forces[1, 2]) > 0.01
+    assert -(ends[0] - ends[1]) / (2 * STEP) == pytest.approx(forces[1, 2], abs=2e-6)
 
 
 def test_uncertainties_follow(water_model, water_systems, surroundings):

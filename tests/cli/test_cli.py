@@ -14,6 +14,7 @@ from ase import Atoms
 from ase.io import read, write
 
 import kqeq
+from checks import run
 from kqeq import cli
 from kqeq.analysis import optimization
 from kqeq.errors import InputError, KQEqWarning, RepresentativesWarning
@@ -32,10 +33,6 @@ n_representatives = 12
 """
 
 SIZES = {"n_max": 4, "l_max": 3, "n_representatives": 12}
-
-
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +236,21 @@ def test_predict_writes_results_and_keeps_labels(files, tmp_path):
         assert after.info["REF_energy"] == pytest.approx(before.get_potential_energy(), abs=1e-6)
         np.testing.assert_allclose(after.arrays["REF_forces"], before.get_forces(), atol=1e-7)
         np.testing.assert_allclose(after.info["REF_dipole"], before.get_dipole_moment(), atol=1e-7)
+
+
+def test_predict_at_a_potential(files, tmp_path, capsys):
+    out = tmp_path / "out.xyz"
+    assert run("predict", files / "m.kqeq", f"{files / 'test.xyz'}@:2", "-o", out, "--potential", 5) == 0
+    shown = capsys.readouterr().out
+    assert "grand energy (eV)" in shown
+    for index, atoms in enumerate(read(out, ":")):
+        charge = atoms.info["total_charge"]
+        assert atoms.info["chemical_potential"] == pytest.approx(5.0, abs=1e-6)
+        assert abs(charge - round(charge)) > 1e-4
+        grand = float(shown.splitlines()[index + 1].split()[2])
+        assert grand == pytest.approx(atoms.get_potential_energy() - 5.0 * charge, abs=1e-4)
+    assert run("predict", files / "m.kqeq", files / "test.xyz", "--potential", 5, "--charge", 1) == 2
+    assert "give one of them" in capsys.readouterr().err
 
 
 def test_predict_of_a_prediction_keeps_the_first_labels(files, tmp_path):

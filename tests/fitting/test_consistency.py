@@ -89,11 +89,11 @@ def test_leverage_finds_the_outlier():
     """One row along a direction of its own among many that are nearly equal has leverage one."""
     from scipy import sparse
 
-    from kqeq.kernels.representatives import select
+    from kqeq.kernels.representatives import choose_rows
 
     rng = np.random.default_rng(0)
     rows = np.abs(np.array([1.0, 0, 0, 0, 0, 0]) + 0.01 * rng.normal(size=(200, 6)))
     rows[:, 5] = 0.0
     rows[137] = [0, 0, 0, 0, 0, 1.0]
     rows /= np.linalg.norm(rows, axis=1)[:, None]
-    assert 137 in select(sparse.csr_array(rows), 5, "leverage")
+    assert 137 in choose_rows(sparse.csr_array(rows), 5, "leverage")

@@ -9,7 +9,7 @@ from kqeq.errors import RepresentativesWarning
 from kqeq.frames.structures import read_structure
 from kqeq.kernels import representatives
 from kqeq.kernels.feature_map import SOAPKernel
-from kqeq.kernels.representatives import build_feature_map, select
+from kqeq.kernels.representatives import build_feature_map, choose_rows
 
 
 def cloud(n=60, f=8, seed=0):
@@ -30,7 +30,7 @@ def distances(rows):
 def test_as_many_distinct_rows_as_asked_for(method, n):
     """More than the rank (8) as well: powers of the dot product tell such rows apart."""
     rows = cloud()
-    chosen = select(rows, n, method)
+    chosen = choose_rows(rows, n, method)
     assert len(chosen) == min(n, 60)
     assert len(set(chosen.tolist())) == len(chosen)
     assert chosen.dtype == np.int64
@@ -39,13 +39,13 @@ def test_as_many_distinct_rows_as_asked_for(method, n):
 @pytest.mark.parametrize("method", ["fps", "cur"])
 def test_the_choice_is_always_the_same(method):
     rows = cloud()
-    np.testing.assert_array_equal(select(rows, 12, method), select(rows, 12, method))
+    np.testing.assert_array_equal(choose_rows(rows, 12, method), choose_rows(rows, 12, method))
 
 
 def test_farthest_point_sampling_is_greedy():
     rows = cloud()
     distance = distances(rows)
-    chosen = select(rows, 10, "fps").tolist()
+    chosen = choose_rows(rows, 10, "fps").tolist()
     for k in range(1, 10):
         nearest = distance[:, chosen[:k]].min(axis=1)
         assert nearest[chosen[k]] == pytest.approx(nearest.max())
@@ -54,14 +54,14 @@ def test_farthest_point_sampling_is_greedy():
 def test_cur_spans_more_than_the_first_rows():
     """Eight rows chosen by CUR span all eight dimensions well."""
     rows = cloud()
-    volume = np.linalg.svd(rows[select(rows, 8, "cur")].toarray())[1].min()
+    volume = np.linalg.svd(rows[choose_rows(rows, 8, "cur")].toarray())[1].min()
     arbitrary = np.linalg.svd(rows[np.arange(1, 9)].toarray())[1].min()
     assert volume > 3 * arbitrary
 
 
 def test_beyond_the_rank_the_choice_of_cur_is_continued():
     rows = cloud()
-    first, more = select(rows, 8, "cur"), select(rows, 20, "cur")
+    first, more = choose_rows(rows, 8, "cur"), choose_rows(rows, 20, "cur")
     np.testing.assert_array_equal(more[:8], first)
     # each further row is the one farthest from all before it
     distance = distances(rows)
@@ -75,7 +75,7 @@ def test_beyond_the_rank_the_choice_of_cur_is_continued():
 def test_duplicates_are_not_taken_twice(method, n):
     rows = cloud(30)
     twice = sparse.csr_array(sparse.vstack([rows, rows, rows]))
-    chosen = select(twice, n, method)
+    chosen = choose_rows(twice, n, method)
     assert len(chosen) == min(n, 30)
     assert len({int(i) % 30 for i in chosen}) == len(chosen)
 
@@ -83,7 +83,7 @@ def test_duplicates_are_not_taken_twice(method, n):
 @pytest.mark.parametrize("method", ["fps", "cur"])
 def test_one_environment_many_times(method):
     row = sparse.csr_array(np.tile([0.6, 0.8], (5, 1)))
-    np.testing.assert_array_equal(select(row, 3, method), [0])
+    np.testing.assert_array_equal(choose_rows(row, 3, method), [0])
 
 
 @pytest.mark.parametrize("method", ["fps", "cur"])
@@ -93,9 +93,9 @@ def test_a_random_projection_replaces_rows_that_do_not_fit(method, monkeypatch):
     rows = sparse.csr_array(centres / np.linalg.norm(centres, axis=1)[:, None])
     monkeypatch.setattr(representatives, "DENSE_BUDGET", 1000)
     monkeypatch.setattr(representatives, "PROJECTED_FEATURES", 200)
-    chosen = select(rows, 3, method)
+    chosen = choose_rows(rows, 3, method)
     assert sorted(i % 3 for i in chosen.tolist()) == [0, 1, 2]
-    np.testing.assert_array_equal(chosen, select(rows, 3, method))
+    np.testing.assert_array_equal(chosen, choose_rows(rows, 3, method))
 
 
 # ------------------------------------------------------------- feature maps

@@ -161,7 +161,7 @@ def describe(
     return f"{what} {value:.2f}: " + ", ".join(words)
 
 
-def learn(
+def learn_by_evidence(
     frames: Sequence[TrainingFrame],
     parameters: Parameters,
     noise: Mapping[str, float],
@@ -396,4 +396,4 @@ def _read(path: str | PathLike[str], mark: str, parameters: Parameters) -> Learn
         raise ModelFileError(f"{source} lacks a part of the checkpoint ({error!r}); {remedy}") from None
 
 
-__all__ = ["Learned", "PowerSearch", "describe", "learn", "rescale", "with_zeta"]
+__all__ = ["Learned", "PowerSearch", "describe", "learn_by_evidence", "rescale", "with_zeta"]

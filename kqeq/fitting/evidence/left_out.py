@@ -495,7 +495,7 @@ def learn_left_out(
     Parameters
     ----------
     frames, parameters, noise, linear, solve, report, mark, device, cache
-        As for :func:`kqeq.fitting.evidence.hyperparameters.learn`.
+        As for :func:`kqeq.fitting.evidence.hyperparameters.learn_by_evidence`.
     held : sequence of str
         Label kinds whose noise stays as it is given.
     resume : path-like, optional

@@ -124,9 +124,9 @@ class Linearisation:
         environment, states = self.parameters.sites, self.features.states
         if environment is None or states is None:
             return {}
-        near = sums.find_similarities(environment.feature_maps, states, self.frame.structure.numbers)
+        similarities = sums.find_similarities(environment.feature_maps, states, self.frame.structure.numbers)
         return {
-            kind: sums.site_jacobian(environment.terms(kind, self.there), near, states)
+            kind: sums.site_jacobian(environment.terms(kind, self.there), similarities, states)
             for kind in environment.parts
         }
 
@@ -150,8 +150,8 @@ class Linearisation:
         part, states = self.parameters.electronegativity, self.features.states
         if part is None or not part.kernels or states is None:
             return None
-        near = sums.find_similarities(part.feature_maps, states, self.frame.structure.numbers)
-        return sums.site_jacobian(part.terms(self.there), near, states)
+        similarities = sums.find_similarities(part.feature_maps, states, self.frame.structure.numbers)
+        return sums.site_jacobian(part.terms(self.there), similarities, states)
 
     @cached_property
     def chi_gradients(self) -> FeatureGradients | None:
