@@ -24,7 +24,7 @@ _cache: list[Path] = []
 
 
 def row(name: str, value: float | None, unit: str, target: str = "") -> Row:
-    """One measured number; ``target`` as the issue states it, for example ``"<= 2"``."""
+    """One measured number; ``target`` as the issue states it, for example ``"<= 2"`` or ``"in 58..78"``."""
     return {"name": name, "value": value, "unit": unit, "target": target}
 
 
@@ -59,6 +59,9 @@ def met(item: Row) -> str:
     if not target or value is None:
         return ""
     sign, number = target.split()
+    if sign == "in":
+        low, high = map(float, number.split(".."))
+        return "ok" if low <= value <= high else "MISSED"
     good = {"<=": value <= float(number), ">=": value >= float(number), "<": value < float(number)}[sign]
     return "ok" if good else "MISSED"
 

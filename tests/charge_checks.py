@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.testing import assert_allclose
 
+from checks import central
 from kqeq.charges.base import ENVIRONMENT_KINDS, SITE_KINDS, SiteChange, SiteParameters
 from kqeq.charges.flow import BondFlow, FreeFlow, NoFlow
 from kqeq.frames.structures import Structure
@@ -53,11 +54,6 @@ class Case:
             self.field if field is None else field,
             self.total_charge if total_charge is None else total_charge,
         )
-
-
-def central(function, h: float):
-    """Fourth-order central difference of function(t) at t = 0."""
-    return (8 * (function(h) - function(-h)) - (function(2 * h) - function(-2 * h))) / (12 * h)
 
 
 def not_trivial(value, limit: float = 1e-3):

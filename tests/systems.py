@@ -4,8 +4,22 @@ import numpy as np
 from ase import Atoms
 from ase.build import bulk, fcc111
 from ase.build import molecule as ase_molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from kqeq.frames.structures import read_structure
+
+WATER = Atoms("OH2", [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
+
+
+def water(info=None, arrays=None, atoms=WATER, **results):
+    """A copy of ``atoms`` with entries in info and arrays, and results as ASE reads them from a file."""
+    atoms = atoms.copy()
+    atoms.info.update(info or {})
+    for name, value in (arrays or {}).items():
+        atoms.arrays[name] = np.asarray(value)
+    if results:
+        atoms.calc = SinglePointCalculator(atoms, **results)
+    return atoms
 
 
 def triclinic():

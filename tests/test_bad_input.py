@@ -31,8 +31,7 @@ from kqeq.errors import (
     UndeterminedWarning,
     UnsupportedError,
 )
-
-WATER = Atoms("OH2", [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
+from systems import WATER
 
 
 def water(info=None, **arrays):

@@ -23,7 +23,7 @@ from kqeq.analysis.entry import conditions_of, potential_of
 from kqeq.analysis.optimization import BAR, bare_geometry
 from kqeq.analysis.results import Result
 from kqeq.calculator import KQEqCalculator
-from kqeq.errors import InputError, KQEqError, UnsupportedError
+from kqeq.errors import ExtrapolationError, InputError, KQEqError, UnsupportedError
 from kqeq.frames.conditions import without_conditions
 from kqeq.frames.structures import describe
 from kqeq.model.estimator import KQEq
@@ -107,6 +107,8 @@ def molecular_dynamics(
     every: int = 10,
     observer: Callable[[Atoms, dict[str, Any]], None] | None = None,
     device: str = "cpu",
+    max_energy_std: float | None = None,
+    max_distance: float | None = None,
 ) -> tuple[Atoms, Dynamics]:
     """Run a dynamics.
 
@@ -142,6 +144,8 @@ def molecular_dynamics(
         Called at every report with a copy of the geometry (momenta and results included) and the numbers of that step,
         under the names of :class:`Dynamics` in the singular.
     device : {"cpu", "cuda", "auto"}
+    max_energy_std, max_distance : float, optional
+        Stop where the model extrapolates, as :class:`kqeq.KQEqCalculator` with ``on_extrapolation="stop"`` says.
 
     Returns
     -------
@@ -154,6 +158,8 @@ def molecular_dynamics(
     InputError
         For settings that make no sense, and where the model refuses a geometry on the way (the last good one has been
         given to ``observer``).
+    ExtrapolationError
+        Where one of the limits was passed; likewise.
     UnsupportedError
         For a model without energies, ``npt`` of a structure that is not periodic in three directions, or an ASE too old
         for it.
@@ -182,7 +188,14 @@ def molecular_dynamics(
     hold = bool((charge or potential is not None) and field.any()) and not pinned
     if hold:
         moving.set_constraint([*moving.constraints, FixCom()])
-    calculator = KQEqCalculator(model, potential=potential, device=device)
+    calculator = KQEqCalculator(
+        model,
+        potential=potential,
+        device=device,
+        max_energy_std=max_energy_std,
+        max_distance=max_distance,
+        on_extrapolation="stop",
+    )
     moving.calc = calculator
     rng = np.random.default_rng([seed, start])  # a dynamics that goes on does not repeat its noise
     if not moving.has("momenta") or not moving.get_momenta().any():
@@ -209,6 +222,9 @@ def molecular_dynamics(
     driver.attach(tell, interval=1)
     try:
         driver.run(steps - start)
+    except ExtrapolationError as error:
+        step = start + driver.nsteps
+        raise ExtrapolationError(f"stopped at step {step}: {error}", error.extrapolation) from error
     except KQEqError as error:
         if not rows:
             raise

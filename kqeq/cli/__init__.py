@@ -1,6 +1,6 @@
 """The command line, ``kqeq COMMAND ...``; one module for each group of commands.
 
-Exit codes: 0 success, 1 an optimisation that did not converge or a check that failed, 2 unusable input, 130
+Exit codes: 0 success, 1 what did not converge, failed or was stopped, 2 unusable input, 130
 interrupted.  The heavy modules are imported inside the commands, so that ``kqeq --help`` answers at once.
 """
 

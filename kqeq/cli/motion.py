@@ -28,7 +28,7 @@ from kqeq.cli.files import (
     write_frames,
     write_json,
 )
-from kqeq.errors import InputError
+from kqeq.errors import ExtrapolationError, InputError
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -111,6 +111,18 @@ def add_motion(commands: Any) -> None:
         "--restart",
         action="store_true",
         help="go on from the end of --trajectory if it is there, up to --steps in all; run the same command again",
+    )
+    md.add_argument(
+        "--max-energy-std",
+        type=float,
+        metavar="S",
+        help="stop where the standard deviation of the energy is larger, eV (needs fit --posterior)",
+    )
+    md.add_argument(
+        "--max-distance",
+        type=float,
+        metavar="D",
+        help="stop where an environment is farther from those of the fit, about 1 within the training data",
     )
     md.add_argument("--quiet", action="store_true", help="print no steps")
     add_json(md, "the reports")
@@ -289,22 +301,30 @@ def _md(arguments: argparse.Namespace) -> int:
                     print(",".join(COLUMNS[name] for name in names), file=log)
                 print(",".join(repr(plain(row[name])) for name in names), file=log)
 
-    end, dynamics = molecular_dynamics(
-        model,
-        atoms,
-        steps=arguments.steps,
-        ensemble=arguments.ensemble,
-        timestep=arguments.timestep,
-        temperature=arguments.temperature,
-        friction=arguments.friction,
-        pressure=arguments.pressure,
-        free_cell=arguments.free_cell,
-        seed=arguments.seed,
-        every=arguments.every,
-        observer=show,
-        device=arguments.device,
-        potential=arguments.potential,
-    )
+    try:
+        end, dynamics = molecular_dynamics(
+            model,
+            atoms,
+            steps=arguments.steps,
+            ensemble=arguments.ensemble,
+            timestep=arguments.timestep,
+            temperature=arguments.temperature,
+            friction=arguments.friction,
+            pressure=arguments.pressure,
+            free_cell=arguments.free_cell,
+            seed=arguments.seed,
+            every=arguments.every,
+            observer=show,
+            device=arguments.device,
+            potential=arguments.potential,
+            max_energy_std=arguments.max_energy_std,
+            max_distance=arguments.max_distance,
+        )
+    except ExtrapolationError as error:
+        if error.extrapolation is not None:
+            write_frames(arguments.output, [error.extrapolation.atoms])
+        print(f"kqeq: STOPPED: {error}; that geometry was written to {arguments.output}", file=sys.stderr)
+        return FAILED
     write_frames(arguments.output, [end])
     if dynamics.held_centre_of_mass:
         print(_held(dynamics.total_charges[-1] * dynamics.external_field))

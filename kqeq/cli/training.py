@@ -30,6 +30,12 @@ def add_training(commands: Any) -> None:
         help="who carries the total charge on top of tight binding (baseline)",
     )
     fit.add_argument(
+        "--charges",
+        metavar="MODEL",
+        help="charge model: QEq, ACKS2, LatentCharges; auto compares several and takes the best; none for a short-range "
+        "energy alone (settings of charge models: --config)",
+    )
+    fit.add_argument(
         "--targets",
         nargs="+",
         metavar="KIND",
@@ -133,6 +139,7 @@ def _fit(arguments: argparse.Namespace) -> int:
         "budget": _number(arguments.budget),
     }
     model.set_params(**{name: value for name, value in typed.items() if value is not None})
+    model.set_params(**_charges(arguments.charges))
     options: dict[str, Any] = {}
     if arguments.quick:
         options["optimize"] = None
@@ -152,6 +159,18 @@ def _fit(arguments: argparse.Namespace) -> int:
     print(model.fit_report_)
     _save(model, arguments, validation, posterior=arguments.posterior)
     return OK
+
+
+def _charges(name: str | None) -> dict[str, Any]:
+    """The setting that ``--charges`` stands for."""
+    from kqeq.charges import charge_model_from_dict
+    from kqeq.kernels.settings import AUTO
+
+    if name is None:
+        return {}
+    if name == "none":
+        return {"charges": None, "electronegativity": None}
+    return {"charges": name if name == AUTO else charge_model_from_dict({"model": name})}
 
 
 def _number(text: str | None) -> float | str | None:

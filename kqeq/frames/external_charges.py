@@ -11,6 +11,9 @@ import numpy as np
 from kqeq.errors import InputError
 from kqeq.typing import FloatArray
 
+NOTED_OUTSIDE = "calculator_external_charges"
+"""Name in ``atoms.info`` under which :class:`kqeq.KQEqCalculator` notes how many external charges it was told."""
+
 _LARGEST_POSITION = 1e5
 """Coordinates beyond this (Å) are refused, as those of atoms are."""
 
@@ -121,4 +124,4 @@ def read_external_charges(value: Any) -> ExternalCharges | None:
     return value if len(value) else None
 
 
-__all__ = ["ExternalCharges", "read_external_charges"]
+__all__ = ["NOTED_OUTSIDE", "ExternalCharges", "read_external_charges"]

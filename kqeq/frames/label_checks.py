@@ -29,6 +29,7 @@ from kqeq.frames.conditions import (
     as_numbers,
     stored_charges,
 )
+from kqeq.frames.external_charges import NOTED_OUTSIDE
 from kqeq.frames.labels import LabelKeys, Labels, choose_energy, read_frames
 from kqeq.frames.structures import Structure, as_frames, describe
 from kqeq.typing import FloatArray
@@ -147,13 +148,14 @@ def survey(
     -----
     LabelWarning
         For energies that are all exactly zero (they are left out), some that are, net forces, stored charges that
-        contradict the given total charge, and distances that are in no unit of Å.
+        contradict the given total charge, distances that are in no unit of Å, and frames that were computed among
+        external charges.
     """
     frames = as_frames(frames)
     read = list(read_frames(frames, keys, weights=weights))
     live = _live(frames, read, keys)
     pairs, doubts = _zero_energies(read)
-    doubts += live
+    doubts += live + _embedded(frames)
     doubts += _zero_vectors(pairs)
     doubts += _net_forces(pairs, force_noise)
     doubts += _contradicting_charges(frames, pairs)
@@ -169,7 +171,16 @@ def survey(
 
 def unread_names(frames: Sequence[Atoms], keys: LabelKeys) -> dict[str, str]:
     """Names in frames that resemble those of labels, weights and conditions, but are not read; with the reason."""
-    read = {*CHARGE_KEYS, FIELD_KEY, NOTED_CHARGE, NOTED_FIELD, keys.weight, *_OWN, "initial_charges"}
+    read = {
+        *CHARGE_KEYS,
+        FIELD_KEY,
+        NOTED_CHARGE,
+        NOTED_FIELD,
+        NOTED_OUTSIDE,
+        keys.weight,
+        *_OWN,
+        "initial_charges",
+    }
     read |= {keys.prefix + name for name in (*CHARGE_KEYS, FIELD_KEY)}
     labels = {"energy", "free_energy", "forces", "stress", "dipole", "polarizability", "born_charges"}
     labels = {getattr(keys, kind) for kind in labels}
@@ -317,6 +328,18 @@ def _live(frames: Sequence[Atoms], pairs: Sequence[tuple[Structure, Labels]], ke
         return []
     first = next(iter(found.values()))
     return [f"{_list(list(found))} ({len(found)} in all) carry, beside their labels, {first}; {why}"]
+
+
+def _embedded(frames: Sequence[Atoms]) -> list[str]:
+    """Frames that were computed among charges which labels do not hold."""
+    found = [i for i, atoms in enumerate(frames) if atoms.info.get(NOTED_OUTSIDE)]
+    if not found:
+        return []
+    return [
+        f"{_list(found)} ({len(found)} in all) were computed among external charges "
+        f'(atoms.info["{NOTED_OUTSIDE}"]), which are not read: their energies and forces hold an interaction that a fit '
+        "does not know. Leave them out, or compute them without"
+    ]
 
 
 def _list(indices: Sequence[int]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from kqeq.baselines import CHARGE_FROM
 from kqeq.errors import InputError
 from kqeq.fitting.metrics import Evaluation
-from kqeq.fitting.settings import complete_noise
+from kqeq.fitting.settings import FitSettings, complete_noise
 from kqeq.frames.grouping import groups
 from kqeq.frames.label_checks import survey
 from kqeq.frames.structures import as_frames
@@ -78,51 +78,30 @@ def compare(
     found = survey(frames, base._keys(base.charges_key))
     fold = folds_of(found.pairs, folds, groups, seed)
 
-    def settings(changes: Mapping[str, Any]) -> Any:
-        own = clone(base).set_params(**changes)
-        return replace(search_of(own._settings(None), own.optimize), leave_out_failed=own.leave_out_failed)
+    def settings(own: KQEq) -> FitSettings:
+        found = search_of(own._settings(None), own.optimize)
+        return replace(found, leave_out_failed=own.leave_out_failed)
 
-    if candidates is None:
-        charged = (
-            base
-            if base._given()["charges"] is not None
-            else clone(base).set_params(electronegativity=AUTO, charges="default")
-        )
-        chosen = charge_candidates(
-            replace(
-                search_of(charged._settings(None), charged.optimize), leave_out_failed=base.leave_out_failed
-            )
-        )
-    else:
+    known: dict[str, Mapping[str, Any]] = {}
+    if candidates is not None:
         instance(Mapping, "a dict of settings by name").require(candidates, "compare(candidates=...)")
-        chosen = {str(name): settings(changes) for name, changes in candidates.items()}
-        if not chosen:
+        if not candidates:
             raise InputError("candidates is empty; expected settings of at least one model by name")
+        known |= candidates
     for baseline in baselines:
         name = baseline if isinstance(baseline, str) else type(baseline).__name__
-        chosen[f"{name} + short-range"] = settings(
-            {
-                "baseline": baseline,
-                "electronegativity": None,
-                "charges": None,
-                "charge_aware": None,
-                "site_kernel": None,
-            }
-        )
-        chosen[f"{name} + QEq"] = settings({"baseline": baseline, "charges": "default"})
+        below = {"baseline": baseline, "charge_aware": None, "site_kernel": None}
+        known[f"{name} + short-range"] = {**below, "electronegativity": None, "charges": None}
+        known[f"{name} + QEq"] = {**below, "charges": "default"}
+    chosen: dict[str, FitSettings] = {}
+    if candidates is None:
+        charged = base
+        if base._given()["charges"] is None:
+            charged = clone(base).set_params(electronegativity=AUTO, charges="default")
+        chosen |= charge_candidates(settings(charged))
+    chosen |= {str(name): settings(clone(base).set_params(**changes)) for name, changes in known.items()}
     comparison, _ = judge(found.pairs, chosen, fold)
-    if candidates is not None or baselines:
-        known = dict(candidates or {})
-        for baseline in baselines:
-            name = baseline if isinstance(baseline, str) else type(baseline).__name__
-            known[f"{name} + short-range"] = {
-                "baseline": baseline,
-                "electronegativity": None,
-                "charges": None,
-            }
-            known[f"{name} + QEq"] = {"baseline": baseline}
-        comparison = replace(comparison, settings={**comparison.settings, **known})
-    return comparison
+    return replace(comparison, settings={**comparison.settings, **known})
 
 
 @dataclass(frozen=True)

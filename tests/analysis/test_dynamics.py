@@ -9,13 +9,10 @@ from ase.constraints import FixAtoms
 from ase.io import read, write
 
 import kqeq
-from kqeq import analysis, cli
+from checks import run
+from kqeq import analysis
 from kqeq.analysis.dynamics import STEP_KEY
 from kqeq.errors import InputError, UnsupportedError
-
-
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +194,18 @@ def test_a_dynamics_that_breaks_down_says_where(ion_model, ion):
             observer=lambda *row: seen.append(row),
         )
     assert seen
+
+
+def test_a_dynamics_that_leaves_the_training_data_is_stopped(folder, ion_model, ion, tmp_path, capsys):
+    arguments = ("md", folder / "m.kqeq", folder / "ion.xyz", "-o", tmp_path / "end.xyz", "--ensemble", "nve")
+    limits = ("--max-distance", 1.5, "--timestep", 0.5, "--temperature", 30000, "--steps", 200, "--every", 1)
+    assert run(*arguments, *limits, "--trajectory", tmp_path / "run.xyz", "--quiet") == 1
+    assert "STOPPED: stopped at step" in capsys.readouterr().err
+    stopped, frames = read(tmp_path / "end.xyz"), read(tmp_path / "run.xyz", ":")
+    assert 1 < len(frames) < 200
+    assert np.abs(stopped.positions - frames[-1].positions).max() > 1e-4  # one step farther
+    _, found = analysis.molecular_dynamics(ion_model, ion, steps=3, max_distance=1e3, every=1)
+    assert len(found.steps) == 4
 
 
 # ------------------------------------------------------------------- vibrations

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.io import read, write
 
 import kqeq
 from conftest import NOISE, small_kernel
 from kqeq import ACKS2, AtomicDipoles, ChargeKernel, ExternalCharges, KQEq, KQEqCalculator, LatentCharges, QEq
 from kqeq.analysis import electrostatic_potential
-from kqeq.errors import InputError, UnsupportedError
+from kqeq.errors import InputError, LabelWarning, UnsupportedError
 from kqeq.frames.structures import read_structure
 from kqeq.potential.fixed_geometry import same_geometry
 
@@ -191,6 +192,22 @@ def test_calculator(water_model, water_systems, surroundings):
     assert atoms.calc.set(external_charges=again) == {}
     with pytest.raises(ValueError, match="read-only"):
         atoms.calc.external_charges.positions[0] = 0.0
+
+
+def test_frames_remember_that_they_were_embedded(tmp_path, water_model, water_systems, surroundings):
+    """What such a frame says of its energy is not what a fit without the charges may learn."""
+    atoms = centred(water_systems["water1"][1])
+    atoms.calc = KQEqCalculator(water_model, external_charges=surroundings)
+    atoms.get_forces()
+    write(tmp_path / "embedded.xyz", atoms)
+    frame = read(tmp_path / "embedded.xyz")
+    assert frame.info["calculator_external_charges"] == 4
+    with pytest.warns(LabelWarning) as caught:  # also of the net force
+        water_model.evaluate(frame)
+    assert any("computed among external charges" in str(warning.message) for warning in caught)
+    atoms.calc.external_charges = None
+    atoms.get_forces()
+    assert "calculator_external_charges" not in atoms.info
 
 
 def test_at_a_potential(water_model, water_systems, surroundings):

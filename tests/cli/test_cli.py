@@ -14,6 +14,7 @@ from ase import Atoms
 from ase.io import read, write
 
 import kqeq
+from checks import run
 from kqeq import cli
 from kqeq.analysis import optimization
 from kqeq.errors import InputError, KQEqWarning, RepresentativesWarning
@@ -32,10 +33,6 @@ n_representatives = 12
 """
 
 SIZES = {"n_max": 4, "l_max": 3, "n_representatives": 12}
-
-
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,10 @@ from ase.io import read, write
 from matplotlib.figure import Figure
 
 import kqeq
-from checks import bare
-from kqeq import analysis, cli, plots
+from checks import bare, run
+from kqeq import analysis, plots
 from kqeq.errors import InputError
 from kqeq.potential.potential import Potential
-
-
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,12 @@ from ase import Atoms
 from ase.io import read, write
 
 import kqeq
+from checks import run
 from kqeq import cli
 from kqeq.cli.completion import script
 from kqeq.errors import InputError
 from kqeq.frames.splits import groups_of
 from kqeq.model.config import load_config, model_from_dict, template
-
-
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

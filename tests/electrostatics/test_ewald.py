@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy.special import erf, erfc
 
+from checks import central
 from kqeq.backend import namespace, to_numpy
 from kqeq.constants import COULOMB
 from kqeq.electrostatics import EwaldCoulomb, OpenCoulomb, coulomb
@@ -25,10 +26,6 @@ TRICLINIC = np.array([[4.0, 0.3, -0.2], [1.0, 4.4, 0.1], [-0.7, 1.2, 5.0]])
 def crystal(seed: int, atoms: int = 4, cell: np.ndarray = TRICLINIC) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     return rng.uniform(0, 1, size=(atoms, 3)) @ cell, rng.uniform(0.4, 0.9, atoms)
-
-
-def central(function, h: float = 2e-3):
-    return (8 * (function(h) - function(-h)) - (function(2 * h) - function(-2 * h))) / (12 * h)
 
 
 def rotation(seed: int) -> np.ndarray:
@@ -346,7 +343,9 @@ def test_gradient_and_strain_equal_finite_differences(pbc, dipoles, columns):
     step = rng.normal(size=(4, 3))
     slope = np.einsum("ka,kac->c", step, gradient)
     assert np.abs(slope).max() > 1
-    assert_allclose(slope, central(lambda t: left @ make(r + t * step).matvec(right)), rtol=0, atol=2e-7)
+    assert_allclose(
+        slope, central(lambda t: left @ make(r + t * step).matvec(right), 2e-3), rtol=0, atol=2e-7
+    )
     strain = provider.bilinear_strain(left, right)
     assert strain.shape == (3, 3, columns)
     # every element of the strain derivative, through one column each
@@ -355,7 +354,8 @@ def test_gradient_and_strain_equal_finite_differences(pbc, dipoles, columns):
             change = np.zeros((3, 3))
             change[a, b] = 1
             numeric = central(
-                lambda t, m=change: left @ make(r + t * r @ m, TRICLINIC + t * TRICLINIC @ m).matvec(right)
+                lambda t, m=change: left @ make(r + t * r @ m, TRICLINIC + t * TRICLINIC @ m).matvec(right),
+                2e-3,
             )
             assert np.abs(strain[a, b]).max() > 1e-2
             assert_allclose(strain[a, b], numeric, rtol=0, atol=1e-6)
@@ -379,7 +379,7 @@ def test_every_component_of_the_gradient(pbc, dipoles):
                 moved = EwaldCoulomb(r + t * s, sigma, TRICLINIC, pbc, dipoles=dipoles, accuracy=1e-12)
                 return y @ moved.matvec(y)
 
-            assert_allclose(gradient[k, axis], central(form), rtol=0, atol=1e-6)
+            assert_allclose(gradient[k, axis], central(form, 2e-3), rtol=0, atol=1e-6)
 
 
 @PBC
@@ -433,6 +433,9 @@ def test_chunks_and_blocks_do_not_matter(pbc, monkeypatch):
     monkeypatch.setattr(f"{package}.reciprocal._CACHE_ELEMENTS", 0)
     monkeypatch.setattr(f"{package}.reciprocal._ROWS", 5)
     monkeypatch.setattr(f"{package}.ewald._ROWS", 5)
+    monkeypatch.setattr(f"{package}.host._CHUNK_ELEMENTS", 900)
+    monkeypatch.setattr(f"{package}.host._KEPT_ELEMENTS", 0)
+    monkeypatch.setattr(f"{package}.host._SMALLEST_THREADED", 1)
     for a, b in zip(expected, everything(), strict=True):
         assert_allclose(b, a, rtol=0, atol=1e-10)
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy.integrate import quad
 
+from checks import central
 from kqeq.backend import asarray_like, erf, erfc, namespace, to_numpy
 from kqeq.constants import COULOMB
 from kqeq.electrostatics import OpenCoulomb, coulomb
@@ -21,11 +22,6 @@ DIPOLES = pytest.mark.parametrize("dipoles", [False, True], ids=["charges", "dip
 def cluster(seed: int, atoms: int, spread: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     return rng.normal(scale=spread, size=(atoms, 3)), rng.uniform(0.4, 1.1, atoms)
-
-
-def central(function, h: float = 1e-3):
-    """Fourth-order central difference of function(t) at t = 0."""
-    return (8 * (function(h) - function(-h)) - (function(2 * h) - function(-2 * h))) / (12 * h)
 
 
 # Radial functions ---------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from checks import central
 from kqeq.backend import index_add, irfftn, namespace, rfftn, to_numpy
 from kqeq.constants import COULOMB
 from kqeq.electrostatics import EwaldCoulomb, MeshCoulomb, OpenCoulomb, coulomb
@@ -37,10 +38,6 @@ def exact(r, sigma, pbc, dipoles):
     if not any(pbc):
         return OpenCoulomb(r, sigma, dipoles=dipoles)
     return EwaldCoulomb(r, sigma, CELL, pbc, dipoles=dipoles, accuracy=1e-12)
-
-
-def central(function, h: float = 1e-3):
-    return (8 * (function(h) - function(-h)) - (function(2 * h) - function(-2 * h))) / (12 * h)
 
 
 # Splines ------------------------------------------------------------------------------------------

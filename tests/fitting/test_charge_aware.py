@@ -409,7 +409,9 @@ def prior_of(posterior):
     """As if there were no data; element energies are held."""
     parameters = posterior.parameters
     energy = replace(parameters.short_range, offset_spread=0.0)
-    return replace(posterior, lower=np.eye(len(posterior.u)), parameters=replace(parameters, energy=energy))
+    return replace(
+        posterior, lower=np.eye(len(posterior.u)), parameters=replace(parameters, short_range=energy)
+    )
 
 
 def test_uncertainty_of_energies_is_that_of_the_product_kernel(pair, water_training):

@@ -191,7 +191,7 @@ def test_kernel_weights_of_zero_leave_the_elements_alone(layouts):
     u = 0.3 * np.random.default_rng(8).normal(size=parameters.size)
     for part in parameters.sites.parts.values():
         u[part.columns] = 0.0
-    plain = replace(parameters, environment=None)
+    plain = replace(parameters, sites=None)
     rows = {
         name: frame_rows(frame, compute_features(frame, own), own, u, DEFAULT_NOISE, jacobian="none")[0]
         for name, own in (("kernels", parameters), ("elements", plain))

@@ -4,8 +4,6 @@ import warnings
 
 import numpy as np
 import pytest
-from ase import Atoms
-from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 from ase.io import Trajectory, read, write
 
@@ -19,17 +17,9 @@ from kqeq.errors import InputError, LabelWarning, UndeterminedWarning
 from kqeq.frames.conditions import conditions, read_name, under_conditions, without_conditions, write_name
 from kqeq.frames.labels import LabelKeys, read_frame
 from kqeq.frames.structures import read_structure
+from systems import WATER, water
 
-WATER = Atoms("OH2", [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
 FIELD = (0.0, 0.02, 0.1)
-
-
-def water(info=None, **results):
-    atoms = WATER.copy()
-    atoms.info.update(info or {})
-    if results:
-        atoms.calc = SinglePointCalculator(atoms, **results)
-    return atoms
 
 
 def told(**parameters):
@@ -422,7 +412,7 @@ def test_an_outer_potential_reaches_every_question(ion_model, ion, relax):
             - ion_model.predict(without_conditions(there), total_charge=0).energy
         )
         assert states.vertical_electron_affinity == pytest.approx(difference, abs=1e-6)
-    matrix = analysis.vibrations.hessian(ion_model, end.atoms)
+    matrix = analysis.hessian(ion_model, end.atoms)
     displaced = end.atoms.copy()
     displaced.positions[1, 0] += 0.01
     forces = ion_model.predict(displaced).forces - end.prediction.forces

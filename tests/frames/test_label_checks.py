@@ -19,20 +19,10 @@ from kqeq.fitting.dipole_origin import ORIGINS, other_origin
 from kqeq.frames.label_checks import survey, unread_names
 from kqeq.frames.labels import LabelKeys, read_frame
 from kqeq.frames.structures import read_structure
+from systems import WATER, water
 
-WATER = Atoms("OH2", [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
 FORCES = np.array([[0.1, 0.2, 0.0], [-0.3, 0.0, 0.1], [0.2, -0.2, -0.1]])
 KEYS = LabelKeys()
-
-
-def water(info=None, arrays=None, atoms=WATER, **results):
-    atoms = atoms.copy()
-    atoms.info.update(info or {})
-    for name, value in (arrays or {}).items():
-        atoms.arrays[name] = np.asarray(value)
-    if results:
-        atoms.calc = SinglePointCalculator(atoms, **results)
-    return atoms
 
 
 def quiet(frames, keys=KEYS, **options):

@@ -10,19 +10,11 @@ from ase.io import read, write
 
 from kqeq.errors import InputError, LabelWarning
 from kqeq.frames.labels import LABEL_KINDS, LabelKeys, Labels, read_frame, read_frames
+from systems import water
 
 FORCES = np.arange(9.0).reshape(3, 3) / 10
 STRESS = np.array([[1.0, 6.0, 5.0], [6.0, 2.0, 4.0], [5.0, 4.0, 3.0]])
 ALPHA = np.diag([1.0, 2.0, 3.0]) + 0.1
-
-
-def water(info=None, arrays=None, **results):
-    atoms = Atoms("OH2", [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
-    atoms.info.update(info or {})
-    atoms.arrays.update({name: np.array(value) for name, value in (arrays or {}).items()})
-    if results:
-        atoms.calc = SinglePointCalculator(atoms, **results)
-    return atoms
 
 
 def labels_of(atoms, keys=None, **options):

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from kqeq.errors import InputError
 from kqeq.frames.structures import MIN_DISTANCE, as_frames, conditions, describe, read_structure
-
-WATER = Atoms("OH2", [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
+from systems import WATER
 
 
 def water(**info):

@@ -214,6 +214,35 @@ def test_command(frames, tmp_path, capsys, monkeypatch):
     assert len([own for own in table["candidates"].values() if "errors" in own]) >= 5
 
 
+@pytest.mark.parametrize("how", ["option", "file"])
+def test_automatic_charges_from_the_command_line(how, frames, tmp_path, capsys, monkeypatch):
+    from ase.io import write
+
+    monkeypatch.setattr(
+        "kqeq.model.estimator.charge_candidates",
+        lambda settings: {"short-range": replace(settings, charges=None, electronegativity=None)},
+    )
+    write(tmp_path / "train.xyz", frames[::2])
+    kernel = "r_cut = 3.0\nn_max = 3\nl_max = 2\nn_representatives = 3\n"
+    text = f"[electronegativity]\n{kernel}[short_range]\n{kernel}"
+    (tmp_path / "settings.toml").write_text(('charges = "auto"\n' if how == "file" else "") + text)
+    monkeypatch.chdir(tmp_path)
+    options = ["--charges", "auto"] if how == "option" else []
+    assert main(["fit", "train.xyz", "-o", "m.kqeq", "--config", "settings.toml", *options]) == 0
+    assert 'charges="auto": take short-range' in capsys.readouterr().out
+    assert kqeq.load("m.kqeq").potential_.charges is None
+
+
+def test_charge_models_of_the_command_line():
+    from kqeq.cli.training import _charges
+
+    assert _charges(None) == {} and _charges("auto") == {"charges": "auto"}
+    assert _charges("none") == {"charges": None, "electronegativity": None}
+    assert isinstance(_charges("ACKS2")["charges"], kqeq.ACKS2)
+    with pytest.raises(InputError, match="unknown charge model 'QEQ'"):
+        _charges("QEQ")
+
+
 # ------------------------------------------------------------- scikit-learn's own tools
 
 

@@ -1,6 +1,5 @@
 """What data do not determine, on labels whose truth is known."""
 
-import io
 import json
 import warnings
 import zipfile
@@ -17,6 +16,7 @@ from kqeq.analysis.findings import FLAGGED, OK
 from kqeq.elements import valence_electrons
 from kqeq.errors import ModelFileError, UndeterminedWarning
 from kqeq.potential.determination import Determination
+from model_files import members, npy
 
 NUMBERS = {1: -13.0, 6: -150.0, 7: -270.0, 8: -430.0}
 """Energies of atoms, eV, about those of norm-conserving pseudopotentials."""
@@ -241,11 +241,6 @@ def test_one_geometry_at_two_charges_determines_it():
 # --------------------------------------------------------------------- files
 
 
-def members(path):
-    with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
 def write(path, content):
     """Without the digest: as version 0.1 wrote files."""
     header = json.loads(content["header.json"])
@@ -253,12 +248,6 @@ def write(path, content):
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in {**content, "header.json": json.dumps(header).encode()}.items():
             archive.writestr(name, data)
-
-
-def npy(array):
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
 
 
 def test_files_keep_it(tmp_path):
