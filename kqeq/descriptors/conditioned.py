@@ -53,7 +53,8 @@ class ConditionedState:
     @property
     def species(self) -> tuple[int, ...]:
         """Those of the environments."""
-        return self.inner.species  # type: ignore[no-any-return]
+        species: tuple[int, ...] = self.inner.species
+        return species
 
     def adjoint(self, gradient: Array) -> PositionGradient:
         """Pull ∂E/∂p back; states do not depend on positions."""
