@@ -15,7 +15,7 @@ The auxiliary charges move as a fast oscillator around the minimum,
 where δ approximates the Newton step −H⁻¹(b + Hn) on the constraint by a few preconditioned conjugate-gradient steps: the
 kernel of the extended Lagrangian by a Krylov subspace, which needs no more than as many products.  Without the last sum
 the integration is time reversible; the sum damps noise weakly (its error is of high order in τ).  Total energies with U
-in place of the energy are conserved.
+in place of the energy are nearly conserved (docs/performance.md).
 
 Sources: A. M. N. Niklasson, Phys. Rev. Lett. 100, 123004 (2008); coefficients κ, α, c: A. M. N. Niklasson et al.,
 J. Chem. Phys. 130, 214109 (2009), table I; shadow energies and Krylov kernels: A. M. N. Niklasson, J. Chem. Phys. 152,
@@ -240,6 +240,9 @@ class ShadowState:
         provider = self.shadow.system.provider
         result = 0.5 * provider.bilinear_gradient(outer, self.auxiliary[:, None])[:, :, 0]
         return result - self.charges[:, None] * self.external_field[None, :]
+
+    def external_gradient(self) -> None:
+        """None: external charges are refused."""
 
     def strain(self) -> Array:
         """½ (2q − n)ᵀ(∂C/∂ε)n − μ ⊗ field, (3, 3)."""
