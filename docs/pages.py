@@ -23,6 +23,7 @@ MODULES = {
     "kqeq.engines.lammps": "LAMMPS",
     "kqeq.uncertainty.guard": "Leaving the training data",
     "kqeq.baselines": "Baselines",
+    "kqeq.descriptors.networks": "Features of trained networks",
     "kqeq.elements": "Parameters by element",
     "kqeq.fitting.learning": "Element parameters from polarizabilities",
     "kqeq.fitting.metrics": "Errors",
@@ -36,6 +37,7 @@ TASKS = {
     "Fit, predict, keep": [
         "kqeq.KQEq",
         "kqeq.SOAPKernel",
+        "kqeq.NetworkKernel",
         "kqeq.Prediction",
         "kqeq.load",
         "kqeq.select",

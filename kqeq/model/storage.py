@@ -485,10 +485,8 @@ def _kernel_settings(stored: Any, networks: Networks) -> Any:
     def kernel_of(own: Mapping[str, Any]) -> SOAPKernel | NetworkKernel:
         if "network" not in own:
             return SOAPKernel(**own)
-        names = own["network"], own["sha256"]
-        return NetworkKernel(**{key: value for key, value in own.items() if key != "sha256"}).set_params(
-            network=networks[names]
-        )
+        options = {key: value for key, value in own.items() if key not in {"network", "sha256"}}
+        return NetworkKernel(networks[own["network"], own["sha256"]], **options)
 
     kernels = [kernel_of(own) for own in (stored if isinstance(stored, list) else [stored])]
     for kernel in kernels:

@@ -111,7 +111,7 @@ class FixedGeometry:
         """The same geometry under the conditions of a structure."""
         if not self.potential.conditions:
             return replace(self, structure=structure)
-        states = reweighted(self.states, structure)
+        states = reweighted(dict(self.states), structure)
         similarities = self.potential.reweighted(self.similarities, states)
         # site parameters, too, may depend on the state
         system = (

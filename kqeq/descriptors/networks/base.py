@@ -121,7 +121,7 @@ class Graph:
 
     def to_strain(self, gradients: FloatArray) -> FloatArray:
         """From derivatives with respect to the vectors, (B, P, 3), to strain derivatives, (B, 3, 3)."""
-        return np.einsum("pa,spb->sab", self.vectors, gradients, optimize=True)
+        return np.asarray(np.einsum("pa,spb->sab", self.vectors, gradients, optimize=True))
 
     def tangents(self, first: int, last: int) -> FloatArray:
         """How the vectors change, (B, P, 3), with the coordinates ``first`` to ``last`` − 1 of 3N + 9.

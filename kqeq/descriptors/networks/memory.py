@@ -16,7 +16,7 @@ from kqeq.typing import FloatArray
 VALUES_BYTES = 200_000_000
 """Features that are kept."""
 
-RECORDED_ATOMS = 1000
+RECORDED_ATOMS = 512
 """Atoms of the recordings that are kept; the latest one always is."""
 
 _lock = threading.RLock()
