@@ -1,6 +1,7 @@
 """The whole calculator: energy, forces and stress, as a user's MD step sees them.
 
     python benchmarks/prediction.py [--quick] [--json FILE] [--only SECTION ...]
+    python benchmarks/prediction.py --against REV [--quick] [--json FILE] [--only CASE ...]    (see against.py)
 
 Models are built, not fitted: representatives are environments of water, coefficients are random.  What a step costs
 does not depend on their values.  Every ratio is taken between minima of alternating runs in one process.
@@ -51,6 +52,32 @@ def _site_model(kernel: SOAPKernel, structures: list[Structure], rng: np.random.
         z: rng.normal(size=rows.shape[0]) * 1e-2 for z, rows in feature_map.representatives.items()
     }
     return SiteModel(((feature_map, coefficients),), dict.fromkeys(species, 5.0))
+
+
+def default_model(structures: list[Structure]) -> kqeq.KQEq:
+    """The sums of kernels that are the default now, 150 representatives an element in each kernel, with charges."""
+    from kqeq.kernels.settings import automatic_electronegativity, automatic_short_range
+
+    rng = np.random.default_rng(0)
+    species = tuple(sorted({z for s in structures for z in s.species}))
+
+    def summed(kernels: tuple[SOAPKernel, ...], offset: float) -> SiteModel:
+        parts = [_site_model(k.set_params(n_representatives=150), structures, rng).terms[0] for k in kernels]
+        return SiteModel(tuple(parts), dict.fromkeys(species, offset))
+
+    model = kqeq.KQEq()
+    potential = Potential(
+        species=species,
+        energy_offsets=dict.fromkeys(species, 0.0),
+        electronegativity=summed(automatic_electronegativity(), 5.0),
+        charges=kqeq.QEq(),
+        short_range=summed(automatic_short_range(), 0.0),
+        baseline=None,
+        training_charges=(0.0, 1.0),
+        has_energy=True,
+    )
+    model._set_fitted(potential, FitReport(0, 0, 0, 0, {}, {}, {}, (), True, 0.0, 0.0, ()), None)
+    return model
 
 
 def built_model(structures: list[Structure], *, charges: bool, n_representatives: int = 400) -> kqeq.KQEq:
@@ -160,7 +187,13 @@ def full_model(quick: bool) -> Iterator[Row]:
 SECTIONS = {"molecule_step": molecule_step, "periodic_water": periodic_water, "full_model": full_model}
 
 if __name__ == "__main__":
+    import sys
     import warnings
 
+    if any(word.startswith("--against") for word in sys.argv[1:]):
+        import against
+
+        against.main(sys.argv[1:])
+        sys.exit()
     warnings.simplefilter("ignore", kqeq.errors.KQEqWarning)
     main(__doc__ or "", SECTIONS)

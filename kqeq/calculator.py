@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from os import PathLike
 from typing import Any, TypeVar, cast
@@ -21,9 +21,14 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
+from sklearn.base import clone
 
-from kqeq.backend import Device, devices
+from kqeq.backend import Device, devices, to_numpy
 from kqeq.backend.devices import check_precision
+from kqeq.charges import QEq
+from kqeq.charges.base import ChargeSystem
+from kqeq.charges.equilibrium import Equilibrium
+from kqeq.charges.shadow import AuxiliaryCharges, ShadowSystem
 from kqeq.errors import InputError, UnsupportedError
 from kqeq.frames.conditions import (
     NOTED_CHARGE,
@@ -36,7 +41,7 @@ from kqeq.frames.conditions import (
     write_name,
 )
 from kqeq.frames.external_charges import NOTED_OUTSIDE, ExternalCharges, read_external_charges
-from kqeq.frames.neighbours import NeighbourFinder, Pairs
+from kqeq.frames.neighbours import NeighbourFinder
 from kqeq.frames.site_data import site_data_key
 from kqeq.frames.structures import Structure, describe, read_structure
 from kqeq.model.estimator import KQEq, load_model
@@ -55,8 +60,8 @@ from kqeq.typing import FloatArray
 from kqeq.uncertainty.guard import Extrapolation, ExtrapolationGuard
 from kqeq.uncertainty.posterior import require_posterior, with_uncertainty
 
-SKIN_ATOMS = 100
-"""From this size on the neighbour list is kept between steps."""
+FARTHEST_STEP = 1.0
+"""Å that an atom may move in a time step; farther, and auxiliary charges start anew."""
 
 _ENERGY_KINDS = ("energy", "free_energy", "forces", "stress")
 _CHARGE_KINDS = ("charges", "dipole")
@@ -165,6 +170,12 @@ class KQEqCalculator(Calculator):
         with an :class:`~kqeq.uncertainty.guard.Extrapolation` for every structure beyond a limit.
     guard_every : int
         Watch every so manyth structure that is computed.
+    shadow : bool
+        Whether charges follow auxiliary ones instead of being solved for (:mod:`kqeq.charges.shadow`): for molecular
+        dynamics of large systems with QEq and one force call per (fixed) time step, three products with the matrix a
+        step instead of a dozen.  Energies are shadow energies, which dynamics conserves; they differ from others in
+        second order of how far the auxiliary charges are from the minimum.  What is computed depends on the trajectory:
+        ``auxiliary`` is all that it remembers.
 
     Attributes
     ----------
@@ -174,6 +185,9 @@ class KQEqCalculator(Calculator):
         Charge of each electrode at the last structure, e; also in ``results``.
     external_forces : (M, 3) array or None
         Forces on the external charges at the last structure, eV/Å; as ``prediction.external_forces``.
+    auxiliary : AuxiliaryCharges or None
+        With ``shadow``: auxiliary charges at the positions of the last calculation.  Save them with positions and
+        velocities, and set them before the first calculation of a restart.
     prediction : Prediction or None
         All that the model said about the last structure, except the polarizability, which is not computed here.
 
@@ -226,6 +240,7 @@ class KQEqCalculator(Calculator):
         max_distance: float | None = None,
         on_extrapolation: str | Callable[[Extrapolation], Any] = "warn",
         guard_every: int = 1,
+        shadow: bool = False,
     ) -> None:
         if isinstance(model, str | PathLike):
             model = load_model(model)
@@ -234,6 +249,10 @@ class KQEqCalculator(Calculator):
                 f"KQEqCalculator needs a fitted kqeq.KQEq model or the path of a model file, got {type(model).__name__}"
             )
         self._potential: Potential = model.fitted().in_session()
+        self._shadow = require_flag(shadow)
+        if self._shadow:
+            self._potential = with_iterations(self._potential)
+        self._auxiliary: AuxiliaryCharges | None = None
         # ASE's tools ask only for what is listed
         kinds = (*_ENERGY_KINDS,) if self._potential.has_energy else ()
         self.implemented_properties = [*kinds, *(_CHARGE_KINDS if self._potential.has_charges else ())]
@@ -263,7 +282,7 @@ class KQEqCalculator(Calculator):
         self._site_data: tuple[bytes | None, ...] = ()
         self._checked: tuple[bytes, ...] | None = None
         self._warned: set[tuple[float, bytes]] = set()
-        self._finder: NeighbourFinder | None = None
+        self._finder = NeighbourFinder(self._potential.cutoff)  # one list for all, kept between steps
         self._geometry: FixedGeometry | None = None
         self._lock = threading.RLock()
         super().__init__(total_charge=total_charge, external_field=external_field)  # type: ignore[no-untyped-call]
@@ -371,11 +390,8 @@ class KQEqCalculator(Calculator):
         InputError
             If two sources of the charge or of the field disagree.
         """
-        changes: list[str] = []
-        if not _same_atoms(
-            self.atoms, atoms
-        ):  # ASE's own comparison takes longer than a small molecule's charges
-            changes = super().check_state(atoms, tol=tol)  # type: ignore[no-untyped-call]
+        # ASE's own comparison takes longer than a small molecule's charges
+        changes = _changed(self.atoms, atoms)
         charge, field = self._read_conditions(atoms)
         if self._conditions is None:
             return changes or ["total_charge", "external_field"]
@@ -519,6 +535,7 @@ class KQEqCalculator(Calculator):
             prefix=self._prefix,
             external_charges=self._external_charges,
         )
+        structure = replace(structure, neighbours=self._finder)
         checked = tuple(a.tobytes() for a in (structure.numbers, structure.pbc, structure.external_field))
         checked = (*checked, str(structure.external_charges is None).encode())
         structure = self._level.prepare(structure)
@@ -580,27 +597,74 @@ class KQEqCalculator(Calculator):
         if kept is not None and kept.device is device and same_geometry(kept.structure, structure):
             self._geometry = kept.in_state(structure)
         else:
+            if self._shadow:
+                self._advance(structure)
             self._geometry = None  # the old matrix goes before another one is made
-            self._geometry = FixedGeometry.at(
+            geometry = FixedGeometry.at(
                 self._potential,
                 structure,
-                pairs=self._pairs(structure) if device.is_host else None,
                 device=device,
                 single=self._single,
             )
+            self._geometry = self._linearised(geometry) if self._shadow else geometry
         return self._geometry
 
-    def _pairs(self, structure: Structure) -> Pairs | None:
-        """Neighbours from a list that is kept between steps; small structures gain nothing from one."""
-        if len(structure) < SKIN_ATOMS:
-            return None
-        if self._finder is None:
-            self._finder = NeighbourFinder(self._potential.cutoff)
-        return self._finder.find(structure)
+    # ----------------------------------------------------------- auxiliary charges
+
+    @property
+    def auxiliary(self) -> AuxiliaryCharges | None:
+        """Auxiliary charges at the positions of the last calculation."""
+        return self._auxiliary
+
+    @auxiliary.setter
+    def auxiliary(self, value: AuxiliaryCharges | None) -> None:
+        if not self._shadow:
+            raise InputError("auxiliary charges belong to a calculator with shadow=True")
+        if value is not None and not isinstance(value, AuxiliaryCharges):
+            raise InputError(
+                f"auxiliary charges are kqeq.charges.shadow.AuxiliaryCharges, got {type(value).__name__}; take them "
+                "from calculator.auxiliary, or make them from a saved array: AuxiliaryCharges(history)"
+            )
+        with self._lock:
+            self._forget()
+            self._geometry = None
+            self._auxiliary = value
+
+    def _advance(self, structure: Structure) -> None:
+        """Move the auxiliary charges to a new geometry: by a time step, unless it is another system."""
+        kept, auxiliary = self._geometry, self._auxiliary
+        if auxiliary is not None and auxiliary.history.shape[1] != len(structure):
+            self._auxiliary = None
+        if kept is None or self._auxiliary is None:
+            return  # given by the user, or to be made
+        system, old = kept.system, kept.structure
+        if (
+            not isinstance(system, ShadowSystem)
+            or not system.solved
+            or not np.array_equal(old.numbers, structure.numbers)
+            or float(np.abs(structure.positions - old.positions).max()) > FARTHEST_STEP
+        ):
+            self._auxiliary = None
+            return
+        self._auxiliary = self._auxiliary.after(to_numpy(system.solved[0].newton_step()))
+
+    def _linearised(self, geometry: FixedGeometry) -> FixedGeometry:
+        """A geometry whose charges follow the auxiliary ones; these start at the minimum."""
+        system = geometry.system
+        assert isinstance(system, Equilibrium)
+        if self._auxiliary is None:
+            found = self._potential.charged(
+                geometry.structure, geometry.similarities, system, device=geometry.device
+            )
+            assert found is not None
+            self._auxiliary = AuxiliaryCharges.at_rest(to_numpy(found[0].state.charges))
+        linearised = ShadowSystem.build(system, self._auxiliary.history[0])
+        # it has no responses, and a prediction of the calculator asks for none
+        return replace(geometry, system=cast(ChargeSystem, linearised))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what can be computed again when the calculator is pickled to a worker."""
-        left = dict.fromkeys(("_finder", "_geometry", "_lock", "_posterior"))
+        left = dict.fromkeys(("_geometry", "_lock", "_posterior"))
         return {**self.__dict__, **left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -629,18 +693,54 @@ class KQEqCalculator(Calculator):
             )
 
 
-def _same_atoms(kept: Atoms | None, atoms: Atoms) -> bool:
-    """Whether nothing that ASE watches differs in a single bit; magnetic moments are not looked at."""
+def with_iterations(potential: Potential) -> Potential:
+    """The same potential with charges that are never solved for with a matrix.
+
+    Raises
+    ------
+    UnsupportedError
+        For models without charges, or whose short-range energy sees the charges.
+    """
+    charges = potential.charges
+    if charges is None:
+        raise UnsupportedError("shadow=True is about charges, and the model has none; leave it away")
+    if not isinstance(charges, QEq):
+        raise UnsupportedError(
+            f"shadow=True exists for kqeq.QEq, and the model has {type(charges).__name__}; leave it away"
+        )
+    if potential.charge_kernel is not None:
+        raise UnsupportedError(
+            "shadow=True does not exist for models whose short-range energy sees the charges; leave it away"
+        )
+    return replace(potential, charges=clone(charges).set_params(solver="iterative"), _plain_sites={})
+
+
+def require_flag(value: Any) -> bool:
+    """A truth value.
+
+    Raises
+    ------
+    InputError
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"shadow is {value!r}; expected True or False")
+    return bool(value)
+
+
+def _changed(kept: Atoms | None, atoms: Atoms) -> list[str]:
+    """What ASE watches and differs, by ASE's names; magnetic moments are not looked at."""
     if kept is None or len(kept) != len(atoms):
-        return False
-    pairs = [
-        (kept.positions, atoms.positions),
-        (kept.numbers, atoms.numbers),
-        (kept.cell.array, atoms.cell.array),
-        (kept.pbc, atoms.pbc),
-        (kept.arrays.get("initial_charges"), atoms.arrays.get("initial_charges")),
+        return list(all_changes)
+    pairs = {
+        "positions": (kept.positions, atoms.positions),
+        "numbers": (kept.numbers, atoms.numbers),
+        "cell": (kept.cell.array, atoms.cell.array),
+        "pbc": (kept.pbc, atoms.pbc),
+        "initial_charges": (kept.arrays.get("initial_charges"), atoms.arrays.get("initial_charges")),
+    }
+    return [
+        name for name, (a, b) in pairs.items() if a is not b and (a is None or b is None or (a != b).any())
     ]
-    return all(a is b or (a is not None and b is not None and bool((a == b).all())) for a, b in pairs)
 
 
 __all__ = ["KQEqCalculator", "PropertyUnavailableError"]

@@ -35,7 +35,12 @@ HOME = {
     "tqdm": {"kqeq.io.progress"},
     "skmatter": {"kqeq.kernels.representatives"},
     "dscribe": {"kqeq.descriptors"},
-    "numba": {"kqeq.backend.compiled", "kqeq.descriptors.soap.host", "kqeq.electrostatics"},
+    "numba": {
+        "kqeq.backend.compiled",
+        "kqeq.frames.pair_kernels",
+        "kqeq.descriptors.soap.host",
+        "kqeq.electrostatics",
+    },
     "cupy": {"kqeq.backend", "kqeq.descriptors.soap.arrays", "kqeq.electrostatics"},
     "cupyx": {"kqeq.backend", "kqeq.descriptors.soap.arrays", "kqeq.electrostatics"},
     "chemiscope": {"kqeq.analysis.view"},

@@ -25,6 +25,7 @@ from kqeq.analysis.electrostatic import (
 from kqeq.analysis.errors import FrameErrors, frame_errors
 from kqeq.analysis.findings import ChainGrowth, Diagnosis, Finding
 from kqeq.analysis.optimization import Optimization, optimize
+from kqeq.analysis.phases import Phases, phases
 from kqeq.analysis.phonons import Dielectric, dielectric, write_born
 from kqeq.analysis.response import (
     BornCharges,
@@ -79,6 +80,7 @@ __all__ = [
     "Infrared",
     "Ionization",
     "Optimization",
+    "Phases",
     "Polarizability",
     "PotentialGrid",
     "Thermochemistry",
@@ -99,6 +101,7 @@ __all__ = [
     "ionization",
     "molecular_dynamics",
     "optimize",
+    "phases",
     "polarizability",
     "potential_grid",
     "thermochemistry",

@@ -10,8 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from kqeq.backend import threads
 from kqeq.backend.arrays import arange, buffer, full, is_cupy, is_numpy, namespace, together, wrapped
 from kqeq.typing import Array
+
+_SMALLEST_THREADED = 50_000
+"""Points of a mesh below which threads cost more than they gain."""
 
 
 def _special(x: Array, pick: Callable[[Any], Callable[[Any], Any]]) -> Array:
@@ -126,12 +130,17 @@ def selection_matrix(rows: Array, size: int) -> Any:
     return pair_matrix(ones, rows, columns[:-1], (size, number), dense=True)
 
 
+def _workers(points: int) -> int:
+    """Threads for a transform; results do not depend on their number."""
+    return 1 if points < _SMALLEST_THREADED else threads.thread_count()
+
+
 def rfftn(mesh: Array) -> Array:
     """Fourier transform of a real three-dimensional array, the last axis halved."""
     if is_numpy(mesh):
         from scipy import fft
 
-        return fft.rfftn(mesh)
+        return fft.rfftn(mesh, workers=_workers(mesh.size))
     return namespace(mesh).fft.rfftn(mesh)
 
 
@@ -140,7 +149,7 @@ def irfftn(waves: Array, shape: tuple[int, int, int]) -> Array:
     if is_numpy(waves):
         from scipy import fft
 
-        return fft.irfftn(waves, s=shape)
+        return fft.irfftn(waves, s=shape, workers=_workers(waves.size))
     return namespace(waves).fft.irfftn(waves, s=shape, axes=(0, 1, 2))
 
 

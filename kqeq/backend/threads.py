@@ -105,8 +105,11 @@ def run(task: Callable[[int, int], None], work: IntArray, smallest: int) -> None
         Total work below which threads cost more than they gain.
     """
     n = len(work) - 1
+    if n < 2 or work[-1] < smallest:
+        task(0, n)
+        return
     threads = thread_count()
-    if threads == 1 or n < 2 or work[-1] < smallest:
+    if threads == 1:
         task(0, n)
         return
     futures = [pool(threads).submit(task, a, b) for a, b in ranges(work, threads)]
@@ -114,4 +117,34 @@ def run(task: Callable[[int, int], None], work: IntArray, smallest: int) -> None
         future.result()
 
 
-__all__ = ["pool", "ranges", "run", "thread_count", "use_threads"]
+def run_parts(task: Callable[[int, int, int], None], work: IntArray, parts: int, smallest: int) -> None:
+    """Call ``task(part, first, last)`` for a fixed number of ranges of about equal work, in threads if it is worth it.
+
+    For sums: each part collects its own, so that the total does not depend on the number of threads.  Work that is not
+    worth threads is one part.
+
+    Parameters
+    ----------
+    task, work, smallest
+        As for :func:`run`.
+    parts : int
+    """
+    n = len(work) - 1
+    if n < 2 or work[-1] < smallest:
+        task(0, 0, n)
+        return
+    bounds = np.searchsorted(work, work[-1] * np.arange(1, parts) / parts)
+    edges = [0, *bounds.tolist(), n]
+    threads = thread_count()
+    if threads == 1:
+        for part, (first, last) in enumerate(pairwise(edges)):
+            task(part, first, last)
+        return
+    futures = [
+        pool(threads).submit(task, part, first, last) for part, (first, last) in enumerate(pairwise(edges))
+    ]
+    for future in futures:
+        future.result()
+
+
+__all__ = ["pool", "ranges", "run", "run_parts", "thread_count", "use_threads"]

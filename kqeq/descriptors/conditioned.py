@@ -48,7 +48,7 @@ class ConditionedState:
     @property
     def values(self) -> Array:
         """Those of the environments."""
-        return self.inner.values  # type: ignore[no-any-return]
+        return self.inner.values
 
     @property
     def species(self) -> tuple[int, ...]:

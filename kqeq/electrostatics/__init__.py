@@ -6,6 +6,7 @@ from kqeq.backend import CPU, Device, asarray_like
 from kqeq.electrostatics.base import Electrostatics
 from kqeq.electrostatics.ewald import DEFAULT_ACCURACY, EwaldCoulomb
 from kqeq.electrostatics.gaussian import OpenCoulomb
+from kqeq.electrostatics.host import HostOpenCoulomb
 from kqeq.electrostatics.mesh import MeshCoulomb
 from kqeq.electrostatics.mesh_plan import DEFAULT_ACCURACY as DEFAULT_MESH_ACCURACY
 from kqeq.electrostatics.mesh_plan import mesh_cost, plan_mesh
@@ -62,11 +63,13 @@ def coulomb(
     positions, sigma = asarray_like(positions, device.like), asarray_like(sigma, device.like)
     if mesh_pays:
         fine = DEFAULT_MESH_ACCURACY if accuracy is None else accuracy
-        return MeshCoulomb(positions, sigma, cell, pbc, dipoles=dipoles, accuracy=fine)
+        return MeshCoulomb(positions, sigma, cell, pbc, dipoles=dipoles, accuracy=fine, structure=structure)
     if not structure.periodic:
+        if device.is_host and not dipoles:
+            return HostOpenCoulomb(positions, sigma)
         return OpenCoulomb(positions, sigma, dipoles=dipoles)
     fine = DEFAULT_ACCURACY if accuracy is None else accuracy
-    return EwaldCoulomb(positions, sigma, cell, pbc, dipoles=dipoles, accuracy=fine)
+    return EwaldCoulomb(positions, sigma, cell, pbc, dipoles=dipoles, accuracy=fine, structure=structure)
 
 
 def _mesh_pays(structure: Structure, sigma: FloatArray, dipoles: bool, accuracy: float | None) -> bool:

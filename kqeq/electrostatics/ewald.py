@@ -17,9 +17,16 @@ from typing import Protocol
 
 import numpy as np
 
-from kqeq.backend import namespace, to_float, to_numpy, zeros
+from kqeq.backend import is_numpy, namespace, to_float, to_numpy, zeros
 from kqeq.electrostatics.background import Background
-from kqeq.electrostatics.lattice import Splitting, choose_splitting, slab_cell
+from kqeq.electrostatics.host import HostReciprocal, real_space
+from kqeq.electrostatics.lattice import (
+    ARRAY_COSTS,
+    COMPILED_COSTS,
+    Splitting,
+    choose_splitting,
+    slab_cell,
+)
 from kqeq.electrostatics.realspace import RealSpace
 from kqeq.electrostatics.reciprocal import Reciprocal
 from kqeq.electrostatics.unknowns import (
@@ -30,6 +37,7 @@ from kqeq.electrostatics.unknowns import (
     full_diagonal,
 )
 from kqeq.errors import InputError
+from kqeq.frames.structures import Structure
 from kqeq.typing import Array, BoolArray, FloatArray
 
 DEFAULT_ACCURACY = 1e-9
@@ -133,6 +141,8 @@ class EwaldCoulomb(LatticeSum):
         Largest error of an element of the matrix, in units of k_e/Å.
     kappa : float, optional
         Splitting parameter in 1/Å, chosen for speed by default; results do not depend on it.
+    structure : Structure, optional
+        Of the same positions and cell: its neighbour list is used (:attr:`kqeq.frames.structures.Structure.neighbours`).
 
     Attributes
     ----------
@@ -163,6 +173,7 @@ class EwaldCoulomb(LatticeSum):
         dipoles: bool = False,
         accuracy: float = DEFAULT_ACCURACY,
         kappa: float | None = None,
+        structure: Structure | None = None,
     ) -> None:
         self._xp = namespace(positions, sigma)
         positions = checked_positions(positions)
@@ -171,12 +182,25 @@ class EwaldCoulomb(LatticeSum):
         unknowns = Unknowns(positions.shape[0], dipoles)
         volume = abs(float(np.linalg.det(self.cell)))
         widest = to_float(self._xp.max(sigma))
+        compiled = is_numpy(positions) and not dipoles
         self.splitting = parameters = choose_splitting(
-            unknowns.atoms, volume, widest, accuracy=accuracy, dipoles=dipoles, kappa=kappa
+            unknowns.atoms,
+            volume,
+            widest,
+            accuracy=accuracy,
+            dipoles=dipoles,
+            kappa=kappa,
+            costs=ARRAY_COSTS if dipoles else COMPILED_COSTS,  # on all devices the same numbers
         )
-        used = parameters.kappa
-        real = RealSpace(positions, sigma, self.cell, kappa=used, r_cut=parameters.r_cut, dipoles=dipoles)
-        smooth = Reciprocal(positions, self.cell, kappa=used, k_cut=parameters.k_cut, dipoles=dipoles)
+        used, r_cut, k_cut = parameters.kappa, parameters.r_cut, parameters.k_cut
+        real: RealSpace
+        smooth: Reciprocal | HostReciprocal
+        if compiled:
+            real = real_space(positions, sigma, self.cell, kappa=used, r_cut=r_cut, structure=structure)
+            smooth = HostReciprocal(positions, self.cell, kappa=used, k_cut=k_cut)
+        else:
+            real = RealSpace(positions, sigma, self.cell, kappa=used, r_cut=r_cut, dipoles=dipoles)
+            smooth = Reciprocal(positions, self.cell, kappa=used, k_cut=k_cut, dipoles=dipoles)
         background = Background(positions, sigma, self.cell, kappa=used, dipoles=dipoles, open_axis=open_axis)
         super().__init__(unknowns, sigma, real, smooth, background)
         self._like = positions

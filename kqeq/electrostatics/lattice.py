@@ -12,14 +12,31 @@ from kqeq.electrostatics.unknowns import checked_cell
 from kqeq.errors import InputError, UnsupportedError
 from kqeq.typing import BoolArray, FloatArray, IntArray
 
-_PAIR_COST = 2.0e-7
-"""Seconds for one real-space pair: search, radial function, scatter (measured, one core)."""
 
-_PRODUCT_COST = 1.3e-10
-"""Seconds for one element of the matrix and one reciprocal vector (cosine and sine, half the matrix)."""
+@dataclass(frozen=True)
+class Costs:
+    """What the parts of a lattice sum cost, measured on one core.
 
-_PHASE_COST = 3.0e-8
-"""Seconds for the cosine and sine of one atom and one reciprocal vector."""
+    Attributes
+    ----------
+    pair : float
+        Seconds for one real-space pair: search, radial function, scatter, gradient.
+    product : float
+        Seconds for one element of the matrix and one reciprocal vector (cosine and sine, half the matrix).
+    phase : float
+        Seconds for the cosine and sine of one atom and one reciprocal vector.
+    """
+
+    pair: float
+    product: float
+    phase: float
+
+
+ARRAY_COSTS = Costs(pair=2.0e-7, product=1.3e-10, phase=3.0e-8)
+"""Of array code."""
+
+COMPILED_COSTS = Costs(pair=4.0e-8, product=6.0e-11, phase=3.0e-9)
+"""Of compiled loops on the host, with neighbours that are searched once in ten or twenty steps."""
 
 _BOND = 2.5
 """Å.  A gap wider than this between a slab and its image along an open axis is taken for vacuum."""
@@ -60,6 +77,7 @@ def choose_splitting(
     accuracy: float,
     dipoles: bool,
     kappa: float | None = None,
+    costs: Costs = ARRAY_COSTS,
 ) -> Splitting:
     """Splitting parameter that balances the cost of both sums, and the cutoffs that the accuracy asks for.
 
@@ -82,6 +100,7 @@ def choose_splitting(
         Their interaction has two more derivatives, which converge later.
     kappa : float, optional
         Overrides the choice (results do not depend on it).
+    costs : Costs
 
     Returns
     -------
@@ -99,8 +118,8 @@ def choose_splitting(
     narrowest = 1.0 / (2.0 * sigma_max)
     if kappa is None:
         # K = V (2κs)³/(12π²) vectors in the half space, 2πs³N²/(3Vκ³) pairs.
-        per_vector = _PRODUCT_COST + _PHASE_COST / atoms
-        balanced = math.sqrt(math.pi) * (_PAIR_COST / per_vector) ** (1 / 6) / volume ** (1 / 3)
+        per_vector = costs.product + costs.phase / atoms
+        balanced = math.sqrt(math.pi) * (costs.pair / per_vector) ** (1 / 6) / volume ** (1 / 3)
         # Pairs are stored: no more of them than a fraction of the elements of the matrix.
         frugal = (8.0 * math.pi * _tail(accuracy) ** 3 / (3.0 * volume)) ** (1 / 3) if atoms > 1000 else 0.0
         kappa = min(max(balanced, frugal), narrowest)
@@ -288,4 +307,12 @@ def _refuse_misplaced_vacuum(
             )
 
 
-__all__ = ["Splitting", "choose_splitting", "reciprocal_vectors", "slab_cell"]
+__all__ = [
+    "ARRAY_COSTS",
+    "COMPILED_COSTS",
+    "Costs",
+    "Splitting",
+    "choose_splitting",
+    "reciprocal_vectors",
+    "slab_cell",
+]

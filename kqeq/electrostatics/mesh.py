@@ -18,18 +18,30 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from scipy.fft import next_fast_len
 
-from kqeq.backend import asarray_like, empty, irfftn, namespace, rfftn, to_float
+from kqeq.backend import asarray_like, empty, irfftn, is_numpy, namespace, place, rfftn, to_float
 from kqeq.constants import COULOMB
 from kqeq.electrostatics.background import Background
 from kqeq.electrostatics.ewald import LatticeSum
+from kqeq.electrostatics.host import real_space
 from kqeq.electrostatics.mesh_plan import DEFAULT_ACCURACY, MeshParameters, plan_mesh
 from kqeq.electrostatics.realspace import RealSpace
 from kqeq.electrostatics.splines import MeshPoints, second_derivative_column, squared_moduli
 from kqeq.electrostatics.tensors import AXES
 from kqeq.electrostatics.unknowns import Unknowns, checked_positions, checked_sigma, full_diagonal
 from kqeq.errors import UnsupportedError
+from kqeq.frames.structures import Structure
 from kqeq.typing import Array, BoolArray, FloatArray
+
+_COARSE_ORDER = 4
+"""Points of the splines of the coarser mesh along each axis."""
+
+
+_KEPT_INFLUENCES = 6
+"""Meshes whose interaction of waves is kept."""
+
+_influences: dict[tuple[object, ...], Array] = {}
 
 
 class Mesh:
@@ -43,6 +55,8 @@ class Mesh:
     dipoles : bool
     reach : float, optional
         Distance at which the Coulomb interaction is truncated (open boundaries), Å.
+    finer : bool
+        Whether there is a coarser mesh, for preconditioning.
     """
 
     def __init__(
@@ -53,8 +67,10 @@ class Mesh:
         *,
         dipoles: bool,
         reach: float | None = None,
+        finer: bool = True,
     ) -> None:
-        xp = self._xp = namespace(positions)
+        self._positions, self._cell, self._reach, self._finer = positions, cell, reach, finer
+        self._xp = namespace(positions)
         self._unknowns = Unknowns(positions.shape[0], dipoles)
         self._shape = shape = parameters.shape
         self._kappa = parameters.kappa
@@ -67,18 +83,14 @@ class Mesh:
         self._points = MeshPoints(
             positions @ self._jacobian, shape, parameters.order, derivatives=2 if dipoles else 1
         )
-        squares = self._squared_vectors()
-        squares[0, 0, 0] = 1.0
         self._volume = abs(float(np.linalg.det(cell)))
-        factor = 4.0 * np.pi * COULOMB * math.prod(shape) / self._volume
-        influence = xp.exp(squares * (-0.25 / parameters.kappa**2)) * (factor / squares)
-        if reach is None:
-            influence[0, 0, 0] = 0.0
-        else:
-            influence *= 1.0 - xp.cos(xp.sqrt(squares) * reach)
-            influence[0, 0, 0] = 0.5 * factor * reach**2
-        influence *= self._moduli()
-        self._influence = influence
+        self._last: tuple[Array, Array] | None = None
+        key = (cell.tobytes(), shape, parameters.kappa, parameters.order, reach, place(positions))
+        if key not in _influences:
+            while len(_influences) >= _KEPT_INFLUENCES:
+                _influences.pop(next(iter(_influences)), None)
+            _influences[key] = self._make_influence()
+        self._influence = _influences[key]
 
     def matvec(self, block: Array) -> Array:
         """Product with a block of shape (n,) or (n, c), one column after the other."""
@@ -135,10 +147,13 @@ class Mesh:
         """Approximate inverse of diag(D) + S Θ Sᵀ, symmetric positive definite by construction.
 
         Where atoms fill space evenly, waves are nearly eigenvectors of D^−½ S Θ Sᵀ D^−½ with eigenvalues
-        ρ(G) Θ(G), ρ = Σ 1/D per mesh point (a dipole adds G²/D).  The inverse square root of one plus that
+        ρ(G) Θ(G), ρ = Σ 1/D per mesh point (a dipole adds G²/D).  Only long waves matter: a coarser mesh with shorter
+        splines serves them.  The inverse square root of one plus that
         operator, 1 − [1 − (1 + ρΘ)^−½], applied on both sides, turns all eigenvalues into ones.  In matter
         of varying density ρ is its mean where the atoms are; the result is approximate but still symmetric.
         """
+        if self._finer:
+            return self._coarser().preconditioner(diagonal)
         xp, layout = self._xp, self._unknowns
         squares = self._squared_vectors()
         softness = 1.0 / layout.charges(diagonal)
@@ -168,6 +183,34 @@ class Mesh:
 
     # The pieces -------------------------------------------------------------------------------
 
+    def _coarser(self) -> Mesh:
+        """A mesh of about half the points along each axis, with short splines."""
+        shape = tuple(int(next_fast_len(max(8, -(-points // 2)), real=True)) for points in self._shape)
+        plan = MeshParameters(self._kappa, 0.0, _COARSE_ORDER, (shape[0], shape[1], shape[2]))
+        return Mesh(
+            self._positions,
+            self._cell,
+            plan,
+            dipoles=self._unknowns.dipoles,
+            reach=self._reach,
+            finer=False,
+        )
+
+    def _make_influence(self) -> Array:
+        """The interaction of waves on the mesh; the same along a trajectory in one cell."""
+        xp, reach = self._xp, self._reach
+        squares = self._squared_vectors()
+        squares[0, 0, 0] = 1.0
+        factor = 4.0 * np.pi * COULOMB * math.prod(self._shape) / self._volume
+        influence = xp.exp(squares * (-0.25 / self._kappa**2)) * (factor / squares)
+        if reach is None:
+            influence[0, 0, 0] = 0.0
+        else:
+            influence *= 1.0 - xp.cos(xp.sqrt(squares) * reach)
+            influence[0, 0, 0] = 0.5 * factor * reach**2
+        influence *= self._moduli()
+        return influence
+
     def _component(self, axis: int) -> Array:
         """Cartesian component of the reciprocal vectors of the mesh, (M1, M2, M3//2 + 1) by broadcasting."""
         m = [
@@ -195,11 +238,16 @@ class Mesh:
     def _waves(self, y: Array) -> Array:
         """Fourier transform of the charges (and dipoles) on the mesh."""
         layout = self._unknowns
+        if self._last is not None and is_numpy(y) and np.array_equal(self._last[0], y):
+            return self._last[1]  # gradient and strain derivative are asked for in turn
         values = layout.charges(y)[:, None]
         if layout.dipoles:
             dipoles = self._xp.reshape(y[layout.atoms :], (layout.atoms, 3))
             values = self._xp.concat([values, dipoles @ self._jacobian], axis=1)
-        return rfftn(self._points.spread(values))
+        waves = rfftn(self._points.spread(values))
+        if is_numpy(y):
+            self._last = y.copy(), waves
+        return waves
 
     def _potential(self, waves: Array, columns: int, influence: Array | None = None) -> Array:
         """Potential and derivatives along the mesh axes at the atoms, (N, columns)."""
@@ -260,6 +308,8 @@ class MeshCoulomb(LatticeSum):
         Whether each atom also carries a dipole.
     accuracy : float
         Largest error of an element of the matrix, in units of k_e/Å.
+    structure : Structure, optional
+        Of the same positions and cell: its neighbour list is used.
 
     Attributes
     ----------
@@ -289,6 +339,7 @@ class MeshCoulomb(LatticeSum):
         *,
         dipoles: bool = False,
         accuracy: float = DEFAULT_ACCURACY,
+        structure: Structure | None = None,
     ) -> None:
         xp = namespace(positions, sigma)
         positions = checked_positions(positions)
@@ -303,14 +354,11 @@ class MeshCoulomb(LatticeSum):
             positions = positions - 0.5 * (xp.max(positions, axis=0) + xp.min(positions, axis=0))
         self._positions = positions
         kappa = parameters.kappa
-        real = RealSpace(
-            positions,
-            sigma,
-            None if self._open else self.cell,
-            kappa=kappa,
-            r_cut=parameters.r_cut,
-            dipoles=dipoles,
-        )
+        box, r_cut = None if self._open else self.cell, parameters.r_cut
+        if is_numpy(positions) and not dipoles:
+            real = real_space(positions, sigma, box, kappa=kappa, r_cut=r_cut, structure=structure)
+        else:
+            real = RealSpace(positions, sigma, box, kappa=kappa, r_cut=r_cut, dipoles=dipoles)
         smooth = Mesh(positions, self.cell, parameters, dipoles=dipoles, reach=plan.reach)
         background = (
             None

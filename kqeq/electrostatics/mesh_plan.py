@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -145,6 +146,28 @@ def choose_mesh(
     return min(candidates, key=lambda candidate: mesh_cost(atoms, candidate))
 
 
+@lru_cache(maxsize=64)
+def _chosen(
+    atoms: int,
+    density: float,
+    lengths: tuple[float, ...],
+    sigma_max: float,
+    accuracy: float,
+    dipoles: bool,
+    padding: float,
+) -> MeshParameters:
+    """:func:`choose_mesh`, kept: the search takes ten milliseconds."""
+    return choose_mesh(
+        atoms,
+        density,
+        np.array(lengths),
+        sigma_max,
+        accuracy=accuracy,
+        dipoles=dipoles,
+        padding=padding,
+    )
+
+
 def mesh_cost(atoms: int, parameters: MeshParameters) -> float:
     """Estimated seconds on one core for one product with the smooth part of the matrix."""
     points = math.prod(parameters.shape)
@@ -231,14 +254,14 @@ def plan_mesh(
     else:
         lengths, padding = extent + diagonal, 2.0
         occupied = float(np.prod(extent + _SKIN))
-    parameters = choose_mesh(
+    parameters = _chosen(
         atoms,
         atoms / occupied,
-        lengths,
+        tuple(lengths.tolist()),
         float(xp.max(sigma)),
-        accuracy=accuracy,
-        dipoles=dipoles,
-        padding=padding,
+        accuracy,
+        dipoles,
+        padding,
     )
     if math.prod(parameters.shape) > MAX_MESH:
         raise UnsupportedError(

@@ -35,7 +35,7 @@ from kqeq.electrostatics.tensors import (
     potential_derivatives,
 )
 from kqeq.electrostatics.unknowns import Unknowns
-from kqeq.frames.neighbours import find_pairs_on, half_pairs
+from kqeq.frames.neighbours import Pairs, find_pairs_on, half_pairs
 from kqeq.typing import Array, FloatArray
 
 _CHUNK = 1 << 17
@@ -44,7 +44,7 @@ _CHUNK = 1 << 17
 _FEW_COLUMNS = 4
 """Up to this many columns are summed pair by pair; more go through a matrix."""
 
-_Chunk = tuple[Array, Array, list[Array], list[Array]]
+Chunk = tuple[Array, Array, list[Array], list[Array]]
 
 
 class RealSpace:
@@ -58,6 +58,8 @@ class RealSpace:
         None: open boundaries.
     kappa, r_cut : float
     dipoles : bool
+    pairs : Pairs, optional
+        A half list on the host that reaches at least ``r_cut``.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class RealSpace:
         kappa: float,
         r_cut: float,
         dipoles: bool,
+        pairs: Pairs | None = None,
     ) -> None:
         self._xp = namespace(positions, sigma)
         self._unknowns = Unknowns(positions.shape[0], dipoles)
@@ -76,13 +79,21 @@ class RealSpace:
         self._variance = sigma * sigma
         self._kappa = kappa
         box, pbc = np.zeros((3, 3)) if cell is None else cell, np.full(3, cell is not None)
-        if is_numpy(positions):
+        if pairs is not None:
+            self._take(pairs, r_cut)
+        elif is_numpy(positions):
             self._i, self._j, self._vectors = half_pairs(positions, box, pbc, r_cut)
         else:
             self._i, self._j, vectors = find_pairs_on(to_numpy(positions), box, pbc, r_cut, positions)
             self._vectors = self._xp.permute_dims(vectors, (1, 0))
         self._order = 2 if dipoles else 0
         self._operators: dict[Any, Any] | None = None
+
+    def _take(self, pairs: Pairs, r_cut: float) -> None:
+        """Keep the pairs of a longer list that are within the cutoff."""
+        near = np.einsum("pa,pa->p", pairs.vectors, pairs.vectors) <= r_cut * r_cut
+        self._i, self._j = pairs.indices[near, 0], pairs.indices[near, 1]
+        self._vectors = pairs.vectors[near]
 
     @property
     def pairs(self) -> int:
@@ -240,7 +251,7 @@ class RealSpace:
 
     # The pieces -------------------------------------------------------------------------------
 
-    def _chunks(self, order: int, *, width: bool = False) -> Iterator[_Chunk]:
+    def _chunks(self, order: int, *, width: bool = False) -> Iterator[Chunk]:
         """Chunks of stored pairs: i, j, the components of r_ij and the radial functions."""
         xp = self._xp
         step = chunk_elements(self._vectors, 96 if self._unknowns.dipoles else 32, _CHUNK)
@@ -256,7 +267,7 @@ class RealSpace:
             else:
                 yield i, j, x, screened_coulomb(r2, a, self._kappa, order)
 
-    def _directed(self, order: int) -> Iterator[_Chunk]:
+    def _directed(self, order: int) -> Iterator[Chunk]:
         """The same pairs in both directions.  An atom at r = 0 from itself has no gradient and is left out."""
         for i, j, x, radial in self._chunks(order):
             yield i, j, x, radial
@@ -308,4 +319,4 @@ def _antisymmetric(half: Any, vector: Array) -> Array:
     return half @ vector - half.T @ vector
 
 
-__all__ = ["RealSpace"]
+__all__ = ["Chunk", "RealSpace"]

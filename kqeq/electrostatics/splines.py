@@ -8,10 +8,12 @@ Dimensions: N atoms, p points of a spline along each axis, mesh (M1, M2, M3).
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
-from kqeq.backend import arange, chunk_elements, empty, index_add, is_numpy, namespace, zeros
-from kqeq.typing import Array, FloatArray
+from kqeq.backend import arange, chunk_elements, empty, index_add, is_numpy, namespace, threads, zeros
+from kqeq.typing import Array, FloatArray, IntArray
 
 DERIVATIVES = (
     (0, 0, 0),
@@ -29,6 +31,12 @@ DERIVATIVES = (
 
 _ELEMENTS = 1 << 20
 """Mesh points handled at once where there are no compiled loops."""
+
+_LAYERS = 2
+"""Meshes that are spread on in parallel; fixed, so that results do not depend on the number of threads."""
+
+_SMALLEST_THREADED = 500_000
+"""Mesh points of all atoms below which threads cost more than they gain."""
 
 _BLOCK = 8
 """Edge of the blocks of mesh points in whose order atoms are visited."""
@@ -111,9 +119,22 @@ class MeshPoints:
         if is_numpy(values):
             from kqeq.electrostatics import mesh_kernels
 
-            mesh = np.zeros(self.shape)
-            mesh_kernels.spread(self._first, self._weights, np.ascontiguousarray(values), mesh)
-            return mesh
+            m1, m2, m3 = self.shape
+            p = self._weights.shape[3]
+            first, weights = self._upwards
+            values = np.ascontiguousarray(values)
+            layers = np.zeros((self._layers, m1, m2, m3 + p))
+
+            def put(layer: int, begin: int, end: int) -> None:
+                mesh_kernels.spread(begin, end, first, weights, values, layers[layer])
+
+            threads.run_parts(put, self._work, self._layers, _SMALLEST_THREADED)
+            mesh = layers[0] if self._layers == 1 else layers.sum(axis=0)
+            whole = mesh[:, :, :m3]
+            for begin in range(m3, m3 + p, m3):  # a spline may be longer than the axis
+                beyond = mesh[:, :, begin : begin + m3]
+                whole[:, :, : beyond.shape[2]] += beyond
+            return np.ascontiguousarray(whole)
         flat = zeros(self.shape[0] * self.shape[1] * self.shape[2], values)
         for part in self._parts():
             index = xp.reshape(self._index(part), (-1,))
@@ -131,7 +152,13 @@ class MeshPoints:
             from kqeq.electrostatics import mesh_kernels
 
             out = np.empty((atoms, columns))
-            mesh_kernels.gather(self._first, self._weights, np.ascontiguousarray(mesh), out)
+            first, weights = self._upwards
+            longer = np.concatenate([mesh, *self._repeated(mesh)], axis=2)
+
+            def take(begin: int, end: int) -> None:
+                mesh_kernels.gather(begin, end, first, weights, longer, out)
+
+            threads.run(take, self._work, _SMALLEST_THREADED)
             return out[self._restored]
         flat = xp.reshape(mesh, (-1,))
         out = empty((atoms, columns), mesh)
@@ -141,6 +168,30 @@ class MeshPoints:
             for column in range(columns):
                 out[part, column] = xp.sum(values * self._product(part, DERIVATIVES[column]), axis=1)
         return xp.take(out, self._restored, axis=0)
+
+    @cached_property
+    def _upwards(self) -> tuple[IntArray, FloatArray]:
+        """Points and weights as the compiled loops want them: along the third axis from the lowest point upwards."""
+        p = self._weights.shape[3]
+        first, weights = self._first.copy(), self._weights.copy()
+        first[:, 2] = (first[:, 2] - (p - 1)) % self.shape[2]
+        weights[:, 2] = weights[:, 2, :, ::-1]
+        return first, np.ascontiguousarray(weights)
+
+    def _repeated(self, mesh: FloatArray) -> list[FloatArray]:
+        """The first p points along the third axis."""
+        p, m3 = self._weights.shape[3], self.shape[2]
+        return [mesh[:, :, : min(m3, p - done)] for done in range(0, p, m3)]
+
+    @property
+    def _work(self) -> IntArray:
+        """Mesh points touched by the atoms, cumulative."""
+        return np.arange(self._first.shape[0] + 1, dtype=np.int64) * int(self._weights.shape[3]) ** 3
+
+    @property
+    def _layers(self) -> int:
+        """Meshes that charges are spread on before they are added: as many as may be spread at a time."""
+        return _LAYERS if self._work[-1] >= _SMALLEST_THREADED else 1
 
     def _parts(self) -> list[slice]:
         """Slices of atoms whose points fit into the memory for temporaries."""

@@ -100,6 +100,10 @@ def check_field(value: Any, where: object) -> FloatArray:
     return vector
 
 
+_SPEAKING_ARRAYS = frozenset({"initial_charges", "reference_charges", "fragments"})
+"""Arrays of atoms that have a say in the total charge."""
+
+
 def check_charge(value: Any, where: object) -> float:
     """Validate a total charge: one finite number in e."""
     array = as_numbers(value)
@@ -170,6 +174,11 @@ def conditions(
         for charges see above.
     """
     require_number(total_charge, where)
+    if _says_nothing(atoms, calculator):
+        if total_charge is None:
+            _check_neutral(atoms, where, calculator)
+        charge = 0.0 if total_charge is None else check_charge(total_charge, where)
+        return charge, np.zeros(3) if external_field is None else check_field(external_field, where)
     told = list(_told(atoms, calculator, stale or {}))
     charges = [("the argument total_charge", total_charge)]
     charges += _stated(atoms, CHARGE_KEYS, prefix)
@@ -203,6 +212,15 @@ def conditions(
     if not found:
         _check_neutral(atoms, where, calculator)
     return charge, _field(atoms, external_field, told, where, prefix)
+
+
+def _says_nothing(atoms: Atoms, calculator: bool) -> bool:
+    """Whether a frame has nothing that states a charge or a field, as in most steps of a trajectory."""
+    return (
+        not atoms.info
+        and _SPEAKING_ARRAYS.isdisjoint(atoms.arrays)
+        and (not calculator or atoms.calc is None)
+    )
 
 
 def _field(
@@ -406,6 +424,8 @@ def warn_unread_conditions(
     given : (bool, bool)
         Whether charge and field were given as arguments: then what the frame says matters no more.
     """
+    if _says_nothing(atoms, True) and all(_resembles(key) is None for key in atoms.arrays):
+        return
     if not given[0] and charge == 0.0:
         _warn_two_numbers(atoms)
         row = atoms.info.get("key_value_pairs")

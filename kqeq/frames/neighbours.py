@@ -17,13 +17,16 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import product
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from kqeq.backend import asarray_like, is_cupy, namespace
+from kqeq.backend import asarray_like, compiled, is_cupy, namespace, threads
 from kqeq.errors import InputError
 from kqeq.frames.structures import Structure
 from kqeq.typing import Array, BoolArray, FloatArray, IntArray
@@ -39,6 +42,10 @@ _LONG = 100.0
 
 _SLENDER = 20.0
 """Longest over shortest side that a box gets by vacuum; well below the cube root of the bins."""
+
+
+_SMALLEST_THREADED = 20_000
+"""Candidates below which threads cost more than they gain."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +64,8 @@ class Pairs:
         r_ij = r_j − r_i + shift @ cell, Å.
     shifts : (P, 3) int array, or None
         Cell vectors added to r_j − r_i, if they were asked for.
+    start : (N + 1,) int array, or None
+        First pair of each centre, where pairs are ordered by centre.
     """
 
     cutoff: float
@@ -64,6 +73,7 @@ class Pairs:
     vectors: FloatArray
     full: bool = True
     shifts: IntArray | None = None
+    start: IntArray | None = None
     _owner: Any = field(default=None, repr=False)  # keeps the memory of the arrays alive
 
     def __len__(self) -> int:
@@ -95,6 +105,9 @@ def find_pairs(structure: Structure, cutoff: float, *, full: bool = True, shifts
         If the cutoff is not positive and finite, the cell vectors of the periodic directions are linearly dependent,
         or the cell is too thin or too elongated for a neighbour list.
     """
+    if structure.neighbours is not None and not full and not shifts:
+        found: Pairs = structure.neighbours.find(structure, cutoff)
+        return found
     engine = _engine(cutoff, 0.0, full)
     box, periodic = neighbour_box(structure.positions, structure.cell, structure.pbc, engine.cutoff)
     result = _compute(engine, structure.positions, box, periodic, "PDS" if shifts else "PD")
@@ -116,6 +129,22 @@ def half_pairs(
     indices, vectors = _compute(engine, positions, box, periodic, "PD")
     # views into the engine's memory: copies outlive it, and half the bytes are enough for the indices
     return indices[:, 0].astype(np.int32), indices[:, 1].astype(np.int32), vectors.copy()
+
+
+def pairs_by_centre(positions: FloatArray, cell: FloatArray, pbc: BoolArray, cutoff: float) -> Pairs:
+    """A half list ordered by centre, once.
+
+    Raises
+    ------
+    InputError
+        As :func:`find_pairs`.
+    """
+    engine = _engine(cutoff, 0.0, full=False)
+    box, periodic = neighbour_box(positions, cell, pbc, cutoff)
+    indices, vectors = _compute(engine, positions, box, periodic, "PD")
+    given = np.ascontiguousarray(indices.view(np.int64)), np.ascontiguousarray(vectors)
+    found = _ordered((), cutoff, positions, *given)
+    return Pairs(cutoff, found.indices, found.offsets, False, start=found.start)
 
 
 def find_pairs_on(
@@ -198,21 +227,48 @@ def _search_on_gpu(
     return xp.astype(indices, xp.int64), along
 
 
+@dataclass(frozen=True, eq=False)
+class _Candidates:
+    """Pairs within cutoff and skin of one arrangement, ordered by centre; their number does not change until it is left.
+
+    Attributes
+    ----------
+    key : tuple
+        Number of atoms, cell and periodic directions.
+    reach : float
+        Cutoff and skin together, Å.
+    origin : (N, 3) array
+        Where the atoms were, Å.
+    start : (N + 1,) int array
+        First candidate of each centre.
+    indices : (C, 2) int array
+    offsets : (C, 3) array
+        Shifts of the cell, Å.
+    """
+
+    key: tuple[Any, ...]
+    reach: float
+    origin: FloatArray
+    start: IntArray
+    indices: IntArray
+    offsets: FloatArray
+
+
 class NeighbourFinder:
-    """Finds pairs again and again along a trajectory, with a list that is reused between steps.
+    """Finds pairs again and again along a trajectory, with one list for everybody that is reused between steps.
 
-    Candidates are collected up to ``cutoff + skin`` and kept until an atom has moved by half the skin or the
-    cell has changed; the pairs returned are always exactly those within the cutoff.  Measured for liquid
-    water with a cutoff of 6.36 Å and a skin of 0.5 Å: 0.5 ms instead of 2.3 ms for 375 atoms, 8 ms instead
-    of 27 ms for 3000.  Small molecules (25 µs a list) gain nothing.
+    Candidates are collected up to the longest cutoff that was asked for plus ``skin``, and kept until an atom has moved
+    by half the skin or the cell has changed; the pairs returned are always exactly those within the cutoff.  A structure
+    that carries a finder (:attr:`kqeq.frames.structures.Structure.neighbours`) has it searched by :func:`find_pairs`:
+    descriptors and the lattice sum then share a list.
 
-    The order of the pairs depends on when the candidates were last collected; sums over them may differ
-    from those of :func:`find_pairs` in their last bits.
+    The order of the pairs, by centre, depends on when the candidates were last collected; sums over them may differ
+    from those of :func:`find_pairs` in their last bits.  Threads may share a finder.
 
     Parameters
     ----------
     cutoff : float
-        Å.
+        Å; grows when more is asked for.
     skin : float
         Å; 0 collects anew in every call.
     full : bool
@@ -227,24 +283,109 @@ class NeighbourFinder:
     def __init__(self, cutoff: float, skin: float = 0.5, *, full: bool = False) -> None:
         if not np.isfinite(skin) or skin < 0:
             raise InputError(f"the neighbour skin is {skin!r}; expected a distance in Å, or 0")
+        _engine(cutoff, 0.0, full)  # refuses what is no cutoff
         self.cutoff = float(cutoff)
         self.skin = float(skin)
         self.full = full
-        self._engine = _engine(cutoff, self.skin, full)
-        self._last: tuple[Any, ...] | None = None
+        self._start()
 
-    def find(self, structure: Structure) -> Pairs:
-        """All pairs within the cutoff; see :func:`find_pairs`."""
-        box, periodic = neighbour_box(
-            structure.positions, structure.cell, structure.pbc, self.cutoff + self.skin
-        )
-        key = (len(structure), box.tobytes(), periodic.tobytes())
-        if key != self._last:
-            self._engine = _engine(self.cutoff, self.skin, self.full)
-            self._last = key
-        result = _compute(self._engine, structure.positions, box, periodic, "PD")
-        # the engine overwrites its memory in the next call
-        return _pairs(self._engine, [array.copy() for array in result], owner=None)
+    def _start(self) -> None:
+        """With nothing collected."""
+        self._lock = threading.RLock()
+        self._kept: _Candidates | None = None
+        self._nearer: dict[float, _Candidates] = {}
+        self._where = b""
+        self._found: dict[float, Pairs] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what can be collected again when a structure is copied or pickled."""
+        return {name: getattr(self, name) for name in ("cutoff", "skin", "full")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a lock of its own."""
+        self.__dict__.update(state)
+        self._start()
+
+    def find(self, structure: Structure, cutoff: float | None = None) -> Pairs:
+        """All pairs within the cutoff (Å; that of the finder by default); see :func:`find_pairs`.
+
+        Asked again at the same positions it gives the same list.
+        """
+        wanted = self.cutoff if cutoff is None else float(cutoff)
+        with self._lock:
+            self.cutoff = max(self.cutoff, wanted)
+            self._follow(structure)
+            pairs = self._found.get(wanted)
+            if pairs is None:
+                pairs = self._near(self._candidates(wanted), structure.positions, wanted)
+                self._found[wanted] = pairs
+            return pairs
+
+    def _follow(self, structure: Structure) -> None:
+        """Collect anew where what is kept may miss a pair, and forget the lists of other positions."""
+        key = (len(structure), structure.cell.tobytes(), structure.pbc.tobytes())
+        reach, kept, where = self.cutoff + self.skin, self._kept, structure.positions.tobytes()
+        if where != self._where:
+            self._where, self._found = where, {}
+        if kept is not None and kept.key == key and kept.reach == reach:
+            moved = structure.positions - kept.origin
+            if float(np.einsum("ia,ia->i", moved, moved).max()) < 0.25 * self.skin**2:
+                return
+        box, periodic = neighbour_box(structure.positions, structure.cell, structure.pbc, reach)
+        engine = _engine(reach, 0.0, self.full)
+        indices, shifts = _compute(engine, structure.positions, box, periodic, "PS")
+        given = np.ascontiguousarray(indices.view(np.int64)), np.ascontiguousarray(shifts @ box)
+        self._kept = _ordered(key, reach, structure.positions.copy(), *given)
+        self._nearer, self._found = {}, {}
+
+    def _candidates(self, cutoff: float) -> _Candidates:
+        """Those for a cutoff: only pairs that may come within it are looked at in every step."""
+        kept = self._kept
+        assert kept is not None
+        if cutoff + self.skin >= kept.reach:
+            return kept
+        if cutoff not in self._nearer:
+            i, j = kept.indices.T
+            along = kept.origin[j] - kept.origin[i] + kept.offsets
+            near = np.einsum("pa,pa->p", along, along) <= (cutoff + self.skin) ** 2
+            given = np.ascontiguousarray(kept.indices[near]), np.ascontiguousarray(kept.offsets[near])
+            self._nearer[cutoff] = _ordered(kept.key, cutoff + self.skin, kept.origin, *given)
+        return self._nearer[cutoff]
+
+    def _near(self, kept: _Candidates, positions: FloatArray, cutoff: float) -> Pairs:
+        """The candidates within a cutoff."""
+        kernels, limit = _kernels(), cutoff * cutoff
+        given = kept.start, kept.indices, kept.offsets, np.ascontiguousarray(positions)
+        number = np.zeros(len(positions) + 1, dtype=np.int64)
+
+        def count(first: int, last: int) -> None:
+            kernels.count_near(first, last, *given, limit, number[1:])
+
+        threads.run(count, kept.start, _SMALLEST_THREADED)
+        begin = np.cumsum(number)
+        indices, vectors = np.empty((begin[-1], 2), dtype=np.int64), np.empty((begin[-1], 3))
+
+        def collect(first: int, last: int) -> None:
+            kernels.collect_near(first, last, *given, limit, begin, indices, vectors)
+
+        threads.run(collect, kept.start, _SMALLEST_THREADED)
+        return Pairs(cutoff, indices, vectors, self.full, start=begin)
+
+
+def _ordered(
+    key: tuple[Any, ...], reach: float, origin: FloatArray, indices: IntArray, offsets: FloatArray
+) -> _Candidates:
+    """Candidates ordered by centre."""
+    start = np.empty(len(origin) + 1, dtype=np.int64)
+    by_centre = np.empty_like(indices), np.empty_like(offsets)
+    _kernels().sort_by_centre(indices, offsets, start, *by_centre)
+    return _Candidates(key, reach, origin, start, *by_centre)
+
+
+@cache
+def _kernels() -> ModuleType:
+    """The compiled loops; compiled once, then read from disk."""
+    return compiled.load("kqeq.frames.pair_kernels")
 
 
 def _engine(cutoff: float, skin: float, full: bool) -> Any:
@@ -361,7 +502,7 @@ def _with_unit_normals(box: FloatArray, pbc: BoolArray) -> FloatArray:
 
 def _pairs(engine: Any, result: Any, owner: Any) -> Pairs:
     shifts = result[2].astype(np.int64) if len(result) > 2 else None
-    return Pairs(engine.cutoff, result[0].view(np.int64), result[1], engine.full_list, shifts, owner)
+    return Pairs(engine.cutoff, result[0].view(np.int64), result[1], engine.full_list, shifts, _owner=owner)
 
 
 def effective_cell(cell: FloatArray, pbc: BoolArray) -> FloatArray:
@@ -396,4 +537,5 @@ __all__ = [
     "half_pairs",
     "neighbour_box",
     "pair_order",
+    "pairs_by_centre",
 ]

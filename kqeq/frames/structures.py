@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 from ase import Atoms
@@ -23,6 +24,50 @@ MIN_DISTANCE = 0.05
 
 MAX_LENGTH = 1e5
 """Coordinates and cell vectors beyond this (Å) are refused: an atom that escaped, a trajectory that blew up."""
+
+
+class NeighbourSource(Protocol):
+    """Gives neighbour lists of a structure; see :class:`kqeq.frames.neighbours.NeighbourFinder`."""
+
+    def find(self, structure: Structure, cutoff: float | None = None) -> Any:
+        """Each pair within ``cutoff`` (Å) once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Composition:
+    """The elements of a structure, found once for all structures of the same atoms.
+
+    Attributes
+    ----------
+    species : tuple of int
+        Ascending atomic numbers.
+    slots : (N,) int array
+        Index of each atom's element in ``species``; not to be changed.
+    counts : tuple of int
+        Atoms of each element.
+    atoms_of : dict of int to (n,) int array
+        Which atoms have an element, ascending; not to be changed.
+    """
+
+    species: tuple[int, ...]
+    slots: IntArray
+    counts: tuple[int, ...]
+    atoms_of: Mapping[int, IntArray]
+
+
+@lru_cache(maxsize=256)
+def _composition(numbers: bytes) -> Composition:
+    species, slots, counts = np.unique(
+        np.frombuffer(numbers, dtype=np.int64), return_inverse=True, return_counts=True
+    )
+    slots = slots.astype(np.int64)
+    atoms_of = {int(z): np.flatnonzero(slots == s) for s, z in enumerate(species)}
+    return Composition(tuple(int(z) for z in species), slots, tuple(int(n) for n in counts), atoms_of)
+
+
+def composition_of(numbers: IntArray) -> Composition:
+    """Elements of atoms, and where they are."""
+    return _composition(np.ascontiguousarray(numbers, dtype=np.int64).tobytes())
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +101,8 @@ class Structure:
         Number of unpaired electrons of each fragment.
     external_charges : ExternalCharges, optional
         Charges outside the structure that act on it.
+    neighbours : NeighbourSource, optional
+        Where :func:`kqeq.frames.neighbours.find_pairs` takes half lists from; it notes by itself when atoms have moved.
     """
 
     numbers: IntArray
@@ -71,6 +118,7 @@ class Structure:
     multiplicity: float | None = None
     fragment_spins: FloatArray | None = None
     external_charges: ExternalCharges | None = None
+    neighbours: NeighbourSource | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -78,7 +126,12 @@ class Structure:
     @property
     def species(self) -> tuple[int, ...]:
         """The elements present, ascending atomic numbers."""
-        return tuple(int(z) for z in np.unique(self.numbers))
+        return self.composition.species
+
+    @property
+    def composition(self) -> Composition:
+        """Elements, and where they are."""
+        return composition_of(self.numbers)
 
     @property
     def periodic(self) -> bool:
@@ -319,11 +372,13 @@ def _complete_cell(cell: FloatArray, pbc: BoolArray) -> FloatArray:
 
 
 __all__ = [
+    "Composition",
     "FrameName",
     "Structure",
     "as_frames",
     "check_charge",
     "check_field",
+    "composition_of",
     "conditions",
     "describe",
     "read_structure",

@@ -37,13 +37,14 @@ from kqeq.backend import (
     namespace,
     place,
     put_rows,
+    threads,
     zeros,
 )
 from kqeq.backend.linalg import factorise_with_jitter, solve_lower
 from kqeq.descriptors import evaluate_states
 from kqeq.descriptors.base import Descriptor, DescriptorState, FeatureGradients
 from kqeq.frames.neighbours import Pairs
-from kqeq.frames.structures import Structure
+from kqeq.frames.structures import Structure, composition_of
 from kqeq.kernels.settings import (
     DEFAULT_REPRESENTATIVES,
     SELECTIONS,
@@ -54,6 +55,14 @@ from kqeq.kernels.settings import (
     kernel_tuple,
 )
 from kqeq.typing import Array, FloatArray, IntArray
+
+_NOBODY = np.zeros(0, dtype=np.int64)
+
+BLAS_ROWS = 512
+"""Atoms beyond which products get the threads of BLAS instead of ours (see ``in_threads_for`` of the potential)."""
+
+_THREAD_ROWS = 63
+"""Rows that a thread takes at a time."""
 
 _BLOCK_ELEMENTS = 1 << 20
 """Elements of a kernel matrix that are worked on at once on the host."""
@@ -287,10 +296,10 @@ class FeatureMap:
         xp = namespace(like)
         for z, rows in self.project(states[0].species).items():
             placed = self._place(rows, like, states[0].species, z, single=single)
-            centres = [np.flatnonzero(n == z) for n in numbers]
+            centres = [composition_of(n).atoms_of.get(z, _NOBODY) for n in numbers]
             index = [asarray_like(own, like) for own in centres]
             values = [xp.take(state.values, own, axis=0) for state, own in zip(states, index, strict=True)]
-            dots = placed.dots(xp.concat(values) if len(values) > 1 else values[0])
+            dots = _dots(placed, xp.concat(values) if len(values) > 1 else values[0])
             start = 0
             for result, state, own, there in zip(results, states, centres, index, strict=True):
                 given = getattr(state, "weights", None)
@@ -436,11 +445,19 @@ class FeatureMap:
         work = [
             (similarity, asarray_like(coefficients[similarity.element], like), rows)
             for similarity in similarities
-            for rows in _row_blocks(similarity.dots)
+            for rows in _thread_blocks(similarity.dots) or _row_blocks(similarity.dots)
         ]
         if every and len(work) == 1:
             return part(*work[0])  # one element: its atoms are all there are, in their order
         gradient = (empty if every else zeros)(shape, like)
+        if is_numpy(gradient) and any(_thread_blocks(similarity.dots) for similarity in similarities):
+
+            def task(first: int, last: int) -> None:
+                for similarity, own, rows in work[first:last]:
+                    gradient[similarity.index[rows]] = part(similarity, own, rows)
+
+            threads.run(task, np.cumsum([0, *(rows.stop - rows.start for _, _, rows in work)]), 1)
+            return gradient
         for similarity, own, rows in work:
             gradient = put_rows(gradient, similarity.index[rows], part(similarity, own, rows))
         return gradient
@@ -470,6 +487,32 @@ def _row_blocks(dots: Array) -> list[slice]:
     n, m = (int(size) for size in dots.shape)
     step = max(1, chunk_elements(dots, 4, _BLOCK_ELEMENTS) // max(1, m))
     return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+
+
+def _thread_blocks(rows: Array) -> list[slice]:
+    """Rows of an (n, M) array on the host that our own threads work on; none where BLAS has threads, or needs none.
+
+    They do not depend on the number of threads: nor do results.
+    """
+    n = int(rows.shape[0])
+    if not is_numpy(rows) or not 2 * _THREAD_ROWS <= n <= BLAS_ROWS:
+        return []
+    return [slice(start, min(start + _THREAD_ROWS, n)) for start in range(0, n, _THREAD_ROWS)]
+
+
+def _dots(directions: Representatives, values: Array) -> Array:
+    """Dot products of rows (n, F) with representatives, (n, M)."""
+    blocks = _thread_blocks(values)
+    if not blocks:
+        return directions.dots(values)
+    result = np.empty((values.shape[0], directions.rows.shape[0]))
+
+    def task(first: int, last: int) -> None:
+        for rows in blocks[first:last]:
+            result[rows] = directions.dots(values[rows])
+
+    threads.run(task, np.arange(len(blocks) + 1), 1)
+    return result
 
 
 def gram(rows: sparse.csr_array) -> FloatArray:

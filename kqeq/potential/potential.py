@@ -45,6 +45,8 @@ _TOLD = (
     "charged=False"
 )
 """Why there is no derivative with respect to the total charge."""
+_KEPT_SITES = 64
+"""Compositions whose element parameters are kept."""
 
 BATCH_ATOMS = 512
 """Atoms whose descriptors are kept at once when many structures are predicted."""
@@ -77,10 +79,15 @@ class SiteModel:
 
     def evaluate(self, similarities: Similarities, numbers: IntArray) -> Array:
         """Values of all atoms, (N,)."""
+        values = sums.expand(self.terms, similarities, len(numbers))
+        return asarray_like(self._table[numbers], values) + values
+
+    @cached_property
+    def _table(self) -> FloatArray:
+        """Offsets by atomic number."""
         table = np.zeros(max(self.offsets) + 1)
         table[list(self.offsets)] = list(self.offsets.values())
-        values = sums.expand(self.terms, similarities, len(numbers))
-        return asarray_like(table[numbers], values) + values
+        return table
 
     def descriptor_gradients(
         self, similarities: Similarities, states: States, weights: Array | None = None
@@ -135,6 +142,7 @@ class Potential:
     charge_powers: tuple[SiteModel, ...] = ()
     determination: Determination | None = None
     known_states: KnownStates = field(default_factory=dict)
+    _plain_sites: dict[bytes, SiteParameters] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def conditions(self) -> tuple[str, ...]:
@@ -270,6 +278,14 @@ class Potential:
         """
         if self.charges is None:
             return None
+        if not self.sites:
+            # element parameters of a fitted model do not change
+            key = numbers.tobytes()
+            if key not in self._plain_sites:
+                while len(self._plain_sites) >= _KEPT_SITES:
+                    self._plain_sites.pop(next(iter(self._plain_sites)), None)
+                self._plain_sites[key] = self.charges.site_parameters(numbers)
+            return self._plain_sites[key]
         logarithms = {kind: model.evaluate(similarities, numbers) for kind, model in self.sites.items()}
         return multiply_sites(self.charges.site_parameters(numbers), logarithms)
 

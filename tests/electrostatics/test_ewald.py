@@ -433,6 +433,9 @@ def test_chunks_and_blocks_do_not_matter(pbc, monkeypatch):
     monkeypatch.setattr(f"{package}.reciprocal._CACHE_ELEMENTS", 0)
     monkeypatch.setattr(f"{package}.reciprocal._ROWS", 5)
     monkeypatch.setattr(f"{package}.ewald._ROWS", 5)
+    monkeypatch.setattr(f"{package}.host._CHUNK_ELEMENTS", 900)
+    monkeypatch.setattr(f"{package}.host._KEPT_ELEMENTS", 0)
+    monkeypatch.setattr(f"{package}.host._SMALLEST_THREADED", 1)
     for a, b in zip(expected, everything(), strict=True):
         assert_allclose(b, a, rtol=0, atol=1e-10)
 

@@ -366,7 +366,7 @@ class NetworkFeatures:
         """Derivatives of f_m = Σ_i f_im with ∂f_im/∂p_i = C_im d_m, for all m at once.
 
         By Jacobian–vector products along the 3N + 9 coordinates: their number does not depend on that of the directions.
-        The derivatives of all features are kept with the state where they are few (:data:`JACOBIAN_BYTES`), so that other
+        The derivatives of all features are kept with the state where they are few (``JACOBIAN_BYTES``), so that other
         elements, and the iterations of a fit, find them.
 
         Parameters

@@ -270,9 +270,8 @@ def sort_pairs(pairs: Pairs, slots: IntArray, n_species: int, tables: Tables) ->
 def evaluate(structure: Structure, pairs: Pairs, tables: Tables) -> SOAPState:
     """Descriptors of one structure from a list of pairs that reaches at least ``tables.cutoff``."""
     compiled, _ = kernels()
-    species_array, slots = np.unique(structure.numbers, return_inverse=True)
-    slots = slots.astype(np.int64)
-    species = tuple(int(z) for z in species_array)
+    composition = structure.composition
+    species, slots = composition.species, composition.slots
     n_atoms, n_species = len(slots), len(species)
     n_radial, degrees = tables.n_radial, tables.degrees
 

@@ -21,13 +21,22 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-BLOCK = 64
+BLOCK = 192
 INVERSE_LN2 = 1.4426950408889634
-LN2_HIGH = 6.93145751953125e-1
-LN2_LOW = 1.42860682030941723212e-6
 ROUNDING = 6755399441055744.0  # 1.5 · 2^52: adding it rounds a double to an integer
-EXP_MINIMUM = -708.0
+LOWEST = -1021.0  # below, powers of two are no normal numbers
 
+# 2^f = Σ_k EXP2_k f^k for |f| <= ½: interpolation at Chebyshev nodes, off by less than rounding
+E1 = 0.69314718055995
+E2 = 0.24022650695910097
+E3 = 0.05550410866444774
+E4 = 0.009618129107607076
+E5 = 0.0013333558230161325
+E6 = 0.00015403530441539096
+E7 = 1.5252657262153917e-05
+E8 = 1.321544267611986e-06
+E9 = 1.0208689957961874e-07
+E10 = 7.0725719174842844e-09
 FAST: Any = {"contract", "reassoc", "nsz"}
 
 
@@ -54,28 +63,24 @@ _float_to_bits: Any = intrinsic(_float_to_bits_codegen)
 
 
 @njit("float64(float64)", cache=True, fastmath={"contract"})
-def _exp(x: Any) -> Any:
-    """exp(x) for x <= 0 to 2e-16, as 2^k exp(f) with a Taylor polynomial for |f| <= ln(2)/2.
+def _exp2(x: Any) -> Any:
+    """2^x for x <= 0 to 3e-16, as 2^k 2^f with a polynomial for |f| <= ½; x below -1021 counts as that.
 
     Needed because calls into the C library keep a loop from being vectorised.  Compiled without
     reassociation, which would undo the rounding trick.
     """
-    x = max(x, EXP_MINIMUM)
-    shifted = x * INVERSE_LN2 + ROUNDING
-    k = shifted - ROUNDING
-    f = (x - k * LN2_HIGH) - k * LN2_LOW
-    p = 1.0 / 479001600.0
-    p = p * f + 1.0 / 39916800.0
-    p = p * f + 1.0 / 3628800.0
-    p = p * f + 1.0 / 362880.0
-    p = p * f + 1.0 / 40320.0
-    p = p * f + 1.0 / 5040.0
-    p = p * f + 1.0 / 720.0
-    p = p * f + 1.0 / 120.0
-    p = p * f + 1.0 / 24.0
-    p = p * f + 1.0 / 6.0
-    p = p * f + 0.5
-    p = p * f + 1.0
+    x = max(x, LOWEST)
+    shifted = x + ROUNDING
+    f = x - (shifted - ROUNDING)
+    p = E10 * f + E9
+    p = p * f + E8
+    p = p * f + E7
+    p = p * f + E6
+    p = p * f + E5
+    p = p * f + E4
+    p = p * f + E3
+    p = p * f + E2
+    p = p * f + E1
     p = p * f + 1.0
     # the low bits of ``shifted`` hold k; move it to the exponent field
     scale = _bits_to_float((_float_to_bits(shifted) << 52) + 4607182418800017408)
@@ -94,20 +99,30 @@ def fill_block(
     vectors: Any, first: int, count: int, exponents: Any, recursion: Any, radial: Any, angular: Any
 ) -> None:
     """exp(a r²) as ``radial[l, k, b]`` and R_lm as ``angular[lm, b]`` for ``count`` pairs."""
-    x = vectors[0, first : first + count]
-    y = vectors[1, first : first + count]
-    z = vectors[2, first : first + count]
+    x = np.empty(count)
+    y = np.empty(count)
+    z = np.empty(count)
     r2 = np.empty(count)
     for b in range(count):
+        x[b] = vectors[0, first + b]
+        y[b] = vectors[1, first + b]
+        z[b] = vectors[2, first + b]
         r2[b] = x[b] * x[b] + y[b] * y[b] + z[b] * z[b]
     degrees, n_radial = exponents.shape
     for degree in range(degrees):
         for k in range(n_radial):
-            a = exponents[degree, k]
+            a = exponents[degree, k] * INVERSE_LN2
             row = radial[degree, k]
+            if degree > 0 and exponents[degree, k] == exponents[degree - 1, k]:
+                # the radial functions of dscribe that lie at 1 Å have the same exponent in every degree
+                above = radial[degree - 1, k]
+                for b in range(count):
+                    row[b] = above[b]
+                continue
             for b in range(count):
-                row[b] = _exp(a * r2[b])
-    angular[0, :count] = recursion[0, 0]
+                row[b] = _exp2(a * r2[b])
+    for b in range(count):
+        angular[0, b] = recursion[0, 0]
     for degree in range(1, degrees):
         centre = degree * degree + degree
         below = centre - 2 * degree  # row of (degree − 1, 0)
@@ -249,7 +264,8 @@ def _gram(coefficients: Any, degree: int, square: Any) -> None:
 def _multiply(vector: Any, matrix: Any, out: Any) -> None:
     """Write vector @ matrix to ``out``, four rows at a time."""
     rows, width = matrix.shape
-    out[:] = 0.0
+    for a in range(width):
+        out[a] = 0.0
     c = 0
     while c + 4 <= rows:
         v0, v1, v2, v3 = vector[c], vector[c + 1], vector[c + 2], vector[c + 3]
@@ -318,7 +334,10 @@ def expand(
     sums = np.empty((n_species, size, padded))
     square = np.empty((width, width))
     for i in range(first, last):
-        sums[:] = 0.0
+        for s in range(n_species):
+            for lm in range(size):
+                for k in range(padded):
+                    sums[s, lm, k] = 0.0
         # the centre itself: r = 0, only l = 0
         for k in range(n_radial):
             sums[slots[i], 0, k] = centre * recursion[0, 0]
@@ -326,7 +345,8 @@ def expand(
         for block in range(begin, end, BLOCK):
             count = min(BLOCK, end - block)
             fill_block(vectors, block, count, exponents, recursion, radial, angular)
-            for row in angular:
+            for lm in range(size):
+                row = angular[lm]
                 for b in range(count):
                     row[b] *= switch[0, block + b]
             for s in range(n_species):
@@ -449,7 +469,8 @@ def pair_gradients(
             for f in range(n_features):
                 raw[f] = (source[f] - dot * row[f]) * scale
         else:
-            raw[:] = source
+            for f in range(n_features):
+                raw[f] = source[f]
         for degree in range(degrees):
             _unpack(raw, prefactors[degree], degree, degrees, n_species, n_radial, square)
             for lm in range(degree * degree, (degree + 1) * (degree + 1)):
@@ -464,14 +485,16 @@ def pair_gradients(
         for block in range(begin, end, BLOCK):
             count = min(BLOCK, end - block)
             fill_block(vectors, block, count, exponents, recursion, radial, angular)
-            gx[:count] = 0.0
-            gy[:count] = 0.0
-            gz[:count] = 0.0
-            along[:count] = 0.0
-            plain[:count] = 0.0
+            for b in range(count):
+                gx[b] = 0.0
+                gy[b] = 0.0
+                gz[b] = 0.0
+                along[b] = 0.0
+                plain[b] = 0.0
             for degree in range(degrees):
                 for lm in range(degree * degree, (degree + 1) * (degree + 1)):
-                    s_row[:count] = 0.0
+                    for b in range(count):
+                        s_row[b] = 0.0
                     for s in range(n_species):
                         low = max(start[i * n_species + s], block) - block
                         high = min(start[i * n_species + s + 1], block + count) - block
