@@ -259,7 +259,7 @@ class NetworkFeatures:
         Whether the network is told the total charge (and the multiplicity, where one is given) of the structure.
         Otherwise features are those of the neutral structure, functions of the geometry like any other descriptor.
     scaling : Scaling, optional
-        Mean and spread of the features; :meth:`scaled` finds them.  Without, 0 and √F.
+        Mean and spread of the features; ``scaled`` finds them.  Without, 0 and √F.
 
     Raises
     ------
@@ -318,7 +318,7 @@ class NetworkFeatures:
         derivatives : bool
             Whether the evaluation is recorded for derivatives; without, they take another evaluation.
         pairs : Pairs, optional
-            Neighbours (a full or a half list) reaching at least :attr:`cutoff`.
+            Neighbours (a full or a half list) reaching at least ``cutoff``.
 
         Raises
         ------
