@@ -219,7 +219,7 @@ def _hold_at_potential(model: KQEq, frames: list[Atoms], potential: float) -> No
     for index, atoms in enumerate(frames):
         held = without_conditions(atoms, field=False, prefix=model.label_prefix)
         held.info["total_charge"] = 0.0  # partition charges that a frame may hold are of another total
-        energy = calculator.get_potential_energy(held)
+        energy = calculator.get_potential_energy(held)  # type: ignore[no-untyped-call]  # ASE
         found = calculator.prediction
         assert found is not None
         print(f"{index:5d} {found.total_charge:18.6f} {energy:20.6f}")
