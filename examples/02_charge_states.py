@@ -65,7 +65,7 @@ def main(argv=None):
     for family in chosen:
         train, test = frames_of(family)
         for label, settings in MODELS.items():
-            model = kqeq.KQEq(**settings).fit(train)
+            model = kqeq.KQEq(**settings).fit(train, optimize=None if options.quick else "auto")
             errors[family, label] = model.evaluate(test)
             if FAMILIES[family][0] == "carbon_chain" and label == "with charges":
                 chain = model, test

@@ -60,7 +60,7 @@ def test_relaxation_of_an_ion_in_a_field(ion, optimiser):
     start = ion.get_center_of_mass()
     ion.set_constraint(FixCom())
     with optimiser(ion, logfile=None) as run:
-        assert run.run(fmax=0.01, steps=400)
+        assert run.run(fmax=0.01, steps=800)  # the ion turns its dipole into the field: a soft mode
     np.testing.assert_allclose(ion.get_center_of_mass(), start, atol=1e-8)
     free = ion.get_forces(apply_constraint=False)
     np.testing.assert_allclose(free.sum(axis=0), FIELD, atol=1e-9)

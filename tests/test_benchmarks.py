@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if path.name not in ("common.py", "accuracy_table.py"))
+SCRIPTS = sorted(
+    path for path in FOLDER.glob("*.py") if path.name not in ("common.py", "accuracy_table.py", "against.py")
+)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

@@ -115,8 +115,8 @@ class SOAPKernel(BaseEstimator):  # type: ignore[misc]
         InputError
             Naming the setting, its value and what was expected.
         """
-        self.descriptor()
         check_settings(self, _RULES)
+        self.descriptor()
 
     def to_dict(self) -> dict[str, Any]:
         """Parameters as plain data."""

@@ -151,6 +151,8 @@ ALLOWED = {
     "reference_charges": {"nothing"},
     "inner": {"nothing"},
     "weighting": {"nothing"},
+    "condition": {"nothing"},
+    "pair_softness": {"nothing"},
 }
 
 
