@@ -3,13 +3,14 @@
 Na9Cl8(+) is relaxed without a field, then in fields along z, each time from the geometry before. Two things
 are special about a charged cluster in a field. It feels the net force $Q\\,\\mathbf{E}$ and would fly away
 for ever: `kqeq.analysis.optimize` (and `kqeq optimize`) hold the centre of mass. And it feels a torque, which
-is left alone: the weakest field turns the cluster until its dipole points along the field, and only then
-stronger fields stretch it.
+is left alone: fields turn the cluster until its dipole points along them, and only then stretch it. In the weakest
+field the relaxation ends before that, at an orientation against the field that is stationary and not a minimum: in a
+field, start from several orientations.
 
 Left: the energy of the relaxed cluster, with straight lines of slope $-\\mu_z$ at each point. At a relaxed
 geometry $\\mathrm dE/\\mathrm d\\mathcal E = -\\mu_z$ holds although the geometry changes with the field,
 because forces vanish there; the lines are tangents, not fits. Right: the dipole of the relaxed cluster, and
-of the cluster frozen as it was in the weakest field. Their slopes are the polarizability with and without the
+of the cluster frozen as it was when it had turned. Their slopes are the polarizability with and without the
 nuclei: the ions, free to move, add a third to what the charges do alone.
 
 The table also gives the standard deviation of the energy that the model itself claims: half an eV. The
@@ -33,7 +34,7 @@ def main(argv=None):
     """Fit, relax in growing fields, compare slopes with dipoles."""
     options = example.options(__doc__, argv)
     train, test = kqeq.datasets.split("nacl")
-    model = kqeq.KQEq(charges=kqeq.QEq(hardness="learn"), noise={"dipole": 0.1}).fit(train)
+    model = kqeq.KQEq(charges=kqeq.QEq(hardness="learn"), noise={"dipole": 0.1}).fit(train, optimize=None)
     start = next(a for a in test if a.info["system"] == SYSTEM)
     atoms = Atoms(start.numbers, start.positions - start.get_center_of_mass())
 
@@ -47,7 +48,7 @@ def main(argv=None):
         assert np.allclose(result.prediction.forces.sum(axis=0), (0, 0, CHARGE * field), atol=1e-6)
         # without a field the centre of mass is free; dipoles of ions are about it
         atoms = Atoms(start.numbers, result.atoms.positions - result.atoms.get_center_of_mass())
-        if turned is None and field > 0.0:
+        if turned is None and result.prediction.dipole[2] > 0.0:
             turned = atoms.copy()
         results.append((field, result))
         std = model.predict(
@@ -68,16 +69,17 @@ def main(argv=None):
     energies = np.array([result.prediction.energy for _, result in results])
     energies -= energies[0]
     dipoles = np.array([result.prediction.dipole[2] for _, result in results])
+    first = int(np.argmax(dipoles > 0.0))  # the first field in which the cluster has turned
     # exact up to third order in the step: the trapezium rule on the dipole gives the energy
-    mean = 0.5 * (dipoles[1:-1] + dipoles[2:])
-    slopes = -np.diff(energies[1:]) / np.diff(fields[1:])
+    mean = 0.5 * (dipoles[first:-1] + dipoles[first + 1 :])
+    slopes = -np.diff(energies[first:]) / np.diff(fields[first:])
     assert np.allclose(slopes, mean, rtol=0.02)
     frozen = np.array(
         [
             model.predict(
                 turned, total_charge=CHARGE, external_field=(0, 0, field), properties=["dipole"]
             ).dipole[2]
-            for field in fields[1:]
+            for field in fields[first:]
         ]
     )
 
@@ -97,10 +99,12 @@ def main(argv=None):
     )
     axes[0].legend(loc="lower left")
     # no line across the turn: there is no cluster between the two points
-    axes[1].plot(fields[1:], dipoles[1:], "-o", color=example.COLOURS["QEq"], label="relaxed in each field")
-    axes[1].plot(fields[:1], dipoles[:1], "o", color=example.COLOURS["QEq"])
     axes[1].plot(
-        fields[1:], frozen, "--s", color=example.COLOURS["short-range"], label="frozen after it turned"
+        fields[first:], dipoles[first:], "-o", color=example.COLOURS["QEq"], label="relaxed in each field"
+    )
+    axes[1].plot(fields[:first], dipoles[:first], "o", color=example.COLOURS["QEq"])
+    axes[1].plot(
+        fields[first:], frozen, "--s", color=example.COLOURS["short-range"], label="frozen after it turned"
     )
     axes[1].annotate(
         "before the cluster turns",
@@ -112,10 +116,11 @@ def main(argv=None):
     axes[1].set(
         xlabel="field (V/Å)", ylabel="dipole along the field (e·Å)", title="dipole of the relaxed cluster"
     )
-    axes[1].legend(loc="lower right")
+    axes[1].legend(loc="center right")
 
     alpha = [
-        COULOMB * (values[-1] - values[0]) / (fields[-1] - fields[1]) for values in (frozen, dipoles[1:])
+        COULOMB * (values[-1] - values[0]) / (fields[-1] - fields[first])
+        for values in (frozen, dipoles[first:])
     ]
     header = [
         "field, V/Å",
@@ -127,7 +132,7 @@ def main(argv=None):
     ]
     notes = (
         f"Na9Cl8(+), QEq with learned hardness, fitted to {len(train)} PBE0 frames; largest force 5 meV/Å; dipoles "
-        f"about the centre of mass. Polarizability along the field between {fields[1]:g} and {fields[-1]:g} V/Å: "
+        f"about the centre of mass. Polarizability along the field between {fields[first]:g} and {fields[-1]:g} V/Å: "
         f"{alpha[0]:.0f} Å³ with frozen nuclei, {alpha[1]:.0f} Å³ relaxed."
     )
     example.finish(options, "06_charged_in_field", figure, header, rows, notes)
