@@ -1,6 +1,7 @@
 """Hyperparameters by left-out frames: against fits without those frames, and what the default fit makes of them."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ from sklearn.base import clone
 import kqeq
 from conftest import NOISE, small_kernel
 from kqeq import KQEq
-from kqeq.errors import InputError, KQEqWarning
+from kqeq.backend import linalg
+from kqeq.errors import InputError, KQEqWarning, NotPositiveDefiniteError
 from kqeq.fitting.evidence import left_out as module
 from kqeq.fitting.evidence.evidence import DualEvidence, Evidence
-from kqeq.fitting.evidence.left_out import collect, search, unearned
+from kqeq.fitting.evidence.left_out import collect, posterior, search, unearned
 from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.rows.blocks import deviation
 from kqeq.fitting.rows.features import TrainingFrame
@@ -98,6 +100,26 @@ def test_closed_form_equals_fits_without_the_frame(kind, short_range):
         jacobian.T @ jacobian + np.eye(parameters.size), jacobian.T @ np.concatenate([r[0] for r in rows])
     )
     np.testing.assert_allclose(u, expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
+
+
+def test_rounding_does_not_end_a_search():
+    """Columns of energies of several charge states: 1e17 times the prior, and nearly the same."""
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        shared = rng.normal(size=(60, 1)) * 3e8
+        jacobian = shared + rng.normal(size=(60, 30)) * 1e-3
+        sums = SimpleNamespace(gram=jacobian.T @ jacobian, rhs=jacobian.T @ (shared[:, 0] * 2.0))
+        evidence = SimpleNamespace(
+            names=("energy",), kinds={"energy": sums}, scales=lambda theta: np.ones(30)
+        )
+        try:
+            linalg.factorise(sums.gram + np.eye(30))
+        except NotPositiveDefiniteError:
+            break
+    else:
+        pytest.fail("no such matrix came up")
+    _, u, _ = posterior(evidence, np.zeros(1))
+    assert np.abs(jacobian @ u - 2.0 * shared[:, 0]).max() < 1e-6 * np.abs(shared).max()
 
 
 def test_few_frames_are_evenly_spread(short_range, monkeypatch):

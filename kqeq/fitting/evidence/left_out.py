@@ -63,6 +63,9 @@ SPREAD_RANGE = (1e-3, 30.0)
 MOST_CHI = 8.0
 """Those of electronegativities grow less: beyond some 10 eV/e they are no electronegativities, and extrapolate badly."""
 
+ROUNDING_SHARES = (1e-15, 1e-14, 1e-13, 1e-12)
+"""Shares of the diagonal that stand in for what rounding took from normal equations."""
+
 STEPS = (math.log(4.0), math.log(2.0))
 """Steps of the search in the logarithm of a noise or spread, one after the other."""
 
@@ -246,9 +249,31 @@ def posterior(evidence: Evidence, theta: FloatArray) -> tuple[FloatArray, FloatA
     hessian *= columns[:, None]
     hessian *= columns
     hessian[np.diag_indices_from(hessian)] += 1.0
-    lower = factorise(hessian, "the matrix of the normal equations", "raise the smallest noise")
+    lower = _factor(hessian)
     u = solve_lower(lower, solve_lower(lower, columns * rhs), transposed=True)
     return lower, u, columns
+
+
+def _factor(hessian: FloatArray) -> FloatArray:
+    """Cholesky factor of H, or of H with the least share of its diagonal more where rounding of sums made it indefinite.
+
+    Energies of several charge states under one prior make columns whose squares exceed the prior's 1 by 1e17, so that
+    differences of such columns drown in rounding.  A share of the diagonal says no more than that rounding does.
+    """
+    what, remedy = "the matrix of the normal equations", "raise the smallest noise"
+    try:
+        return factorise(hessian, what, remedy)
+    except NotPositiveDefiniteError:
+        diagonal = hessian.diagonal().copy()
+    places = np.diag_indices_from(hessian)
+    for share in ROUNDING_SHARES[:-1]:
+        hessian[places] = diagonal * (1.0 + share)
+        try:
+            return factorise(hessian, what, remedy)
+        except NotPositiveDefiniteError:
+            continue
+    hessian[places] = diagonal * (1.0 + ROUNDING_SHARES[-1])
+    return factorise(hessian, what, remedy)
 
 
 def collect(problem: FitProblem, u: FloatArray) -> LeftOut:
