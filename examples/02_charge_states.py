@@ -52,6 +52,8 @@ def frames_of(family):
     Charged frames of ``zno_vertical`` have geometries of the neutral cluster.
     """
     name, charges = FAMILIES[family]
+    if name == "zno" and len(charges) == 3:  # geometries that carry all three
+        return kqeq.datasets.split("zno_vertical", total_charges=charges)
     if name == "zno":
         return kqeq.datasets.split("zno", "zno_vertical", method="PBE0/def2-svp", total_charges=charges)
     return kqeq.datasets.split(name, total_charges=charges)
