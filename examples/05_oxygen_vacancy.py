@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
     own.add_argument("--full", action="store_true")
     known, rest = own.parse_known_args(argv)
     chosen = example.options(__doc__, rest)
-    n, every = (30, 8) if chosen.quick else (200, 1 if known.full else 2)
+    n, every = (40, 4) if chosen.quick else (200, 1 if known.full else 2)
 
     train, test = kqeq.datasets.split("zno_vacancy")
     crystal = next(a for a in train if a.info["system"] == "zno_pristine")
