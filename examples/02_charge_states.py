@@ -18,7 +18,7 @@ energies, forces and dipoles.
 
 What does not work: families with Zn3O3(+). Their energies follow, which a short-range model cannot do at all, but the
 forces only little better than in a short-range model of the forces, neither with other charge states nor in a model of
-the cation alone (last row). The hole of this open-shell cation sits on one of three oxygen atoms, and where it goes is
+the cation alone. The hole of this open-shell cation sits on one of three oxygen atoms, and where it goes is
 learned from few frames. Labels need care too: a DFT calculation may end in a state tenths of an electronvolt above the
 lowest, which no smooth energy can follow (`datasets/generate.py` looks for it). Where energies of three charge states
 are asked for at once, remember that at a fixed geometry the energy is a parabola in the charge: two states determine it.
