@@ -25,7 +25,7 @@ from os import PathLike
 
 import numpy as np
 
-from kqeq.backend import CPU, Device, blas, cache_budget, to_numpy
+from kqeq.backend import CPU, Device, blas, cache_budget, cholesky, to_numpy
 from kqeq.backend.linalg import factorise, solve_lower
 from kqeq.errors import NotPositiveDefiniteError
 from kqeq.fitting.evidence.evidence import (
@@ -260,20 +260,14 @@ def _factor(hessian: FloatArray) -> FloatArray:
     Energies of several charge states under one prior make columns whose squares exceed the prior's 1 by 1e17, so that
     differences of such columns drown in rounding.  A share of the diagonal says no more than that rounding does.
     """
-    what, remedy = "the matrix of the normal equations", "raise the smallest noise"
-    try:
-        return factorise(hessian, what, remedy)
-    except NotPositiveDefiniteError:
-        diagonal = hessian.diagonal().copy()
-    places = np.diag_indices_from(hessian)
-    for share in ROUNDING_SHARES[:-1]:
-        hessian[places] = diagonal * (1.0 + share)
-        try:
-            return factorise(hessian, what, remedy)
-        except NotPositiveDefiniteError:
-            continue
-    hessian[places] = diagonal * (1.0 + ROUNDING_SHARES[-1])
-    return factorise(hessian, what, remedy)
+    diagonal = hessian.diagonal().copy()
+    for share in (0.0, *ROUNDING_SHARES[:-1]):
+        np.fill_diagonal(hessian, diagonal * (1.0 + share))
+        lower = cholesky(hessian)
+        if lower is not None:
+            return np.asarray(lower)
+    np.fill_diagonal(hessian, diagonal * (1.0 + ROUNDING_SHARES[-1]))
+    return np.asarray(factorise(hessian, "the matrix of the normal equations", "raise the smallest noise"))
 
 
 def collect(problem: FitProblem, u: FloatArray) -> LeftOut:
