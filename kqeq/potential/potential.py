@@ -77,9 +77,9 @@ class SiteModel:
         terms = tuple(term for term in self.terms if state_of(condition_of(term[0].descriptor)) == state)
         return SiteModel(terms, dict.fromkeys(self.offsets, 0.0)) if terms else None
 
-    def evaluate(self, similarities: Similarities, numbers: IntArray) -> Array:
-        """Values of all atoms, (N,)."""
-        values = sums.expand(self.terms, similarities, len(numbers))
+    def evaluate(self, similarities: Similarities, numbers: IntArray, *, gradients: bool = False) -> Array:
+        """Values of all atoms, (N,); ``gradients`` says that :meth:`descriptor_gradients` follows."""
+        values = sums.expand(self.terms, similarities, len(numbers), gradients=gradients)
         return asarray_like(self._table[numbers], values) + values
 
     @cached_property
@@ -309,15 +309,17 @@ class Potential:
         system: ChargeSystem | None = None,
         *,
         device: Device = CPU,
+        gradients: bool = False,
     ) -> tuple[Charged, Array] | None:
         """Charges of the charge model alone, and electronegativities (N,); ``None`` without charges.
 
-        ``system`` is what :meth:`bind` gave for this geometry, where a caller has kept it.
+        ``system`` is what :meth:`bind` gave for this geometry, where a caller has kept it; ``gradients`` says that
+        derivatives follow.
         """
         if self.electronegativity is None or self.charges is None:
             return None
         numbers = structure.numbers
-        chi = self.electronegativity.evaluate(similarities, numbers)
+        chi = self.electronegativity.evaluate(similarities, numbers, gradients=gradients)
         sites = self.site_parameters(numbers, similarities)
         assert sites is not None
         sites = sites.on(device.like)
@@ -560,17 +562,17 @@ class Potential:
         device: Device,
     ) -> _Evaluated:
         """Charges, baseline and short-range energy."""
-        charged, electronegativities = self.charged(structure, similarities, system, device=device) or (
-            None,
-            None,
-        )
+        follows = _needs_derivatives(structure, properties)
+        charged, electronegativities = self.charged(
+            structure, similarities, system, device=device, gradients=follows
+        ) or (None, None)
         base = OnBaseline.at(
             self.baseline, structure, properties, sees_charges=self.charge_kernel is not None
         )
         if self.short_range is None:
             return _Evaluated(charged, electronegativities, base, 0.0, ())
         powers = (self.short_range, *self.charge_powers)
-        values = [model.evaluate(similarities, structure.numbers) for model in powers]
+        values = [model.evaluate(similarities, structure.numbers, gradients=follows) for model in powers]
         if self.charge_kernel is None:
             energy = to_float(namespace(device.like).sum(values[0]))
             return _Evaluated(charged, electronegativities, base, energy, ((self.short_range, None),))
@@ -610,7 +612,9 @@ class Potential:
         gradients: dict[Descriptor, Array] = {}
         for model, weights in weighted:
             for descriptor, gradient in model.descriptor_gradients(similarities, states, weights).items():
-                gradients[descriptor] = gradients.get(descriptor, 0.0) + gradient
+                gradients[descriptor] = (
+                    gradients[descriptor] + gradient if descriptor in gradients else gradient
+                )
         for descriptor, gradient in gradients.items():
             of_descriptor = states[descriptor].adjoint(gradient)
             positions += of_descriptor.positions
