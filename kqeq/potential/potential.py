@@ -51,6 +51,9 @@ _KEPT_SITES = 64
 BATCH_ATOMS = 512
 """Atoms whose descriptors are kept at once when many structures are predicted."""
 
+_WINDOW_ATOMS = 16 * BATCH_ATOMS
+"""Atoms among which structures of the same elements are looked for, to be predicted together."""
+
 
 @dataclass(frozen=True, eq=False)
 class SiteModel:
@@ -457,26 +460,39 @@ class Potential:
         device: Device = CPU,
         single: bool = False,
     ) -> Iterator[Prediction]:
-        """Predict structures one after another; neighbours in the list that share their elements are batched."""
-        for batch in _batches(structures):
-            states = [
-                evaluate_states(
-                    self.descriptors, s, derivatives=_needs_derivatives(s, properties), device=device
-                )
-                for s in batch
-            ]
-            numbers = [s.numbers for s in batch]
-            similarities = {
-                feature_map: feature_map.similarities_many(
-                    [own[feature_map.descriptor] for own in states], numbers, single=single
-                )
-                for feature_map in self.feature_maps
-            }
-            for i, structure in enumerate(batch):
-                own = {feature_map: lists[i] for feature_map, lists in similarities.items()}
-                with in_threads_for(structure):
-                    prediction = self.finish(structure, properties, states[i], own, device=device)
-                yield prediction
+        """Predict structures in their order; those of a stretch of the list that share their elements are batched."""
+        for window in _stretches(structures, _WINDOW_ATOMS):
+            found: dict[int, Prediction] = {}
+            by_elements: dict[tuple[int, ...], list[int]] = {}
+            for i in window:
+                by_elements.setdefault(structures[i].species, []).append(i)
+            for alike in by_elements.values():
+                same = [structures[i] for i in alike]
+                for batch in _stretches(same, BATCH_ATOMS):
+                    parts = self._predict_alike([same[k] for k in batch], properties, device, single)
+                    found.update(zip([alike[k] for k in batch], parts, strict=True))
+            yield from (found[i] for i in window)
+
+    def _predict_alike(
+        self, batch: Sequence[Structure], properties: Collection[str], device: Device, single: bool
+    ) -> Iterator[Prediction]:
+        """Predict structures of the same elements: products with representatives of all of them at once."""
+        states = [
+            evaluate_states(self.descriptors, s, derivatives=_needs_derivatives(s, properties), device=device)
+            for s in batch
+        ]
+        numbers = [s.numbers for s in batch]
+        similarities = {
+            feature_map: feature_map.similarities_many(
+                [own[feature_map.descriptor] for own in states], numbers, single=single
+            )
+            for feature_map in self.feature_maps
+        }
+        for i, structure in enumerate(batch):
+            own = {feature_map: lists[i] for feature_map, lists in similarities.items()}
+            with in_threads_for(structure):
+                prediction = self.finish(structure, properties, states[i], own, device=device)
+            yield prediction
 
     def finish(
         self,
@@ -681,18 +697,16 @@ def _needs_derivatives(structure: Structure, properties: Collection[str]) -> boo
     return bool(wanted) or ("stress" in properties and structure.periodic)
 
 
-def _batches(structures: Sequence[Structure]) -> Iterator[list[Structure]]:
-    """Runs of structures with the same elements, at most :data:`BATCH_ATOMS` atoms together."""
-    batch: list[Structure] = []
-    atoms = 0
-    for structure in structures:
-        if batch and (structure.species != batch[0].species or atoms + len(structure) > BATCH_ATOMS):
-            yield batch
-            batch, atoms = [], 0
-        batch.append(structure)
+def _stretches(structures: Sequence[Structure], limit: int) -> Iterator[range]:
+    """Consecutive structures, at most so many atoms together."""
+    begin = atoms = 0
+    for i, structure in enumerate(structures):
+        if i > begin and atoms + len(structure) > limit:
+            yield range(begin, i)
+            begin, atoms = i, 0
         atoms += len(structure)
-    if batch:
-        yield batch
+    if len(structures) > begin:
+        yield range(begin, len(structures))
 
 
 def _stress(strain: FloatArray, structure: Structure) -> FloatArray | None:
