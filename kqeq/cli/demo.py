@@ -1,8 +1,8 @@
 """``kqeq demo``: the whole story on packaged data, in half a minute and without a download.
 
-Every number that is printed is computed on the spot.  The models of water have the default settings of :class:`kqeq.KQEq` and
-one fit, without the search for better ones (``optimize=None``), which takes ten times as long.  For Ag3 they are others: its
-labels have no noise and three atoms in a row need a longer reach, and the demo says so.
+Every number that is printed is computed on the spot.  The models of water have the default settings of
+:class:`kqeq.KQEq` and one fit, without the search for better ones (``optimize=None``), which takes ten times as long.
+For Ag3 they are others: its labels have no noise and three atoms in a row need a longer reach, and the demo says so.
 """
 
 from __future__ import annotations

@@ -290,7 +290,14 @@ def test_optimize_at_a_potential(files, tmp_path, capsys):
     """What is minimised is E − UQ, with the charge following."""
     model, start = kqeq.load(files / "m.kqeq"), read(files / "one.xyz")
     level = model.predict(start, total_charge=0.5).chemical_potential
-    outputs = ("-o", tmp_path / "out.xyz", "--json", tmp_path / "o.json", "--trajectory", tmp_path / "path.xyz")
+    outputs = (
+        "-o",
+        tmp_path / "out.xyz",
+        "--json",
+        tmp_path / "o.json",
+        "--trajectory",
+        tmp_path / "path.xyz",
+    )
     ends = {}
     for potential in (level, level + 0.5):
         typed = ("--potential", f"{potential:.6f}", "--fmax", "0.02")
