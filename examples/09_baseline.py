@@ -8,9 +8,9 @@ reported is a derivative of the whole energy (`pip install "kqeq[xtb]"`, `baseli
 Left: test errors of the forces for water clusters and hydronium, with and without the baseline, against the number of
 training frames; kernels and noises are the defaults in both. Middle: of the dipoles. Right: Langevin dynamics of
 hydronium with one water, H5O2(+), for 20 ps at 400 K in a field of 0.1 V/Å; no training frame holds H5O2(+), and none has
-a field. The distance of the two oxygen atoms is drawn until something breaks: an oxygen-hydrogen distance below 0.7 Å, a hydrogen
-more than 2 Å from both oxygens, or oxygens more than 4 Å apart. The centre of mass is held, because the field pulls at
-the charge.
+a field. The distance of the two oxygen atoms is drawn until something breaks: an oxygen-hydrogen distance below 0.7 Å, a
+hydrogen more than 2 Å from both oxygens, or oxygens more than 4 Å apart. The centre of mass is held, because the field
+pulls at the charge.
 
 A step costs what a GFN2-xTB calculation costs and what the model costs, a few milliseconds each here.
 
