@@ -27,6 +27,7 @@ EVERYTHING = AtomicDipoles(ACKS2(LEARN, LEARN, LEARN), LEARN)
 MODELS = {
     "QEq": QEq(LEARN, LEARN),
     "ACKS2": ACKS2(LEARN, LEARN, LEARN),
+    "pairs": ACKS2(pair_softness={"O-H": LEARN}),
     "dipoles": EVERYTHING,
     "undamped dipoles": AtomicDipoles(QEq(LEARN, LEARN), {"O": 0.2, "H": 0.1}, damping=False),
 }
@@ -59,7 +60,8 @@ def test_columns_are_derivatives_of_every_label(name, condition, layouts):
     u = 0.3 * np.random.default_rng(5).normal(size=parameters.size)
     columns = parameters.learned.columns
     assert columns.stop == parameters.size
-    assert columns.stop - columns.start == 2 * len(parameters.charges.to_learn)  # H and O
+    # H and O, or the one pair of them
+    assert columns.stop - columns.start == (1 if name == "pairs" else 2 * len(parameters.charges.to_learn))
     line = Linearisation(frame, features, parameters, u)
     jacobians = {}
     for kind in frame.labels.kinds:
