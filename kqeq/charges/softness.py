@@ -262,7 +262,7 @@ class Bonds:
         value, slope = switched_decay(distances / bond, decay, cutoff)
         parts = (i, j, pairs.vectors[within].copy(), distances, mean * value, mean * slope / bond)
         own = None if classes is None else asarray_like(classes[within], device.like)
-        return cls(len(structure), *(asarray_like(part, device.like) for part in parts), own)
+        return cls(len(structure), *(asarray_like(part, device.like) for part in parts), classes=own)
 
     @cached_property
     def _leaving(self) -> Any:

@@ -285,6 +285,29 @@ def test_files_keep_settings_and_learned_values(recovered, made, tmp_path, poste
                 assert np.min(getattr(one, name)) > 0.0
 
 
+def test_softness_by_pair_is_fitted_and_kept_in_files(water_training, kernel, tmp_path):
+    charges = AtomicDipoles(ACKS2(pair_softness={"H-O": LEARN, "O-O": 0.0}))
+    model = KQEq(
+        kernel(3.0, n_representatives=4, zeta=2),
+        None,
+        charges=charges,
+        targets=["dipole"],
+        noise={"dipole": 0.05},
+    ).fit(water_training)
+    assert list(model.fit_report_.learned) == ["pair_softness H-O"]
+    learned = model.potential_.charges.inner.pair_softness
+    assert learned["O-O"] == 0.0
+    assert abs(np.log(learned["H-O"])) > 0.05  # not where it started
+    assert_allclose(learned["H-O"], model.fit_report_.learned["pair_softness H-O"]["value"])
+    model.save(tmp_path / "model.kqeq", posterior=True)
+    loaded = kqeq.load(tmp_path / "model.kqeq")
+    assert loaded.charges.to_dict() == charges.to_dict()
+    assert loaded.potential_.charges.inner.pair_softness == learned
+    one, two = (m.predict(water_training[0], uncertainty=True) for m in (model, loaded))
+    for name in ("charges", "dipole", "dipole_std"):
+        assert_array_equal(getattr(one, name), getattr(two, name))
+
+
 def test_uncertain_element_parameters_widen_the_uncertainty(made, kernel):
     """With the same posterior factor, leaving the learned columns away takes variance away."""
     model = KQEq(kernel(3.0), None, charges=AtomicDipoles(QEq(), LEARN), targets=["dipole"]).fit(made)
