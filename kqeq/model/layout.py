@@ -248,7 +248,8 @@ _POSTERIOR = table(
     elements=optional(_ELEMENT_PRIOR),
     sites=mapping(sequence(_NOT_NEGATIVE), ENVIRONMENT_KINDS),
     remainders=mapping(_NOT_NEGATIVE),
-    maybe={"short_range_first": flag},  # not in files of version 1
+    # not in files of version 1
+    maybe={"short_range_first": flag, "factors": mapping(table(scale=_POSITIVE, missed=_NOT_NEGATIVE))},
 )
 
 _HEADER = table(

@@ -56,7 +56,7 @@ from kqeq.model.layout import PARTS, check_model, kernel_name, network_names, po
 from kqeq.potential.determination import Determination
 from kqeq.potential.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
-from kqeq.uncertainty.posterior import Posterior
+from kqeq.uncertainty.posterior import Factors, Posterior
 
 FORMAT = "kqeq-model"
 VERSION = 2
@@ -201,6 +201,7 @@ def _stored_posterior(known: Posterior, potential: Potential) -> dict[str, Any]:
             if kind in potential.sites
         },
         "remainders": {name: kernel.remainder for name, kernel in known.parameters.kernels.items()},
+        "factors": {kind: asdict(own) for kind, own in known.factors.items()},
     }
 
 
@@ -434,7 +435,8 @@ def _posterior(
     u, lower = arrays["posterior/u"], np.asfortranarray(arrays["posterior/lower"])  # as a fit leaves it
     if u.shape != (parameters.size,) or lower.shape != (parameters.size, parameters.size):
         raise ValueError("the posterior does not fit the parameters")
-    return Posterior(parameters, u, lower, stored["noise"])
+    factors = {kind: Factors(**own) for kind, own in stored.get("factors", {}).items()}
+    return Posterior(parameters, u, lower, stored["noise"], factors)
 
 
 def _name_given(baseline: Any) -> str | None:
