@@ -19,6 +19,7 @@ from kqeq.analysis.entry import conditions_of, fix, formula, potential_of, witho
 from kqeq.analysis.findings import FLAGGED, NOTE, OK, UNTESTED, ChainGrowth, Diagnosis, Finding
 from kqeq.analysis.novelty import Novelty, novelty
 from kqeq.analysis.on_baseline import baseline_findings
+from kqeq.analysis.phases import phase_findings
 from kqeq.analysis.probes import alkane, atom_chain, chains_for, polar_pair
 from kqeq.analysis.ranges import bond_ranges, charge_ranges
 from kqeq.charges import ACKS2, AtomicDipoles, LatentCharges, QEq
@@ -58,7 +59,7 @@ def diagnose(
     model : KQEq
     atoms : ase.Atoms, optional
         A geometry of the kind that the model is meant for.  Without one, only probes made of the model's elements
-        are looked at.
+        are looked at.  In a slab the pieces of metal are found, and looked at with :func:`kqeq.analysis.phases`.
     total_charge, external_field : optional
         Of that geometry; otherwise from ``atoms.info``.
 
@@ -104,6 +105,8 @@ def diagnose(
             findings.append(_range(values, ranges, explained, geometry.structure))
         distances = novelty(geometry)
         findings.append(_extrapolation(model, atoms, distances, total_charge, external_field))
+        if potential.charges is not None:
+            findings += phase_findings(model, atoms)
     findings += baseline_findings(potential, atoms, structure)
     return Diagnosis(
         model=f"{charges} for {names}",
