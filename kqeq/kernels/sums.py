@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from kqeq.backend import namespace
 from kqeq.descriptors.base import Descriptor, DescriptorState, FeatureGradients, SiteJacobian
-from kqeq.kernels.feature_map import FeatureMap, Similarity, SummedFeatures
+from kqeq.kernels.feature_map import FeatureJacobian, FeatureMap, Similarity, SummedFeatures
 from kqeq.typing import Array, FloatArray, IntArray
 
 Terms = Sequence[tuple[FeatureMap, Mapping[int, FloatArray]]]
@@ -126,10 +128,38 @@ def feature_gradients(
     )
 
 
+Jacobians = Mapping[FeatureMap, FeatureJacobian]
+"""Derivatives of the features of every atom for itself, of several feature maps."""
+
+
+def contract(
+    feature_maps: Sequence[FeatureMap],
+    jacobians: Jacobians,
+    weights: FloatArray,
+    deltas: Sequence[float] | None = None,
+) -> FloatArray:
+    """As :func:`feature_gradients`, positions only, from derivatives that are known."""
+    factors = [1.0] * len(feature_maps) if deltas is None else deltas
+    parts = [jacobians[m].contract(delta * weights) for m, delta in zip(feature_maps, factors, strict=True)]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+
+def along(feature_maps: Sequence[FeatureMap], jacobians: Jacobians, weights: FloatArray) -> FloatArray:
+    """∂f_i/∂r of all atoms, (3N, N), with f_i = Φ_i · weights over the features of all kernels side by side."""
+    total, start = 0.0, 0
+    for m in feature_maps:
+        total = total + jacobians[m].along(weights[start : start + m.size])
+        start += m.size
+    return np.asarray(total)
+
+
 __all__ = [
+    "Jacobians",
     "Similarities",
     "States",
     "Terms",
+    "along",
+    "contract",
     "descriptor_gradients",
     "expand",
     "feature_gradients",

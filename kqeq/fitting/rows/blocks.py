@@ -11,7 +11,7 @@ Dimensions: N atoms, P parameters, n rows of one label.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -27,12 +27,16 @@ from kqeq.charges.parameters import (
 from kqeq.descriptors.base import FeatureGradients, SiteJacobian
 from kqeq.fitting.charge_aware import KINDS
 from kqeq.fitting.least_squares.solver import JacobianKind
-from kqeq.fitting.parameters import Parameters, SiteDirections
+from kqeq.fitting.parameters import Parameters, SiteDirections, SitePart
 from kqeq.fitting.rows.features import FrameFeatures, TrainingFrame
 from kqeq.fitting.rows.voigt import VOIGT, to_stress, upper_triangle
 from kqeq.frames.labels import standard_deviation
 from kqeq.kernels import sums
+from kqeq.kernels.feature_map import FeatureMap
 from kqeq.typing import Array, FloatArray
+
+_NO_STRAIN = np.zeros((0, 0))
+"""What is kept atom by atom knows positions only; to use this for a strain fails."""
 
 
 @dataclass(eq=False)
@@ -122,6 +126,11 @@ class Linearisation:
     def site_jacobians(self) -> dict[str, SiteJacobian]:
         """∂ln θ_i/∂r and ∂ln θ_i/∂ε of the site parameters that depend on the environment."""
         environment, states = self.parameters.sites, self.features.states
+        if environment is not None and self.features.jacobians is not None:
+            return {
+                kind: self._separate(environment.feature_maps, environment.weights(kind, self.there))
+                for kind in environment.parts
+            }
         if environment is None or states is None:
             return {}
         similarities = sums.find_similarities(environment.feature_maps, states, self.frame.structure.numbers)
@@ -133,21 +142,41 @@ class Linearisation:
     @cached_property
     def site_feature_gradients(self) -> dict[str, FeatureGradients]:
         """Σ_i ∂E/∂ln θ_i ∂²ln θ_i/∂r∂u for the kernel parameters of each kind."""
-        environment, states = self.parameters.sites, self.features.states
-        if environment is None or states is None or environment.fixed is not None:
+        environment = self.parameters.sites
+        if environment is None or environment.fixed is not None or not self.has_gradients:
             return {}
-        numbers = self.frame.structure.numbers
         return {
-            kind: sums.feature_gradients(
-                environment.feature_maps, states, numbers, slopes, environment.parts[kind].deltas
-            )
+            kind: self.feature_gradients(environment.parts[kind], slopes)
             for kind, slopes in self.site_slopes.items()
         }
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether derivatives of the kernel features can be had."""
+        return self.features.states is not None or self.features.jacobians is not None
+
+    def feature_gradients(self, part: SitePart, weights: Array) -> FeatureGradients:
+        """Σ_i weights_i ∂²f_i/∂r∂u for the kernel parameters of a site quantity f."""
+        jacobians, states = self.features.jacobians, self.features.states
+        if jacobians is not None:
+            positions = sums.contract(part.feature_maps, jacobians, weights, part.deltas)
+            return FeatureGradients(positions, _NO_STRAIN)
+        assert states is not None
+        numbers = self.frame.structure.numbers
+        return sums.feature_gradients(part.feature_maps, states, numbers, weights, part.deltas)
+
+    def _separate(self, feature_maps: Sequence[FeatureMap], weights: Array) -> SiteJacobian:
+        """∂f_i/∂r with f_i = Φ_i · weights, from derivatives that are kept atom by atom."""
+        assert self.features.jacobians is not None
+        return SiteJacobian(sums.along(feature_maps, self.features.jacobians, weights), _NO_STRAIN)
 
     @cached_property
     def site_jacobian(self) -> SiteJacobian | None:
         """∂χ_i/∂r and ∂χ_i/∂ε at the current parameters."""
         part, states = self.parameters.electronegativity, self.features.states
+        if part is not None and part.kernels and self.features.jacobians is not None:
+            own = self.there[part.columns][: part.kernel_size]
+            return self._separate(part.feature_maps, part.scale(own))
         if part is None or not part.kernels or states is None:
             return None
         similarities = sums.find_similarities(part.feature_maps, states, self.frame.structure.numbers)
@@ -156,13 +185,10 @@ class Linearisation:
     @cached_property
     def chi_gradients(self) -> FeatureGradients | None:
         """Σ_i g_i ∂²χ_i/∂r∂u for the kernel parameters."""
-        part, states = self.parameters.electronegativity, self.features.states
-        if part is None or not part.kernels or states is None or self.state is None:
+        part = self.parameters.electronegativity
+        if part is None or not part.kernels or not self.has_gradients or self.state is None:
             return None
-        weights = self.state.electronegativity_gradient()
-        return sums.feature_gradients(
-            part.feature_maps, states, self.frame.structure.numbers, weights, part.deltas
-        )
+        return self.feature_gradients(part, self.state.electronegativity_gradient())
 
 
 def _energy(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
@@ -341,13 +367,12 @@ def _born_charges(line: Linearisation, jacobian: bool) -> tuple[Array, Array | N
     if not jacobian:
         return value, None
     rows = zeros((atoms, 3, 3, line.parameters.size), line.features.device.like)
-    states, numbers = line.features.states, line.frame.structure.numbers
     for a in range(3):
         block = xp.reshape(
             state.gradient_second_response(_column(field, a), line.response), (3 * atoms, part.size)
         )
-        if part.kernels and states is not None:
-            own = sums.feature_gradients(part.feature_maps, states, numbers, moved[:, a], part.deltas)
+        if part.kernels and line.has_gradients:
+            own = line.feature_gradients(part, moved[:, a])
             block[:, : part.kernel_size] += own.positions
         rows[:, a, :, part.columns] = xp.reshape(-block, (atoms, 3, part.size))
     return value, xp.reshape(rows, (9 * atoms, line.parameters.size))
