@@ -128,33 +128,22 @@ def feature_gradients(
     )
 
 
-Jacobians = Mapping[FeatureMap, FeatureJacobian]
-"""Derivatives of the features of every atom for itself, of several feature maps."""
-
-
 def contract(
-    feature_maps: Sequence[FeatureMap],
-    jacobians: Jacobians,
-    weights: FloatArray,
-    deltas: Sequence[float] | None = None,
+    jacobians: Sequence[FeatureJacobian], weights: FloatArray, deltas: Sequence[float]
 ) -> FloatArray:
     """As :func:`feature_gradients`, positions only, from derivatives that are known."""
-    factors = [1.0] * len(feature_maps) if deltas is None else deltas
-    parts = [jacobians[m].contract(delta * weights) for m, delta in zip(feature_maps, factors, strict=True)]
+    parts = [own.contract(delta * weights) for own, delta in zip(jacobians, deltas, strict=True)]
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
-def along(feature_maps: Sequence[FeatureMap], jacobians: Jacobians, weights: FloatArray) -> FloatArray:
+def along(jacobians: Sequence[FeatureJacobian], weights: FloatArray) -> FloatArray:
     """∂f_i/∂r of all atoms, (3N, N), with f_i = Φ_i · weights over the features of all kernels side by side."""
-    total, start = 0.0, 0
-    for m in feature_maps:
-        total = total + jacobians[m].along(weights[start : start + m.size])
-        start += m.size
-    return np.asarray(total)
+    stops = np.cumsum([own.size for own in jacobians])
+    parts = [own.along(part) for own, part in zip(jacobians, np.split(weights, stops[:-1]), strict=True)]
+    return np.asarray(sum(parts[1:], parts[0]))
 
 
 __all__ = [
-    "Jacobians",
     "Similarities",
     "States",
     "Terms",

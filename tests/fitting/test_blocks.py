@@ -126,7 +126,7 @@ def test_what_is_kept_atom_by_atom_follows_from_sizes(linear, share, expected, p
     of_jacobians = jacobian_bytes(frames, parameters)
     kept = compute_many(frames, parameters, separate="double")
     assert of_jacobians == sum(
-        block.nbytes for f in kept for own in f.jacobians.values() for *_, block in own.blocks
+        block.nbytes for f in kept for own in f.jacobians.electronegativity for *_, block in own.blocks
     )
     budget = int((share * of_jacobians + stored_bytes(frames, parameters)) / SEPARATE_SHARE) + 1
     problem = FitProblem(frames, parameters, DEFAULT_NOISE, linear=linear, budget=budget)

@@ -32,7 +32,7 @@ from kqeq.fitting.rows.features import FrameFeatures, TrainingFrame
 from kqeq.fitting.rows.voigt import VOIGT, to_stress, upper_triangle
 from kqeq.frames.labels import standard_deviation
 from kqeq.kernels import sums
-from kqeq.kernels.feature_map import FeatureMap
+from kqeq.kernels.feature_map import FeatureJacobian
 from kqeq.typing import Array, FloatArray
 
 _NO_STRAIN = np.zeros((0, 0))
@@ -128,7 +128,7 @@ class Linearisation:
         environment, states = self.parameters.sites, self.features.states
         if environment is not None and self.features.jacobians is not None:
             return {
-                kind: self._separate(environment.feature_maps, environment.weights(kind, self.there))
+                kind: _separate(self.features.jacobians.sites, environment.weights(kind, self.there))
                 for kind in environment.parts
             }
         if environment is None or states is None:
@@ -159,16 +159,12 @@ class Linearisation:
         """Σ_i weights_i ∂²f_i/∂r∂u for the kernel parameters of a site quantity f."""
         jacobians, states = self.features.jacobians, self.features.states
         if jacobians is not None:
-            positions = sums.contract(part.feature_maps, jacobians, weights, part.deltas)
-            return FeatureGradients(positions, _NO_STRAIN)
+            chi = part is self.parameters.electronegativity
+            known = jacobians.electronegativity if chi else jacobians.sites
+            return FeatureGradients(sums.contract(known, weights, part.deltas), _NO_STRAIN)
         assert states is not None
         numbers = self.frame.structure.numbers
         return sums.feature_gradients(part.feature_maps, states, numbers, weights, part.deltas)
-
-    def _separate(self, feature_maps: Sequence[FeatureMap], weights: Array) -> SiteJacobian:
-        """∂f_i/∂r with f_i = Φ_i · weights, from derivatives that are kept atom by atom."""
-        assert self.features.jacobians is not None
-        return SiteJacobian(sums.along(feature_maps, self.features.jacobians, weights), _NO_STRAIN)
 
     @cached_property
     def site_jacobian(self) -> SiteJacobian | None:
@@ -176,7 +172,7 @@ class Linearisation:
         part, states = self.parameters.electronegativity, self.features.states
         if part is not None and part.kernels and self.features.jacobians is not None:
             own = self.there[part.columns][: part.kernel_size]
-            return self._separate(part.feature_maps, part.scale(own))
+            return _separate(self.features.jacobians.electronegativity, part.scale(own))
         if part is None or not part.kernels or states is None:
             return None
         similarities = sums.find_similarities(part.feature_maps, states, self.frame.structure.numbers)
@@ -189,6 +185,11 @@ class Linearisation:
         if part is None or not part.kernels or not self.has_gradients or self.state is None:
             return None
         return self.feature_gradients(part, self.state.electronegativity_gradient())
+
+
+def _separate(jacobians: Sequence[FeatureJacobian], weights: Array) -> SiteJacobian:
+    """∂f_i/∂r with f_i = Φ_i · weights, from derivatives that are kept atom by atom."""
+    return SiteJacobian(sums.along(jacobians, weights), _NO_STRAIN)
 
 
 def _energy(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:

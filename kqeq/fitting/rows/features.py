@@ -27,7 +27,7 @@ from kqeq.fitting.rows.cache import CacheFiles
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure
 from kqeq.kernels import sums
-from kqeq.kernels.feature_map import FeatureMap, SummedFeatures
+from kqeq.kernels.feature_map import FeatureJacobian, FeatureMap, SummedFeatures
 from kqeq.potential.potential import BATCH_ATOMS
 from kqeq.typing import Array
 
@@ -74,6 +74,19 @@ class TrainingFrame:
 
 
 @dataclass(frozen=True, eq=False)
+class Jacobians:
+    """Derivatives of the features of every atom for itself, one for each kernel.
+
+    Attributes
+    ----------
+    electronegativity, sites : tuple of FeatureJacobian
+    """
+
+    electronegativity: tuple[FeatureJacobian, ...]
+    sites: tuple[FeatureJacobian, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class FrameFeatures:
     """Parameter-free quantities of one frame.
 
@@ -94,9 +107,9 @@ class FrameFeatures:
         Its strain derivative, where stresses are fitted; likewise.
     sites : (N, p_θ) array
         Features Φ of the site parameters that depend on the environment.
-    jacobians : dict of FeatureMap to FeatureJacobian
-        Derivatives of the features of every atom for itself, of the electronegativities and of the site parameters, for
-        frames with forces but without stresses; with them states serve nothing else.  Where memory has room.
+    jacobians : Jacobians, optional
+        Derivatives of the features of every atom for itself, for frames with forces but without stresses, in place of
+        ``states``.
     held : HeldCharges, optional
         The charges that the energy sees; what is above of the energy includes them.
     device : Device
@@ -110,7 +123,7 @@ class FrameFeatures:
     positions: Array | None
     strain: Array | None
     sites: Array | None = None
-    jacobians: sums.Jacobians | None = None
+    jacobians: Jacobians | None = None
     held: HeldCharges | None = None
     device: Device = CPU
 
@@ -345,10 +358,11 @@ def _assemble(
         of_chi, _, of_sites = feature_maps(parameters)
         kept = {m.descriptor: states[m.descriptor] for m in (*of_chi, *of_sites)}
         if separate and separates(frame):
-            jacobians = {
+            known: dict[FeatureMap, FeatureJacobian] = {
                 m: m.jacobian(states[m.descriptor], numbers, single=separate == "single")
                 for m in dict.fromkeys((*of_chi, *of_sites))
             }
+            jacobians = Jacobians(tuple(known[m] for m in of_chi), tuple(known[m] for m in of_sites))
             kept = None
     if parameters.electronegativity is not None and parameters.charges is not None:
         part = parameters.electronegativity
@@ -505,6 +519,7 @@ __all__ = [
     "MEMORY_BUDGET",
     "FeatureStore",
     "FrameFeatures",
+    "Jacobians",
     "KernelFeatures",
     "TrainingFrame",
     "compute_features",
