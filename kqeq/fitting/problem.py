@@ -201,8 +201,8 @@ class FitProblem:
         if not linear and device.is_host and parameters.dependence is None:
             # decided by sizes alone, for all frames: what happens to be cached must not change results
             room = SEPARATE_SHARE * budget - (needed // 2 if self.single else needed)
-            own = jacobian_bytes(frames, parameters)
-            self.separate = "double" if own <= room else "single" if own / 2 <= room else None
+            wanted = jacobian_bytes(frames, parameters)
+            self.separate = "double" if wanted <= room else "single" if wanted / 2 <= room else None
         self.device = device
         self.size = parameters.size
         self.token = f"{os.getpid()}-{next(_NUMBERS)}"
