@@ -37,6 +37,7 @@ HOME = {
     "dscribe": {"kqeq.descriptors"},
     "numba": {
         "kqeq.backend.compiled",
+        "kqeq.backend.vectors",
         "kqeq.frames.pair_kernels",
         "kqeq.descriptors.soap.host",
         "kqeq.electrostatics",

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     )
 
 _MARKERS = ("o", "^", "s", "D", "v")
-_BLUE, _RED = "#1f5fa8", "#c0392b"
+_BLUE, _RED, _ORANGE = "#1f5fa8", "#c0392b", "#e69f00"
 _COLOURS = (_BLUE, _RED, "#2e8b57", "#8e44ad", "#b8860b")
 _NAMED_ATOMS = 14
 """Atoms up to which bars carry the names of atoms."""
@@ -231,28 +231,36 @@ def dissociation(axes: Axes, scans: Mapping[str, DissociationScan]) -> None:
     axes.legend(frameon=False, fontsize="small")
 
 
-def charges_in_range(axes: Axes, numbers: Any, charges: FloatArray, ranges: FloatArray) -> None:
-    """Charges of the atoms before the ranges that are physical."""
+def charges_in_range(
+    axes: Axes,
+    numbers: Any,
+    charges: FloatArray,
+    ranges: FloatArray,
+    explained: FloatArray | None = None,
+) -> None:
+    """Charges of the atoms before the ranges that are possible, and those that their bonds explain."""
     atoms = np.arange(len(charges))
     low, high = min(-1.0, float(charges.min())), max(1.0, float(charges.max()))
     axes.set_ylim(low - 0.25 * (high - low), high + 0.25 * (high - low))
-    axes.bar(
-        atoms,
-        ranges[:, 1] - ranges[:, 0],
-        bottom=ranges[:, 0],
-        width=0.9,
-        color="0.9",
-        label="physical range",
-    )
+    for (bottom, top), colour, label in (
+        (ranges.T, "0.93", "possible"),
+        (ranges.T if explained is None else explained.T, "0.82", "explained by its bonds"),
+    ):
+        if explained is not None or label == "possible":
+            axes.bar(atoms, top - bottom, bottom=bottom, width=0.95, color=colour, label=label)
     drawn = len(axes.patches)
     by_atom(axes, numbers, {"charge": charges}, label="charge (e)")
-    beyond = (charges < ranges[:, 0]) | (charges > ranges[:, 1])
-    for bar, outside in zip(axes.patches[drawn:], beyond, strict=True):
-        if outside:
-            bar.set_color(_RED)
-    if beyond.any():
-        axes.bar([0], [0.0], color=_RED, label="charge beyond it")
-    axes.legend(frameon=False, fontsize="small")
+    unlike = ("charge more than its bonds explain", _ORANGE, explained), ("impossible charge", _RED, ranges)
+    for label, colour, limits in unlike:
+        if limits is None:
+            continue
+        beyond = (charges < limits[:, 0]) | (charges > limits[:, 1])
+        for bar, outside in zip(axes.patches[drawn : drawn + len(charges)], beyond, strict=True):
+            if outside:
+                bar.set_color(colour)
+        if beyond.any():
+            axes.bar([0], [0.0], color=colour, label=label)
+    axes.legend(frameon=False, fontsize="small", ncols=2, loc="upper center")
 
 
 def conserved_energy(axes: Axes, times: FloatArray, energies: FloatArray) -> None:
@@ -438,7 +446,8 @@ def diagnosis_figure(diagnosis: Diagnosis) -> Figure:
             axes.set_title("fragments pulled apart", fontsize="medium")
         elif name == "charges" and diagnosis.charges is not None and diagnosis.charge_ranges is not None:
             assert diagnosis.novelty is not None
-            charges_in_range(axes, diagnosis.novelty.numbers, diagnosis.charges, diagnosis.charge_ranges)
+            numbers, ranges = diagnosis.novelty.numbers, diagnosis.charge_ranges
+            charges_in_range(axes, numbers, diagnosis.charges, ranges, diagnosis.bond_ranges)
             axes.set_title("charges of the geometry", fontsize="medium")
         elif diagnosis.novelty is not None:
             label = "distance / spread of the training data"

@@ -54,7 +54,9 @@ from kqeq.model.evaluation import evaluate_pairs, read_structures
 from kqeq.model.storage import Record, damaged, load_record, save_record
 from kqeq.potential.potential import Potential, Prediction, check_properties
 from kqeq.potential.prediction import PredictOptions
+from kqeq.uncertainty.calibration import calibrate
 from kqeq.uncertainty.posterior import (
+    Factors,
     Posterior,
     require_posterior,
     with_uncertainty,
@@ -385,7 +387,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
                 return fit_potential(found.pairs, placed, resume=resume, cache=folder)
 
         result, _ = devices.run(device, work)
-        self._keep(result.with_survey(found), charges_key, calibrate=settings.optimize is not None)
+        self._keep(result.with_survey(found), charges_key, calibrated=settings.optimize is not None)
         return self
 
     def _fit_best(
@@ -432,7 +434,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             posterior.noise,
             self.fit_report_,
         )
-        self._keep(result, self.charges_key_)
+        self._keep(result, self.charges_key_, factors=posterior.factors)
         return self
 
     def prune(self, loss: float = 0.01) -> KQEq:
@@ -494,12 +496,21 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self._set_fitted(smaller, report, self.charges_key_, known)
         return self
 
-    def _keep(self, result: FitResult, charges_key: str | None, *, calibrate: bool = False) -> None:
+    def _keep(
+        self,
+        result: FitResult,
+        charges_key: str | None,
+        *,
+        calibrated: bool = False,
+        factors: Mapping[str, Factors] | None = None,
+    ) -> None:
         report = result.report
-        posterior = Posterior(result.parameters, result.solution.u, result.solution.lower, result.noise)
-        if calibrate and result.parameters.dependence is None:
+        solution = result.solution
+        posterior = Posterior(result.parameters, solution.u, solution.lower, result.noise, factors or {})
+        if calibrated and result.parameters.dependence is None:
             posterior, line = learn_remainder(posterior, result.frames)
-            report = replace(report, notes=(*report.notes, line))
+            posterior, told = calibrate(posterior, result.frames)
+            report = replace(report, notes=(*report.notes, line, told))
         self._set_fitted(result.potential, report, charges_key, posterior)
 
     def _settings(self, targets: Sequence[str] | None) -> FitSettings:

@@ -147,7 +147,7 @@ def evaluate_pairs(
     evaluation = compare(
         triples(),
         skipped,
-        None if posterior is None else posterior.noise,
+        None if posterior is None else posterior.label_noise,
         lambda: 1e3 * watch.seconds / atoms,
     )
     potential.warn_if_undetermined([s for s, _ in open_ones], [p for _, p in open_ones])

@@ -38,7 +38,7 @@ from kqeq.baselines.combine import parts_of
 from kqeq.baselines.shift import PREFIX, shift_from_name
 from kqeq.charges import charge_model_from_dict
 from kqeq.charges.base import ENVIRONMENT_KINDS, ChargeModel
-from kqeq.charges.parameters import ElementParameters
+from kqeq.charges.parameters import ElementParameters, element_codes, element_names
 from kqeq.descriptors.base import Descriptor
 from kqeq.descriptors.conditioned import Conditioned
 from kqeq.descriptors.networks import Network, NetworkFeatures, Scaling, find_network
@@ -56,7 +56,7 @@ from kqeq.model.layout import PARTS, check_model, kernel_name, network_names, po
 from kqeq.potential.determination import Determination
 from kqeq.potential.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
-from kqeq.uncertainty.posterior import Posterior
+from kqeq.uncertainty.posterior import Factors, Posterior
 
 FORMAT = "kqeq-model"
 VERSION = 2
@@ -201,6 +201,7 @@ def _stored_posterior(known: Posterior, potential: Potential) -> dict[str, Any]:
             if kind in potential.sites
         },
         "remainders": {name: kernel.remainder for name, kernel in known.parameters.kernels.items()},
+        "factors": {kind: asdict(own) for kind, own in known.factors.items()},
     }
 
 
@@ -376,7 +377,7 @@ def _element_prior(part: LearnedPart | None) -> dict[str, Any] | None:
     elements = part.elements
     return {
         "kinds": list(elements.kinds),
-        "elements": [chemical_symbols[z] for z in elements.species],
+        "elements": element_names(elements.species),
         "start": elements.start.tolist(),
         "spread": elements.spread.tolist(),
     }
@@ -393,7 +394,7 @@ def _elements(stored: Mapping[str, Any] | None) -> ElementParameters | None:
     """What :func:`_element_prior` stored."""
     if stored is None:
         return None
-    species = np.array([atomic_numbers[symbol] for symbol in stored["elements"]], dtype=np.int64)
+    species = element_codes(stored["elements"])
     return ElementParameters(
         tuple(stored["kinds"]), species, np.array(stored["start"]), np.array(stored["spread"])
     )
@@ -434,7 +435,8 @@ def _posterior(
     u, lower = arrays["posterior/u"], np.asfortranarray(arrays["posterior/lower"])  # as a fit leaves it
     if u.shape != (parameters.size,) or lower.shape != (parameters.size, parameters.size):
         raise ValueError("the posterior does not fit the parameters")
-    return Posterior(parameters, u, lower, stored["noise"])
+    factors = {kind: Factors(**own) for kind, own in stored.get("factors", {}).items()}
+    return Posterior(parameters, u, lower, stored["noise"], factors)
 
 
 def _name_given(baseline: Any) -> str | None:

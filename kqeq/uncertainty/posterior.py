@@ -22,7 +22,10 @@ The derivatives ∂p/∂r of whole descriptor rows are taken here, and only here
 of a structure are cheaper than the dense analytic derivative, and an uncertainty needs no more digits.
 
 The gradient of g stays as uncertain as the prior makes it even where forces were fitted, because those labels act on
-the sparse features only: uncertainties of forces err on the large side.
+the sparse features only, and so do values of g: what is missed is too large by one to three orders of magnitude.  Fits
+that search their settings calibrate it (:mod:`kqeq.uncertainty.calibration`), with s and κ' for each kind of label
+
+    var = s² ( |L⁻¹ jᵀ|² + κ' Σ_kernels κ ( δ² m K mᵀ − |j_kernel|² ) ),     noise s σ
 
 Standard deviations are those of the model's own value; a label scatters around it with its noise on top.
 
@@ -37,7 +40,7 @@ Dimensions: N atoms, P parameters, n rows of one label.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -57,13 +60,33 @@ from kqeq.frames.structures import Structure
 from kqeq.kernels.feature_map import FeatureMap
 from kqeq.potential.determination import Determination
 from kqeq.potential.potential import Prediction
-from kqeq.typing import BoolArray, FloatArray
+from kqeq.typing import BoolArray, FloatArray, IntArray
 
 STEP = 1e-4
 """Displacement for the derivatives of descriptor rows, Å."""
 
 KINDS = ("energy", "forces", "charges", "dipole")
 """Quantities with a standard deviation."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What makes the predicted distribution of one kind of label as wide as errors are.
+
+    Attributes
+    ----------
+    scale : float
+        s, of the standard deviation, that of the noise included.
+    missed : float
+        κ', of the variance that sparse features miss.
+    """
+
+    scale: float = 1.0
+    missed: float = 1.0
+
+
+AS_IT_IS = Factors()
+"""Those of a fit that has not been calibrated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +103,20 @@ class Posterior:
         Cholesky factor of their precision.
     noise : mapping of str to float
         Standard deviation of labels by kind, as fitted.
+    factors : mapping of str to Factors
+        By kind of label, where they were found (:mod:`kqeq.uncertainty.calibration`).
     """
 
     parameters: Parameters
     u: FloatArray
     lower: FloatArray
     noise: Mapping[str, float]
+    factors: Mapping[str, Factors] = field(default_factory=dict)
+
+    @property
+    def label_noise(self) -> dict[str, float]:
+        """How far labels scatter around values, by kind: the noise of the fit, calibrated."""
+        return {kind: self.factors.get(kind, AS_IT_IS).scale * value for kind, value in self.noise.items()}
 
     @cached_property
     def determination(self) -> Determination:
@@ -155,13 +186,16 @@ class _Environments:
         dots = np.clip(values @ values.T, 0.0, None)
         return np.where(self.same, dots**feature_map.zeta, 0.0)
 
-    def _gradient_prior(self, feature_map: FeatureMap, slopes: FloatArray, values: FloatArray) -> FloatArray:
-        """Prior variance of Σ_i slopes_i ∂g_i/∂r_k + Σ_i values_ki g_i for every coordinate k and δ = 1, (3N,)."""
+    def _gradient_prior(
+        self, feature_map: FeatureMap, slopes: FloatArray, values: FloatArray, coordinates: IntArray
+    ) -> FloatArray:
+        """Prior variance of Σ_i slopes_i ∂g_i/∂r_k + Σ_i values_ki g_i for coordinates k and δ = 1, (c,)."""
         rows, zeta = self.values[feature_map], feature_map.zeta
         kernel = self.kernel(feature_map)
+        values = values[coordinates]
         result = np.einsum("ki,ij,kj->k", values, kernel, values, optimize=True)
-        for k in range(len(values)):
-            change = self._descriptor_derivative(feature_map, k)
+        for k, coordinate in enumerate(coordinates):
+            change = self._descriptor_derivative(feature_map, int(coordinate))
             moved = np.flatnonzero(np.abs(change).max(axis=1) > 1e-10)
             change, weights = change[moved], slopes[moved]
             dots = np.maximum(rows[moved] @ rows.T, 1e-12)
@@ -273,33 +307,49 @@ class Uncertain(_Environments):
     def variance(self, kind: str) -> FloatArray:
         """Posterior variance of each component of a quantity, (n,)."""
         if kind == "forces":
-            rows = BLOCKS["forces"](self.line, True)[1]
-            assert rows is not None
-            remainder = self._force_remainder(rows)
+            rows = self._force_rows()
+            missed = self.missed_forces(rows, np.arange(len(rows)))
         else:
             mapped = self.linear_map(kind)
-            rows, remainder = mapped.rows, np.zeros(len(mapped.rows))
-            for kernel, missed in self.missed(mapped):
-                remainder += kernel.remainder * missed
+            rows, missed = mapped.rows, self.missed(mapped)
         scaled = solve_lower(self.posterior.lower, rows.T)
-        return np.asarray(np.einsum("pn,pn->n", scaled, scaled) + remainder)
+        factors = self.posterior.factors.get(kind, AS_IT_IS)
+        remainder = sum((kernel.remainder * own for kernel, own in missed), np.zeros(len(rows)))
+        total = np.einsum("pn,pn->n", scaled, scaled) + factors.missed * remainder
+        return np.asarray(factors.scale**2 * total)
+
+    def _force_rows(self) -> FloatArray:
+        rows = BLOCKS["forces"](self.line, True)[1]
+        assert rows is not None
+        return np.asarray(rows)
 
     def missed(self, mapped: LinearMap) -> Iterator[tuple[KernelPart, FloatArray]]:
         """Prior variance of each component that the sparse features of each kernel miss, (n,)."""
+        for kernel, prior in self.priors(mapped):
+            yield kernel, np.maximum(prior - explained(kernel, mapped.rows), 0.0)
+
+    def priors(self, mapped: LinearMap) -> Iterator[tuple[KernelPart, FloatArray]]:
+        """Prior variance of what each kernel adds to each component, whatever the features, (n,)."""
         for kernel, sites in mapped.sites:
             prior = np.einsum("ni,ij,nj->n", sites, self.kernel(kernel.feature_map), sites, optimize=True)
-            yield kernel, np.maximum(kernel.delta**2 * prior - _explained(kernel, mapped.rows), 0.0)
+            yield kernel, kernel.delta**2 * prior
 
-    def _force_remainder(self, rows: FloatArray) -> FloatArray:
-        """What sparse features miss in each force component, (3N,)."""
+    def missed_forces(
+        self, rows: FloatArray, coordinates: IntArray
+    ) -> Iterator[tuple[KernelPart, FloatArray]]:
+        """The same of forces, whose Jacobian is ``rows`` (3N, P), at some of their components, (c,)."""
+        for kernel, prior in self.force_priors(coordinates):
+            yield kernel, np.maximum(prior - explained(kernel, rows[coordinates]), 0.0)
+
+    def force_priors(self, coordinates: IntArray) -> Iterator[tuple[KernelPart, FloatArray]]:
+        """Prior variance of what each kernel adds to some components of the forces, (c,)."""
         atoms = len(self.structure)
-        result = np.zeros(3 * atoms)
         parameters, line = self.posterior.parameters, self.line
         for name, part in parameters.parts.items():
             if part is parameters.short_range:
                 for kernel in part.kernels:
                     slopes, values = self._weights(kernel), self._weight_gradients(kernel)
-                    result += self._force_missed(kernel, slopes, values, rows)
+                    yield kernel, self._force_prior(kernel, slopes, values, coordinates)
                 continue
             state = line.state
             assert state is not None
@@ -313,19 +363,16 @@ class Uncertain(_Environments):
             for kind, change in line.site_slope_response(response).items():
                 values = values + line.site_jacobians[kind].positions @ change
             for kernel in part.kernels:
-                result += self._force_missed(kernel, slopes, values, rows)
-        return result
+                yield kernel, self._force_prior(kernel, slopes, values, coordinates)
 
-    def _force_missed(
-        self, kernel: KernelPart, slopes: FloatArray, values: FloatArray, rows: FloatArray
+    def _force_prior(
+        self, kernel: KernelPart, slopes: FloatArray, values: FloatArray, coordinates: IntArray
     ) -> FloatArray:
-        """What the sparse features of one kernel miss in Σ_i slopes_i ∂g_i/∂r_k + Σ_i values_ki g_i, (3N,)."""
-        prior = self._gradient_prior(kernel.feature_map, slopes, values)
-        missed = kernel.delta**2 * prior - _explained(kernel, rows)
-        return kernel.remainder * np.maximum(missed, 0.0)
+        """Prior variance of what one kernel adds to Σ_i slopes_i ∂f_i/∂r_k + Σ_i values_ki f_i, (c,)."""
+        return kernel.delta**2 * self._gradient_prior(kernel.feature_map, slopes, values, coordinates)
 
 
-def _explained(kernel: KernelPart, rows: FloatArray) -> FloatArray:
+def explained(kernel: KernelPart, rows: FloatArray) -> FloatArray:
     """|j_kernel|² of each row: the prior variance that the sparse features carry, (n,)."""
     own = rows[:, kernel.columns]
     return np.asarray(np.einsum("np,np->n", own, own))
@@ -400,10 +447,13 @@ def require_posterior(posterior: Posterior | None, what: str = "uncertainties ne
 
 
 __all__ = [
+    "AS_IT_IS",
     "KINDS",
+    "Factors",
     "LinearMap",
     "Posterior",
     "Uncertain",
+    "explained",
     "require_posterior",
     "with_uncertainty",
 ]

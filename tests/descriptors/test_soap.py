@@ -183,3 +183,23 @@ def test_import_is_light():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("sigma", "n_max", "l_max"), [(0.2, 8, 6), (0.5, 3, 2), (1.0, 5, 0)])
+def test_tables_of_exponentials(sigma, n_max, l_max):
+    """Two tables and a short series give the radial functions at any distance up to the cutoff."""
+    from kqeq.descriptors.soap.basis import FINE, exponentials, radial_basis
+
+    radial = radial_basis(5.0, n_max, l_max, sigma)
+    own = exponentials(radial.exponents, radial.cutoff)
+    width, count = len(own.rates), radial.exponents.size
+    r2 = np.linspace(0.0, radial.cutoff, 500) ** 2
+    cell = (r2 / own.step + 0.5).astype(int)
+    assert cell.max() // FINE < len(own.coarse) // width
+    y = (r2 - cell * own.step)[:, None] * own.rates
+    assert np.abs(y).max() <= 1 / 16
+    series = 1.0 + y * (1 + y / 2 * (1 + y / 3 * (1 + y / 4 * (1 + y / 5 * (1 + y / 6 * (1 + y / 7))))))
+    found = own.coarse.reshape(-1, width)[cell // FINE] * own.fine.reshape(-1, width)[cell % FINE] * series
+    exact = np.exp(radial.exponents.ravel() * r2[:, None])
+    assert np.abs(found[:, :count] / exact - 1).max() < 1e-13
+    assert (found[:, count:] == 1.0).all()

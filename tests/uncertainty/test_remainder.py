@@ -145,7 +145,7 @@ def test_selection_sees_the_factor(water_training, water_systems):
     assert_close(_covariance(one, one), one.variance, rtol=1e-6, at_least=1e-9)
     assert_close(
         one.variance[0],
-        Uncertain(model.posterior_, one.structure).variance("energy"),
+        Uncertain(replace(model.posterior_, factors={}), one.structure).variance("energy"),
         rtol=1e-6,
         at_least=1e-9,
     )

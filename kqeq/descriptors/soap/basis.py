@@ -29,6 +29,12 @@ from kqeq.typing import FloatArray, IntArray
 LANES = 4
 """Radial functions are padded to a multiple of this: the kernels work on so many at once."""
 
+FINE = 32
+"""Steps of the fine table of exponentials for one of the coarse one."""
+
+_LARGEST_STEP = 1.0 / 16.0
+"""Largest |a| times distance from an entry of the tables: where seven terms of the series are enough."""
+
 
 @dataclass(frozen=True, eq=False)
 class RadialBasis:
@@ -65,11 +71,51 @@ class Harmonics:
         Rows (of degree l−1) that enter ∂R/∂x (two), ∂R/∂y (two), ∂R/∂z (one).
     gradient_factors : (L, 5) array
         Their factors; 0 where a term is absent.
+    plain_recursion : (L, 2) array
+        The same recursion for R_lm / scale, which starts with 1.
+    scales : (L,) array
+        R_lm divided by plain harmonics: norm times (l + |m|)!.
     """
 
     recursion: FloatArray
     gradient_rows: IntArray
     gradient_factors: FloatArray
+    plain_recursion: FloatArray
+    scales: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Exponentials:
+    """Tables for exp(a[l, k] r²) = exp(a c) exp(a f) exp(a d), r² = c + f + d with d of at most half a step.
+
+    Attributes
+    ----------
+    step : float
+        Å², a power of two.
+    rates : (w,) array
+        a[l, k] in the order (l, k), and zeros.
+    coarse, fine : (… w,), (FINE w,) arrays
+        exp(a c) and exp(a f), row by row, for multiples c of FINE steps up to the square of the cutoff, and f of a step.
+    """
+
+    step: float
+    rates: FloatArray
+    coarse: FloatArray
+    fine: FloatArray
+
+
+def exponentials(exponents: FloatArray, cutoff: float) -> Exponentials:
+    """Tables for distances up to a cutoff (Å)."""
+    degrees, n_radial = exponents.shape
+    # eight from any degree on can be read
+    width = -(-((degrees - 1) * n_radial + -(-n_radial // 8) * 8) // LANES) * LANES
+    rates = np.zeros(width)
+    rates[: exponents.size] = exponents.ravel()
+    step = float(2.0 ** np.floor(np.log2(2.0 * _LARGEST_STEP / np.abs(exponents).max())))
+    rows = int(cutoff**2 / (step * FINE)) + 2
+    coarse = np.exp(rates * (step * FINE) * np.arange(rows)[:, None])
+    fine = np.exp(rates * step * np.arange(FINE)[:, None])
+    return Exponentials(step, rates, coarse.ravel(), fine.ravel())
 
 
 @lru_cache(maxsize=64)
@@ -130,6 +176,8 @@ def harmonics(l_max: int) -> Harmonics:
     """
     size = (l_max + 1) ** 2
     recursion = np.zeros((size, 2))
+    plain, scales = np.zeros((size, 2)), np.zeros(size)
+    scales[0] = _norm(0, 0)
     rows = np.zeros((size, 5), dtype=np.int64)
     factors = np.zeros((size, 5))
     recursion[0, 0] = _norm(0, 0)
@@ -155,6 +203,11 @@ def harmonics(l_max: int) -> Harmonics:
             for sign in (1, -1) if order else (1,):
                 here = row(degree, sign * order)
                 recursion[here] = first, second
+                scales[here] = norm * factorial(degree + order)
+                plain[here] = 1 / (2 * degree), 0.0
+                if order < degree:
+                    both = (degree - order) * (degree + order)
+                    plain[here] = (2 * degree - 1) / both, 1 / both if order <= degree - 2 else 0.0
                 # (row, factor) of ∂x from order+1 and order−1, ∂y likewise, ∂z
                 if order == 0:
                     terms = [(1, -2 * up), (0, 0.0), (-1, -2 * up), (0, 0.0), (0, along)]
@@ -178,7 +231,7 @@ def harmonics(l_max: int) -> Harmonics:
                     if factor != 0.0:
                         rows[here, t] = row(degree - 1, other)
                         factors[here, t] = factor
-    return Harmonics(recursion, rows, factors)
+    return Harmonics(recursion, rows, factors, plain, scales)
 
 
 def feature_count(species: int, n_max: int, l_max: int) -> int:
@@ -200,10 +253,13 @@ def block_slices(species: tuple[int, ...], n_max: int, l_max: int) -> dict[tuple
 
 
 __all__ = [
+    "FINE",
     "LANES",
+    "Exponentials",
     "Harmonics",
     "RadialBasis",
     "block_slices",
+    "exponentials",
     "feature_count",
     "harmonics",
     "radial_basis",

@@ -249,12 +249,12 @@ def posterior(evidence: Evidence, theta: FloatArray) -> tuple[FloatArray, FloatA
     hessian *= columns[:, None]
     hessian *= columns
     hessian[np.diag_indices_from(hessian)] += 1.0
-    lower = _factor(hessian)
+    lower = factor_rounded(hessian)
     u = solve_lower(lower, solve_lower(lower, columns * rhs), transposed=True)
     return lower, u, columns
 
 
-def _factor(hessian: FloatArray) -> FloatArray:
+def factor_rounded(hessian: FloatArray) -> FloatArray:
     """Cholesky factor of H, or of H with the least share of its diagonal more where rounding of sums made it indefinite.
 
     Energies of several charge states under one prior make columns whose squares exceed the prior's 1 by 1e17, so that
@@ -790,4 +790,13 @@ def _adopt(parameters: Parameters, alone: Parameters) -> Parameters:
     return parameters.with_kernels(kernels).without(gone)[0]
 
 
-__all__ = ["LeftOut", "Score", "collect", "learn_left_out", "posterior", "search", "unearned"]
+__all__ = [
+    "LeftOut",
+    "Score",
+    "collect",
+    "factor_rounded",
+    "learn_left_out",
+    "posterior",
+    "search",
+    "unearned",
+]

@@ -17,8 +17,9 @@ from functools import cached_property
 
 import numpy as np
 
-from kqeq.backend import asarray_like, empty, namespace, zeros
+from kqeq.backend import asarray_like, empty, eye, namespace, zeros
 from kqeq.charges.base import ChargeState, ChargeSystem, Response, SiteParameters
+from kqeq.charges.boundaries import open_components
 from kqeq.charges.parameters import (
     contract_sites,
     logarithmic_gradient,
@@ -351,45 +352,45 @@ def _polarizability(line: Linearisation, jacobian: bool) -> tuple[Array, Array |
 
 
 def _born_charges(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
-    """Z_k,ab = −∂²E/∂r_kb ∂F_a; linear in electronegativities, as dipoles are.
+    """Z_k,ab = −∂²E/∂r_kb ∂F_a, a along the m directions in which fields are defined; linear in electronegativities.
 
     Site parameters are those of the features: where they are learned, Born charges are not fitted.
     """
     state, part = line.state, line.parameters.electronegativity
     assert state is not None and line.system is not None and part is not None
     xp, atoms = namespace(line.features.device.like), len(line.frame.structure)
-    field = line.system.respond_field()
+    directions = asarray_like(open_components(line.frame.structure), line.features.device.like)
+    m = int(directions.shape[0])
+    field = _combined(line.system.respond_field(), directions)
     moved = state.electronegativity_gradient_response(field)
-    change = xp.reshape(state.gradient_response(field), (3 * atoms, 3))
+    change = xp.reshape(state.gradient_response(field), (3 * atoms, m))
     if line.site_jacobian is not None:
         change = change + line.site_jacobian.positions @ moved
     # rows are k, a, b
-    value = xp.reshape(xp.permute_dims(xp.reshape(-change, (atoms, 3, 3)), (0, 2, 1)), (-1,))
+    value = xp.reshape(xp.permute_dims(xp.reshape(-change, (atoms, 3, m)), (0, 2, 1)), (-1,))
     if not jacobian:
         return value, None
-    rows = zeros((atoms, 3, 3, line.parameters.size), line.features.device.like)
-    for a in range(3):
-        block = xp.reshape(
-            state.gradient_second_response(_column(field, a), line.response), (3 * atoms, part.size)
-        )
+    rows = zeros((atoms, m, 3, line.parameters.size), line.features.device.like)
+    for a in range(m):
+        one = _combined(field, eye(m, directions)[a : a + 1, :])
+        block = xp.reshape(state.gradient_second_response(one, line.response), (3 * atoms, part.size))
         if part.kernels and line.has_gradients:
             own = line.feature_gradients(part, moved[:, a])
             block[:, : part.kernel_size] += own.positions
         rows[:, a, :, part.columns] = xp.reshape(-block, (atoms, 3, part.size))
-    return value, xp.reshape(rows, (9 * atoms, line.parameters.size))
+    return value, xp.reshape(rows, (3 * m * atoms, line.parameters.size))
 
 
-def _column(response: Response, a: int) -> Response:
-    """One perturbation of a response to the field."""
-    cut = slice(a, a + 1)
+def _combined(response: Response, weights: Array) -> Response:
+    """Sums of the perturbations of a response to the field, one for each row of weights."""
 
     def of(block: Array | None) -> Array | None:
-        return None if block is None else block[:, cut]
+        return None if block is None else block @ weights.T
 
     return replace(
         response,
-        unknowns=response.unknowns[:, cut],
-        charges=response.charges[:, cut],
+        unknowns=response.unknowns @ weights.T,
+        charges=response.charges @ weights.T,
         dipole=of(response.dipole),
         field=of(response.field),
         potentials=of(response.potentials),
@@ -426,7 +427,18 @@ def target_vector(frame: TrainingFrame, kind: str) -> FloatArray:
         return np.asarray(value.ravel()[VOIGT])
     if kind == "polarizability":
         return np.asarray(upper_triangle(value))
+    if kind == "dipole":
+        return open_components(frame.structure) @ value
+    if kind == "born_charges":
+        return np.asarray(np.einsum("ma,kab->kmb", open_components(frame.structure), value).reshape(-1))
     return np.asarray(value.reshape(-1))
+
+
+def _defined(frame: TrainingFrame, kind: str, block: Array) -> Array:
+    """Of rows of a dipole those along directions in which it is defined."""
+    if kind != "dipole" or not frame.structure.periodic:
+        return block
+    return asarray_like(open_components(frame.structure), block) @ block
 
 
 def deviation(frame: TrainingFrame, kind: str, noise: Mapping[str, float]) -> float:
@@ -445,7 +457,7 @@ def _linear_rows(line: Linearisation, kind: str, size: int) -> Array:
         return to_stress(features.strain, frame.structure.volume)
     if features.held is not None:
         assert kind in KINDS
-        return _observable_rows(line, kind)
+        return _defined(frame, kind, _observable_rows(line, kind))
     return zeros((target_vector(frame, kind).size, size), features.device.like)
 
 
@@ -489,6 +501,8 @@ def frame_rows(
     residuals, start = [], 0
     for kind, target in targets.items():
         value, rows = BLOCKS[kind](line, jacobian == "full" and not linear_only)
+        value = _defined(frame, kind, value)
+        rows = None if rows is None else _defined(frame, kind, rows)
         if linear_only:
             rows = _linear_rows(line, kind, linear_size)
         scale = 1.0 / deviation(frame, kind, noise)

@@ -13,7 +13,15 @@ import numpy as np
 
 from kqeq.backend import compiled, threads
 from kqeq.descriptors.base import PositionGradient, SiteJacobian
-from kqeq.descriptors.soap.basis import LANES, Harmonics, RadialBasis, feature_count, harmonics
+from kqeq.descriptors.soap.basis import (
+    LANES,
+    Exponentials,
+    Harmonics,
+    RadialBasis,
+    exponentials,
+    feature_count,
+    harmonics,
+)
 from kqeq.descriptors.soap.weighting import Weighting
 from kqeq.errors import InputError
 from kqeq.frames.neighbours import Pairs
@@ -48,6 +56,10 @@ class Tables:
     angular : Harmonics
     exponents : (l_max + 1, n4) array
         a[l, k] padded with zeros to a multiple of ``LANES``.
+    exponentials : Exponentials
+        Tables for the radial functions.
+    weights_by_n, weights_by_k : (l_max + 1, n, n4) arrays
+        W[l, n, k] as ``[l, k, n]`` and as it is, padded with zeros.
     inner, cutoff : float
         Neighbours fade out between these distances (sharply if they are equal), Å.
     weighting : Weighting, optional
@@ -57,6 +69,9 @@ class Tables:
     radial: RadialBasis
     angular: Harmonics
     exponents: FloatArray
+    exponentials: Exponentials
+    weights_by_n: FloatArray
+    weights_by_k: FloatArray
     inner: float
     cutoff: float
     weighting: Weighting | None = None
@@ -76,15 +91,29 @@ class Tables:
         """l_max + 1."""
         return int(self.radial.exponents.shape[0])
 
+    @cached_property
+    def radial_arguments(self) -> tuple[int, float, FloatArray, FloatArray, FloatArray]:
+        """What the kernels need for radial functions."""
+        own = self.exponentials
+        return self.n_radial, own.step, own.rates, own.coarse, own.fine
+
+    @cached_property
+    def angular_arguments(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """What they need for power spectrum and harmonics."""
+        return self.radial.prefactors, self.angular.plain_recursion, self.angular.scales
+
 
 def make_tables(
     radial: RadialBasis, inner: float, cutoff: float, weighting: Weighting | None = None
 ) -> Tables:
     """Pad the radial basis for the kernels and add the harmonics."""
     degrees, n_radial = radial.exponents.shape
-    exponents = np.zeros((degrees, -(-n_radial // LANES) * LANES))
-    exponents[:, :n_radial] = radial.exponents
-    return Tables(radial, harmonics(degrees - 1), exponents, inner, cutoff, weighting)
+    padding = -n_radial % LANES
+    tables = exponentials(radial.exponents, cutoff)
+    by_k = np.pad(radial.weights, ((0, 0), (0, 0), (0, padding)))
+    by_n = np.pad(radial.weights.swapaxes(1, 2).copy(), ((0, 0), (0, 0), (0, padding)))
+    exponents = np.pad(radial.exponents, ((0, 0), (0, padding)))
+    return Tables(radial, harmonics(degrees - 1), exponents, tables, by_n, by_k, inner, cutoff, weighting)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,12 +190,9 @@ class SOAPState:
                 pairs.start,
                 pairs.vectors,
                 pairs.switch,
-                tables.exponents,
-                tables.radial.weights,
-                tables.radial.prefactors,
-                tables.angular.recursion,
-                tables.angular.gradient_rows,
-                tables.angular.gradient_factors,
+                *tables.radial_arguments,
+                tables.weights_by_k,
+                *tables.angular_arguments,
                 self.coefficients,
                 self.values,
                 self.norms,
@@ -289,10 +315,9 @@ def evaluate(structure: Structure, pairs: Pairs, tables: Tables) -> SOAPState:
             listed.switch,
             slots,
             tables.centre,
-            tables.exponents,
-            tables.radial.weights,
-            tables.radial.prefactors,
-            tables.angular.recursion,
+            *tables.radial_arguments,
+            tables.weights_by_n,
+            *tables.angular_arguments,
             coefficients,
             values,
             norms,

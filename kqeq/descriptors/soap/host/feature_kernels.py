@@ -12,9 +12,140 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import intrinsic
 
+INVERSE_LN2 = 1.4426950408889634
+ROUNDING = 6755399441055744.0  # 1.5 · 2^52: adding it rounds a double to an integer
+LOWEST = -1021.0  # below, powers of two are no normal numbers
+
+# 2^f = Σ_k EXP2_k f^k for |f| <= ½: interpolation at Chebyshev nodes, off by less than rounding
+E1 = 0.69314718055995
+E2 = 0.24022650695910097
+E3 = 0.05550410866444774
+E4 = 0.009618129107607076
+E5 = 0.0013333558230161325
+E6 = 0.00015403530441539096
+E7 = 1.5252657262153917e-05
+E8 = 1.321544267611986e-06
+E9 = 1.0208689957961874e-07
+E10 = 7.0725719174842844e-09
 FAST: Any = {"contract", "reassoc", "nsz"}
+
+
+def _bits_to_float_codegen(typingctx: Any, bits: Any) -> Any:
+    """Reinterpret an int64 as a float64 (a cast of registers, so that loops still vectorise)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(types.float64))
+
+    return types.float64(types.int64), codegen
+
+
+def _float_to_bits_codegen(typingctx: Any, value: Any) -> Any:
+    """Reinterpret a float64 as an int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(types.int64))
+
+    return types.int64(types.float64), codegen
+
+
+_bits_to_float: Any = intrinsic(_bits_to_float_codegen)
+_float_to_bits: Any = intrinsic(_float_to_bits_codegen)
+
+
+@njit("float64(float64)", cache=True, fastmath={"contract"})
+def _exp2(x: Any) -> Any:
+    """2^x for x <= 0 to 3e-16, as 2^k 2^f with a polynomial for |f| <= ½; x below -1021 counts as that.
+
+    Needed because calls into the C library keep a loop from being vectorised.  Compiled without
+    reassociation, which would undo the rounding trick.
+    """
+    x = max(x, LOWEST)
+    shifted = x + ROUNDING
+    f = x - (shifted - ROUNDING)
+    p = E10 * f + E9
+    p = p * f + E8
+    p = p * f + E7
+    p = p * f + E6
+    p = p * f + E5
+    p = p * f + E4
+    p = p * f + E3
+    p = p * f + E2
+    p = p * f + E1
+    p = p * f + 1.0
+    # the low bits of ``shifted`` hold k; move it to the exponent field
+    scale = _bits_to_float((_float_to_bits(shifted) << 52) + 4607182418800017408)
+    return p * scale
+
+
+@njit(
+    "void(float64[:, ::1], int64, int64, float64[:, ::1], float64[:, ::1], float64[:, :, ::1],"
+    " float64[:, ::1])",
+    cache=True,
+    nogil=True,
+    fastmath=FAST,
+    error_model="numpy",
+)
+def fill_block(
+    vectors: Any, first: int, count: int, exponents: Any, recursion: Any, radial: Any, angular: Any
+) -> None:
+    """exp(a r²) as ``radial[l, k, b]`` and R_lm as ``angular[lm, b]`` for ``count`` pairs."""
+    x = np.empty(count)
+    y = np.empty(count)
+    z = np.empty(count)
+    r2 = np.empty(count)
+    for b in range(count):
+        x[b] = vectors[0, first + b]
+        y[b] = vectors[1, first + b]
+        z[b] = vectors[2, first + b]
+        r2[b] = x[b] * x[b] + y[b] * y[b] + z[b] * z[b]
+    degrees, n_radial = exponents.shape
+    for degree in range(degrees):
+        for k in range(n_radial):
+            a = exponents[degree, k] * INVERSE_LN2
+            row = radial[degree, k]
+            if degree > 0 and exponents[degree, k] == exponents[degree - 1, k]:
+                # the radial functions of dscribe that lie at 1 Å have the same exponent in every degree
+                above = radial[degree - 1, k]
+                for b in range(count):
+                    row[b] = above[b]
+                continue
+            for b in range(count):
+                row[b] = _exp2(a * r2[b])
+    for b in range(count):
+        angular[0, b] = recursion[0, 0]
+    for degree in range(1, degrees):
+        centre = degree * degree + degree
+        below = centre - 2 * degree  # row of (degree − 1, 0)
+        below2 = below - 2 * degree + 2  # row of (degree − 2, 0)
+        for order in range(-degree + 1, degree):
+            u = recursion[centre + order, 0]
+            v = recursion[centre + order, 1]
+            row = angular[centre + order]
+            row1 = angular[below + order]
+            if abs(order) <= degree - 2:
+                row2 = angular[below2 + order]
+                for b in range(count):
+                    row[b] = u * z[b] * row1[b] - v * r2[b] * row2[b]
+            else:
+                for b in range(count):
+                    row[b] = u * z[b] * row1[b]
+        u = recursion[centre + degree, 0]
+        cosine = angular[centre + degree]
+        sine = angular[centre - degree]
+        cosine1 = angular[below + degree - 1]
+        if degree == 1:
+            # the factor √2 of orders m > 0 is in u; there is no sine of order 0
+            for b in range(count):
+                cosine[b] = u * x[b] * cosine1[b]
+                sine[b] = u * y[b] * cosine1[b]
+        else:
+            sine1 = angular[below - degree + 1]
+            for b in range(count):
+                cosine[b] = u * (x[b] * cosine1[b] - y[b] * sine1[b])
+                sine[b] = u * (x[b] * sine1[b] + y[b] * cosine1[b])
 
 
 @njit(
@@ -278,4 +409,4 @@ def scatter_features(
                     minus[m] -= g[m]
 
 
-__all__ = ["expand_directions", "pair_products", "pair_slopes", "scatter_features"]
+__all__ = ["expand_directions", "fill_block", "pair_products", "pair_slopes", "scatter_features"]

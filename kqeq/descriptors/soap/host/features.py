@@ -30,7 +30,7 @@ import numpy as np
 
 from kqeq.backend import compiled, threads
 from kqeq.descriptors.base import FeatureGradients
-from kqeq.descriptors.soap.host.adjoint import SOAPState, Tables, kernels
+from kqeq.descriptors.soap.host.adjoint import SOAPState, Tables
 from kqeq.errors import InputError
 from kqeq.typing import FloatArray, IntArray
 
@@ -287,7 +287,7 @@ def _basis(state: SOAPState, vectors: FloatArray) -> tuple[FloatArray, FloatArra
     tables, number = state.tables, vectors.shape[1]
     radial = np.empty((*tables.exponents.shape, number))
     angular = np.empty((tables.degrees**2, number))
-    kernels()[0].fill_block(
+    _kernels().fill_block(
         np.ascontiguousarray(vectors),
         0,
         number,

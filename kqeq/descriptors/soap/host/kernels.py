@@ -1,16 +1,25 @@
 """Compiled loops of SOAP; imported only when the first descriptor is evaluated (it imports numba).
 
-All kernels release the interpreter lock, work on a range of centres (or pairs) and write only what
-belongs to it.  Signatures are explicit, so each is compiled once and then read from numba's disk cache.
+All kernels release the interpreter lock, work on a range of centres and write only what belongs to it.  Signatures are
+explicit, so each is compiled once and then read from numba's disk cache.
 
 They are in one file on purpose: numba's disk cache notices changes of a function's own file only, not of
 the compiled functions that it calls.
 
-Within a kernel neighbours are handled in blocks of ``BLOCK`` and every inner loop runs over the
-neighbours of a block: unit stride, no dependence on n_max or l_max, which compilers vectorise well.
+Neighbours are handled in blocks of ``BLOCK``, whose radial functions and harmonics stay in the first-level cache, and
+with the vectors of :mod:`kqeq.backend.vectors`.  Vectors are written beyond the end of rows that are no multiple of four;
+what comes next is always written later, and buffers are longer than their contents.
+
+Plain solid harmonics are R_lm divided by a norm and (l + m)!: they have the simplest recursion and the simplest
+gradients, with coefficients of one,
+
+    2 ∂x C_lm = C_{l−1,m−1} − C_{l−1,m+1}     2 ∂y C_lm = −S_{l−1,m−1} − S_{l−1,m+1}     ∂z C_lm = C_{l−1,m}
+    2 ∂x S_lm = S_{l−1,m−1} − S_{l−1,m+1}     2 ∂y S_lm = C_{l−1,m−1} + C_{l−1,m+1}      ∂z S_lm = S_{l−1,m}
+
+(cosines C at m > 0, sines S at −m; ∂x C_l0 = −C_{l−1,1}, ∂y C_l0 = −S_{l−1,1}).  Their norms are applied to sums.
 
 Dimensions: N atoms, P pairs (sorted by centre, then element), S species, n radial functions,
-L = (l_max + 1)² harmonics, F features, b neighbours of a block.
+L = (l_max + 1)² harmonics with index l² + l + m, F features, b neighbours of a block.
 """
 
 from __future__ import annotations
@@ -18,279 +27,332 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
-BLOCK = 192
-INVERSE_LN2 = 1.4426950408889634
-ROUNDING = 6755399441055744.0  # 1.5 · 2^52: adding it rounds a double to an integer
-LOWEST = -1021.0  # below, powers of two are no normal numbers
+from kqeq.backend.vectors import add, fma, load, load_spread, mul, spread, store, sub, turned
 
-# 2^f = Σ_k EXP2_k f^k for |f| <= ½: interpolation at Chebyshev nodes, off by less than rounding
-E1 = 0.69314718055995
-E2 = 0.24022650695910097
-E3 = 0.05550410866444774
-E4 = 0.009618129107607076
-E5 = 0.0013333558230161325
-E6 = 0.00015403530441539096
-E7 = 1.5252657262153917e-05
-E8 = 1.321544267611986e-06
-E9 = 1.0208689957961874e-07
-E10 = 7.0725719174842844e-09
-FAST: Any = {"contract", "reassoc", "nsz"}
+BLOCK = 32
+LINE = BLOCK + 8  # neighbours for which there is room in a row: eight are worked on at once
+FINE = 32  # as in soap/basis.py
+OPTIONS: Any = {
+    "cache": True,
+    "nogil": True,
+    "fastmath": {"contract", "reassoc", "nsz"},
+    "error_model": "numpy",
+}
 
 
-def _bits_to_float_codegen(typingctx: Any, bits: Any) -> Any:
-    """Reinterpret an int64 as a float64 (a cast of registers, so that loops still vectorise)."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], context.get_value_type(types.float64))
-
-    return types.float64(types.int64), codegen
-
-
-def _float_to_bits_codegen(typingctx: Any, value: Any) -> Any:
-    """Reinterpret a float64 as an int64."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], context.get_value_type(types.int64))
-
-    return types.int64(types.float64), codegen
+@njit("void(float64[:, ::1], int64, int64, float64[::1])", **OPTIONS)
+def _gather(vectors: Any, first: int, count: int, place: Any) -> None:
+    """x, y, z and r² of ``count`` pairs to ``place[a LINE + b]``, filled up with zeros to a multiple of eight."""
+    for b in range(count):
+        x = vectors[0, first + b]
+        y = vectors[1, first + b]
+        z = vectors[2, first + b]
+        place[b] = x
+        place[LINE + b] = y
+        place[2 * LINE + b] = z
+        place[3 * LINE + b] = x * x + y * y + z * z
+    for b in range(count, (count + 7) // 8 * 8):
+        for a in range(4):
+            place[a * LINE + b] = 0.0
 
 
-_bits_to_float: Any = intrinsic(_bits_to_float_codegen)
-_float_to_bits: Any = intrinsic(_float_to_bits_codegen)
+@njit(
+    "void(float64[::1], int64, float64, float64[::1], float64[::1], float64[::1], boolean, float64[::1])",
+    **OPTIONS,
+)
+def _radial(
+    place: Any, count: int, step: float, rates: Any, coarse: Any, fine: Any, across: bool, out: Any
+) -> None:
+    """exp(a r²) of ``count`` pairs as ``out[b width + q]``, or ``out[q LINE + b]`` with ``across``; q = (l, k).
 
-
-@njit("float64(float64)", cache=True, fastmath={"contract"})
-def _exp2(x: Any) -> Any:
-    """2^x for x <= 0 to 3e-16, as 2^k 2^f with a polynomial for |f| <= ½; x below -1021 counts as that.
-
-    Needed because calls into the C library keep a loop from being vectorised.  Compiled without
-    reassociation, which would undo the rounding trick.
+    exp(a (c + f + d)) = exp(a c) exp(a f) exp(a d): the first two from tables, the last from its series, whose next
+    term is below 6e-15 for |a d| <= 1/16.
     """
-    x = max(x, LOWEST)
-    shifted = x + ROUNDING
-    f = x - (shifted - ROUNDING)
-    p = E10 * f + E9
-    p = p * f + E8
-    p = p * f + E7
-    p = p * f + E6
-    p = p * f + E5
-    p = p * f + E4
-    p = p * f + E3
-    p = p * f + E2
-    p = p * f + E1
-    p = p * f + 1.0
-    # the low bits of ``shifted`` hold k; move it to the exponent field
-    scale = _bits_to_float((_float_to_bits(shifted) << 52) + 4607182418800017408)
-    return p * scale
+    width = len(rates)
+    inverse = 1.0 / step
+    one = spread(1.0)
+    c2, c3, c4 = spread(1.0 / 2.0), spread(1.0 / 6.0), spread(1.0 / 24.0)
+    c5, c6, c7 = spread(1.0 / 120.0), spread(1.0 / 720.0), spread(1.0 / 5040.0)
+    if not across:
+        for b in range(count):
+            r2 = place[3 * LINE + b]
+            cell = int(r2 * inverse + 0.5)
+            d = spread(r2 - cell * step)
+            f = (cell % FINE) * width
+            c = (cell // FINE) * width
+            for q in range(0, width, 4):
+                y = mul(load(rates, q), d)
+                p = fma(c7, y, c6)
+                p = fma(p, y, c5)
+                p = fma(p, y, c4)
+                p = fma(p, y, c3)
+                p = fma(p, y, c2)
+                p = fma(p, y, one)
+                p = fma(p, y, one)
+                store(out, b * width + q, mul(p, mul(load(fine, f + q), load(coarse, c + q))))
+        return
+    for b in range(0, count, 4):
+        r20, r21, r22, r23 = (
+            place[3 * LINE + b],
+            place[3 * LINE + b + 1],
+            place[3 * LINE + b + 2],
+            place[3 * LINE + b + 3],
+        )
+        i0, i1 = int(r20 * inverse + 0.5), int(r21 * inverse + 0.5)
+        i2, i3 = int(r22 * inverse + 0.5), int(r23 * inverse + 0.5)
+        d0, d1 = spread(r20 - i0 * step), spread(r21 - i1 * step)
+        d2, d3 = spread(r22 - i2 * step), spread(r23 - i3 * step)
+        f0, f1, f2, f3 = i0 % FINE * width, i1 % FINE * width, i2 % FINE * width, i3 % FINE * width
+        k0, k1, k2, k3 = i0 // FINE * width, i1 // FINE * width, i2 // FINE * width, i3 // FINE * width
+        for q in range(0, width, 4):
+            a = load(rates, q)
+            y0, y1, y2, y3 = mul(a, d0), mul(a, d1), mul(a, d2), mul(a, d3)
+            p0, p1, p2, p3 = fma(c7, y0, c6), fma(c7, y1, c6), fma(c7, y2, c6), fma(c7, y3, c6)
+            p0, p1, p2, p3 = fma(p0, y0, c5), fma(p1, y1, c5), fma(p2, y2, c5), fma(p3, y3, c5)
+            p0, p1, p2, p3 = fma(p0, y0, c4), fma(p1, y1, c4), fma(p2, y2, c4), fma(p3, y3, c4)
+            p0, p1, p2, p3 = fma(p0, y0, c3), fma(p1, y1, c3), fma(p2, y2, c3), fma(p3, y3, c3)
+            p0, p1, p2, p3 = fma(p0, y0, c2), fma(p1, y1, c2), fma(p2, y2, c2), fma(p3, y3, c2)
+            p0, p1, p2, p3 = fma(p0, y0, one), fma(p1, y1, one), fma(p2, y2, one), fma(p3, y3, one)
+            p0, p1, p2, p3 = fma(p0, y0, one), fma(p1, y1, one), fma(p2, y2, one), fma(p3, y3, one)
+            p0 = mul(p0, mul(load(fine, f0 + q), load(coarse, k0 + q)))
+            p1 = mul(p1, mul(load(fine, f1 + q), load(coarse, k1 + q)))
+            p2 = mul(p2, mul(load(fine, f2 + q), load(coarse, k2 + q)))
+            p3 = mul(p3, mul(load(fine, f3 + q), load(coarse, k3 + q)))
+            p0, p1, p2, p3 = turned(p0, p1, p2, p3)
+            store(out, q * LINE + b, p0)
+            store(out, (q + 1) * LINE + b, p1)
+            store(out, (q + 2) * LINE + b, p2)
+            store(out, (q + 3) * LINE + b, p3)
 
 
-@njit(
-    "void(float64[:, ::1], int64, int64, float64[:, ::1], float64[:, ::1], float64[:, :, ::1],"
-    " float64[:, ::1])",
-    cache=True,
-    nogil=True,
-    fastmath=FAST,
-    error_model="numpy",
-)
-def fill_block(
-    vectors: Any, first: int, count: int, exponents: Any, recursion: Any, radial: Any, angular: Any
-) -> None:
-    """exp(a r²) as ``radial[l, k, b]`` and R_lm as ``angular[lm, b]`` for ``count`` pairs."""
-    x = np.empty(count)
-    y = np.empty(count)
-    z = np.empty(count)
-    r2 = np.empty(count)
-    for b in range(count):
-        x[b] = vectors[0, first + b]
-        y[b] = vectors[1, first + b]
-        z[b] = vectors[2, first + b]
-        r2[b] = x[b] * x[b] + y[b] * y[b] + z[b] * z[b]
-    degrees, n_radial = exponents.shape
-    for degree in range(degrees):
-        for k in range(n_radial):
-            a = exponents[degree, k] * INVERSE_LN2
-            row = radial[degree, k]
-            if degree > 0 and exponents[degree, k] == exponents[degree - 1, k]:
-                # the radial functions of dscribe that lie at 1 Å have the same exponent in every degree
-                above = radial[degree - 1, k]
-                for b in range(count):
-                    row[b] = above[b]
-                continue
-            for b in range(count):
-                row[b] = _exp2(a * r2[b])
-    for b in range(count):
-        angular[0, b] = recursion[0, 0]
-    for degree in range(1, degrees):
-        centre = degree * degree + degree
-        below = centre - 2 * degree  # row of (degree − 1, 0)
-        below2 = below - 2 * degree + 2  # row of (degree − 2, 0)
-        for order in range(-degree + 1, degree):
-            u = recursion[centre + order, 0]
-            v = recursion[centre + order, 1]
-            row = angular[centre + order]
-            row1 = angular[below + order]
-            if abs(order) <= degree - 2:
-                row2 = angular[below2 + order]
-                for b in range(count):
-                    row[b] = u * z[b] * row1[b] - v * r2[b] * row2[b]
+@njit("void(float64[::1], float64[::1], int64, int64, float64[:, ::1], float64[::1])", **OPTIONS)
+def _harmonics(place: Any, seed: Any, count: int, degrees: int, recursion: Any, out: Any) -> None:
+    """Plain solid harmonics times ``seed[b]`` as ``out[lm LINE + b]``, eight pairs at a time."""
+    table = recursion.reshape(-1)
+    for b in range(0, count, 8):
+        x0, x1 = load(place, b), load(place, b + 4)
+        y0, y1 = load(place, LINE + b), load(place, LINE + b + 4)
+        z0, z1 = load(place, 2 * LINE + b), load(place, 2 * LINE + b + 4)
+        r0, r1 = load(place, 3 * LINE + b), load(place, 3 * LINE + b + 4)
+        store(out, b, load(seed, b))
+        store(out, b + 4, load(seed, b + 4))
+        for degree in range(1, degrees):
+            here = degree * degree + degree
+            below = here - 2 * degree  # row of (degree − 1, 0)
+            below2 = below - 2 * degree + 2  # row of (degree − 2, 0)
+            for m in range(-degree + 1, degree):
+                u = load_spread(table, 2 * (here + m))
+                o = (here + m) * LINE + b
+                o1 = (below + m) * LINE + b
+                v0 = mul(mul(u, z0), load(out, o1))
+                v1 = mul(mul(u, z1), load(out, o1 + 4))
+                if abs(m) <= degree - 2:
+                    w = load_spread(table, 2 * (here + m) + 1)
+                    o2 = (below2 + m) * LINE + b
+                    v0 = sub(v0, mul(mul(w, r0), load(out, o2)))
+                    v1 = sub(v1, mul(mul(w, r1), load(out, o2 + 4)))
+                store(out, o, v0)
+                store(out, o + 4, v1)
+            u = load_spread(table, 2 * (here + degree))
+            o1 = (below + degree - 1) * LINE + b
+            c0, c1 = load(out, o1), load(out, o1 + 4)
+            ux0, ux1, uy0, uy1 = mul(u, x0), mul(u, x1), mul(u, y0), mul(u, y1)
+            o, p = (here + degree) * LINE + b, (here - degree) * LINE + b
+            if degree == 1:  # there is no sine of order 0
+                store(out, o, mul(ux0, c0))
+                store(out, o + 4, mul(ux1, c1))
+                store(out, p, mul(uy0, c0))
+                store(out, p + 4, mul(uy1, c1))
             else:
-                for b in range(count):
-                    row[b] = u * z[b] * row1[b]
-        u = recursion[centre + degree, 0]
-        cosine = angular[centre + degree]
-        sine = angular[centre - degree]
-        cosine1 = angular[below + degree - 1]
-        if degree == 1:
-            # the factor √2 of orders m > 0 is in u; there is no sine of order 0
-            for b in range(count):
-                cosine[b] = u * x[b] * cosine1[b]
-                sine[b] = u * y[b] * cosine1[b]
-        else:
-            sine1 = angular[below - degree + 1]
-            for b in range(count):
-                cosine[b] = u * (x[b] * cosine1[b] - y[b] * sine1[b])
-                sine[b] = u * (x[b] * sine1[b] + y[b] * cosine1[b])
+                o2 = (below - degree + 1) * LINE + b
+                s0, s1 = load(out, o2), load(out, o2 + 4)
+                store(out, o, sub(mul(ux0, c0), mul(uy0, s0)))
+                store(out, o + 4, sub(mul(ux1, c1), mul(uy1, s1)))
+                store(out, p, fma(ux0, s0, mul(uy0, c0)))
+                store(out, p + 4, fma(ux1, s1, mul(uy1, c1)))
 
 
 @njit(
-    "void(float64[:, ::1], float64, int64, int64, int64, int64, float64[::1])",
-    cache=True,
-    nogil=True,
-    fastmath=FAST,
-    error_model="numpy",
+    "void(float64[::1], float64[::1], int64, int64, int64, int64, int64, int64, int64, float64[::1])",
+    **OPTIONS,
 )
-def _pack(
-    square: Any, factor: float, degree: int, degrees: int, n_species: int, n_radial: int, row: Any
+def _sum_pairs(
+    angular: Any,
+    radial: Any,
+    degree: int,
+    low: int,
+    high: int,
+    width: int,
+    e0: int,
+    begin: int,
+    stride: int,
+    sums: Any,
 ) -> None:
-    """Write factor × the upper triangle of one degree where the row keeps it."""
-    offset = 0
-    for s in range(n_species):
-        for t in range(s, n_species):
-            inner = n_radial * (n_radial + 1) // 2 if s == t else n_radial * n_radial
-            f = offset + degree * inner
-            for a in range(n_radial):
-                begin = a if s == t else 0
-                source = square[s * n_radial + a, t * n_radial + begin : (t + 1) * n_radial]
-                target = row[f : f + n_radial - begin]
-                for c in range(n_radial - begin):
-                    target[c] = factor * source[c]
-                f += n_radial - begin
-            offset += inner * degrees
+    """sums[begin + lm stride + k] += Σ_b angular[lm, b] radial[b, e0 + k] for one degree, eight k at a time.
 
-
-@njit(
-    "void(float64[::1], float64, int64, int64, int64, int64, float64[:, ::1])",
-    cache=True,
-    nogil=True,
-    fastmath=FAST,
-    error_model="numpy",
-)
-def _unpack(
-    row: Any, factor: float, degree: int, degrees: int, n_species: int, n_radial: int, square: Any
-) -> None:
-    """The symmetric matrix Q of one degree, diagonal doubled: ∂(row · p)/∂c = Q c."""
-    offset = 0
-    for s in range(n_species):
-        for t in range(s, n_species):
-            inner = n_radial * (n_radial + 1) // 2 if s == t else n_radial * n_radial
-            f = offset + degree * inner
-            for a in range(n_radial):
-                begin = a if s == t else 0
-                target = square[s * n_radial + a, t * n_radial + begin : (t + 1) * n_radial]
-                source = row[f : f + n_radial - begin]
-                for c in range(n_radial - begin):
-                    target[c] = factor * source[c]
-                f += n_radial - begin
-            offset += inner * degrees
-    for i in range(n_species * n_radial):
-        target = square[i]
-        target[i] *= 2.0
-        for j in range(i):
-            target[j] = square[j, i]
-
-
-@njit(
-    "void(float64[:, ::1], int64, float64[:, ::1])",
-    cache=True,
-    nogil=True,
-    fastmath=FAST,
-    error_model="numpy",
-)
-def _gram(coefficients: Any, degree: int, square: Any) -> None:
-    """Write Σ_m c cᵀ of one degree to ``square``; four m at a time, which saves most loads and stores."""
-    width = square.shape[0]
+    Two to five orders together, so that all sums stay in registers.
+    """
     lm = degree * degree
     last = lm + 2 * degree + 1
-    c0 = coefficients[lm]
-    if degree % 2 == 0:
-        for a in range(width):
-            v0 = c0[a]
-            target = square[a]
-            for b in range(width):
-                target[b] = v0 * c0[b]
-        lm += 1
-    else:
-        c1 = coefficients[lm + 1]
-        c2 = coefficients[lm + 2]
-        for a in range(width):
-            v0, v1, v2 = c0[a], c1[a], c2[a]
-            target = square[a]
-            for b in range(width):
-                target[b] = v0 * c0[b] + v1 * c1[b] + v2 * c2[b]
-        lm += 3
     while lm < last:
-        c0 = coefficients[lm]
-        c1 = coefficients[lm + 1]
-        c2 = coefficients[lm + 2]
-        c3 = coefficients[lm + 3]
-        for a in range(width):
-            v0, v1, v2, v3 = c0[a], c1[a], c2[a], c3[a]
-            target = square[a]
-            for b in range(width):
-                target[b] += v0 * c0[b] + v1 * c1[b] + v2 * c2[b] + v3 * c3[b]
-        lm += 4
+        rest = last - lm
+        o = begin + lm * stride
+        a = lm * LINE
+        if rest == 1:
+            s00, s01 = load(sums, o), load(sums, o + 4)
+            for b in range(low, high):
+                e = b * width + e0
+                v = load_spread(angular, a + b)
+                s00, s01 = fma(v, load(radial, e), s00), fma(v, load(radial, e + 4), s01)
+            store(sums, o, s00)
+            store(sums, o + 4, s01)
+            lm += 1
+            continue
+        # an odd number: three, or five, and the rest in fours
+        together = 4
+        if rest % 4 == 3:
+            together = 3
+        elif rest % 4 == 1:
+            together = 5
+        o1, o2 = o + stride, o + 2 * stride
+        s00, s01, s10, s11 = load(sums, o), load(sums, o + 4), load(sums, o1), load(sums, o1 + 4)
+        s20, s21 = load(sums, o2), load(sums, o2 + 4)
+        if together == 3:
+            for b in range(low, high):
+                e = b * width + e0
+                r0, r1 = load(radial, e), load(radial, e + 4)
+                v = load_spread(angular, a + b)
+                s00, s01 = fma(v, r0, s00), fma(v, r1, s01)
+                v = load_spread(angular, a + LINE + b)
+                s10, s11 = fma(v, r0, s10), fma(v, r1, s11)
+                v = load_spread(angular, a + 2 * LINE + b)
+                s20, s21 = fma(v, r0, s20), fma(v, r1, s21)
+        else:
+            o3 = o + 3 * stride
+            s30, s31 = load(sums, o3), load(sums, o3 + 4)
+            if together == 4:
+                for b in range(low, high):
+                    e = b * width + e0
+                    r0, r1 = load(radial, e), load(radial, e + 4)
+                    v = load_spread(angular, a + b)
+                    s00, s01 = fma(v, r0, s00), fma(v, r1, s01)
+                    v = load_spread(angular, a + LINE + b)
+                    s10, s11 = fma(v, r0, s10), fma(v, r1, s11)
+                    v = load_spread(angular, a + 2 * LINE + b)
+                    s20, s21 = fma(v, r0, s20), fma(v, r1, s21)
+                    v = load_spread(angular, a + 3 * LINE + b)
+                    s30, s31 = fma(v, r0, s30), fma(v, r1, s31)
+            else:
+                o4 = o + 4 * stride
+                s40, s41 = load(sums, o4), load(sums, o4 + 4)
+                for b in range(low, high):
+                    e = b * width + e0
+                    r0, r1 = load(radial, e), load(radial, e + 4)
+                    v = load_spread(angular, a + b)
+                    s00, s01 = fma(v, r0, s00), fma(v, r1, s01)
+                    v = load_spread(angular, a + LINE + b)
+                    s10, s11 = fma(v, r0, s10), fma(v, r1, s11)
+                    v = load_spread(angular, a + 2 * LINE + b)
+                    s20, s21 = fma(v, r0, s20), fma(v, r1, s21)
+                    v = load_spread(angular, a + 3 * LINE + b)
+                    s30, s31 = fma(v, r0, s30), fma(v, r1, s31)
+                    v = load_spread(angular, a + 4 * LINE + b)
+                    s40, s41 = fma(v, r0, s40), fma(v, r1, s41)
+                store(sums, o4, s40)
+                store(sums, o4 + 4, s41)
+            store(sums, o3, s30)
+            store(sums, o3 + 4, s31)
+        store(sums, o, s00)
+        store(sums, o + 4, s01)
+        store(sums, o1, s10)
+        store(sums, o1 + 4, s11)
+        store(sums, o2, s20)
+        store(sums, o2 + 4, s21)
+        lm += together
+
+
+@njit("void(float64[::1], int64, int64, int64, int64, float64[::1])", **OPTIONS)
+def _gram(rows: Any, degree: int, width: int, line: int, begin: int, square: Any) -> None:
+    """Upper triangle of Σ_m c cᵀ of one degree to ``square[begin + a line + b]``, in tiles of four by eight."""
+    first = degree * degree
+    last = first + 2 * degree + 1
+    for a in range(0, width, 4):
+        for b in range(a, width, 8):
+            s00 = s01 = s10 = s11 = s20 = s21 = s30 = s31 = spread(0.0)
+            for lm in range(first, last):
+                o = lm * line
+                r0, r1 = load(rows, o + b), load(rows, o + b + 4)
+                v = load_spread(rows, o + a)
+                s00, s01 = fma(v, r0, s00), fma(v, r1, s01)
+                v = load_spread(rows, o + a + 1)
+                s10, s11 = fma(v, r0, s10), fma(v, r1, s11)
+                v = load_spread(rows, o + a + 2)
+                s20, s21 = fma(v, r0, s20), fma(v, r1, s21)
+                v = load_spread(rows, o + a + 3)
+                s30, s31 = fma(v, r0, s30), fma(v, r1, s31)
+            t = begin + a * line + b
+            store(square, t, s00)
+            store(square, t + 4, s01)
+            store(square, t + line, s10)
+            store(square, t + line + 4, s11)
+            store(square, t + 2 * line, s20)
+            store(square, t + 2 * line + 4, s21)
+            store(square, t + 3 * line, s30)
+            store(square, t + 3 * line + 4, s31)
+
+
+@njit("void(float64[::1], float64[::1], int64, int64, int64, int64, float64[::1])", **OPTIONS)
+def _pack(
+    squares: Any, prefactors: Any, degrees: int, n_species: int, n_radial: int, line: int, row: Any
+) -> None:
+    """Write prefactor × the upper triangle of each degree where the row keeps it."""
+    f = 0
+    rows = (n_species * n_radial + 3) // 4 * 4
+    for s in range(n_species):
+        for t in range(s, n_species):
+            for degree in range(degrees):
+                factor = spread(prefactors[degree])
+                for a in range(n_radial):
+                    begin = a if s == t else 0
+                    source = (degree * rows + s * n_radial + a) * line + t * n_radial + begin
+                    for c in range(0, n_radial - begin, 4):
+                        store(row, f + c, mul(factor, load(squares, source + c)))
+                    f += n_radial - begin
+
+
+@njit("void(float64[::1], float64[::1], int64, int64, int64, int64, float64[::1])", **OPTIONS)
+def _unpack(
+    row: Any, prefactors: Any, degree: int, degrees: int, n_species: int, n_radial: int, square: Any
+) -> None:
+    """The symmetric matrix Q of one degree, diagonal doubled: ∂(row · p)/∂c = Q c."""
+    width = n_species * n_radial
+    line = (width + 3) // 4 * 4 + 8
+    factor = spread(prefactors[degree])
+    offset = 0
+    for s in range(n_species):
+        for t in range(s, n_species):
+            inner = n_radial * (n_radial + 1) // 2 if s == t else n_radial * n_radial
+            f = offset + degree * inner
+            for a in range(n_radial):
+                begin = a if s == t else 0
+                target = (s * n_radial + a) * line + t * n_radial + begin
+                for c in range(0, n_radial - begin, 4):
+                    store(square, target + c, mul(factor, load(row, f + c)))
+                f += n_radial - begin
+            offset += inner * degrees
+    for i in range(width):
+        square[i * line + i] *= 2.0
+        for j in range(i):
+            square[i * line + j] = square[j * line + i]
 
 
 @njit(
-    "void(float64[::1], float64[:, ::1], float64[::1])",
-    cache=True,
-    nogil=True,
-    fastmath=FAST,
-    error_model="numpy",
-)
-def _multiply(vector: Any, matrix: Any, out: Any) -> None:
-    """Write vector @ matrix to ``out``, four rows at a time."""
-    rows, width = matrix.shape
-    for a in range(width):
-        out[a] = 0.0
-    c = 0
-    while c + 4 <= rows:
-        v0, v1, v2, v3 = vector[c], vector[c + 1], vector[c + 2], vector[c + 3]
-        q0 = matrix[c]
-        q1 = matrix[c + 1]
-        q2 = matrix[c + 2]
-        q3 = matrix[c + 3]
-        for a in range(width):
-            out[a] += v0 * q0[a] + v1 * q1[a] + v2 * q2[a] + v3 * q3[a]
-        c += 4
-    while c < rows:
-        v0 = vector[c]
-        q0 = matrix[c]
-        for a in range(width):
-            out[a] += v0 * q0[a]
-        c += 1
-
-
-@njit(
-    "void(int64, int64, int64[::1], float64[:, ::1], float64[:, ::1], int64[::1], float64, float64[:, ::1],"
-    " float64[:, :, ::1], float64[::1], float64[:, ::1], float64[:, :, ::1], float64[:, ::1], float64[::1])",
-    cache=True,
-    nogil=True,
-    fastmath=FAST,
-    error_model="numpy",
+    "void(int64, int64, int64[::1], float64[:, ::1], float64[:, ::1], int64[::1], float64, int64, float64,"
+    " float64[::1], float64[::1], float64[::1], float64[:, :, ::1], float64[::1], float64[:, ::1], float64[::1],"
+    " float64[:, :, ::1], float64[:, ::1], float64[::1])",
+    **OPTIONS,
 )
 def expand(
     first: int,
@@ -300,10 +362,15 @@ def expand(
     switch: Any,
     slots: Any,
     centre: float,
-    exponents: Any,
+    n_radial: int,
+    step: float,
+    rates: Any,
+    coarse: Any,
+    fine: Any,
     weights: Any,
     prefactors: Any,
     recursion: Any,
+    scales: Any,
     coefficients: Any,
     values: Any,
     norms: Any,
@@ -316,91 +383,248 @@ def expand(
         From ``pair_kernels.sort_pairs``.
     centre : float
         Weight of the centre itself.
-    exponents : (l_max + 1, n4) array
-        a[l, k], padded to a multiple of four radial functions (with anything).
-    weights, prefactors, recursion
+    step, rates, coarse, fine
+        Exponentials: tables of ``soap/basis.py``.
+    weights : (l_max + 1, n, n4) array
+        W[l, n, k] as ``[l, k, n]``, n padded with zeros.
+    prefactors, recursion, scales
         Tables of ``soap/basis.py``.
     coefficients : (N, L, S n) output
         c[i, lm, s n].
     values, norms : (N, F), (N,) outputs
     """
     n_species = (len(start) - 1) // len(slots)
-    degrees, n_radial = weights.shape[0], weights.shape[1]
-    padded = exponents.shape[1]
+    degrees, padded = weights.shape[0], weights.shape[2]
     size = degrees * degrees
     width = n_species * n_radial
-    radial = np.empty((degrees, padded, BLOCK))
-    angular = np.empty((size, BLOCK))
-    sums = np.empty((n_species, size, padded))
-    square = np.empty((width, width))
+    line = (width + 3) // 4 * 4 + 8
+    rows = (width + 3) // 4 * 4
+    eights = (n_radial + 7) // 8 * 8
+    n_features = values.shape[1]
+    table = weights.reshape(-1)
+    place = np.zeros(4 * LINE)
+    seed = np.zeros(LINE)
+    radial = np.zeros(BLOCK * len(rates) + 8)
+    angular = np.zeros(size * LINE)
+    sums = np.zeros(n_species * size * eights)
+    own = np.zeros(size * line + 8)
+    squares = np.zeros(degrees * rows * line + 8)
+    raw = np.zeros(n_features + 8)
     for i in range(first, last):
-        for s in range(n_species):
-            for lm in range(size):
-                for k in range(padded):
-                    sums[s, lm, k] = 0.0
+        sums[:] = 0.0
         # the centre itself: r = 0, only l = 0
         for k in range(n_radial):
-            sums[slots[i], 0, k] = centre * recursion[0, 0]
+            sums[slots[i] * size * eights + k] = centre
         begin, end = start[i * n_species], start[(i + 1) * n_species]
         for block in range(begin, end, BLOCK):
             count = min(BLOCK, end - block)
-            fill_block(vectors, block, count, exponents, recursion, radial, angular)
-            for lm in range(size):
-                row = angular[lm]
-                for b in range(count):
-                    row[b] *= switch[0, block + b]
+            _gather(vectors, block, count, place)
+            for b in range(count):
+                seed[b] = switch[0, block + b]
+            _radial(place, count, step, rates, coarse, fine, False, radial)
+            _harmonics(place, seed, count, degrees, recursion, angular)
             for s in range(n_species):
                 low = max(start[i * n_species + s], block) - block
                 high = min(start[i * n_species + s + 1], block + count) - block
                 if low >= high:
                     continue
                 for degree in range(degrees):
-                    for k in range(0, padded, 4):
-                        e0 = radial[degree, k, low:high]
-                        e1 = radial[degree, k + 1, low:high]
-                        e2 = radial[degree, k + 2, low:high]
-                        e3 = radial[degree, k + 3, low:high]
-                        for lm in range(degree * degree, (degree + 1) * (degree + 1)):
-                            row = angular[lm, low:high]
-                            s0 = s1 = s2 = s3 = 0.0
-                            for b in range(high - low):
-                                s0 += e0[b] * row[b]
-                                s1 += e1[b] * row[b]
-                                s2 += e2[b] * row[b]
-                                s3 += e3[b] * row[b]
-                            sums[s, lm, k] += s0
-                            sums[s, lm, k + 1] += s1
-                            sums[s, lm, k + 2] += s2
-                            sums[s, lm, k + 3] += s3
-        out = coefficients[i]
+                    for k in range(0, n_radial, 8):
+                        _sum_pairs(
+                            angular,
+                            radial,
+                            degree,
+                            low,
+                            high,
+                            len(rates),
+                            degree * n_radial + k,
+                            s * size * eights + k,
+                            eights,
+                            sums,
+                        )
         for degree in range(degrees):
             for lm in range(degree * degree, (degree + 1) * (degree + 1)):
+                scale = spread(scales[lm])
                 for s in range(n_species):
-                    for n in range(n_radial):
-                        total = 0.0
+                    for n in range(0, n_radial, 4):
+                        t = spread(0.0)
                         for k in range(n_radial):
-                            total += weights[degree, n, k] * sums[s, lm, k]
-                        out[lm, s * n_radial + n] = total
-        for degree in range(degrees):
-            _gram(out, degree, square)
-            _pack(square, prefactors[degree], degree, degrees, n_species, n_radial, values[i])
+                            v = load_spread(sums, (s * size + lm) * eights + k)
+                            t = fma(v, load(table, (degree * n_radial + k) * padded + n), t)
+                        store(own, lm * line + s * n_radial + n, mul(scale, t))
+                for a in range(width):
+                    coefficients[i, lm, a] = own[lm * line + a]
+            _gram(own, degree, width, line, degree * rows * line, squares)
+        _pack(squares, prefactors, degrees, n_species, n_radial, line, raw)
         norm2 = 0.0
-        for f in range(values.shape[1]):
-            norm2 += values[i, f] * values[i, f]
+        for f in range(n_features):
+            norm2 += raw[f] * raw[f]
         norms[i] = np.sqrt(norm2)
-        scale = 1.0 / norms[i] if norms[i] > 0.0 else 0.0
-        for f in range(values.shape[1]):
-            values[i, f] *= scale
+        scalar = 1.0 / norms[i] if norms[i] > 0.0 else 0.0
+        for f in range(n_features):
+            values[i, f] = raw[f] * scalar
 
 
 @njit(
-    "void(int64, int64, int64[::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, :, ::1],"
-    " float64[::1], float64[:, ::1], int64[:, ::1], float64[:, ::1], float64[:, :, ::1], float64[:, ::1],"
-    " float64[::1], float64[:, ::1], boolean, float64[:, ::1])",
-    cache=True,
-    nogil=True,
-    fastmath=FAST,
-    error_model="numpy",
+    "void(int64, int64, int64, float64[::1], float64[::1], float64[::1], float64[::1], float64[::1], float64[::1])",
+    **OPTIONS,
+)
+def _pull_back(
+    b: int,
+    degrees: int,
+    n_radial: int,
+    radial: Any,
+    angular: Any,
+    slope: Any,
+    steep: Any,
+    inner: Any,
+    result: Any,
+) -> None:
+    """For the neighbours b to b + 8, of one element: 2 Σ s ∇R (a factor of two on z as well), Σ s R and Σ s' R.
+
+    s_lm = Σ_k slope[lm, k] exp(a r²), and s' with ``steep``, which holds 2 a slope as well.  ``result[a LINE + b]``:
+    x, y, z, then Σ s' R, then Σ s R.
+    """
+    gx0 = gx1 = gy0 = gy1 = gz0 = gz1 = along0 = along1 = plain0 = plain1 = spread(0.0)
+    two = spread(2.0)
+    for degree in range(degrees):
+        first = degree * degree
+        count = 2 * degree + 1
+        m = 0
+        while m < count:
+            o = (first + m) * n_radial
+            r = (first + m) * LINE + b
+            o1 = o + n_radial if degree > 0 else o
+            s00 = s01 = s10 = s11 = t00 = t01 = t10 = t11 = spread(0.0)
+            if m == 0 and degree > 0:
+                # an odd number: three, and the rest by two
+                o2 = o1 + n_radial
+                s20 = s21 = t20 = t21 = spread(0.0)
+                for k in range(n_radial):
+                    e = (degree * n_radial + k) * LINE + b
+                    e0, e1 = load(radial, e), load(radial, e + 4)
+                    v = load_spread(slope, o + k)
+                    s00, s01 = fma(v, e0, s00), fma(v, e1, s01)
+                    v = load_spread(slope, o1 + k)
+                    s10, s11 = fma(v, e0, s10), fma(v, e1, s11)
+                    v = load_spread(slope, o2 + k)
+                    s20, s21 = fma(v, e0, s20), fma(v, e1, s21)
+                    v = load_spread(steep, o + k)
+                    t00, t01 = fma(v, e0, t00), fma(v, e1, t01)
+                    v = load_spread(steep, o1 + k)
+                    t10, t11 = fma(v, e0, t10), fma(v, e1, t11)
+                    v = load_spread(steep, o2 + k)
+                    t20, t21 = fma(v, e0, t20), fma(v, e1, t21)
+                r0, r1 = load(angular, r + 2 * LINE), load(angular, r + 2 * LINE + 4)
+                along0, along1 = fma(t20, r0, along0), fma(t21, r1, along1)
+                plain0, plain1 = fma(s20, r0, plain0), fma(s21, r1, plain1)
+                store(inner, 16, s20)
+                store(inner, 20, s21)
+            else:
+                for k in range(n_radial):
+                    e = (degree * n_radial + k) * LINE + b
+                    e0, e1 = load(radial, e), load(radial, e + 4)
+                    v = load_spread(slope, o + k)
+                    s00, s01 = fma(v, e0, s00), fma(v, e1, s01)
+                    v = load_spread(slope, o1 + k)
+                    s10, s11 = fma(v, e0, s10), fma(v, e1, s11)
+                    v = load_spread(steep, o + k)
+                    t00, t01 = fma(v, e0, t00), fma(v, e1, t01)
+                    v = load_spread(steep, o1 + k)
+                    t10, t11 = fma(v, e0, t10), fma(v, e1, t11)
+            r0, r1 = load(angular, r), load(angular, r + 4)
+            along0, along1 = fma(t00, r0, along0), fma(t01, r1, along1)
+            plain0, plain1 = fma(s00, r0, plain0), fma(s01, r1, plain1)
+            store(inner, 8 * m, s00)
+            store(inner, 8 * m + 4, s01)
+            if degree == 0:
+                break
+            r0, r1 = load(angular, r + LINE), load(angular, r + LINE + 4)
+            along0, along1 = fma(t10, r0, along0), fma(t11, r1, along1)
+            plain0, plain1 = fma(s10, r0, plain0), fma(s11, r1, plain1)
+            store(inner, 8 * m + 8, s10)
+            store(inner, 8 * m + 12, s11)
+            m += 3 if m == 0 else 2
+        if degree == 0:
+            continue
+        # rows of degree − 1 in turn, with the orders above that have them in their gradients; cosine (degree, m) is at
+        # inner[8 (degree + m)], sine at inner[8 (degree − m)]
+        middle = (degree - 1) * (degree - 1) + degree - 1
+        zero = 8 * degree
+        r0, r1 = load(angular, middle * LINE + b), load(angular, middle * LINE + b + 4)
+        gx0, gx1 = fma(load(inner, zero + 8), r0, gx0), fma(load(inner, zero + 12), r1, gx1)
+        gy0, gy1 = fma(load(inner, zero - 8), r0, gy0), fma(load(inner, zero - 4), r1, gy1)
+        gz0, gz1 = fma(load(inner, zero), r0, gz0), fma(load(inner, zero + 4), r1, gz1)
+        for m in range(1, degree):
+            c = (middle + m) * LINE + b
+            s = (middle - m) * LINE + b
+            c0, c1, s0, s1 = load(angular, c), load(angular, c + 4), load(angular, s), load(angular, s + 4)
+            up = zero + 8 * (m + 1)
+            down = zero + 8 * (m - 1)
+            p0, p1, q0, q1 = load(inner, up), load(inner, up + 4), load(inner, down), load(inner, down + 4)
+            if m == 1:  # the one order without a partner counts twice
+                q0, q1 = mul(two, q0), mul(two, q1)
+            gx0, gx1 = fma(sub(p0, q0), c0, gx0), fma(sub(p1, q1), c1, gx1)
+            gy0, gy1 = sub(gy0, mul(add(p0, q0), s0)), sub(gy1, mul(add(p1, q1), s1))
+            up = zero - 8 * (m + 1)
+            p0, p1 = load(inner, up), load(inner, up + 4)
+            if m == 1:
+                gx0, gx1 = fma(p0, s0, gx0), fma(p1, s1, gx1)
+                gy0, gy1 = fma(p0, c0, gy0), fma(p1, c1, gy1)
+            else:
+                down = zero - 8 * (m - 1)
+                q0, q1 = load(inner, down), load(inner, down + 4)
+                gx0, gx1 = fma(sub(p0, q0), s0, gx0), fma(sub(p1, q1), s1, gx1)
+                gy0, gy1 = fma(add(p0, q0), c0, gy0), fma(add(p1, q1), c1, gy1)
+            up, down = zero + 8 * m, zero - 8 * m
+            gz0, gz1 = fma(load(inner, up), c0, gz0), fma(load(inner, up + 4), c1, gz1)
+            gz0, gz1 = fma(load(inner, down), s0, gz0), fma(load(inner, down + 4), s1, gz1)
+    store(result, b, gx0)
+    store(result, b + 4, gx1)
+    store(result, LINE + b, gy0)
+    store(result, LINE + b + 4, gy1)
+    store(result, 2 * LINE + b, mul(two, gz0))
+    store(result, 2 * LINE + b + 4, mul(two, gz1))
+    store(result, 3 * LINE + b, along0)
+    store(result, 3 * LINE + b + 4, along1)
+    store(result, 4 * LINE + b, plain0)
+    store(result, 4 * LINE + b + 4, plain1)
+
+
+@njit("void(float64[::1], float64[::1], int64, int64, int64, float64[::1])", **OPTIONS)
+def _multiply(rows: Any, square: Any, degree: int, width: int, line: int, out: Any) -> None:
+    """``out[lm line + b]`` = Σ_a rows[lm, a] square[a, b] for one degree, b by eights, three harmonics at a time."""
+    first = degree * degree
+    last = first + 2 * degree + 1
+    for b in range(0, width, 8):
+        for lm in range(first, last, 3):
+            o = lm * width
+            o1 = o + width if lm + 1 < last else o
+            o2 = o + 2 * width if lm + 2 < last else o
+            s00 = s01 = s10 = s11 = s20 = s21 = spread(0.0)
+            for a in range(width):
+                r0, r1 = load(square, a * line + b), load(square, a * line + b + 4)
+                v = load_spread(rows, o + a)
+                s00, s01 = fma(v, r0, s00), fma(v, r1, s01)
+                v = load_spread(rows, o1 + a)
+                s10, s11 = fma(v, r0, s10), fma(v, r1, s11)
+                v = load_spread(rows, o2 + a)
+                s20, s21 = fma(v, r0, s20), fma(v, r1, s21)
+            if lm + 2 < last:
+                store(out, (lm + 2) * line + b, s20)
+                store(out, (lm + 2) * line + b + 4, s21)
+            if lm + 1 < last:
+                store(out, (lm + 1) * line + b, s10)
+                store(out, (lm + 1) * line + b + 4, s11)
+            store(out, lm * line + b, s00)
+            store(out, lm * line + b + 4, s01)
+
+
+@njit(
+    "void(int64, int64, int64[::1], float64[:, ::1], float64[:, ::1], int64, float64, float64[::1], float64[::1],"
+    " float64[::1], float64[:, :, ::1], float64[::1], float64[:, ::1], float64[::1], float64[:, :, ::1],"
+    " float64[:, ::1], float64[::1], float64[:, ::1], boolean, float64[:, ::1])",
+    **OPTIONS,
 )
 def pair_gradients(
     first: int,
@@ -408,12 +632,15 @@ def pair_gradients(
     start: Any,
     vectors: Any,
     switch: Any,
-    exponents: Any,
+    n_radial: int,
+    step: float,
+    rates: Any,
+    coarse: Any,
+    fine: Any,
     weights: Any,
     prefactors: Any,
     recursion: Any,
-    rows: Any,
-    factors: Any,
+    scales: Any,
     coefficients: Any,
     values: Any,
     norms: Any,
@@ -427,8 +654,8 @@ def pair_gradients(
 
     Parameters
     ----------
-    rows, factors : (L, 5) arrays
-        Gradient tables of the harmonics.
+    weights : (l_max + 1, n, n4) array
+        W[l, n, k], k padded with zeros.
     gradient : (N, F) array
         G.
     normalised : bool
@@ -437,110 +664,78 @@ def pair_gradients(
     """
     n_atoms = len(norms)
     n_species = (len(start) - 1) // n_atoms
-    degrees, n_radial = weights.shape[0], weights.shape[1]
-    padded = exponents.shape[1]
+    degrees, padded = weights.shape[0], weights.shape[2]
     size = degrees * degrees
     width = n_species * n_radial
+    line = (width + 3) // 4 * 4 + 8
     n_features = values.shape[1]
-    radial = np.empty((degrees, padded, BLOCK))
-    angular = np.empty((size, BLOCK))
-    slope = np.zeros((n_species, size, padded))
-    slope_a = np.zeros((n_species, size, padded))
-    square = np.empty((width, width))
-    inner = np.empty(width)
-    raw = np.empty(n_features)
-    s_row = np.empty(BLOCK)
-    gx = np.empty(BLOCK)
-    gy = np.empty(BLOCK)
-    gz = np.empty(BLOCK)
-    along = np.empty(BLOCK)
-    plain = np.empty(BLOCK)
+    table = weights.reshape(-1)
+    rows = coefficients.reshape(n_atoms, -1)
+    place = np.zeros(4 * LINE)
+    seed = np.ones(LINE)
+    radial = np.zeros(len(rates) * LINE)
+    angular = np.zeros(size * LINE)
+    stride = size * n_radial + 8
+    slope = np.zeros(n_species * stride)
+    steep = np.zeros(n_species * stride)
+    square = np.zeros(line * line)
+    turned_back = np.zeros(size * line)
+    raw = np.zeros(n_features + 8)
+    inner = np.zeros(8 * (2 * degrees + 1))
+    result = np.zeros(5 * LINE)
     for i in range(first, last):
         begin, end = start[i * n_species], start[(i + 1) * n_species]
         if begin == end:
             continue
-        source = gradient[i]
         if normalised:
-            row = values[i]
             dot = 0.0
             for f in range(n_features):
-                dot += row[f] * source[f]
-            scale = 1.0 / norms[i] if norms[i] > 0.0 else 0.0
+                dot += values[i, f] * gradient[i, f]
+            scalar = 1.0 / norms[i] if norms[i] > 0.0 else 0.0
             for f in range(n_features):
-                raw[f] = (source[f] - dot * row[f]) * scale
+                raw[f] = (gradient[i, f] - dot * values[i, f]) * scalar
         else:
             for f in range(n_features):
-                raw[f] = source[f]
+                raw[f] = gradient[i, f]
         for degree in range(degrees):
-            _unpack(raw, prefactors[degree], degree, degrees, n_species, n_radial, square)
+            _unpack(raw, prefactors, degree, degrees, n_species, n_radial, square)
+            _multiply(rows[i], square, degree, width, line, turned_back)
             for lm in range(degree * degree, (degree + 1) * (degree + 1)):
-                _multiply(coefficients[i, lm], square, inner)
+                scale = spread(scales[lm])
                 for s in range(n_species):
-                    for k in range(n_radial):
-                        total = 0.0
+                    for k in range(0, n_radial, 4):
+                        t = spread(0.0)
                         for n in range(n_radial):
-                            total += weights[degree, n, k] * inner[s * n_radial + n]
-                        slope[s, lm, k] = total
-                        slope_a[s, lm, k] = 2.0 * exponents[degree, k] * total
-        for block in range(begin, end, BLOCK):
-            count = min(BLOCK, end - block)
-            fill_block(vectors, block, count, exponents, recursion, radial, angular)
-            for b in range(count):
-                gx[b] = 0.0
-                gy[b] = 0.0
-                gz[b] = 0.0
-                along[b] = 0.0
-                plain[b] = 0.0
+                            v = load_spread(turned_back, lm * line + s * n_radial + n)
+                            t = fma(v, load(table, (degree * n_radial + n) * padded + k), t)
+                        o = s * stride + lm * n_radial + k
+                        store(slope, o, mul(scale, t))
+        for s in range(n_species):
             for degree in range(degrees):
                 for lm in range(degree * degree, (degree + 1) * (degree + 1)):
-                    for b in range(count):
-                        s_row[b] = 0.0
-                    for s in range(n_species):
-                        low = max(start[i * n_species + s], block) - block
-                        high = min(start[i * n_species + s + 1], block + count) - block
-                        if low >= high:
-                            continue
-                        row = angular[lm, low:high]
-                        target = s_row[low:high]
-                        target_a = along[low:high]
-                        for k in range(0, padded, 4):
-                            e0 = radial[degree, k, low:high]
-                            e1 = radial[degree, k + 1, low:high]
-                            e2 = radial[degree, k + 2, low:high]
-                            e3 = radial[degree, k + 3, low:high]
-                            d0 = slope[s, lm, k]
-                            d1 = slope[s, lm, k + 1]
-                            d2 = slope[s, lm, k + 2]
-                            d3 = slope[s, lm, k + 3]
-                            a0 = slope_a[s, lm, k]
-                            a1 = slope_a[s, lm, k + 1]
-                            a2 = slope_a[s, lm, k + 2]
-                            a3 = slope_a[s, lm, k + 3]
-                            for b in range(high - low):
-                                target[b] += d0 * e0[b] + d1 * e1[b] + d2 * e2[b] + d3 * e3[b]
-                                target_a[b] += (a0 * e0[b] + a1 * e1[b] + a2 * e2[b] + a3 * e3[b]) * row[b]
-                    row = angular[lm]
-                    for b in range(count):
-                        plain[b] += s_row[b] * row[b]
-                    if degree == 0:
-                        continue
-                    x1, x2 = angular[rows[lm, 0]], angular[rows[lm, 1]]
-                    y1, y2 = angular[rows[lm, 2]], angular[rows[lm, 3]]
-                    z1 = angular[rows[lm, 4]]
-                    fx1, fx2 = factors[lm, 0], factors[lm, 1]
-                    fy1, fy2 = factors[lm, 2], factors[lm, 3]
-                    fz = factors[lm, 4]
-                    for b in range(count):
-                        gx[b] += s_row[b] * (fx1 * x1[b] + fx2 * x2[b])
-                        gy[b] += s_row[b] * (fy1 * y1[b] + fy2 * y2[b])
-                        gz[b] += s_row[b] * fz * z1[b]
+                    for k in range(n_radial):
+                        o = s * stride + lm * n_radial + k
+                        steep[o] = 2.0 * rates[degree * n_radial + k] * slope[o]
+        for block in range(begin, end, BLOCK):
+            count = min(BLOCK, end - block)
+            _gather(vectors, block, count, place)
+            _radial(place, count, step, rates, coarse, fine, True, radial)
+            _harmonics(place, seed, count, degrees, recursion, angular)
+            for s in range(n_species):
+                low = max(start[i * n_species + s], block) - block
+                high = min(start[i * n_species + s + 1], block + count) - block
+                part = slice(s * stride, (s + 1) * stride)
+                # what is written beyond ``high`` belongs to the next element and is written again
+                for b in range(low, high, 8):
+                    _pull_back(b, degrees, n_radial, radial, angular, slope[part], steep[part], inner, result)
             for b in range(count):
                 p = block + b
                 f = switch[0, p]
-                radially = f * along[b] + switch[1, p] * plain[b]
-                out[0, p] = f * gx[b] + radially * vectors[0, p]
-                out[1, p] = f * gy[b] + radially * vectors[1, p]
-                out[2, p] = f * gz[b] + radially * vectors[2, p]
+                radially = f * result[3 * LINE + b] + switch[1, p] * result[4 * LINE + b]
+                f *= 0.5
+                out[0, p] = f * result[b] + radially * vectors[0, p]
+                out[1, p] = f * result[LINE + b] + radially * vectors[1, p]
+                out[2, p] = f * result[2 * LINE + b] + radially * vectors[2, p]
 
 
-__all__ = ["expand", "fill_block", "pair_gradients"]
+__all__ = ["expand", "pair_gradients"]
