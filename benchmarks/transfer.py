@@ -34,8 +34,9 @@ from ase.md.verlet import VelocityVerlet
 from scipy.optimize import least_squares
 
 import kqeq
-from accuracy_table import zno_vertical
+from accuracy_table import without_field, zno_vertical
 from common import Row, main, public, row
+from kqeq import analysis
 from kqeq.charges import ACKS2, QEq
 from kqeq.constants import COULOMB
 from kqeq.errors import KQEqWarning
@@ -367,52 +368,122 @@ def own_frames(name: str) -> tuple[list[Atoms], list[Atoms]] | None:
     return [a for a in frames if a.info["seed"] == 0], [a for a in frames if a.info["seed"] == 1]
 
 
+METAL = 27
+"""Atoms of aluminium in frames of ``generate_slab.py``; the molecules follow."""
+
+
+def with_fragments(frames: list[Atoms]) -> list[Atoms]:
+    """The metal is one fragment, every molecule another, all neutral."""
+    for a in frames:
+        molecules = (len(a) - METAL) // 3
+        a.arrays["fragments"] = np.array([0] * METAL + [1 + i // 3 for i in range(3 * molecules)])
+        a.info["fragment_charges"] = np.zeros(1 + molecules)
+    return frames
+
+
+def by_field(frames: list[Atoms]) -> list[dict[int, Atoms]]:
+    """Frames of one geometry by the direction of the sheet that makes the field, where all three are there."""
+    found: dict[int, dict[int, Atoms]] = {}
+    for a in frames:
+        found.setdefault(int(a.info["number"]), {})[int(a.info["sheet"])] = a
+    return [own for own in found.values() if len(own) == 3]
+
+
+def across(up: Atoms, down: Atoms) -> float:
+    """Difference of their fields, V/Å."""
+    return float(up.info["external_field"][2] - down.info["external_field"][2])
+
+
+def with_born_charges(frames: list[Atoms]) -> list[Atoms]:
+    """Born charges along the normal, from forces in two fields, as labels of the frame without a sheet."""
+    for own in by_field(frames):
+        charges = np.zeros((len(own[0]), 3, 3))
+        charges[:, 2, :] = (own[1].get_forces() - own[-1].get_forces()) / across(own[1], own[-1])
+        charges -= charges.mean(axis=0)  # the sheet takes a little of the slab's charge, and with it a force
+        own[0].arrays["born_charges"] = charges.reshape(-1, 9)
+    return frames
+
+
 def metal_water(quick: bool) -> Iterator[Row]:
-    """Aluminium with water in three fields: the metal is one fragment, every molecule another."""
+    """Aluminium with water in three fields."""
     found = own_frames("al_water.xyz")
     if found is None:
         return
-    train, test = found
-    for a in (*train, *test):
-        a.arrays["fragments"] = np.array([0] * 27 + [1 + i // 3 for i in range(18)])
-        a.info["fragment_charges"] = np.zeros(7)
-    by_number: dict[int, dict[int, Atoms]] = {}
-    for a in test:
-        by_number.setdefault(int(a.info["number"]), {})[int(a.info["sheet"])] = a
-    pairs = [(own[1], own[-1]) for own in by_number.values()]
-    settings = {
-        "charges": QEq(fragments=True, hardness="learn", width="learn"),
-        "electronegativity": kqeq.SOAPKernel(
-            r_cut=3.5, n_max=4, l_max=3, sigma=0.4, zeta=2, n_representatives=25
-        ),
-        "short_range": [
-            kqeq.SOAPKernel(r_cut=4.5, n_max=5, l_max=3, sigma=0.5, zeta=4, n_representatives=40, delta=0.3),
-            kqeq.SOAPKernel(r_cut=3.0, n_max=5, l_max=3, sigma=0.3, zeta=2, n_representatives=40, delta=1.0),
-        ],
-        "noise": {"energy": 2e-3, "forces": 0.05, "dipole": 0.01},
-    }
+    train, test = (with_fragments(frames) for frames in found)
+    n = 25 if quick else 80
+    soap = kqeq.SOAPKernel
+    short_range = [
+        soap(r_cut=4.5, n_max=5, l_max=3, sigma=0.5, zeta=4, n_representatives=n, delta=0.3),
+        soap(r_cut=3.0, n_max=5, l_max=3, sigma=0.3, zeta=2, n_representatives=n, delta=1.0),
+        soap(r_cut=2.5, n_max=6, l_max=4, sigma=0.2, zeta=2, n_representatives=n, delta=1.0),
+    ]
+    electronegativity = [
+        soap(r_cut=4.0, n_max=5, l_max=3, sigma=0.4, zeta=2, n_representatives=n),
+        soap(r_cut=2.5, n_max=6, l_max=4, sigma=0.2, zeta=2, n_representatives=n),
+    ]
+    noise = {"energy": 2e-3, "forces": 0.05, "dipole": 0.01, "born_charges": 0.015}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", KQEqWarning)
-        model = kqeq.KQEq(**settings).fit(train)
-    yield row("Al and water: forces", force_error(model, test), "meV/Å")
-    change, reference, rises = [], [], []
-    for up, down in pairs:
-        difference = up.info["external_field"][2] - down.info["external_field"][2]
+        plain = kqeq.KQEq(
+            charges=None,
+            electronegativity=None,
+            short_range=short_range,
+            noise=noise,
+            targets=["forces"],
+        ).fit(without_field(train))
+        # hardness and width of the metal from its dipoles in fields; some of the geometries are enough
+        learned = kqeq.KQEq(
+            charges=QEq(fragments=True, hardness="learn", width="learn"),
+            electronegativity=soap(r_cut=3.5, n_max=4, l_max=3, sigma=0.4, zeta=2, n_representatives=25),
+            short_range=[soap(r_cut=3.0, n_max=5, l_max=3, sigma=0.3, zeta=2, n_representatives=25)],
+            noise=noise,
+        ).fit([a for own in by_field(train)[:12] for a in own.values()])
+        metal = learned.potential_.charges
+        hardness, width = ({"Al": values["Al"]} for values in (metal.hardness, metal.width))
+        yield row("Al and water: hardness of the metal, learned", hardness["Al"], "eV/e²")
+        yield row("Al and water: width of the metal, learned", width["Al"], "Å")
+        started = time.process_time()
+        model = kqeq.KQEq(
+            charges=QEq(fragments=True, hardness=hardness, width=width),
+            electronegativity=electronegativity,
+            short_range=short_range,
+            noise=noise,
+        ).fit(with_born_charges(train))
+    yield row("Al and water: fit with charges, CPU", time.process_time() - started, "s")
+    bare = without_field(test)
+    yield row("Al and water: forces, short-range", force_error(plain, bare), "meV/Å")
+    yield row("Al and water: forces, with charges", force_error(model, test), "meV/Å")
+    changes: dict[str, list[Any]] = {"short-range": [], "with charges": []}
+    rises, crossing, drops = [], [], []
+    for own in by_field(test):
+        up, down = own[1], own[-1]
+        reference = up.get_forces() - down.get_forces()
         a, b = model.predict(up), model.predict(down)
-        own = up.get_forces() - down.get_forces()
-        change.append((a.forces - b.forces - own).ravel())
-        reference.append(own.ravel())
-        moved = (up.get_dipole_moment()[2] - down.get_dipole_moment()[2]) / difference
-        rises.append((a.dipole[2] - b.dipole[2]) / difference / moved)
-    rms = [1e3 * np.sqrt(np.mean(np.concatenate(x) ** 2)) for x in (change, reference)]
-    yield row("Al and water: change of forces with the field, error", rms[0], "meV/Å")
-    yield row("Al and water: change of forces with the field, reference", rms[1], "meV/Å")
+        changes["short-range"].append(reference.ravel())
+        changes["with charges"].append((a.forces - b.forces - reference).ravel())
+        moved = up.get_dipole_moment()[2] - down.get_dipole_moment()[2]
+        rises.append((a.dipole[2] - b.dipole[2]) / moved)
+        crossing.append(np.abs([a.charges[METAL + i : METAL + i + 3].sum() for i in range(0, 18, 3)]).max())
+        groups = {"metal": range(METAL), "water": range(METAL, len(up))}
+        drops.append(analysis.phases(model, up, groups, ["metal"]).inside["metal"])
+    for name, found_errors in changes.items():
+        error = 1e3 * np.sqrt(np.mean(np.concatenate(found_errors) ** 2))
+        if name == "short-range":
+            half = 0.5 * error
+        yield row(
+            f"Al and water: change of forces with the field, error, {name}",
+            error,
+            "meV/Å",
+            f"<= {half:.1f}" if name != "short-range" else "",
+        )
     yield row(
         "Al and water: induced dipole by field, largest error",
         100 * np.abs(np.array(rises) - 1).max(),
         "%",
         "<= 10",
     )
+    yield row("Al and water: net charge of a molecule, largest", max(crossing), "e", "<= 0.001")
+    yield row("Al and water: share of the field inside the metal, largest", max(drops), "", "<= 0.2")
 
 
 def vacancy(quick: bool) -> Iterator[Row]:
@@ -421,14 +492,79 @@ def vacancy(quick: bool) -> Iterator[Row]:
     if found is None:
         return
     train, test = found
-    for name, charges, conditions in (
-        ("short-range", None, ()),
-        ("short-range, kernels by charge", None, ("charge", "charge^2")),
-    ):
-        settings = {"targets": ["forces"]} if not conditions else {"targets": ["energy", "forces"]}
-        model, seconds = fitted(train, charges=charges, conditions=conditions, n=60, **settings)
-        yield row(f"SiO2 vacancy: {name}, forces", force_error(model, test), "meV/Å")
-        yield row(f"SiO2 vacancy: {name}, CPU", seconds, "s")
+    n = 40 if quick else 80
+    plain, _ = fitted(train, charges=None, conditions=(), n=n, targets=["forces"])
+    short = force_error(plain, test)
+    yield row("SiO2 vacancy: forces, short-range", short, "meV/Å")
+    states = ("charge", "charge^2")
+    model, seconds = fitted(train, charges=QEq(), conditions=states, n=n)
+    yield row(
+        "SiO2 vacancy: forces, QEq and kernels by charge",
+        force_error(model, test),
+        "meV/Å",
+        f"<= {short / 2:.0f}",
+    )
+    yield row("SiO2 vacancy: CPU", seconds, "s")
+    for q in (0, 1, 2):
+        own = [a for a in test if a.info["total_charge"] == q]
+        yield row(f"SiO2 vacancy: forces at {q:+d}, short-range", force_error(plain, own), "meV/Å")
+        yield row(
+            f"SiO2 vacancy: forces at {q:+d}, QEq and kernels by charge", force_error(model, own), "meV/Å"
+        )
+    for first, second in ((0, 1), (1, 2)):
+        error = gap_error(model, test, "total_charge", first, second)
+        yield row(f"SiO2 vacancy: energy from {first:+d} to {second:+d}", error, "eV")
+    own = [a for a in test if a.info["total_charge"] == 1]
+    known = force_error(model, own)
+    ends = [a for a in train if a.info["total_charge"] != 1]
+    for name, charges in (("kernels by charge", None), ("QEq and kernels by charge", QEq())):
+        between, _ = fitted(ends, charges=charges, conditions=("charge",), n=n)
+        yield row(
+            f"SiO2 vacancy: forces at +1 from 0 and +2, {name}",
+            force_error(between, own),
+            "meV/Å",
+            f"<= {2 * known:.0f}",
+        )
+        away = np.sqrt(np.mean([(between.predict(a).energy - a.get_potential_energy()) ** 2 for a in own]))
+        yield row(f"SiO2 vacancy: energy of +1 from 0 and +2, {name}", float(away), "eV")
+    located, _ = fitted(
+        train,
+        charges=QEq(),
+        conditions=states,
+        n=n,
+        targets=["energy", "forces", "charges"],
+        charges_key="charges",
+    )
+    yield row("SiO2 vacancy: forces, populations fitted as well", force_error(located, test), "meV/Å")
+    for first, second in ((0, 1), (1, 2)):
+        for name, one in (
+            ("charges from energies and forces", model),
+            ("populations fitted as well", located),
+        ):
+            shares = shares_of_pair(one, test, first, second)
+            yield row(f"SiO2 vacancy: share of the two Si, {first:+d} to {second:+d}, {name}", shares[0], "")
+        yield row(f"SiO2 vacancy: share of the two Si, {first:+d} to {second:+d}, reference", shares[1], "")
+
+
+def shares_of_pair(model: kqeq.KQEq, frames: list[Atoms], first: int, second: int) -> tuple[float, float]:
+    """Mean share of the charge between two charge states that the silicon atoms beside the vacancy take, both."""
+    groups: dict[int, dict[int, Atoms]] = {}
+    for a in frames:
+        groups.setdefault(int(a.info["number"]), {})[int(a.info["total_charge"])] = a
+    found = []
+    for own in groups.values():
+        if first not in own or second not in own:
+            continue
+        one, two = own[first], own[second]
+        silicon = np.flatnonzero(one.numbers == 14)
+        bonds = [
+            (one.get_distances(i, np.flatnonzero(one.numbers == 8), mic=True) < 2.1).sum() for i in silicon
+        ]
+        pair = silicon[np.argsort(bonds, kind="stable")[:2]]
+        moved = model.predict(two).charges - model.predict(one).charges
+        reference = two.get_charges() - one.get_charges()
+        found.append((moved[pair].sum(), reference[pair].sum()))
+    return tuple(map(float, np.mean(found, axis=0)))
 
 
 def spins(quick: bool) -> Iterator[Row]:

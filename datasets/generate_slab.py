@@ -271,29 +271,30 @@ def generate(path: Path, total: int) -> Iterator[Labels]:
 
 
 def check() -> None:
-    """The same geometry in cells of one and two heights: forces, dipole and energy at one field."""
-    rows = []
-    for height in (HEIGHT, 2 * HEIGHT):
-        atoms = geometry(0, height)
-        labels = [label(atoms, sheet) for sheet in SHEETS]
-        rows.append(labels)
-        for sheet, own in zip(SHEETS, labels, strict=True):
-            print(
-                f"height {height:g} sheet {sheet:+d}: field {own.field:.5f} dipole {own.dipole:.5f} "
-                f"leaked {own.leaked:.5f}"
-            )
-    first, second = rows
-    slope = (second[1].forces - second[2].forces) / (second[1].field - second[2].field)
-    rise = (second[1].dipole - second[2].dipole) / (second[1].field - second[2].field)
-    shift = first[0].field - second[0].field
-    print("dipole", first[0].dipole, second[0].dipole + rise * shift, "polarizability", rise)
-    print("largest force difference", np.abs(first[0].forces - second[0].forces - slope * shift).max())
-    print("uncorrected", np.abs(first[0].forces - second[0].forces).max())
+    """One geometry with the vacuum of the frames and with twice as much: dipole, forces and energy at one field.
+
+    What the field changes is taken from the sheet that points up, in the higher cell.
+    """
+    vacuum = HEIGHT - float(np.ptp(geometry(0).positions[:, 2]))
+    first, second = (
+        [label(geometry(0, height), sheet) for sheet in (0, 1)] for height in (HEIGHT, HEIGHT + vacuum)
+    )
+    for height, labels in ((HEIGHT, first), (HEIGHT + vacuum, second)):
+        for name, own in zip(("without", "with"), labels, strict=True):
+            print(f"cell {height:.1f}, {name} sheet: field {own.field:.5f} dipole {own.dipole:.5f}")
+    across = second[1].field - second[0].field
+    slope = (second[1].forces - second[0].forces) / across
+    rise = (second[1].dipole - second[0].dipole) / across
+    for name, here, there in zip(("without", "with"), first, second, strict=True):
+        shift = here.field - there.field
+        print(f"{name} sheet: fields differ by {shift:.5f} V/A; at the same field")
+        print(f"  dipoles by {here.dipole - there.dipole - rise * shift:.5f} e A of {here.dipole:.5f}")
+        apart = np.abs(here.forces - there.forces - slope * shift).max()
+        print(f"  forces by {apart:.5f} eV/A, {np.abs(here.forces - there.forces).max():.5f} uncorrected")
+    work = -(first[0].field - second[0].field) * 0.5 * (first[0].dipole + second[0].dipole)
     print(
-        "energy",
-        first[0].energy - second[0].energy,
-        "by the field",
-        -shift * 0.5 * (first[0].dipole + second[0].dipole),
+        f"energies by {first[0].energy - second[0].energy - work:.5f} eV, "
+        f"{first[0].energy - second[0].energy:.5f} uncorrected"
     )
 
 

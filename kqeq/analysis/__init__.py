@@ -25,7 +25,7 @@ from kqeq.analysis.electrostatic import (
 from kqeq.analysis.errors import FrameErrors, frame_errors
 from kqeq.analysis.findings import ChainGrowth, Diagnosis, Finding
 from kqeq.analysis.optimization import Optimization, optimize
-from kqeq.analysis.phases import Phases, phases
+from kqeq.analysis.phases import Phases, find_phases, phases
 from kqeq.analysis.phonons import Dielectric, dielectric, write_born
 from kqeq.analysis.response import (
     BornCharges,
@@ -95,6 +95,7 @@ __all__ = [
     "dissociation_scan",
     "electrostatic_potential",
     "field_scan",
+    "find_phases",
     "frame_errors",
     "hessian",
     "infrared",

@@ -21,6 +21,7 @@ from ase import Atoms
 
 from kqeq.analysis.entry import formula, potential_of
 from kqeq.backend import Device, devices
+from kqeq.charges.boundaries import open_components
 from kqeq.errors import InputError
 from kqeq.fitting.metrics import UNITS, Evaluation, compare
 from kqeq.frames.label_checks import survey
@@ -250,8 +251,11 @@ def _pair(
 ) -> tuple[FloatArray, FloatArray] | None:
     """Label and prediction of a quantity of one frame, flat; energies per atom."""
     label, value = getattr(labels, kind), getattr(prediction, kind)
-    if label is None or value is None or (kind == "dipole" and structure.periodic):
+    if label is None or value is None:
         return None
+    if kind == "dipole":
+        directions = open_components(structure)
+        return None if len(directions) == 0 else (directions @ label, directions @ value)
     scale = 1.0 / len(structure) if kind == "energy" else 1.0
     return scale * np.ravel(label), scale * np.ravel(value)
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -28,7 +28,18 @@ from kqeq.charges.flow import BondFlow
 from kqeq.charges.fragments import KERNEL_REFERENCE, REFERENCES, reference_charges
 from kqeq.charges.recipe import DEFAULT_ACCURACY, ElementValues, Recipe, element_rule, element_values
 from kqeq.charges.site_values import CHARGE, ELECTRONEGATIVITY, ReferenceCharges, SiteValues
-from kqeq.charges.softness import DEFAULT_CUTOFF, DEFAULT_DECAY, default_softness, pair_factors
+from kqeq.charges.softness import (
+    DEFAULT_CUTOFF,
+    DEFAULT_DECAY,
+    PAIR_LEARN,
+    GivenFactors,
+    default_softness,
+    factors_of_classes,
+    pair_factors,
+    pair_name,
+    pair_of,
+    to_learn_pairs,
+)
 from kqeq.errors import InputError
 from kqeq.frames.structures import Structure
 from kqeq.io.rules import NOTHING, Rule, choice, instance, number
@@ -45,9 +56,10 @@ class ACKS2(Recipe):
         √(κ_i κ_j).  Elements that are not named, and ``None``, take α/R² of the free atom
         (:mod:`kqeq.charges.softness`); ``"learn"`` starts from there, and ``"kernel"`` also learns how κ depends on
         the environment.  Large values recover QEq, zero forbids flow.
-    pair_softness : dict, optional
+    pair_softness : dict or {"learn"}, optional
         Factors on the softness of bonds between two elements, for example ``{"Al-O": 0, "Al-H": 0, "Al-Al": 10}``, not
         negative, 1 for pairs that are not named: none between phases that do not exchange electrons, many within a metal.
+        ``"learn"`` in place of a factor learns it, from 1; in place of the dict, all of them.
     hardness, width : dict, optional
         As for :class:`kqeq.QEq`.
     cutoff : float
@@ -79,7 +91,9 @@ class ACKS2(Recipe):
         "softness": element_rule("softness"),
         "decay": number(),
         "cutoff": number(above=1),  # in sums of covalent radii
-        "pair_softness": instance(Mapping, "a dict of factors by pair of elements") | NOTHING,
+        "pair_softness": instance(Mapping, "a dict of factors by pair of elements")
+        | choice(PAIR_LEARN)
+        | NOTHING,
         "reference_charges": choice(*REFERENCES, KERNEL_REFERENCE) | NOTHING,
     }
 
@@ -93,7 +107,7 @@ class ACKS2(Recipe):
         reference_charges: str | None = None,
         solver: str = "auto",
         accuracy: float = DEFAULT_ACCURACY,
-        pair_softness: Mapping[str, float] | None = None,
+        pair_softness: GivenFactors = None,
     ) -> None:
         self.softness = softness
         self.hardness = hardness
@@ -118,7 +132,31 @@ class ACKS2(Recipe):
             raise InputError(
                 f"softness of {kappa.min():g} e²/eV; expected values that are not negative (0: no charge flows)"
             )
-        return replace(super().site_parameters(numbers), softness=kappa)
+        return replace(
+            super().site_parameters(numbers),
+            softness=kappa,
+            pair_softness=factors_of_classes(self.pair_softness, numbers),
+        )
+
+    @property
+    def to_learn(self) -> tuple[str, ...]:
+        """Kinds of site parameters whose values by element, or by pair of elements, are to be learned."""
+        own = ("pair_softness",) if to_learn_pairs(self.pair_softness) else ()
+        return (*(kind for kind in super().to_learn if kind != "pair_softness"), *own)
+
+    def with_parameters(self, values: Mapping[str, Mapping[str, float]]) -> Self:
+        """A copy with parameters by kind and element symbol, or pair of them; others keep their values."""
+        model = super().with_parameters({k: v for k, v in values.items() if k != "pair_softness"})
+        if "pair_softness" in values:
+            old = {} if isinstance(self.pair_softness, str) else self.pair_softness or {}
+            found: dict[tuple[int, int], float | str] = {pair_of(name): value for name, value in old.items()}
+            found.update({pair_of(name): value for name, value in values["pair_softness"].items()})
+            # pairs of elements that no training frame has stay at the factor that they would have started from
+            given = {
+                pair_name(pair): 1.0 if isinstance(value, str) else value for pair, value in found.items()
+            }
+            model.set_params(pair_softness=given)
+        return model
 
     @property
     def quantity(self) -> str:
@@ -144,8 +182,7 @@ class ACKS2(Recipe):
 
     def _flow(self, structure: Structure, sites: SiteParameters, device: Device) -> BondFlow:
         assert sites.softness is not None
-        factors = pair_factors(self.pair_softness)
-        return BondFlow.build(structure, sites.softness, self.decay, self.cutoff, device, factors)
+        return BondFlow.build(structure, sites.softness, self.decay, self.cutoff, device, sites.pair_softness)
 
     def _reference(self, structure: Structure) -> FloatArray:
         return reference_charges(structure, None if self.quantity == CHARGE else self.reference_charges)

@@ -36,8 +36,8 @@ from kqeq.backend import CPU, Device, asarray_like
 from kqeq.frames.structures import Structure
 from kqeq.typing import Array, IntArray
 
-SITE_KINDS: tuple[str, ...] = ("hardness", "width", "polarizability", "softness")
-"""Every kind of parameter per atom that is not an electronegativity."""
+SITE_KINDS: tuple[str, ...] = ("hardness", "width", "polarizability", "softness", "pair_softness")
+"""Every kind of parameter per atom, or per pair of elements (the last one), that is not an electronegativity."""
 
 ENVIRONMENT_KINDS: tuple[str, ...] = ("hardness", "polarizability", "softness")
 """Those of them that may depend on the environment of the atom (``"kernel"``)."""
@@ -69,12 +69,16 @@ class SiteParameters(_Sites):
         α of the atom's own dipole, e²·Å²/eV; models with atomic dipoles.
     softness : (N,) array, optional
         Bond softness κ of the atom, e²/eV; split-charge models.
+    pair_softness : (K,) array, optional
+        Factors on the softness of bonds by pair of elements, in the order of
+        :func:`kqeq.charges.softness.pair_classes`; ``None`` for factors of 1.
     """
 
     hardness: Array
     width: Array
     polarizability: Array | None = None
     softness: Array | None = None
+    pair_softness: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +89,19 @@ class SiteChange(_Sites):
     ----------
     hardness, width, polarizability, softness : (N, c) array, optional
         In the units of :class:`SiteParameters`.
+    pair_softness : (K, c) array, optional
     """
 
     hardness: Array | None = None
     width: Array | None = None
     polarizability: Array | None = None
     softness: Array | None = None
+    pair_softness: Array | None = None
+
+    @property
+    def moves_bonds(self) -> bool:
+        """Whether the softness of bonds changes."""
+        return self.softness is not None or self.pair_softness is not None
 
     @property
     def columns(self) -> int:

@@ -46,6 +46,20 @@ def open_projector(structure: Structure) -> FloatArray:
     return np.asarray(np.outer(normal, normal))
 
 
+def open_components(structure: Structure) -> FloatArray:
+    """Unit vectors (k, 3) along the directions in which the dipole of a cell is defined: all, the normal of a slab, none.
+
+    Wires have none here: no charge model knows them.
+    """
+    count = int(structure.pbc.sum())
+    if count == 0:
+        return np.eye(3)
+    if count != 2:
+        return np.zeros((0, 3))
+    normal = np.cross(*structure.cell[structure.pbc])
+    return np.asarray(normal[None, :] / np.linalg.norm(normal))
+
+
 def check_periodicity(structure: Structure, model: str) -> None:
     """Refuse structures with one periodic direction.
 
@@ -108,6 +122,7 @@ __all__ = [
     "CHARGED_REFERENCE",
     "NO_POLARIZATION",
     "check_periodicity",
+    "open_components",
     "open_projector",
     "periodic_part",
     "refuse_periodic_field",

@@ -403,7 +403,8 @@ class EquilibriumState:
         if system.anchor is not None:
             stiff = self._displaced
             width = width + system.anchor_slope * (0.5 * self.reference - self.charges) * self.reference
-        return SiteParameters(0.5 * stiff**2, width, polarizability, softness)
+        pairs = system.flow.pair_gradient(self._drops)
+        return SiteParameters(0.5 * stiff**2, width, polarizability, softness, pairs)
 
     def site_gradient_response(self, response: Response) -> SiteChange:
         """Changes q ∂q, −d ∂d/α² + d² ∂α/α³ and −¼ ∂(Σ k Δ²)/κ + ¼ Σ k Δ² ∂κ/κ²; see the protocol."""

@@ -22,7 +22,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from kqeq.backend import Device, asarray_like, inverse_or_zero, namespace, to_float
+from kqeq.backend import Device, asarray_like, inverse_or_zero, namespace, segment_sum, to_float
 from kqeq.charges.base import Response, SiteChange
 from kqeq.charges.boundaries import (
     CHARGED_REFERENCE,
@@ -33,7 +33,7 @@ from kqeq.charges.boundaries import (
 )
 from kqeq.charges.cores import ConstrainedCore, Core, FixedCore, SplitChargeCore
 from kqeq.charges.on_site import OnSite
-from kqeq.charges.softness import Bonds, PairFactors
+from kqeq.charges.softness import Bonds
 from kqeq.charges.solvers import IterativeSolver
 from kqeq.electrostatics.base import Electrostatics
 from kqeq.frames.structures import Structure
@@ -116,6 +116,9 @@ class Flow(Protocol):
 
     def softness_gradient(self, drops: Array) -> Array | None:
         """−½ Σ Δ² ∂k/∂κ of every atom, (N,)."""
+
+    def pair_gradient(self, drops: Array) -> Array | None:
+        """−½ Σ Δ² ∂k/∂f of the factor of every pair of elements, (K,)."""
 
     def softness_gradient_response(
         self, drops: Array, moved: Array, sites: SiteChange | None
@@ -266,6 +269,9 @@ class FreeFlow:
     def softness_gradient(self, drops: Array) -> None:
         """None: there is no softness."""
 
+    def pair_gradient(self, drops: Array) -> None:
+        """None: there is no softness."""
+
     def softness_gradient_response(self, drops: Array, moved: Array, sites: SiteChange | None) -> None:
         """None: there is no softness."""
 
@@ -307,12 +313,15 @@ class BondFlow:
         κ of the atoms, e²/eV.
     field_charges : (N, 3) array
         W_i = Σ_j k_ij r_ij: minus the charge that a field brings to atom i.
+    factors : (K,) array, optional
+        Of the softness, by pair of elements.
     """
 
     open: OpenDirections
     bonds: Bonds
     softness: Array
     field_charges: Array
+    factors: Array | None = None
 
     @classmethod
     def build(
@@ -322,11 +331,11 @@ class BondFlow:
         decay: float,
         cutoff: float,
         device: Device,
-        factors: PairFactors | None = None,
+        factors: Array | None = None,
     ) -> BondFlow:
         """Find the bonds; see :meth:`kqeq.charges.softness.Bonds.build`."""
         bonds = Bonds.build(structure, softness, decay, cutoff, device, factors)
-        return cls(OpenDirections.build(structure, device), bonds, softness, bonds.field_charges())
+        return cls(OpenDirections.build(structure, device), bonds, softness, bonds.field_charges(), factors)
 
     def core(self, hessian: Array) -> SplitChargeCore:
         """Factor; slabs may be indefinite on 1, along which nothing flows."""
@@ -432,28 +441,36 @@ class BondFlow:
 
     def softness_gradient_response(self, drops: Array, moved: Array, sites: SiteChange | None) -> Array:
         """−¼ ∂(Σ k Δ²)/κ + ¼ Σ k Δ² ∂κ/κ²."""
-        change = None if sites is None else sites.softness
         cost = self.bonds.softness * drops**2
         terms = (2.0 * self.bonds.softness * drops)[:, None] * moved
         inverse = inverse_or_zero(self.softness)[:, None]
-        if change is None:
-            return -0.25 * self.bonds.collect(terms) * inverse
-        terms += cost[:, None] * self._relative(change)
+        if sites is not None and sites.moves_bonds:
+            terms += cost[:, None] * self._relative(sites)
         result = -0.25 * self.bonds.collect(terms) * inverse
-        return result + 0.25 * self.bonds.collect(cost[:, None]) * change * inverse**2
+        if sites is None or sites.softness is None:
+            return result
+        return result + 0.25 * self.bonds.collect(cost[:, None]) * sites.softness * inverse**2
+
+    def pair_gradient(self, drops: Array) -> Array | None:
+        """−¼ Σ k Δ²/f over the bonds of each pair of elements."""
+        if self.factors is None or self.bonds.classes is None:
+            return None
+        count = int(self.factors.shape[0])
+        collected = segment_sum(self.bonds.softness * drops**2, self.bonds.classes, count)
+        return -0.25 * collected * inverse_or_zero(self.factors)
 
     def softness_flows(self, drops: Array, sites: SiteChange) -> tuple[Array, Array] | None:
         """Σ ∂k Δ at each atom, and −½ Σ ∂k Δ r."""
-        if sites.softness is None:
+        if not sites.moves_bonds:
             return None
-        flows = self._softness_change(sites.softness) * drops[:, None]
+        flows = self._softness_change(sites) * drops[:, None]
         return self.bonds.collect(flows), -0.5 * self.bonds.vectors.T @ flows
 
     def polarizability_response(self, moved: Array, sites: SiteChange) -> Array:
         """½ Σ ∂k Δ Δᵀ."""
-        if sites.softness is None:
+        if not sites.moves_bonds:
             return 0.0
-        return weighted_squares(moved, 0.5 * self._softness_change(sites.softness))
+        return weighted_squares(moved, 0.5 * self._softness_change(sites))
 
     # ------------------------------------------------------------------ pieces
 
@@ -464,19 +481,26 @@ class BondFlow:
     def _weights_response(self, drops: Array, moved: Array, sites: SiteChange | None) -> Array:
         """Its change, (P, c)."""
         result = -(self.bonds.slope * drops)[:, None] * moved
-        if sites is not None and sites.softness is not None:
-            result += self._weights(drops)[:, None] * self._relative(sites.softness)
+        if sites is not None and sites.moves_bonds:
+            result += self._weights(drops)[:, None] * self._relative(sites)
         return result
 
-    def _softness_change(self, change: Array) -> Array:
-        """∂k of every bond for changes (N, c) of the atoms' softness, (P, c)."""
-        return self.bonds.softness[:, None] * self._relative(change)
+    def _softness_change(self, sites: SiteChange) -> Array:
+        """∂k of every bond, (P, c)."""
+        return self.bonds.softness[:, None] * self._relative(sites)
 
-    def _relative(self, change: Array) -> Array:
-        """∂ ln k of every bond, (P, c): half the sum of both atoms' ∂ ln κ."""
-        xp = namespace(change)
-        logarithmic = change * inverse_or_zero(self.softness)[:, None]
-        return 0.5 * (xp.take(logarithmic, self.bonds.i, axis=0) + xp.take(logarithmic, self.bonds.j, axis=0))
+    def _relative(self, sites: SiteChange) -> Array:
+        """∂ ln k of every bond, (P, c): half the sum of both atoms' ∂ ln κ, and that of the factor of the pair."""
+        result: Array = 0.0
+        if sites.softness is not None:
+            xp = namespace(sites.softness)
+            own = sites.softness * inverse_or_zero(self.softness)[:, None]
+            result = 0.5 * (xp.take(own, self.bonds.i, axis=0) + xp.take(own, self.bonds.j, axis=0))
+        if sites.pair_softness is not None:
+            assert self.factors is not None and self.bonds.classes is not None
+            own = sites.pair_softness * inverse_or_zero(self.factors)[:, None]
+            result = result + namespace(own).take(own, self.bonds.classes, axis=0)
+        return result
 
 
 def is_neutral(reference: Array) -> bool:

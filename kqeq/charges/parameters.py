@@ -10,10 +10,10 @@ Dimensions: N atoms, p learned parameters.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from ase.data import chemical_symbols
+from ase.data import atomic_numbers, chemical_symbols
 
 from kqeq.backend import eye, namespace, zeros
 from kqeq.charges.base import (
@@ -24,6 +24,7 @@ from kqeq.charges.base import (
     SiteChange,
     SiteParameters,
 )
+from kqeq.charges.softness import GivenFactors, learned_pairs, pair_classes, pair_name, pair_of
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError
 from kqeq.typing import Array, FloatArray, IntArray
@@ -31,8 +32,19 @@ from kqeq.typing import Array, FloatArray, IntArray
 ENVIRONMENT_SPREADS: Mapping[str, float] = {"hardness": 0.2, "polarizability": 0.2, "softness": 0.3}
 """Default standard deviations of the part of the logarithms that depends on the environment."""
 
-SPREADS: Mapping[str, float] = {"hardness": 0.7, "width": 0.4, "polarizability": 0.7, "softness": 1.0}
+SPREADS: Mapping[str, float] = {
+    "hardness": 0.7,
+    "width": 0.4,
+    "polarizability": 0.7,
+    "softness": 1.0,
+    "pair_softness": 1.5,
+}
 """Default standard deviations of the logarithms: how far parameters of atoms in molecules are from the defaults."""
+
+PAIRS = "pair_softness"
+"""The kind that belongs to pairs of elements."""
+
+_PAIR = 1000
 
 _UNITS: Mapping[str, float] = {"polarizability": COULOMB}
 """Users give polarizabilities in Å³; inside they are in e²·Å²/eV."""
@@ -47,7 +59,7 @@ class ElementParameters:
     kinds : tuple of str
         Kind of each parameter.
     species : (p,) int array
-        Element of each parameter.
+        Element of each parameter; for two elements see :func:`pair_code`.
     start : (p,) array
         Default values, in the units of :class:`~kqeq.charges.base.SiteParameters`.
     spread : (p,) array
@@ -58,6 +70,7 @@ class ElementParameters:
     species: IntArray
     start: FloatArray
     spread: FloatArray
+    _last: dict[str, tuple[ChargeModel, bytes, ChargeModel]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def build(
@@ -80,6 +93,13 @@ class ElementParameters:
         sites = model.site_parameters(numbers)
         kinds, elements, start, spread = [], [], [], []
         for kind in model.to_learn:
+            if kind == PAIRS:
+                for pair in learned_pairs(_pair_settings(model), numbers):
+                    kinds.append(kind)
+                    elements.append(pair_code(pair))
+                    start.append(1.0)
+                    spread.append(float(widths[kind]))
+                continue
             for number, value in zip(numbers, getattr(sites, kind), strict=True):
                 kinds.append(kind)
                 elements.append(int(number))
@@ -96,7 +116,7 @@ class ElementParameters:
     def names(self) -> tuple[str, ...]:
         """Names such as ``hardness O``."""
         return tuple(
-            f"{kind} {chemical_symbols[z]}" for kind, z in zip(self.kinds, self.species, strict=True)
+            f"{kind} {name}" for kind, name in zip(self.kinds, element_names(self.species), strict=True)
         )
 
     def values(self, u: FloatArray) -> FloatArray:
@@ -108,25 +128,64 @@ class ElementParameters:
         return np.asarray(self.values(u) * np.array([_UNITS.get(kind, 1.0) for kind in self.kinds]))
 
     def apply(self, model: ChargeModel, u: FloatArray) -> ChargeModel:
-        """The model with parameters in place of ``"learn"`` and ``"kernel"``."""
+        """The model with parameters in place of ``"learn"`` and ``"kernel"``; one serves all frames at the same u."""
+        key = u.tobytes()
+        last = self._last.get("")
+        if last is not None and last[0] is model and last[1] == key:
+            return last[2]
         given: dict[str, dict[str, float]] = {kind: {} for kind in model.to_learn}
-        for kind, z, value in zip(self.kinds, self.species, self.user_values(u), strict=True):
-            given[kind][chemical_symbols[z]] = float(value)
-        return model.with_parameters(given)
+        names = element_names(self.species)
+        for kind, name, value in zip(self.kinds, names, self.user_values(u), strict=True):
+            given[kind][name] = float(value)
+        found = model.with_parameters(given)
+        self._last[""] = (model, key, found)
+        return found
 
     def sites(self, model: ChargeModel, numbers: IntArray, u: FloatArray) -> SiteParameters:
         """Site parameters of atoms at u."""
         return self.apply(model, u).site_parameters(numbers)
 
     def directions(self, numbers: IntArray, u: FloatArray) -> SiteChange:
-        """∂(site parameters)/∂u, columns (N, p)."""
+        """∂(site parameters)/∂u, columns (N, p), or (K, p) for pairs of elements."""
         slopes = self.spread * self.values(u)
-        columns = (numbers[:, None] == self.species[None, :]) * slopes[None, :]
         blocks: dict[str, FloatArray] = {}
         for kind in dict.fromkeys(self.kinds):
             of_kind = np.array([k == kind for k in self.kinds])
+            rows = np.array([pair_code(p) for p in pair_classes(numbers)]) if kind == PAIRS else numbers
+            columns = (rows[:, None] == self.species[None, :]) * slopes[None, :]
             blocks[kind] = np.where(of_kind[None, :], columns, 0.0)
         return SiteChange(**blocks)
+
+
+def pair_code(pair: tuple[int, int]) -> int:
+    """One number for two elements, above all atomic numbers."""
+    return _PAIR * pair[0] + pair[1]
+
+
+def element_names(codes: Iterable[int]) -> list[str]:
+    """Symbols of elements, and ``O-Al`` for two of them."""
+    return [
+        chemical_symbols[int(z)] if z < _PAIR else pair_name((int(z) // _PAIR, int(z) % _PAIR)) for z in codes
+    ]
+
+
+def element_codes(names: Iterable[str]) -> IntArray:
+    """What :func:`element_names` named.
+
+    Raises
+    ------
+    InputError
+        For other names.
+    """
+    return np.array(
+        [atomic_numbers[n] if n in atomic_numbers else pair_code(pair_of(n)) for n in names], dtype=np.int64
+    )
+
+
+def _pair_settings(model: ChargeModel) -> GivenFactors:
+    """Factors by pair as the user gave them, of a model or of that inside it."""
+    given: GivenFactors = getattr(getattr(model, "charge_model", model), PAIRS)
+    return given
 
 
 def contract_sites(gradient: SiteParameters, change: SiteChange) -> Array:
@@ -188,6 +247,8 @@ __all__ = [
     "SPREADS",
     "ElementParameters",
     "contract_sites",
+    "element_codes",
+    "element_names",
     "logarithmic_directions",
     "logarithmic_gradient",
     "logarithmic_gradient_response",

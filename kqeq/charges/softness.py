@@ -41,10 +41,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
-from ase.data import atomic_numbers
+from ase.data import atomic_numbers, chemical_symbols
 
 from kqeq import elements
 from kqeq.backend import (
@@ -84,12 +85,68 @@ def default_softness(numbers: IntArray) -> FloatArray:
     return np.asarray(elements.polarizability(numbers) / COULOMB / elements.width(numbers) ** 2)
 
 
-PairFactors = Mapping[tuple[int, int], float]
-"""Factors on the softness of bonds by the two atomic numbers."""
+PAIR_LEARN = "learn"
+"""In place of a factor, or of all factors: learn it, from 1."""
+
+GivenFactors = Mapping[str, float | str] | str | None
+"""What users say of factors by pair: some of them, ``"learn"`` for all, ``None`` for factors of 1."""
 
 
-def pair_factors(given: Mapping[str, float] | None) -> dict[tuple[int, int], float]:
-    """Factors on the softness of bonds from ``{"Al-O": 0.0}``, by atomic numbers in ascending order.
+def pair_of(name: str) -> tuple[int, int]:
+    """Atomic numbers, in ascending order, of a pair such as ``"Al-O"``.
+
+    Raises
+    ------
+    InputError
+        For anything but two element symbols.
+    """
+    symbols = str(name).split("-")
+    if len(symbols) != 2 or any(symbol not in atomic_numbers or symbol == "X" for symbol in symbols):
+        raise InputError(f'pair_softness names {name!r}; expected two element symbols, for example "Al-O"')
+    first, second = sorted(atomic_numbers[symbol] for symbol in symbols)
+    return first, second
+
+
+def pair_name(pair: tuple[int, int]) -> str:
+    """The name of a pair, for example ``"O-Al"``."""
+    return "-".join(chemical_symbols[z] for z in pair)
+
+
+def pair_classes(numbers: IntArray) -> tuple[tuple[int, int], ...]:
+    """All pairs of the elements of some atoms, K of them, in ascending order."""
+    species = sorted({int(z) for z in numbers})
+    return tuple(combinations_with_replacement(species, 2))
+
+
+def learned_pairs(given: GivenFactors, numbers: IntArray) -> tuple[tuple[int, int], ...]:
+    """Those pairs whose factors are to be learned."""
+    if isinstance(given, str):
+        return pair_classes(numbers)
+    asked = {pair_of(name) for name, value in (given or {}).items() if isinstance(value, str)}
+    return tuple(pair for pair in pair_classes(numbers) if pair in asked)
+
+
+def to_learn_pairs(given: GivenFactors) -> bool:
+    """Whether there is a factor to learn."""
+    return isinstance(given, str) or any(isinstance(value, str) for value in (given or {}).values())
+
+
+def factors_of_classes(given: GivenFactors, numbers: IntArray) -> FloatArray | None:
+    """The factor of each of :func:`pair_classes`, (K,); ``None`` where all are 1 by default.
+
+    Raises
+    ------
+    InputError
+        See :func:`pair_factors`.
+    """
+    if given is None:
+        return None
+    known = pair_factors(given)
+    return np.array([known.get(pair, 1.0) for pair in pair_classes(numbers)])
+
+
+def pair_factors(given: GivenFactors) -> dict[tuple[int, int], float]:
+    """Factors on the softness of bonds from ``{"Al-O": 0.0}``, by atomic numbers in ascending order; 1 for ``"learn"``.
 
     Raises
     ------
@@ -97,25 +154,35 @@ def pair_factors(given: Mapping[str, float] | None) -> dict[tuple[int, int], flo
         For pairs that are no two elements or are named twice, and factors that are negative or no numbers.
     """
     found: dict[tuple[int, int], float] = {}
+    if isinstance(given, str):
+        if given != PAIR_LEARN:
+            raise InputError(f'pair_softness is {given!r}; expected a dict, "{PAIR_LEARN}" or None')
+        return found
     for name, value in (given or {}).items():
-        symbols = str(name).split("-")
-        if len(symbols) != 2 or any(symbol not in atomic_numbers or symbol == "X" for symbol in symbols):
-            raise InputError(
-                f'pair_softness names {name!r}; expected two element symbols, for example "Al-O"'
-            )
-        number = as_numbers(value)
+        key = pair_of(name)
+        number = as_numbers(1.0 if isinstance(value, str) and value == PAIR_LEARN else value)
         if (
             number is None
-            or isinstance(value, str)
+            or (isinstance(value, str) and value != PAIR_LEARN)
             or number.size != 1
             or not 0.0 <= float(number.reshape(())) < 1e6
         ):
-            raise InputError(f"pair_softness[{name!r}] is {value!r}; expected a factor that is not negative")
-        key = tuple(sorted(atomic_numbers[symbol] for symbol in symbols))
+            raise InputError(
+                f"pair_softness[{name!r}] is {value!r}; expected a factor that is not negative, or "
+                f'"{PAIR_LEARN}"'
+            )
         if key in found:
             raise InputError(f"pair_softness names the pair {name!r} twice")
-        found[key[0], key[1]] = float(number.reshape(()))
+        found[key] = float(number.reshape(()))
     return found
+
+
+def classes_of(numbers: IntArray, i: IntArray, j: IntArray) -> IntArray:
+    """Place among :func:`pair_classes` of the elements of atoms i and j, (P,)."""
+    species, rank = np.unique(numbers, return_inverse=True)
+    low, high = np.minimum(rank[i], rank[j]), np.maximum(rank[i], rank[j])
+    # before those of an element come those of all lower ones: S, S − 1, ... pairs
+    return np.asarray(low * len(species) - low * (low - 1) // 2 + high - low, dtype=np.int64)
 
 
 def switched_decay(x: FloatArray, decay: float, cutoff: float) -> tuple[FloatArray, FloatArray]:
@@ -144,6 +211,8 @@ class Bonds:
         k, e²/eV.
     slope : (P,) array
         ∂k/∂r, e²/(eV·Å).
+    classes : (P,) int array, optional
+        Pair of elements of each of them (:func:`pair_classes`), where the softness has factors by pair.
     """
 
     atoms: int
@@ -153,6 +222,7 @@ class Bonds:
     distances: Array
     softness: Array
     slope: Array
+    classes: Array | None = None
 
     @classmethod
     def build(
@@ -162,7 +232,7 @@ class Bonds:
         decay: float,
         cutoff: float,
         device: Device = CPU,
-        factors: PairFactors | None = None,
+        factors: Array | None = None,
     ) -> Bonds:
         """Find the pairs and their softness.
 
@@ -175,8 +245,8 @@ class Bonds:
             β and x_c.
         device : Device
             Where the result lives; the pairs are found on the host.
-        factors : dict, optional
-            Factors on the softness by pair of elements; see :func:`pair_factors`.
+        factors : (K,) array, optional
+            Factors on the softness by pair of elements; see :func:`pair_classes`.
         """
         softness = to_numpy(softness)
         radii = elements.width(structure.numbers)  # the covalent radii
@@ -184,16 +254,26 @@ class Bonds:
         i, j = pairs.indices[:, 0], pairs.indices[:, 1]
         distances = np.sqrt(np.einsum("pa,pa->p", pairs.vectors, pairs.vectors))
         bond = radii[i] + radii[j]
-        scale = np.ones(len(i))
-        for (first, second), factor in (factors or {}).items():
-            a, b = structure.numbers[i], structure.numbers[j]
-            scale[((a == first) & (b == second)) | ((a == second) & (b == first))] = factor
+        classes = None if factors is None else classes_of(structure.numbers, i, j)
+        scale = np.ones(len(i)) if factors is None else to_numpy(factors)[classes]
         within = (distances < cutoff * bond) & (softness[i] > 0.0) & (softness[j] > 0.0) & (scale > 0.0)
         i, j, distances, bond = i[within].copy(), j[within].copy(), distances[within], bond[within]
         mean = scale[within] * np.sqrt(softness[i] * softness[j])
         value, slope = switched_decay(distances / bond, decay, cutoff)
-        parts = (i, j, pairs.vectors[within].copy(), distances, mean * value, mean * slope / bond)
-        return cls(len(structure), *(asarray_like(part, device.like) for part in parts))
+
+        def place(part: Array) -> Array:
+            return asarray_like(part, device.like)
+
+        return cls(
+            len(structure),
+            place(i),
+            place(j),
+            place(pairs.vectors[within].copy()),
+            place(distances),
+            place(mean * value),
+            place(mean * slope / bond),
+            None if classes is None else place(classes[within]),
+        )
 
     @cached_property
     def _leaving(self) -> Any:
@@ -267,9 +347,16 @@ class Bonds:
 __all__ = [
     "DEFAULT_CUTOFF",
     "DEFAULT_DECAY",
+    "PAIR_LEARN",
     "Bonds",
-    "PairFactors",
+    "GivenFactors",
     "default_softness",
+    "factors_of_classes",
+    "learned_pairs",
+    "pair_classes",
     "pair_factors",
+    "pair_name",
+    "pair_of",
     "switched_decay",
+    "to_learn_pairs",
 ]

@@ -54,7 +54,8 @@ def add_analysis(commands: Any) -> None:
         "diagnose",
         help="known failures of charge models, and what repairs them",
         description="Look for over-polarisation, charge leakage, charges outside physical ranges and extrapolation, "
-        "and say what to switch on.",
+        "and, in slabs with a metal, for charge that crosses between phases and a metal that is none; say what to switch "
+        "on.",
     )
     add_model(diagnose)
     diagnose.add_argument(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kqeq.charges.boundaries import open_components
 from kqeq.frames.labels import Labels, standard_deviation
 from kqeq.frames.structures import Structure
 from kqeq.potential.potential import Prediction
@@ -175,6 +176,7 @@ def compare(
     reference: dict[str, list[FloatArray]] = {}
     predicted: dict[str, list[FloatArray]] = {}
     compositions: list[tuple[tuple[int, int], ...]] = []
+    sizes: list[float] = []
     left_out = dict(skipped)
     present: set[str] = set()
     for structure, labels, prediction in items:
@@ -183,16 +185,23 @@ def compare(
             if kind in skipped:
                 continue
             value = getattr(prediction, kind)
-            if value is None or (kind == "dipole" and structure.periodic):
+            directions = open_components(structure) if kind == "dipole" else None
+            if value is None or (directions is not None and len(directions) == 0):
                 left_out[kind] = "the model does not predict it for these structures"
                 continue
             scale = 1.0 / len(structure) if kind == "energy" else 1.0
             if kind == "energy":
                 numbers, counts = np.unique(structure.numbers, return_counts=True)
                 compositions.append(tuple(zip(numbers.tolist(), counts.tolist(), strict=True)))
-            reference.setdefault(kind, []).append(scale * np.ravel(getattr(labels, kind)))
-            predicted.setdefault(kind, []).append(scale * np.ravel(value))
+            label = getattr(labels, kind)
             std = getattr(prediction, f"{kind}_std", None)
+            if directions is not None:
+                label, value = directions @ label, directions @ value
+                sizes.append(abs(float(np.linalg.norm(value) - np.linalg.norm(label))))
+                # covariances of components are not known: exact for normals along an axis
+                std = None if std is None else np.abs(directions) @ std
+            reference.setdefault(kind, []).append(scale * np.ravel(label))
+            predicted.setdefault(kind, []).append(scale * np.ravel(value))
             if noise is not None and std is not None:
                 own = scale * standard_deviation(kind, noise, len(structure), labels.weight)
                 deviations.setdefault(kind, []).append(np.hypot(scale * np.ravel(std), own))
@@ -201,10 +210,7 @@ def compare(
         if kind not in reference:
             continue
         y, p = np.concatenate(reference[kind]), np.concatenate(predicted[kind])
-        norms = None
-        if kind == "dipole":
-            size = [np.linalg.norm(np.reshape(v, (-1, 3)), axis=1) for v in (y, p)]
-            norms = float(np.mean(np.abs(size[1] - size[0])))
+        norms = float(np.mean(sizes)) if kind == "dipole" else None
         errors[kind] = Errors(
             rmse=float(np.sqrt(np.mean((p - y) ** 2))),
             mae=float(np.mean(np.abs(p - y))),

@@ -618,7 +618,8 @@ class Parameters:
         logarithms = logarithmic_directions(sites, tuple(parts))
         blocks = {}
         for kind in dict.fromkeys(elements.kinds):
-            block = zeros((atoms, mixing.shape[0]), features)
+            rows_of_kind = int(getattr(directions, kind).shape[0])  # atoms, or pairs of elements
+            block = zeros((rows_of_kind, mixing.shape[0]), features)
             if kind in parts:
                 block[:, len(plain) :] = getattr(logarithms, kind)
             else:

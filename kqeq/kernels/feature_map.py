@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
+from numpy.typing import NDArray
 from scipy import sparse
 
 from kqeq.backend import (
@@ -47,6 +48,7 @@ from kqeq.backend import (
 from kqeq.backend.linalg import factorise_with_jitter, solve_lower
 from kqeq.descriptors import evaluate_states
 from kqeq.descriptors.base import Descriptor, DescriptorState, FeatureGradients
+from kqeq.descriptors.by_centre import gradients_by_centre
 from kqeq.frames.neighbours import Pairs
 from kqeq.frames.structures import Structure, composition_of
 from kqeq.kernels.settings import (
@@ -333,6 +335,41 @@ class SummedFeatures:
 
 
 @dataclass(frozen=True, eq=False)
+class FeatureJacobian:
+    """∂Φ_i/∂r of every atom i of a structure for itself, NumPy arrays.
+
+    Attributes
+    ----------
+    n_atoms : int
+        N.
+    size : int
+        p.
+    blocks : tuple of (slice, (n,) int array, (n, 3N, M) array)
+        For each element its columns of the p features, its atoms, and the derivatives of their features; perhaps in
+        single precision.
+    """
+
+    n_atoms: int
+    size: int
+    blocks: tuple[tuple[slice, IntArray, NDArray[Any]], ...]
+
+    def contract(self, weights: FloatArray) -> FloatArray:
+        """Derivatives of Σ_i weights_i Φ_i with respect to positions, (3N, p)."""
+        result = np.zeros((3 * self.n_atoms, self.size))
+        for columns, atoms, block in self.blocks:
+            own = weights[atoms].astype(block.dtype) @ block.reshape(len(atoms), -1)
+            result[:, columns] = own.reshape(block.shape[1:])
+        return result
+
+    def along(self, coefficients: FloatArray) -> FloatArray:
+        """Derivatives of Φ_i · coefficients of every atom i, (3N, N)."""
+        result = np.zeros((3 * self.n_atoms, self.n_atoms))
+        for columns, atoms, block in self.blocks:
+            result[:, atoms] = (block @ coefficients[columns].astype(block.dtype)).T
+        return result
+
+
+@dataclass(frozen=True, eq=False)
 class FeatureMap:
     """Sparse kernel features Φ of environments, and their derivatives.
 
@@ -519,6 +556,23 @@ class FeatureMap:
             positions[:, columns[z]] = solve_lower(self._lower(z, like), raw.positions.T).T
             strain[:, columns[z]] = solve_lower(self._lower(z, like), raw.strain.T).T
         return FeatureGradients(positions, strain)
+
+    def jacobian(self, state: DescriptorState, numbers: IntArray, *, single: bool = False) -> FeatureJacobian:
+        """∂Φ_i/∂r of every atom for itself, on the host; for descriptors that separate centres.
+
+        With it derivatives of Σ_i weights_i Φ_i, for any weights, are one contraction.
+        """
+        columns, blocks = self.columns, []
+        for similarity in self.similarities(state, numbers):
+            z = similarity.element
+            count = len(similarity.centres)
+            slopes = similarity.weighted(_slope(similarity.dots, self.zeta))
+            directions = self._directions(state.species, z, state.values)
+            raw = gradients_by_centre(self.descriptor, state, similarity.centres, directions, slopes)
+            rows = solve_lower(self._lower(z, state.values), raw.reshape(-1, raw.shape[2]).T).T
+            found = rows.reshape(count, -1, raw.shape[2])
+            blocks.append((columns[z], similarity.centres, found.astype(np.float32) if single else found))
+        return FeatureJacobian(len(numbers), self.size, tuple(blocks))
 
     def summed_many(
         self,
@@ -778,6 +832,7 @@ def evaluate_environments(
 __all__ = [
     "DEFAULT_REPRESENTATIVES",
     "SELECTIONS",
+    "FeatureJacobian",
     "FeatureMap",
     "Kernels",
     "Representatives",

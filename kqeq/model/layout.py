@@ -8,6 +8,7 @@ it does not know.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ase.data import chemical_symbols
 from kqeq.baselines import CHARGE_FROM
 from kqeq.charges.base import ENVIRONMENT_KINDS, SITE_KINDS
 from kqeq.charges.recipe import KERNEL, LEARN, SOLVERS
+from kqeq.charges.softness import pair_name
 from kqeq.descriptors.networks.features import EXTRA
 from kqeq.frames.states import CONDITIONS
 from kqeq.io.schema import (
@@ -101,7 +103,12 @@ _CHARGES: dict[str, Checker] = {
         decay=number(low=-1e3, high=1e3),
         cutoff=number(low=1.0, high=100.0),
         reference_charges=optional(text()),
-        maybe={**_SOLVED, "pair_softness": optional(mapping(number(low=0.0, high=1e6)))},
+        maybe={
+            **_SOLVED,
+            "pair_softness": optional(
+                either(mapping(either(number(low=0.0, high=1e6), text((LEARN,)))), text((LEARN,)))
+            ),
+        },
         more=True,
     ),
     "LatentCharges": table(
@@ -146,6 +153,7 @@ _SETTINGS = table(
         "charge_from": text(CHARGE_FROM),
         "optimize": optional(text()),
         "leave_out_failed": flag,
+        "seed": number(low=0, whole=True),
     },
     more=True,
 )
@@ -225,9 +233,11 @@ _PRIOR = optional(
     ),
 )
 
+_PAIR_NAMES = tuple(map(pair_name, combinations_with_replacement(range(1, len(_SYMBOLS) + 1), 2)))
+
 _ELEMENT_PRIOR = table(
     kinds=sequence(text(SITE_KINDS)),
-    elements=sequence(_SYMBOL),
+    elements=sequence(either(_SYMBOL, text(_PAIR_NAMES))),
     start=sequence(number(low=0.0)),
     spread=sequence(_NOT_NEGATIVE),
 )

@@ -38,7 +38,7 @@ from kqeq.baselines.combine import parts_of
 from kqeq.baselines.shift import PREFIX, shift_from_name
 from kqeq.charges import charge_model_from_dict
 from kqeq.charges.base import ENVIRONMENT_KINDS, ChargeModel
-from kqeq.charges.parameters import ElementParameters
+from kqeq.charges.parameters import ElementParameters, element_codes, element_names
 from kqeq.descriptors.base import Descriptor
 from kqeq.descriptors.conditioned import Conditioned
 from kqeq.descriptors.networks import Network, NetworkFeatures, Scaling, find_network
@@ -377,7 +377,7 @@ def _element_prior(part: LearnedPart | None) -> dict[str, Any] | None:
     elements = part.elements
     return {
         "kinds": list(elements.kinds),
-        "elements": [chemical_symbols[z] for z in elements.species],
+        "elements": element_names(elements.species),
         "start": elements.start.tolist(),
         "spread": elements.spread.tolist(),
     }
@@ -394,7 +394,7 @@ def _elements(stored: Mapping[str, Any] | None) -> ElementParameters | None:
     """What :func:`_element_prior` stored."""
     if stored is None:
         return None
-    species = np.array([atomic_numbers[symbol] for symbol in stored["elements"]], dtype=np.int64)
+    species = element_codes(stored["elements"])
     return ElementParameters(
         tuple(stored["kinds"]), species, np.array(stored["start"]), np.array(stored["spread"])
     )

@@ -1,11 +1,14 @@
 """Phases of a slab: charge that crosses, the field inside a metal, what polarises like an insulator."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import fcc100, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.spacegroup import crystal
 
 import kqeq
 from kqeq import analysis
@@ -32,6 +35,7 @@ def slab(seed: int) -> Atoms:
     return atoms
 
 
+@cache
 def fitted(metal_hardness: float, *, fragments: bool):
     charges = kqeq.QEq(fragments=fragments, hardness={"Al": metal_hardness})
     model = kqeq.KQEq(
@@ -57,6 +61,49 @@ def test_what_is_wrong_is_named():
     soft = analysis.phases(fitted(0.5, fragments=False), slab(9), GROUPS, metals=["metal"])
     assert any("charge crosses" in finding for finding in soft.findings)
     assert abs(soft.crossing["metal"] + soft.crossing["water"]) < 1e-8
+
+
+def test_metals_are_found():
+    atoms = slab(0)
+    groups, metals = analysis.find_phases(atoms)
+    assert (groups, metals) == ({"metal": list(range(12)), "others": [12, 13, 14]}, ("metal",))
+    upper = fcc100("Al", (2, 2, 2), a=4.05)
+    upper.positions[:, 2] += atoms.positions[:, 2].max() + 5.0
+    both = atoms + upper
+    groups, metals = analysis.find_phases(both)
+    assert metals == ("metal 1", "metal 2")
+    assert groups["metal 2"] == list(range(15, 23))
+    oxide = crystal(
+        ["Al", "O"],
+        [(0, 0, 0.352), (0.306, 0, 0.25)],
+        spacegroup=167,
+        cellpar=[4.76, 4.76, 12.99, 90, 90, 120],
+    )
+    groups, metals = analysis.find_phases(oxide)
+    assert metals == ()
+    assert list(groups) == ["others"]
+
+
+def test_the_diagnosis_of_a_slab_looks_at_its_metal():
+    names = {
+        "charge that crosses from one phase to the other",
+        "potential drop inside metal",
+        "polarisation of metal",
+    }
+
+    def verdicts(model):
+        findings = analysis.diagnose(model, slab(9)).findings
+        return {f.name: (f.verdict, bool(f.remedy)) for f in findings if f.name in names}
+
+    assert verdicts(fitted(0.5, fragments=True)) == dict.fromkeys(names, ("ok", False))
+    assert verdicts(fitted(300.0, fragments=False)) == dict.fromkeys(names, ("FLAGGED", True))
+    leaking = verdicts(fitted(0.5, fragments=False))
+    assert leaking.pop("charge that crosses from one phase to the other") == ("FLAGGED", True)
+    assert set(leaking.values()) == {("ok", False)}
+    cluster = slab(9)
+    cluster.pbc = False
+    cluster.cell = None
+    assert not names & {f.name for f in analysis.diagnose(fitted(0.5, fragments=True), cluster).findings}
 
 
 def test_wrong_questions():

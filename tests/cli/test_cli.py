@@ -286,6 +286,43 @@ def test_optimize_without_a_field_holds_nothing(files, tmp_path, capsys):
     assert "centre of mass" not in capsys.readouterr().out
 
 
+def test_optimize_at_a_potential(files, tmp_path, capsys):
+    """What is minimised is E − UQ, with the charge following."""
+    model, start = kqeq.load(files / "m.kqeq"), read(files / "one.xyz")
+    level = model.predict(start, total_charge=0.5).chemical_potential
+    outputs = (
+        "-o",
+        tmp_path / "out.xyz",
+        "--json",
+        tmp_path / "o.json",
+        "--trajectory",
+        tmp_path / "path.xyz",
+    )
+    ends = {}
+    for potential in (level, level + 0.5):
+        typed = ("--potential", f"{potential:.6f}", "--fmax", "0.02")
+        assert run("optimize", files / "m.kqeq", files / "one.xyz", *outputs, *typed) == 0
+        out = capsys.readouterr().out
+        assert "grand energy (eV)" in out
+        ends[potential] = read(tmp_path / "out.xyz")
+        numbers = json.loads((tmp_path / "o.json").read_text(encoding="utf-8"))
+        charge = numbers["total_charge"]
+        assert f"total charge {charge:.6f} e" in out
+        assert numbers["grand_energy"] == pytest.approx(numbers["energy"] - numbers["potential"] * charge)
+        path = [atoms.get_potential_energy() for atoms in read(tmp_path / "path.xyz", ":")]
+        assert path[-1] == pytest.approx(numbers["grand_energy"], abs=1e-6)
+        assert path[-1] < path[0] - 1e-3
+        # the end is a minimum for this charge and has this potential
+        held = model.predict(Atoms(start.numbers, ends[potential].positions), total_charge=charge)
+        assert held.chemical_potential == pytest.approx(numbers["potential"], abs=1e-5)
+        assert np.linalg.norm(held.forces, axis=1).max() < 0.021
+        assert ends[potential].info["total_charge"] == pytest.approx(charge)
+    assert ends[level + 0.5].info["total_charge"] > ends[level].info["total_charge"] + 0.01
+    both = ("--charge", "1", "--potential", "4")
+    assert run("optimize", files / "m.kqeq", files / "one.xyz", *outputs, *both) == 2
+    assert "the total charge follows" in capsys.readouterr().err
+
+
 def test_optimize_that_does_not_converge(files, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(optimization, "optimize", partial(optimization.optimize, max_steps=2))
     arguments = ("--charge", "1", "--fmax", "1e-5")

@@ -27,6 +27,7 @@ EVERYTHING = AtomicDipoles(ACKS2(LEARN, LEARN, LEARN), LEARN)
 MODELS = {
     "QEq": QEq(LEARN, LEARN),
     "ACKS2": ACKS2(LEARN, LEARN, LEARN),
+    "pairs": ACKS2(pair_softness={"O-H": LEARN}),
     "dipoles": EVERYTHING,
     "undamped dipoles": AtomicDipoles(QEq(LEARN, LEARN), {"O": 0.2, "H": 0.1}, damping=False),
 }
@@ -59,7 +60,8 @@ def test_columns_are_derivatives_of_every_label(name, condition, layouts):
     u = 0.3 * np.random.default_rng(5).normal(size=parameters.size)
     columns = parameters.learned.columns
     assert columns.stop == parameters.size
-    assert columns.stop - columns.start == 2 * len(parameters.charges.to_learn)  # H and O
+    # H and O, or the one pair of them
+    assert columns.stop - columns.start == (1 if name == "pairs" else 2 * len(parameters.charges.to_learn))
     line = Linearisation(frame, features, parameters, u)
     jacobians = {}
     for kind in frame.labels.kinds:
@@ -281,6 +283,29 @@ def test_files_keep_settings_and_learned_values(recovered, made, tmp_path, poste
             for name in ("energy_std", "forces_std", "dipole_std"):
                 assert_array_equal(getattr(one, name), getattr(two, name))
                 assert np.min(getattr(one, name)) > 0.0
+
+
+def test_softness_by_pair_is_fitted_and_kept_in_files(water_training, kernel, tmp_path):
+    charges = AtomicDipoles(ACKS2(pair_softness={"H-O": LEARN, "O-O": 0.0}))
+    model = KQEq(
+        kernel(3.0, n_representatives=4, zeta=2),
+        None,
+        charges=charges,
+        targets=["dipole"],
+        noise={"dipole": 0.05},
+    ).fit(water_training)
+    assert list(model.fit_report_.learned) == ["pair_softness H-O"]
+    learned = model.potential_.charges.inner.pair_softness
+    assert learned["O-O"] == 0.0
+    assert abs(np.log(learned["H-O"])) > 0.05  # not where it started
+    assert_allclose(learned["H-O"], model.fit_report_.learned["pair_softness H-O"]["value"])
+    model.save(tmp_path / "model.kqeq", posterior=True)
+    loaded = kqeq.load(tmp_path / "model.kqeq")
+    assert loaded.charges.to_dict() == charges.to_dict()
+    assert loaded.potential_.charges.inner.pair_softness == learned
+    one, two = (m.predict(water_training[0], uncertainty=True) for m in (model, loaded))
+    for name in ("charges", "dipole", "dipole_std"):
+        assert_array_equal(getattr(one, name), getattr(two, name))
 
 
 def test_uncertain_element_parameters_widen_the_uncertainty(made, kernel):

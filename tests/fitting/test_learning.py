@@ -10,11 +10,13 @@ from charge_checks import electronegativity, geometry
 from kqeq.charges import ACKS2, AtomicDipoles, QEq
 from kqeq.charges.parameters import SPREADS, ElementParameters, contract_sites
 from kqeq.constants import COULOMB
-from kqeq.errors import InputError
+from kqeq.errors import InputError, UnsupportedError
 from kqeq.fitting.learning import _Problem, learn, learn_from_polarizabilities
 
 LEARN = "learn"
 EVERYTHING = AtomicDipoles(ACKS2(LEARN, LEARN, LEARN), LEARN)
+PAIRS = AtomicDipoles(ACKS2(LEARN, pair_softness={"O-H": LEARN, "C-N": 0.0, "N-O": LEARN}))
+both = pytest.mark.parametrize("model", [EVERYTHING, PAIRS], ids=["elements", "pairs"])
 
 
 def geometries(count: int):
@@ -40,30 +42,37 @@ def test_parameters_are_laid_out_by_kind_and_element():
     assert_allclose(sites.width, start.width)
 
 
-def test_directions_are_the_derivative_of_the_site_parameters():
+@both
+def test_directions_are_the_derivative_of_the_site_parameters(model):
     numbers = geometry().numbers
-    parameters = ElementParameters.build(EVERYTHING, numbers)
-    assert parameters.size == 16
-    u = np.random.default_rng(1).normal(size=16)
+    parameters = ElementParameters.build(model, numbers)
+    assert parameters.size == (16 if model is EVERYTHING else 6)
+    u = np.random.default_rng(1).normal(size=parameters.size)
     change = parameters.directions(numbers, u)
+    moved = 0
     for k in range(parameters.size):
-        step = np.zeros(16)
+        step = np.zeros(parameters.size)
         step[k] = 1e-5
-        up, down = (parameters.sites(EVERYTHING, numbers, u + s * step) for s in (1, -1))
+        up, down = (parameters.sites(model, numbers, u + s * step) for s in (1, -1))
         for kind in SPREADS:
+            if getattr(change, kind) is None:
+                continue
+            moved += 1
             numeric = (getattr(up, kind) - getattr(down, kind)) / 2e-5
             assert_allclose(getattr(change, kind)[:, k], numeric, rtol=1e-8, atol=1e-9)
+    assert moved == parameters.size * len(model.to_learn)
 
 
-def test_energies_and_forces_change_with_the_parameters():
+@both
+def test_energies_and_forces_change_with_the_parameters(model):
     """What a kernel fit needs: one column per learned parameter for every label."""
     structure, chi, field = geometry(), electronegativity(), np.array([0.3, -0.2, 0.1])
-    parameters = ElementParameters.build(EVERYTHING, structure.numbers)
+    parameters = ElementParameters.build(model, structure.numbers)
     u = 0.2 * np.random.default_rng(3).normal(size=parameters.size)
 
     def state(at):
-        sites = parameters.sites(EVERYTHING, structure.numbers, at)
-        return EVERYTHING.bind(structure, sites).solve(chi, field, 1.0)
+        sites = parameters.sites(model, structure.numbers, at)
+        return model.bind(structure, sites).solve(chi, field, 1.0)
 
     change = parameters.directions(structure.numbers, u)
     start = state(u)
@@ -80,11 +89,12 @@ def test_energies_and_forces_change_with_the_parameters():
         assert_allclose(response.dipole[:, k], numeric, atol=1e-5 * np.abs(response.dipole).max())
 
 
-def test_jacobian_is_the_derivative_of_the_residuals():
+@both
+def test_jacobian_is_the_derivative_of_the_residuals(model):
     structures = geometries(2)
-    parameters = ElementParameters.build(EVERYTHING, structures[0].numbers)
+    parameters = ElementParameters.build(model, structures[0].numbers)
     targets = np.zeros((2, 3, 3))
-    problem = _Problem(EVERYTHING, parameters, structures, targets, 0.01)
+    problem = _Problem(model, parameters, structures, targets, 0.01)
     u = 0.3 * np.random.default_rng(2).normal(size=parameters.size)
 
     def residuals(at):
@@ -98,8 +108,25 @@ def test_jacobian_is_the_derivative_of_the_residuals():
         assert np.abs(numeric).max() > 1e-4
         assert_allclose(jacobian[:, k], numeric, atol=1e-6 * np.abs(jacobian).max())
     # off-diagonal components count twice, as in the full tensor
-    alpha = np.array(polarizabilities(parameters.apply(EVERYTHING, u), structures))
+    alpha = np.array(polarizabilities(parameters.apply(model, u), structures))
     assert_allclose(np.sum(residuals(u) ** 2), np.sum((alpha / 0.01) ** 2))
+
+
+def test_softness_by_pair_of_synthetic_data_is_recovered():
+    truth = {"O-H": 2.5, "C-N": 0.0, "N-O": 0.3}
+    structures = geometries(12)
+    labels = polarizabilities(AtomicDipoles(ACKS2(pair_softness=truth)), structures)
+    asked = AtomicDipoles(ACKS2(pair_softness={"H-O": LEARN, "C-N": 0.0, "N-O": LEARN}))
+    with pytest.raises(UnsupportedError, match="pair_softness"):
+        asked.check(structures[0])
+    learned, parameters, solution = learn(asked, structures, labels, noise=1e-5)
+    assert solution.converged
+    assert parameters.names == ("pair_softness H-O", "pair_softness N-O")
+    assert learned.to_learn == ()
+    found = learned.inner.pair_softness
+    assert_allclose([found["H-O"], found["C-N"], found["N-O"]], [2.5, 0.0, 0.3], rtol=1e-2)
+    everything = ElementParameters.build(ACKS2(pair_softness=LEARN), structures[0].numbers)
+    assert everything.size == 10  # all pairs of four elements
 
 
 def test_parameters_of_synthetic_data_are_recovered():

@@ -14,6 +14,7 @@ from ase.data import atomic_numbers, chemical_symbols
 
 from kqeq import elements
 from kqeq.baselines import Capabilities
+from kqeq.charges.boundaries import open_components
 from kqeq.errors import InputError
 from kqeq.fitting.rows.blocks import BLOCKS
 from kqeq.fitting.rows.features import TrainingFrame
@@ -79,8 +80,6 @@ def _whole_set(kind: str, settings: FitSettings) -> str | None:
 
 
 _NOT_PERIODIC = {
-    "dipole": "the dipole of a periodic cell depends on the choice of images of its atoms",
-    "born_charges": "Born charges of charge models are defined for isolated systems only",
     "polarizability": "element parameters are learned from the polarizabilities of isolated systems",
 }
 """Labels that periodic frames have none of, and why."""
@@ -90,6 +89,9 @@ def _one_frame(kind: str, structure: Structure) -> str | None:
     """Why a label is not fitted in this frame; ``None`` if it is."""
     if kind == "stress" and not structure.pbc.all():
         return "only cells that are periodic in three directions have a stress"
+    if kind in ("dipole", "born_charges") and len(open_components(structure)) == 0:
+        what = "the dipole depends" if kind == "dipole" else "Born charges of charge models depend"
+        return f"in a cell that is periodic in three directions {what} on the choice of images of its atoms"
     return _NOT_PERIODIC.get(kind) if structure.periodic else None
 
 
