@@ -260,9 +260,20 @@ class Bonds:
         i, j, distances, bond = i[within].copy(), j[within].copy(), distances[within], bond[within]
         mean = scale[within] * np.sqrt(softness[i] * softness[j])
         value, slope = switched_decay(distances / bond, decay, cutoff)
-        parts = (i, j, pairs.vectors[within].copy(), distances, mean * value, mean * slope / bond)
-        own = None if classes is None else asarray_like(classes[within], device.like)
-        return cls(len(structure), *(asarray_like(part, device.like) for part in parts), classes=own)
+
+        def put(values: Any) -> Array:
+            return asarray_like(values, device.like)
+
+        return cls(
+            len(structure),
+            put(i),
+            put(j),
+            put(pairs.vectors[within].copy()),
+            put(distances),
+            put(mean * value),
+            put(mean * slope / bond),
+            None if classes is None else put(classes[within]),
+        )
 
     @cached_property
     def _leaving(self) -> Any:
