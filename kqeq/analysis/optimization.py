@@ -22,6 +22,7 @@ from ase.constraints import FixAtoms, FixCom
 from kqeq.analysis.entry import potential_of
 from kqeq.calculator import KQEqCalculator
 from kqeq.errors import InputError, KQEqError, warn
+from kqeq.frames.conditions import without_conditions
 from kqeq.frames.site_data import ARRAY_KEYS, INFO_KEYS
 from kqeq.frames.structures import conditions, describe
 from kqeq.model.estimator import KQEq
@@ -106,6 +107,7 @@ def optimize(
     cell: bool = False,
     pressure: float = 0.0,
     trajectory: Callable[[Atoms], None] | None = None,
+    potential: float | None = None,
 ) -> Optimization:
     """Relax a geometry; a charged one in a field with its centre of mass held.
 
@@ -134,6 +136,9 @@ def optimize(
         That the cell is under, bar.
     trajectory : callable, optional
         Called with a copy of every geometry on the way, its results attached.
+    potential : float, optional
+        Hold the system at this potential ∂E/∂Q, V, instead of a total charge, which follows; what is minimised is the
+        grand energy E − UQ.
 
     Returns
     -------
@@ -159,21 +164,29 @@ def optimize(
         where=describe(atoms),
         prefix=model.label_prefix if isinstance(model, KQEq) else "",
     )
+    if potential is not None and total_charge is not None:
+        raise InputError(
+            "total_charge and potential were given; at a given potential the total charge follows"
+        )
     if cell and not atoms.pbc.any():
         raise InputError(
             f"{describe(atoms)} is not periodic and has no cell to relax; set atoms.cell and atoms.pbc"
         )
     if pressure and not cell:
         raise InputError(f"pressure is {pressure!r}, but the cell is not relaxed; pass cell=True as well")
-    net_force = charge * field
     moving = bare_geometry(atoms)
-    moving.info.update(total_charge=charge, external_field=field)
+    if potential is None:
+        moving.info.update(total_charge=charge, external_field=field)
+    else:
+        prefix = model.label_prefix if isinstance(model, KQEq) else ""
+        moving = without_conditions(moving, charge=True, field=False, prefix=prefix)
+        moving.info.update(external_field=field)
     pinned = any(isinstance(constraint, FixAtoms | FixCom) for constraint in moving.constraints)
-    hold = bool(net_force.any()) and not pinned
+    hold = bool(field.any() and (charge or potential is not None)) and not pinned
     if hold:
         moving.set_constraint([*moving.constraints, FixCom()])
 
-    calculator = KQEqCalculator(model)
+    calculator = KQEqCalculator(model, potential=potential)
     moving.calc = calculator
     target = moving if not cell else _with_cell(moving, pressure * BAR)
     step = -1
@@ -199,6 +212,7 @@ def optimize(
     assert prediction is not None  # the forces were just computed
     moving.calc = None
     moving.set_constraint(atoms.constraints)
+    net_force = prediction.total_charge * field
     max_stress = None
     if stress is not None:
         periodic = np.outer(moving.pbc, moving.pbc)

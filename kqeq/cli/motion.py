@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 TRAJECTORY = "also write every reported geometry: extended XYZ or .traj"
 """Help for trajectories."""
 
+AT_POTENTIAL = "instead of a total charge the potential dE/dQ, V; energies are then grand energies E - UQ"
+
 COLUMNS = {
     "step": "step",
     "time": "time (fs)",
@@ -62,6 +64,7 @@ def add_motion(commands: Any) -> None:
     optimize.add_argument("structure", metavar="IN.xyz", help=ONE)
     optimize.add_argument("-o", "--output", required=True, metavar="OUT.xyz", help=OUTPUT)
     add_conditions(optimize)
+    optimize.add_argument("--potential", type=float, metavar="U", help=AT_POTENTIAL)
     optimize.add_argument(
         "--fmax", type=float, default=0.01, metavar="F", help="largest force, eV/Å (%(default)s)"
     )
@@ -86,12 +89,7 @@ def add_motion(commands: Any) -> None:
     md.add_argument("structure", metavar="IN.xyz", help=f"{ONE}; momenta in it are kept")
     md.add_argument("-o", "--output", required=True, metavar="LAST.xyz", help=OUTPUT)
     add_conditions(md)
-    md.add_argument(
-        "--potential",
-        type=float,
-        metavar="U",
-        help="instead of a total charge the potential dE/dQ, V; energies are then grand energies E - UQ",
-    )
+    md.add_argument("--potential", type=float, metavar="U", help=AT_POTENTIAL)
     md.add_argument(
         "--ensemble", choices=("nvt", "nve", "npt"), default="nvt", help="what is kept constant (%(default)s)"
     )
@@ -167,6 +165,11 @@ def add_motion(commands: Any) -> None:
     vibrations.set_defaults(run=_vibrations)
 
 
+def _refuse_both(arguments: argparse.Namespace) -> None:
+    if arguments.potential is not None and arguments.charge is not None:
+        raise InputError("--charge and --potential were given; at a given potential the total charge follows")
+
+
 # --------------------------------------------------------------------- optimize
 
 
@@ -178,6 +181,7 @@ def _optimize(arguments: argparse.Namespace) -> int:
     check_outputs(arguments.json)
     if arguments.trajectory is not None:
         check_output(arguments.trajectory)
+    _refuse_both(arguments)
     model = load_model(arguments.model)
     atoms = _read(arguments, model, "optimised")
     path: list[Atoms] = []
@@ -198,6 +202,7 @@ def _optimize(arguments: argparse.Namespace) -> int:
         **({} if arguments.steps is None else {"max_steps": arguments.steps}),
         observer=show,
         trajectory=path.append if arguments.trajectory is not None else None,
+        potential=arguments.potential,
         **options,
     )
     write_frames(arguments.output, [with_results(result.atoms, result.prediction, model.potential_)])
@@ -250,8 +255,7 @@ def _md(arguments: argparse.Namespace) -> int:
         raise InputError(
             f"--trajectory {arguments.trajectory} is neither .xyz nor .traj, which frames can be added to one by one"
         )
-    if arguments.potential is not None and arguments.charge is not None:
-        raise InputError("--charge and --potential were given; at a given potential the total charge follows")
+    _refuse_both(arguments)
     if arguments.restart and arguments.trajectory is None:
         raise InputError("--restart goes on from the end of a trajectory; name it with --trajectory")
     model = load_model(arguments.model)

@@ -286,6 +286,23 @@ def test_optimize_without_a_field_holds_nothing(files, tmp_path, capsys):
     assert "centre of mass" not in capsys.readouterr().out
 
 
+def test_optimize_at_a_potential(files, tmp_path):
+    model, start = kqeq.load(files / "m.kqeq"), read(files / "one.xyz")
+    ion = model.predict(start, total_charge=1)
+    level = float(ion.chemical_potential)
+    out = tmp_path / "out.xyz"
+    arguments = ("--potential", level, "--fmax", "0.05")
+    assert run("optimize", files / "m.kqeq", files / "one.xyz", "-o", out, *arguments) == 0
+    after = read(out)
+    charge = after.info["total_charge"]
+    assert after.info["chemical_potential"] == pytest.approx(level, abs=1e-6)
+    assert abs(charge - 1.0) > 1e-4  # it follows
+    assert after.get_potential_energy() - level * charge < ion.energy - level - 1e-4
+    assert np.linalg.norm(after.get_forces(), axis=1).max() < 0.05
+    both = ("--potential", level, "--charge", 1)
+    assert run("optimize", files / "m.kqeq", files / "one.xyz", "-o", out, *both) == 2
+
+
 def test_optimize_that_does_not_converge(files, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(optimization, "optimize", partial(optimization.optimize, max_steps=2))
     arguments = ("--charge", "1", "--fmax", "1e-5")
