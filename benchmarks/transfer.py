@@ -239,7 +239,7 @@ def dynamics(quick: bool) -> Iterator[Row]:
     atoms = toy_cell(1, 0.02)
     atoms.calc = kqeq.KQEqCalculator(model, potentials={"left": 0.0, "right": 1.0}, electrodes=ELECTRODES)
     MaxwellBoltzmannDistribution(atoms, temperature_K=100, rng=np.random.default_rng(0))
-    step = 0.25
+    step = 0.5
     picoseconds = 0.1 if quick else 10.0
     run = VelocityVerlet(atoms, step * units.fs)
     times, energies, charges = [], [], []
