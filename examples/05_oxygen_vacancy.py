@@ -21,7 +21,6 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.geometry import find_mic
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 import example
@@ -110,11 +109,18 @@ def vacant_site(atoms: Atoms, crystal: Atoms) -> np.ndarray:
     return sites[int(np.argmax([distances(atoms, site).min() for site in sites]))]
 
 
-def errors(model: kqeq.KQEq, frames: list[Atoms], site: np.ndarray) -> dict[str, float]:
+def predicted(model: kqeq.KQEq, frames: list[Atoms]) -> dict[int, kqeq.Prediction]:
+    """Predictions by the identity of frames, many of which are asked for in several groups."""
+    return {id(a): model.predict(a, properties=["energy", "forces"]) for a in frames}
+
+
+def errors(
+    predictions: dict[int, kqeq.Prediction], frames: list[Atoms], site: np.ndarray
+) -> dict[str, float]:
     """Root-mean-square errors of forces on all atoms and on the four zinc atoms (meV/Å), of energies (meV/atom)."""
     all_atoms, zinc, energies = [], [], []
     for a in frames:
-        p = model.predict(a, properties=["energy", "forces"])
+        p = predictions[id(a)]
         all_atoms.append(p.forces - a.get_forces())
         zinc.append(all_atoms[-1][np.argsort(distances(a, site))[:4]])
         energies.append((p.energy - a.get_potential_energy()) / len(a))
@@ -148,25 +154,26 @@ def draw(bars: dict[str, list[float]], at_one: dict[str, tuple], curves: dict[st
         "reference": "reference",
     }
     colours = {name: example.COLOURS[key] for name, key in colours.items()}
-    plt.rcParams.update(example.STYLE)
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(8.6, 3.0), layout="constrained")
+    figure, (left, middle, right) = example.panels(3, width=3.3, height=3.3)
     for i, (name, values) in enumerate(bars.items()):
         left.bar(np.arange(5) + 0.27 * (i - 1), values, 0.25, color=colours[name], label=name)
-    left.set_xticks(range(5), ["Q = 0", "+1", "+2", "other\ncharge", "at all\ncharges"])
+    left.set_xticks(range(5), ["Q = 0", "+1", "+2", "another\ncharge", "all\nthree"])
     left.set(ylabel="force error, RMS (meV/Å)", title="errors by cell charge")
+    left.set_ylim(0, 1.35 * max(max(values) for values in bars.values()))  # room for the legend
     left.legend()
-    parity(middle, at_one, quantity="force at +1, four Zn", unit="eV/Å")
+    parity(middle, at_one, quantity="force", unit="eV/Å")
     for points, name in zip(middle.get_lines()[1:], at_one, strict=True):  # the first is the diagonal
         points.set_color(colours[name])
-    middle.legend()
-    middle.set_title("forces beside the vacancy, +1")
+        points.set_label(f"{name}:\n{str(points.get_label()).partition(': ')[2]}")
+    middle.legend(loc="upper left")
+    middle.set_title("forces on the four Zn at +1")
     for name, (r, q) in curves.items():
         right.step(
             r, q, where="post", color=colours[name], ls="--" if name == "reference" else "-", label=name
         )
     right.set(xlabel="distance from the vacancy (Å)", ylabel="charge taken within, 0 to +2 (e)")
     right.set_title("where the charge is taken")
-    right.legend()
+    right.legend(loc="lower right")
     return figure
 
 
@@ -192,7 +199,8 @@ def main(argv: list[str] | None = None) -> None:
     }
     everywhere = at_all_charges(test)
     groups = [*(of_charge(own_charge, q) for q in CHARGES), crossed, everywhere]
-    found = {name: [errors(model, group, site) for group in groups] for name, model in models.items()}
+    told = {name: predicted(model, test) for name, model in models.items()}
+    found = {name: [errors(told[name], group, site) for group in groups] for name in models}
 
     at_one = of_charge(test, 1)
     near = [np.argsort(distances(a, site))[:4] for a in at_one]
@@ -200,18 +208,17 @@ def main(argv: list[str] | None = None) -> None:
     pairs = {
         name: (
             reference,
-            np.concatenate([models[name].predict(a).forces[i] for a, i in zip(at_one, near, strict=True)]),
+            np.concatenate([told[name][id(a)].forces[i] for a, i in zip(at_one, near, strict=True)]),
         )
         for name in ("short-range", "0 and +2 only")
     }
     curves = {
         "reference": taken(own_charge, [a.get_charges() for a in own_charge], site),
-        "charges": taken(own_charge, [models["charges"].predict(a).charges for a in own_charge], site),
+        "charges": taken(own_charge, [told["charges"][id(a)].charges for a in own_charge], site),
     }
-    with plt.rc_context(example.STYLE):
-        figure = draw({name: [e["all"] for e in values] for name, values in found.items()}, pairs, curves)
+    figure = draw({name: [e["all"] for e in values] for name, values in found.items()}, pairs, curves)
 
-    both = {name: errors(model, at_one, site) for name, model in models.items()}
+    both = {name: errors(told[name], at_one, site) for name in models}
     rows = [
         [
             name,

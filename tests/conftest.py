@@ -24,6 +24,55 @@ settings.register_profile(
 )
 settings.load_profile("kqeq")
 
+ALONE = ("tests/test_examples.py", "tests/test_docs.py", "tests/test_notebooks.py", "tests/test_readme.py")
+"""Files whose tests share nothing: pytest-xdist gives each of them to whichever process is free."""
+
+LONGEST = (
+    "tests/test_examples.py::test_example[05_",
+    "tests/test_docs.py::test_quick_start",
+    "tests/test_examples.py::test_example[02_",
+    "tests/test_docs.py::test_every_command",
+    "tests/test_examples.py::test_example[10_",
+    "tests/test_examples.py::test_example[07_",
+    "tests/fitting/test_charge_aware.py",
+    "tests/fitting/test_device_fit.py",
+    "tests/fitting/test_site_kernels.py",
+    "tests/fitting/test_parallel_fit.py",
+    "tests/test_ase_workflows.py",
+    "tests/test_benchmarks.py",
+    "tests/kernels/test_kernel_sums.py",
+    "tests/potential/test_on_baseline.py",
+    "tests/cli/test_cli.py",
+    "tests/test_generate_periodic.py",
+    "tests/cli/test_written_frames.py",
+    "tests/frames/test_neighbours.py",
+)
+"""They begin, so that no process is left with one of them when the others have ended; the rest follows as collected."""
+
+
+def pytest_collection_modifyitems(items):
+    def rank(item):
+        return next((i for i, name in enumerate(LONGEST) if item.nodeid.startswith(name)), len(LONGEST))
+
+    items.sort(key=rank)
+
+
+@pytest.hookimpl(optionalhook=True)  # there is no such hook without pytest-xdist
+def pytest_xdist_make_scheduler(config, log):
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            scope = super()._split_scope(nodeid)
+            return nodeid if scope in ALONE else scope
+
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # files with the most tests are not those that take longest
+    return Scheduling(config, log)
+
+
 NOISE = {"energy": 0.05, "forces": 0.5, "dipole": 0.05}
 
 

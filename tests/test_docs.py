@@ -4,8 +4,10 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -53,27 +55,24 @@ def test_python_blocks(page, tmp_path, monkeypatch, capsys):
         assert capsys.readouterr().out
 
 
-def test_quick_start_from_the_first_to_the_last_command(tmp_path, monkeypatch):
-    """All blocks in order; installation and demo are CI's and test_demo's business."""
+def test_quick_start_from_the_first_to_the_last_command(tmp_path, monkeypatch, capsys):
+    """All blocks in order; installation and demo are CI's and test_demo's business.
+
+    In this process, where warnings are errors; docs/run_commands.py runs them in a shell.
+    """
     monkeypatch.chdir(tmp_path)
-    # the commands shall run the package that is tested, wherever it is
-    path = os.pathsep.join([str(Path(kqeq.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
-    monkeypatch.setenv("PYTHONPATH", path.rstrip(os.pathsep))
-    strict = (
-        "-W error -W 'ignore:Setting the shape on a NumPy array:DeprecationWarning'"  # ASE 3.29, NumPy 2.5
-    )
-    shell = f'kqeq() {{ "{sys.executable}" {strict} -m kqeq.cli "$@"; }}\nset -e\n'
     done = []
     for language, text in blocks(DOCS / "quickstart.md", "bash", "python"):
         if language == "python":
             exec(compile(text, "quickstart.md", "exec"), {"__name__": "__main__"})
             continue
-        lines = [line for line in text.splitlines() if not line.startswith(ELSEWHERE)]
-        done += [line.split()[1] for line in lines if line.startswith("kqeq ")]
-        ran = subprocess.run(
-            ["bash", "-c", shell + "\n".join(lines)], check=False, capture_output=True, text=True, timeout=300
-        )
-        assert ran.returncode == 0, ran.stdout + ran.stderr
+        for line in text.splitlines():
+            if line.startswith("kqeq "):
+                done.append(line.split()[1])
+                code = main(shlex.split(line, comments=True)[1:])
+                assert code == 0, f"{line}\n{capsys.readouterr()}"
+            elif not line.startswith(ELSEWHERE):
+                subprocess.run(["bash", "-c", line], check=True)
     assert done == ["fit", "fit", "evaluate", "predict", "optimize", "respond", "diagnose", "check"]
     for name in ("model.kqeq", "errors.json", "predicted.xyz", "relaxed.xyz"):
         assert (tmp_path / name).stat().st_size > 0
@@ -87,22 +86,35 @@ def test_every_command_of_the_command_line_page(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, spec.name, script)  # its dataclass looks itself up there
     spec.loader.exec_module(script)
     monkeypatch.chdir(tmp_path)
+    path = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    ipi = shutil.which("i-pi", path=os.pathsep.join(path))
+    socket = f"kqeq_{tmp_path.parent.name}_{os.getpid()}"  # of this run alone
     needs = {"view": "chemiscope"}  # extras that need not be here
     done = set()
     for language, text in script.blocks(DOCS / "cli.md"):
+        text = text.replace("kqeq_page", socket)
         if language == "python":
             exec(compile(text, "cli.md", "exec"), {"__name__": "__main__"})
             continue
         for line in script.commands(text):
-            program, *words = shlex.split(line.split(">")[0])
+            beside, _, command = line.rpartition("&")
+            program, *words = shlex.split(command.split(">")[0])
             assert program == "kqeq"
-            if importlib.util.find_spec(needs.get(words[0], "kqeq")) is not None:
-                code = main(words)
-                assert code == 0, f"{line}\n{capsys.readouterr()}"
             done.add(words[0])
+            if words[0] == "demo":
+                continue  # tests/cli/test_demo.py
+            if importlib.util.find_spec(needs.get(words[0], "kqeq")) is None or (beside and ipi is None):
+                continue
+            with subprocess.Popen(beside.replace("i-pi", ipi, 1), shell=True) if beside else nullcontext():
+                code = main(words)
+            output = capsys.readouterr()
+            assert code == 0, f"{line}\n{output}"
+            if words[0] == "ipi":
+                assert (
+                    "44 structures computed; i-PI ended" in output.out
+                )  # 4 beads at the start and in 10 steps
     (actions,) = [a for a in build_parser()._actions if a.choices and not a.option_strings]
-    elsewhere = {"demo", "ipi", "compare"}  # in tests of their own
-    assert done == set(actions.choices) - elsewhere
+    assert done == set(actions.choices)
     for name in ("info.json", "frames.csv", "parity.png", "predicted.json", "run.csv", "vibrations.json"):
         assert (tmp_path / name).stat().st_size > 0
 

@@ -21,7 +21,7 @@ from kqeq.analysis.novelty import Novelty, novelty
 from kqeq.analysis.on_baseline import baseline_findings
 from kqeq.analysis.phases import phase_findings
 from kqeq.analysis.probes import alkane, atom_chain, chains_for, polar_pair
-from kqeq.analysis.ranges import charge_ranges
+from kqeq.analysis.ranges import bond_ranges, charge_ranges
 from kqeq.charges import ACKS2, AtomicDipoles, LatentCharges, QEq
 from kqeq.charges.site_values import CHARGE
 from kqeq.constants import COULOMB
@@ -81,7 +81,7 @@ def diagnose(
     findings: list[Finding] = []
     growth: ChainGrowth | None = None
     scans: dict[str, DissociationScan] = {}
-    values = ranges = distances = None
+    values = ranges = explained = distances = None
     if potential.charges is not None:
         findings += _response(potential)
         growth, finding = _polarisation(potential, atoms)
@@ -101,7 +101,8 @@ def diagnose(
         if potential.has_charges:
             values = here.charges
             ranges = charge_ranges(geometry.structure.numbers)
-            findings.append(_range(values, ranges, geometry.structure))
+            explained = bond_ranges(geometry.structure)
+            findings.append(_range(values, ranges, explained, geometry.structure))
         distances = novelty(geometry)
         findings.append(_extrapolation(model, atoms, distances, total_charge, external_field))
         if potential.charges is not None:
@@ -115,6 +116,7 @@ def diagnose(
         charges=values,
         charge_ranges=ranges,
         novelty=distances,
+        bond_ranges=explained,
     )
 
 
@@ -395,24 +397,48 @@ def _determined(potential: Potential, structure: Structure, prediction: Predicti
 # ---------------------------------------------------------------- charge ranges
 
 
-def _range(values: FloatArray | None, ranges: FloatArray, structure: Structure) -> Finding:
+def _range(
+    values: FloatArray | None, ranges: FloatArray, explained: FloatArray, structure: Structure
+) -> Finding:
     assert values is not None
-    beyond = np.maximum(ranges[:, 0] - values, values - ranges[:, 1])
+    beyond = _beyond(values, ranges)
     worst = int(np.argmax(beyond))
-    symbol = chemical_symbols[structure.numbers[worst]]
     low, high = ranges[worst]
     text = (
-        f"charges from {values.min():+.3f} to {values.max():+.3f} e; closest to its limit is {symbol} (atom {worst}) "
-        f"with {values[worst]:+.3f} e, possible are {low:+g} to {high:+g}."
+        f"charges from {values.min():+.3f} to {values.max():+.3f} e; closest to its limit is "
+        f"{_atom(structure, worst)} with {values[worst]:+.3f} e, possible are {low:+g} to {high:+g}."
     )
     name, unit = "charges against physical ranges", "e beyond them"
-    if beyond[worst] <= 0.0:
-        return Finding(name, OK, float(beyond[worst]), 0.0, unit, text)
-    remedy = (
-        "raise the hardness or let the fit learn it (hardness='learn'), fit to dipoles as well, or add frames like this "
-        "one to the training set"
+    value = float(beyond[worst])
+    if value > 0.0:
+        remedy = (
+            "raise the hardness or let the fit learn it (hardness='learn'), fit to dipoles as well, or add frames like "
+            "this one to the training set"
+        )
+        return Finding(name, FLAGGED, value, 0.0, unit, text, remedy)
+    unexplained = _beyond(values, explained)
+    if unexplained.max() <= 0.0:
+        return Finding(name, OK, value, 0.0, unit, text)
+    worst = int(np.argmax(unexplained))
+    low, high = explained[worst]
+    text += (
+        f" {(unexplained > 0.0).sum()} of {len(values)} atoms carry more than their bonds explain, most of all "
+        f"{_atom(structure, worst)} with {values[worst]:+.3f} e: the ionic character of its bonds allows {low:+.2f} to "
+        f"{high:+.2f}."
     )
-    return Finding(name, FLAGGED, float(beyond[worst]), 0.0, unit, text, remedy)
+    remedy = (
+        "energies, forces and dipoles leave open how bonded atoms share their charge; where the charges themselves "
+        "matter, label them: charges_key= an array of the frames with your DFT's charges, noise={'charges': 0.05}"
+    )
+    return Finding(name, NOTE, value, 0.0, unit, text, remedy)
+
+
+def _beyond(values: FloatArray, ranges: FloatArray) -> FloatArray:
+    return np.asarray(np.maximum(ranges[:, 0] - values, values - ranges[:, 1]))
+
+
+def _atom(structure: Structure, index: int) -> str:
+    return f"{chemical_symbols[structure.numbers[index]]} (atom {index})"
 
 
 # ---------------------------------------------------------------- extrapolation

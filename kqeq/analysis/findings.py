@@ -83,6 +83,8 @@ class Diagnosis(Result):
         Physical range of the charge of each of its atoms, e.
     novelty : Novelty or None
         Distances of its atoms to the training environments.
+    bond_ranges : (N, 2) array or None
+        What the bonds of its atoms explain of their charges, e.
     """
 
     model: str
@@ -92,6 +94,7 @@ class Diagnosis(Result):
     charges: Annotated[FloatArray | None, "e"]
     charge_ranges: Annotated[FloatArray | None, "e"]
     novelty: Novelty | None
+    bond_ranges: Annotated[FloatArray | None, "e"] = None
     rows: ClassVar[str] = "findings"
 
     @property

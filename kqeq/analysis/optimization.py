@@ -60,6 +60,8 @@ class Optimization:
         total_charge · external_field, eV/Å.
     max_stress : float or None
         Largest component of stress + pressure, eV/Å³, where the cell was relaxed as well.
+    potential : float or None
+        ∂E/∂Q that was held instead of a total charge, V.
     """
 
     atoms: Atoms
@@ -70,14 +72,24 @@ class Optimization:
     held_centre_of_mass: bool
     net_force: Any
     max_stress: float | None = None
+    potential: float | None = None
+
+    @property
+    def grand_energy(self) -> float | None:
+        """E − UQ of the last geometry, eV: what was minimised at a potential; else None."""
+        if self.potential is None:
+            return None
+        return float(self.prediction.energy - self.potential * self.prediction.total_charge)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: whether and where it ended; eV, Å, e."""
+        """Plain data: whether and where it ended; eV, Å, e, V."""
         return {
             "converged": self.converged,
             "steps": self.steps,
             "force_calls": self.steps + 1,
             "energy": self.prediction.energy,
+            "potential": self.potential,
+            "grand_energy": self.grand_energy,
             "max_force": self.max_force,
             "max_stress": self.max_stress,
             "held_centre_of_mass": self.held_centre_of_mass,
@@ -87,6 +99,8 @@ class Optimization:
             "cell": self.atoms.cell.array.tolist(),
             "units": {
                 "energy": "eV",
+                "potential": "V",
+                "grand_energy": "eV",
                 "max_force": "eV/Å",
                 "max_stress": "eV/Å³",
                 "positions": "Å",
@@ -101,13 +115,13 @@ def optimize(
     *,
     total_charge: float | None = None,
     external_field: Any = None,
+    potential: float | None = None,
     fmax: float = 0.01,
     max_steps: int = MAX_STEPS,
     observer: Callable[[int, float, float], None] | None = None,
     cell: bool = False,
     pressure: float = 0.0,
     trajectory: Callable[[Atoms], None] | None = None,
-    potential: float | None = None,
 ) -> Optimization:
     """Relax a geometry; a charged one in a field with its centre of mass held.
 
@@ -124,6 +138,9 @@ def optimize(
         e; otherwise from ``atoms.info``, or 0.
     external_field : (3,) array-like, optional
         V/Å; otherwise from ``atoms.info``, or none.
+    potential : float, optional
+        Hold the system at this potential ∂E/∂Q, V, instead of a total charge, which follows at every step; what is
+        minimised, and given to ``observer``, is then the grand energy E − UQ.
     fmax : float
         Largest force on an atom at convergence, eV/Å.
     max_steps : int
@@ -136,9 +153,6 @@ def optimize(
         That the cell is under, bar.
     trajectory : callable, optional
         Called with a copy of every geometry on the way, its results attached.
-    potential : float, optional
-        Hold the system at this potential ∂E/∂Q, V, instead of a total charge, which follows; what is minimised is the
-        grand energy E − UQ.
 
     Returns
     -------
@@ -157,6 +171,10 @@ def optimize(
         raise InputError(f"fmax is {fmax!r}; expected a positive force in eV/Å")
     if int(max_steps) != max_steps or max_steps < 1:
         raise InputError(f"max_steps is {max_steps!r}; expected a whole number of at least 1")
+    if potential is not None and total_charge is not None:
+        raise InputError(
+            "total_charge and potential were given; at a given potential the total charge follows"
+        )
     charge, field = conditions(
         atoms,
         total_charge=total_charge,
@@ -164,10 +182,6 @@ def optimize(
         where=describe(atoms),
         prefix=model.label_prefix if isinstance(model, KQEq) else "",
     )
-    if potential is not None and total_charge is not None:
-        raise InputError(
-            "total_charge and potential were given; at a given potential the total charge follows"
-        )
     if cell and not atoms.pbc.any():
         raise InputError(
             f"{describe(atoms)} is not periodic and has no cell to relax; set atoms.cell and atoms.pbc"
@@ -175,14 +189,12 @@ def optimize(
     if pressure and not cell:
         raise InputError(f"pressure is {pressure!r}, but the cell is not relaxed; pass cell=True as well")
     moving = bare_geometry(atoms)
-    if potential is None:
-        moving.info.update(total_charge=charge, external_field=field)
-    else:
+    moving.info.update(total_charge=charge, external_field=field)
+    if potential is not None:
         prefix = model.label_prefix if isinstance(model, KQEq) else ""
-        moving = without_conditions(moving, charge=True, field=False, prefix=prefix)
-        moving.info.update(external_field=field)
+        moving = without_conditions(moving, field=False, prefix=prefix)
     pinned = any(isinstance(constraint, FixAtoms | FixCom) for constraint in moving.constraints)
-    hold = bool(field.any() and (charge or potential is not None)) and not pinned
+    hold = bool((charge or potential is not None) and field.any()) and not pinned
     if hold:
         moving.set_constraint([*moving.constraints, FixCom()])
 
@@ -212,12 +224,15 @@ def optimize(
     assert prediction is not None  # the forces were just computed
     moving.calc = None
     moving.set_constraint(atoms.constraints)
+    moving.info["total_charge"] = prediction.total_charge  # at a potential it is known only now
     net_force = prediction.total_charge * field
     max_stress = None
     if stress is not None:
         periodic = np.outer(moving.pbc, moving.pbc)
         max_stress = float(np.abs((stress + pressure * BAR * np.eye(3))[periodic]).max())
-    return Optimization(moving, prediction, converged, step, max_force, hold, net_force, max_stress)
+    return Optimization(
+        moving, prediction, converged, step, max_force, hold, net_force, max_stress, potential
+    )
 
 
 def optimise(atoms: Atoms, model: KQEq, **options: Any) -> Optimization:

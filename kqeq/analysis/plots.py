@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     )
 
 _MARKERS = ("o", "^", "s", "D", "v")
-_BLUE, _RED = "#1f5fa8", "#c0392b"
+_BLUE, _RED, _ORANGE = "#1f5fa8", "#c0392b", "#e69f00"
 _COLOURS = (_BLUE, _RED, "#2e8b57", "#8e44ad", "#b8860b")
 _NAMED_ATOMS = 14
 """Atoms up to which bars carry the names of atoms."""
@@ -231,28 +231,37 @@ def dissociation(axes: Axes, scans: Mapping[str, DissociationScan]) -> None:
     axes.legend(frameon=False, fontsize="small")
 
 
-def charges_in_range(axes: Axes, numbers: Any, charges: FloatArray, ranges: FloatArray) -> None:
-    """Charges of the atoms before the ranges that are physical."""
+def charges_in_range(
+    axes: Axes,
+    numbers: Any,
+    charges: FloatArray,
+    ranges: FloatArray,
+    explained: FloatArray | None = None,
+) -> None:
+    """Charges of the atoms before the ranges that are possible, and those that their bonds explain."""
+    from matplotlib.patches import Patch
+
     atoms = np.arange(len(charges))
     low, high = min(-1.0, float(charges.min())), max(1.0, float(charges.max()))
-    axes.set_ylim(low - 0.25 * (high - low), high + 0.25 * (high - low))
-    axes.bar(
-        atoms,
-        ranges[:, 1] - ranges[:, 0],
-        bottom=ranges[:, 0],
-        width=0.9,
-        color="0.9",
-        label="physical range",
-    )
+    axes.set_ylim(low - 0.15 * (high - low), high + 0.6 * (high - low))  # room for the legend
+    shades = {"possible": ("0.93", ranges)}
+    if explained is not None:
+        shades["explained by its bonds"] = ("0.82", explained)
+    for colour, limits in shades.values():
+        bottom, top = limits.T
+        axes.bar(atoms, top - bottom, bottom=bottom, width=1.0, color=colour)
     drawn = len(axes.patches)
     by_atom(axes, numbers, {"charge": charges}, label="charge (e)")
-    beyond = (charges < ranges[:, 0]) | (charges > ranges[:, 1])
-    for bar, outside in zip(axes.patches[drawn:], beyond, strict=True):
-        if outside:
-            bar.set_color(_RED)
-    if beyond.any():
-        axes.bar([0], [0.0], color=_RED, label="charge beyond it")
-    axes.legend(frameon=False, fontsize="small")
+    colours = np.full(len(charges), _BLUE, dtype=object)
+    if explained is not None:
+        colours[(charges < explained[:, 0]) | (charges > explained[:, 1])] = _ORANGE
+    colours[(charges < ranges[:, 0]) | (charges > ranges[:, 1])] = _RED
+    for bar, colour in zip(axes.patches[drawn:], colours, strict=True):
+        bar.set_color(colour)
+    names = {_BLUE: "charge", _ORANGE: "more than its bonds explain", _RED: "impossible"}
+    handles = [Patch(color=colour, label=name) for name, (colour, _) in shades.items()]
+    handles += [Patch(color=colour, label=name) for colour, name in names.items() if colour in colours]
+    axes.legend(handles=handles, fontsize="small", ncols=2, loc="upper center", framealpha=1.0)
 
 
 def conserved_energy(axes: Axes, times: FloatArray, energies: FloatArray) -> None:
@@ -438,11 +447,15 @@ def diagnosis_figure(diagnosis: Diagnosis) -> Figure:
             axes.set_title("fragments pulled apart", fontsize="medium")
         elif name == "charges" and diagnosis.charges is not None and diagnosis.charge_ranges is not None:
             assert diagnosis.novelty is not None
-            charges_in_range(axes, diagnosis.novelty.numbers, diagnosis.charges, diagnosis.charge_ranges)
+            numbers, ranges = diagnosis.novelty.numbers, diagnosis.charge_ranges
+            charges_in_range(axes, numbers, diagnosis.charges, ranges, diagnosis.bond_ranges)
             axes.set_title("charges of the geometry", fontsize="medium")
         elif diagnosis.novelty is not None:
             label = "distance / spread of the training data"
             by_atom(axes, diagnosis.novelty.numbers, {"distance": diagnosis.novelty.relative}, label=label)
+            far = diagnosis.novelty.distances > NOVELTY_LEAST
+            for bar, red in zip(axes.patches, far & (diagnosis.novelty.relative > NOVELTY_FLAG), strict=True):
+                bar.set_color(_RED if red else _BLUE)
             axes.axhline(NOVELTY_FLAG, color=_RED, linewidth=1.0, linestyle="--")
             axes.set_title(
                 f"extrapolation (far: above the line and 1 − k > {NOVELTY_LEAST:g})", fontsize="medium"

@@ -5,9 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from ase import Atoms
+from ase.data import covalent_radii
+from ase.neighborlist import neighbor_list
 
+from kqeq import elements
 from kqeq.analysis.probes import is_metal
+from kqeq.frames.structures import Structure
 from kqeq.typing import FloatArray
+
+BOND = 1.25
+"""Atoms closer than this, in sums of covalent radii, are bonded."""
+
+FACTOR, LEEWAY = 2.0, 0.3
+"""What an atom may carry: so many times the charge that its bonds give it, and so much (e) more.
+
+Hirshfeld and Mulliken charges of all packaged sets stay inside by at least 0.2 e (tests/analysis/test_diagnose.py).
+"""
 
 
 def charge_ranges(numbers: Any) -> FloatArray:
@@ -18,6 +32,41 @@ def charge_ranges(numbers: Any) -> FloatArray:
     one electron.  Lanthanides and actinides: −1 to 4 and −1 to 6.
     """
     return np.array([_range_of(int(z)) for z in numbers], dtype=np.float64)
+
+
+def bond_charges(structure: Structure) -> FloatArray:
+    """Charge that the bonds of each atom give it, (N,), e; NaN for atoms without bonds or electronegativity.
+
+    Every bond moves Pauling's ionic character, 1 − exp(−(Δχ)²/4) e, to the more electronegative atom (The Nature of the
+    Chemical Bond, 3rd edition, 1960, chapter 3).
+    """
+    numbers = structure.numbers
+    levels, radii = elements.pauling(numbers), covalent_radii[numbers]
+    atoms = Atoms(numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
+    i, j, distances = neighbor_list("ijd", atoms, 2.0 * BOND * float(radii.max()))
+    bonded = distances < BOND * (radii[i] + radii[j])
+    i, j = i[bonded], j[bonded]
+    difference = levels[j] - levels[i]
+    moved = np.sign(difference) * (1.0 - np.exp(-0.25 * difference**2))
+    found = np.bincount(i, weights=moved, minlength=len(numbers)).astype(np.float64)
+    found[np.bincount(i, minlength=len(numbers)) == 0] = np.nan
+    return np.asarray(found, dtype=np.float64)
+
+
+def bond_ranges(structure: Structure) -> FloatArray:
+    """Smallest and largest charge that the bonds of each atom and the total charge explain, (N, 2).
+
+    Within :func:`charge_ranges`, which serve alone for atoms that have no bonds.
+    """
+    formal = charge_ranges(structure.numbers)
+    expected = bond_charges(structure)
+    leeway = LEEWAY + abs(structure.total_charge)
+    low = np.minimum(FACTOR * expected, 0.0) - leeway
+    high = np.maximum(FACTOR * expected, 0.0) + leeway
+    known = np.isfinite(expected)
+    formal[known, 0] = np.maximum(formal, low[:, None])[known, 0]
+    formal[known, 1] = np.minimum(formal, high[:, None])[known, 1]
+    return formal
 
 
 def _range_of(z: int) -> tuple[float, float]:
@@ -39,4 +88,4 @@ def _range_of(z: int) -> tuple[float, float]:
     return (-1.0 if is_metal(z) else -float(room)), float(valence)
 
 
-__all__ = ["charge_ranges"]
+__all__ = ["bond_charges", "bond_ranges", "charge_ranges"]

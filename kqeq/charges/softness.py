@@ -261,18 +261,18 @@ class Bonds:
         mean = scale[within] * np.sqrt(softness[i] * softness[j])
         value, slope = switched_decay(distances / bond, decay, cutoff)
 
-        def put(values: Any) -> Array:
-            return asarray_like(values, device.like)
+        def place(part: Array) -> Array:
+            return asarray_like(part, device.like)
 
         return cls(
             len(structure),
-            put(i),
-            put(j),
-            put(pairs.vectors[within].copy()),
-            put(distances),
-            put(mean * value),
-            put(mean * slope / bond),
-            None if classes is None else put(classes[within]),
+            place(i),
+            place(j),
+            place(pairs.vectors[within].copy()),
+            place(distances),
+            place(mean * value),
+            place(mean * slope / bond),
+            None if classes is None else place(classes[within]),
         )
 
     @cached_property

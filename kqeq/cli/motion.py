@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 TRAJECTORY = "also write every reported geometry: extended XYZ or .traj"
 """Help for trajectories."""
 
-AT_POTENTIAL = "instead of a total charge the potential dE/dQ, V; energies are then grand energies E - UQ"
+POTENTIAL = "instead of a total charge the potential dE/dQ, V; energies are then grand energies E - UQ"
+"""Help for what is held at a potential."""
 
 COLUMNS = {
     "step": "step",
@@ -64,7 +65,7 @@ def add_motion(commands: Any) -> None:
     optimize.add_argument("structure", metavar="IN.xyz", help=ONE)
     optimize.add_argument("-o", "--output", required=True, metavar="OUT.xyz", help=OUTPUT)
     add_conditions(optimize)
-    optimize.add_argument("--potential", type=float, metavar="U", help=AT_POTENTIAL)
+    optimize.add_argument("--potential", type=float, metavar="U", help=POTENTIAL)
     optimize.add_argument(
         "--fmax", type=float, default=0.01, metavar="F", help="largest force, eV/Å (%(default)s)"
     )
@@ -89,7 +90,7 @@ def add_motion(commands: Any) -> None:
     md.add_argument("structure", metavar="IN.xyz", help=f"{ONE}; momenta in it are kept")
     md.add_argument("-o", "--output", required=True, metavar="LAST.xyz", help=OUTPUT)
     add_conditions(md)
-    md.add_argument("--potential", type=float, metavar="U", help=AT_POTENTIAL)
+    md.add_argument("--potential", type=float, metavar="U", help=POTENTIAL)
     md.add_argument(
         "--ensemble", choices=("nvt", "nve", "npt"), default="nvt", help="what is kept constant (%(default)s)"
     )
@@ -165,11 +166,6 @@ def add_motion(commands: Any) -> None:
     vibrations.set_defaults(run=_vibrations)
 
 
-def _refuse_both(arguments: argparse.Namespace) -> None:
-    if arguments.potential is not None and arguments.charge is not None:
-        raise InputError("--charge and --potential were given; at a given potential the total charge follows")
-
-
 # --------------------------------------------------------------------- optimize
 
 
@@ -181,7 +177,7 @@ def _optimize(arguments: argparse.Namespace) -> int:
     check_outputs(arguments.json)
     if arguments.trajectory is not None:
         check_output(arguments.trajectory)
-    _refuse_both(arguments)
+    _one_of_charge_and_potential(arguments)
     model = load_model(arguments.model)
     atoms = _read(arguments, model, "optimised")
     path: list[Atoms] = []
@@ -191,18 +187,19 @@ def _optimize(arguments: argparse.Namespace) -> int:
             print(f"{step:5d} {energy:18.6f} {force:22.6f}", flush=True)
 
     if not arguments.quiet:
-        print(f"{'step':>5} {'energy (eV)':>18} {'largest force (eV/Å)':>22}")
+        energy = "energy (eV)" if arguments.potential is None else "grand energy (eV)"
+        print(f"{'step':>5} {energy:>18} {'largest force (eV/Å)':>22}")
     options: dict[str, Any] = {"cell": True, "pressure": arguments.pressure} if arguments.cell else {}
     if arguments.pressure and not arguments.cell:
         raise InputError(f"--pressure {arguments.pressure:g} acts on a cell that is relaxed; add --cell")
     result = optimize(
         model,
         atoms,
+        potential=arguments.potential,
         fmax=arguments.fmax,
         **({} if arguments.steps is None else {"max_steps": arguments.steps}),
         observer=show,
         trajectory=path.append if arguments.trajectory is not None else None,
-        potential=arguments.potential,
         **options,
     )
     write_frames(arguments.output, [with_results(result.atoms, result.prediction, model.potential_)])
@@ -212,6 +209,8 @@ def _optimize(arguments: argparse.Namespace) -> int:
         write_json(arguments.json, result.to_dict())
     if result.held_centre_of_mass:
         print(_held(result.net_force))
+    if result.potential is not None:
+        print(f"total charge {result.prediction.total_charge:.6f} e at the potential {result.potential:g} V")
     if result.converged:
         print(f"converged after {result.steps} steps, written to {arguments.output}")
         return OK
@@ -231,6 +230,11 @@ def _read(arguments: argparse.Namespace, model: Any, purpose: str) -> Atoms:
         field=arguments.field,
         prefix=model.label_prefix,
     )
+
+
+def _one_of_charge_and_potential(arguments: argparse.Namespace) -> None:
+    if arguments.potential is not None and arguments.charge is not None:
+        raise InputError("--charge and --potential were given; at a given potential the total charge follows")
 
 
 def _held(net_force: Any) -> str:
@@ -255,7 +259,7 @@ def _md(arguments: argparse.Namespace) -> int:
         raise InputError(
             f"--trajectory {arguments.trajectory} is neither .xyz nor .traj, which frames can be added to one by one"
         )
-    _refuse_both(arguments)
+    _one_of_charge_and_potential(arguments)
     if arguments.restart and arguments.trajectory is None:
         raise InputError("--restart goes on from the end of a trajectory; name it with --trajectory")
     model = load_model(arguments.model)

@@ -63,6 +63,12 @@ def add_training(commands: Any) -> None:
         help='time for the fit, "600", "10 min" or "2 h": it takes as many representatives as pay within it',
     )
     fit.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="of what a fit draws or shuffles, such as the order in which frames are left out (0)",
+    )
+    fit.add_argument(
         "--posterior",
         action="store_true",
         help="keep what uncertainties, select and update need in the file (P×P numbers for P parameters)",
@@ -137,6 +143,7 @@ def _fit(arguments: argparse.Namespace) -> int:
         "charges_key": arguments.charges_key,
         "label_prefix": arguments.label_prefix,
         "budget": _number(arguments.budget),
+        "seed": arguments.seed,
     }
     model.set_params(**{name: value for name, value in typed.items() if value is not None})
     model.set_params(**_charges(arguments.charges))

@@ -325,7 +325,7 @@ def _charge_start(
         ready.frames, parameters, noise, linear=False, device=ready.settings.device, cache=cache
     )
     try:
-        return choose_start(rough, ready.settings.solver)
+        return choose_start(rough, ready.settings.solver, seed=ready.settings.seed)
     finally:
         rough.close()
 
@@ -357,6 +357,7 @@ def _learned(
             solve=again,
             report=say,
             held=settings.held,
+            seed=settings.seed,
             mark=fingerprint(settings, ready.frames) if resume is not None else "",
             resume=None if resume is None else f"{fspath(resume)}.search",
             device=settings.device,
@@ -515,6 +516,7 @@ def _parameters(ready: _Ready, known: Parameters | None = None) -> Parameters:
                     species,
                     progress=lambda items: track(items, f"{role} environments"),
                     role=role,
+                    seed=settings.seed,
                 )
                 for kernel in kernels or ()
             ]

@@ -56,6 +56,7 @@ RULES: Mapping[str, Rule] = {
     "max_iterations": whole(minimum=1),
     "solver": choice(*SOLVERS),
     "optimize": choice(AUTO, "left-out", "evidence") | NOTHING,
+    "seed": whole(minimum=0),
 }
 """Settings of a fit, and of the estimator, by name; noise has a check of its own (:func:`check_noise`)."""
 
@@ -104,6 +105,8 @@ class FitSettings:
         How the short-range energy depends on charges.
     leave_out_failed : bool
         Leave out frames whose baseline does not converge, instead of refusing.
+    seed : int
+        Of everything that is drawn or shuffled.
     device : Device
         Where to compute; results do not depend on it.
     """
@@ -123,6 +126,7 @@ class FitSettings:
     charge_aware: ChargeKernel | None = None
     solver: str = "auto"
     leave_out_failed: bool = False
+    seed: int = 0
     device: Device = CPU
 
 

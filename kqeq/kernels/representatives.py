@@ -74,6 +74,7 @@ def build_feature_map(
     *,
     progress: Callable[[Iterable[Structure]], Iterable[Structure]] = lambda items: items,
     role: str = "kernel",
+    seed: int = 0,
 ) -> FeatureMap:
     """Choose representatives among the environments of ``structures`` and build the feature map.
 
@@ -87,6 +88,8 @@ def build_feature_map(
         Wraps the iteration over structures.
     role : str
         Names the kernel in warnings.
+    seed : int
+        Of what is drawn: with ``selection="leverage"``, displacements, samples of many environments.
 
     Warns
     -----
@@ -94,7 +97,7 @@ def build_feature_map(
         If there are fewer distinct environments of an element than were asked for.
     """
     with blas.one_thread():
-        return _build(kernel, structures, species, progress, role)
+        return _build(kernel, structures, species, progress, role, seed)
 
 
 def _build(
@@ -103,6 +106,7 @@ def _build(
     species: tuple[int, ...],
     progress: Callable[[Iterable[Structure]], Iterable[Structure]],
     role: str,
+    seed: int,
 ) -> FeatureMap:
     descriptor: Descriptor
     if isinstance(kernel, NetworkKernel):
@@ -119,7 +123,9 @@ def _build(
         sample = max(SMALLEST_SAMPLE, (2 if kernel.selection == "gradients" else SAMPLE_FACTOR) * wanted)
         size, reduce = 2 * sample, partial(_keep_drawn, n=sample)
     gradients = kernel.selection == "gradients"
-    pool = _candidates(descriptor, progress(structures), species, size, reduce, displaced=gradients)
+    pool = _candidates(
+        descriptor, progress(structures), species, size, reduce, displaced=gradients, seed=seed
+    )
     chosen: dict[int, sparse.csr_array] = {}
     short: list[str] = []
     for z, rows in pool.items():
@@ -128,7 +134,7 @@ def _build(
             rows, others = rows[:, :half], rows[:, half:]  # noqa: PLW2901
             index = select_for_gradients(rows, others - rows, wanted, float(kernel.zeta))
         else:
-            index = choose_rows(rows, wanted, kernel.selection)
+            index = choose_rows(rows, wanted, kernel.selection, seed)
         chosen[z] = sparse.csr_array(rows[index])
         if kernel.n_representatives is not None and len(index) < wanted:
             short.append(f"{chemical_symbols[z]} {len(index)}")
@@ -154,6 +160,7 @@ def _candidates(
     reduce: Reduce,
     *,
     displaced: bool = False,
+    seed: int = 0,
 ) -> dict[int, sparse.csr_array]:
     """Environments by element as sparse rows in the common layout; with ``displaced`` twice, atoms moved a little.
 
@@ -165,7 +172,7 @@ def _candidates(
     rows: dict[int, list[Any]] = {z: [] for z in species}
     keys: dict[int, list[FloatArray]] = {z: [] for z in species}
     count = dict.fromkeys(species, 0)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for structure in structures:
         state = descriptor.evaluate(structure, derivatives=False)
         whole = state.values
@@ -204,7 +211,7 @@ def _keep_drawn(_: sparse.csr_array, drawn: FloatArray, *, n: int) -> IntArray:
     return np.sort(np.argsort(drawn, kind="stable")[:n])
 
 
-def choose_rows(rows: sparse.csr_array, n: int, method: str) -> IntArray:
+def choose_rows(rows: sparse.csr_array, n: int, method: str, seed: int = 0) -> IntArray:
     """Indices of at most ``n`` distinct representative rows, in the order of choice.
 
     Parameters
@@ -213,6 +220,8 @@ def choose_rows(rows: sparse.csr_array, n: int, method: str) -> IntArray:
         Normalised environments.
     n : int
     method : {"fps", "cur", "leverage"}
+    seed : int
+        Of the draw by leverage.
     """
     candidates = rows.shape[0]
     if candidates <= n:
@@ -220,7 +229,7 @@ def choose_rows(rows: sparse.csr_array, n: int, method: str) -> IntArray:
     if method == "fps":
         return _distinct(rows, _farthest(rows, n, [0]))
     if method == "leverage":
-        order = _distinct(rows, _by_leverage(rows, n))
+        order = _distinct(rows, _by_leverage(rows, n, seed))
         return order if len(order) == n else _distinct(rows, _farthest(rows, n, order.tolist()))
     from scipy.sparse.linalg import ArpackError
     from skmatter.sample_selection import CUR
@@ -344,7 +353,7 @@ def select_for_gradients(rows: sparse.csr_array, changes: sparse.csr_array, n: i
     return _distinct(rows, np.array(chosen, dtype=np.int64))
 
 
-def _by_leverage(rows: sparse.csr_array, n: int) -> IntArray:
+def _by_leverage(rows: sparse.csr_array, n: int, seed: int) -> IntArray:
     """Rows drawn without replacement in proportion to their ridge leverage scores.
 
     ℓ_i = x_iᵀ (XᵀX + λ 1)⁻¹ x_i with λ the energy beyond the n largest singular values, spread over n directions
@@ -356,7 +365,7 @@ def _by_leverage(rows: sparse.csr_array, n: int) -> IntArray:
     energy = singular**2
     ridge = max(float(energy[n:].sum()) / n, 1e-12 * float(energy[0]))
     scores = np.einsum("ik,k->i", left**2, energy / (energy + ridge))
-    noise = np.random.default_rng(0).gumbel(size=len(scores))
+    noise = np.random.default_rng(seed).gumbel(size=len(scores))
     keys = np.log(np.maximum(scores, 1e-300)) + noise
     return np.asarray(np.argsort(-keys, kind="stable")[:n], dtype=np.int64)
 

@@ -17,7 +17,7 @@ from kqeq.frames.label_checks import survey
 from kqeq.frames.structures import as_frames
 from kqeq.io.rules import instance
 from kqeq.kernels.settings import AUTO
-from kqeq.model.comparison import FOLDS, Comparison, charge_candidates, folds_of, judge
+from kqeq.model.comparison import FOLDS, Comparison, charge_candidates, judge_affordably
 from kqeq.model.estimator import KQEq, search_of
 from kqeq.typing import IntArray
 
@@ -37,7 +37,9 @@ def compare(
     Every frame is left out once, with the others of its group and a quarter of all; compositions and charges are spread
     evenly over the folds.  Candidates with the same kernels share representatives, prior spreads and noises, which the
     default search finds once; a refit without a fold starts where the fit to all frames ended
-    (:mod:`kqeq.fitting.cross_validation`).
+    (:mod:`kqeq.fitting.cross_validation`).  Where frames with forces hold more than 2000 atoms together (800 in cells)
+    some of the groups are taken, evenly from all compositions and charges, and default kernels have at most 100
+    representatives an element; the table says so.
 
     Parameters
     ----------
@@ -76,7 +78,6 @@ def compare(
     instance(KQEq, "a model with the settings that all candidates share").require(model, "compare(model=...)")
     base = model if not isinstance(model.charges, str) else clone(model).set_params(charges="default")
     found = survey(frames, base._keys(base.charges_key))
-    fold = folds_of(found.pairs, folds, groups, seed)
 
     def settings(own: KQEq) -> FitSettings:
         found = search_of(own._settings(None), own.optimize)
@@ -100,7 +101,7 @@ def compare(
             charged = clone(base).set_params(electronegativity=AUTO, charges="default")
         chosen |= charge_candidates(settings(charged))
     chosen |= {str(name): settings(clone(base).set_params(**changes)) for name, changes in known.items()}
-    comparison, _ = judge(found.pairs, chosen, fold)
+    comparison, _ = judge_affordably(found.pairs, chosen, folds=folds, groups=groups, seed=seed)
     return replace(comparison, settings={**comparison.settings, **known})
 
 

@@ -54,6 +54,18 @@ SHOWN: Mapping[str, tuple[float, str]] = {
 }
 """Columns of the table: factor and unit."""
 
+MOST_ATOMS = 2000
+"""Atoms of all frames together up to which candidates are fitted to all of them."""
+
+CELL_COST = 2.5
+"""How many atoms of a molecule an atom of a cell stands for."""
+
+WITHOUT_GRADIENTS = 0.1
+"""The same of an atom of a frame without forces or stress."""
+
+COARSE = 100
+"""Representatives of an element, in kernels that nobody has chosen, where candidates are fitted to some of the frames."""
+
 Pairs = Sequence[tuple[Structure, Labels]]
 
 
@@ -117,6 +129,8 @@ class Comparison:
     judge : str
         The label kind that decided.
     frames, folds : int
+    of : int
+        How many frames were given, where candidates were fitted to some of them; else 0.
     """
 
     best: str
@@ -126,11 +140,19 @@ class Comparison:
     judge: str
     frames: int
     folds: int
+    of: int = 0
 
     @property
     def seconds(self) -> float:
         """CPU seconds of all fits."""
         return sum(own.fit + own.folds for own in self.candidates.values())
+
+    @property
+    def _frames(self) -> str:
+        """How many, in words."""
+        if not self.of:
+            return f"{self.frames} frames"
+        return f"{self.frames} of {self.of} frames, with fewer representatives where kernels were not given"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: the choice, its reason, and errors and times by candidate."""
@@ -150,7 +172,7 @@ class Comparison:
         head = f"{'model':<{width}}" + "".join(f"{kind:>12}" for kind in kinds)
         units = f"{'':<{width}}" + "".join(f"{SHOWN[kind][1]:>12}" for kind in kinds)
         lines = [
-            f"RMSE of left-out frames ({self.frames} frames, {self.folds} folds)",
+            f"RMSE of left-out frames ({self._frames}, {self.folds} folds)",
             head + f"{'fit':>9}{'folds':>9}{'predict':>9}",
             units + f"{'CPU s':>9}{'CPU s':>9}{'ms/atom':>9}",
         ]
@@ -204,6 +226,64 @@ def charge_candidates(settings: FitSettings) -> dict[str, FitSettings]:
     return found
 
 
+def groups_of(pairs: Pairs, group: Sequence[int] | IntArray | None = None) -> list[int]:
+    """A number for each frame; frames of one geometry belong together unless ``group`` says what does.
+
+    Raises
+    ------
+    InputError
+        For numbers that do not fit the frames.
+    """
+    if group is None:
+        known: dict[Any, int] = {}
+        keys = [geometry(s.numbers, s.positions, s.cell) for s, _ in pairs]
+        return [known.setdefault(key, len(known)) for key in keys]
+    if len(group) != len(pairs):
+        raise InputError(f"groups holds {len(group)} numbers for {len(pairs)} frames; expected one for each")
+    return [int(own) for own in group]
+
+
+def sample(pairs: Pairs, group: Sequence[int], targets: Sequence[str] | None = None) -> list[int] | None:
+    """The frames of some groups, evenly from all kinds, where fits to all would take long; ``None`` where they do not.
+
+    ``targets`` are the label kinds that are fitted, all without.
+    """
+    costs: dict[int, float] = {}
+    kinds: dict[int, Any] = {}
+    for (structure, labels), own in zip(pairs, group, strict=True):
+        cost = CELL_COST if structure.periodic else 1.0
+        fitted = set(labels.kinds) if targets is None else set(labels.kinds) & set(targets)
+        if not fitted & {"forces", "stress"}:
+            cost *= WITHOUT_GRADIENTS
+        costs[own] = costs.get(own, 0.0) + cost * len(structure)
+        kinds.setdefault(own, _kind(structure))
+    every = sum(costs.values()) / MOST_ATOMS
+    count = max(2 * FOLDS, int(len(costs) / every))
+    if every <= 1.0 or count >= len(costs):
+        return None
+    rank = {kind: number for number, kind in enumerate(dict.fromkeys(kinds.values()))}
+    ordered = sorted(costs, key=lambda own: rank[kinds[own]])
+    taken = {ordered[int(i)] for i in np.linspace(0, len(ordered) - 1, count).round()}
+    return [i for i, own in enumerate(group) if own in taken]
+
+
+def coarse(settings: FitSettings) -> FitSettings:
+    """The same with fewer representatives in kernels that nobody has chosen."""
+    changes: dict[str, Any] = {}
+    for name in settings.automatic:
+        kernels = getattr(settings, name)
+        if kernels is not None:
+            changes[name] = tuple(
+                type(kernel)(**{**kernel.get_params(deep=False), "n_representatives": COARSE})
+                for kernel in kernels
+            )
+    return replace(settings, **changes)
+
+
+def _kind(structure: Structure) -> tuple[tuple[int, ...], float]:
+    return tuple(np.sort(structure.numbers).tolist()), round(structure.total_charge, 6)
+
+
 def folds_of(
     pairs: Pairs, folds: int | None, group: Sequence[int] | IntArray | None = None, seed: int = 0
 ) -> IntArray:
@@ -214,19 +294,14 @@ def folds_of(
     InputError
         For numbers that do not fit the frames.
     """
-    if group is None:
-        known: dict[Any, int] = {}
-        keys = [geometry(s.numbers, s.positions, s.cell) for s, _ in pairs]
-        group = [known.setdefault(key, len(known)) for key in keys]
-    elif len(group) != len(pairs):
-        raise InputError(f"groups holds {len(group)} numbers for {len(pairs)} frames; expected one for each")
+    group = groups_of(pairs, group)
     count = len(set(group))
     if count < 2:
         raise InputError(
             f"comparing models takes frames to leave out, and all {len(pairs)} belong to one group; give more frames, "
             "or other groups"
         )
-    kinds = [(tuple(np.sort(s.numbers).tolist()), round(s.total_charge, 6)) for s, _ in pairs]
+    kinds = [_kind(structure) for structure, _ in pairs]
     return shuffled_folds(group, kinds, min(FOLDS, count) if folds is None else folds, seed)
 
 
@@ -430,4 +505,42 @@ def choose(rows: Mapping[str, Candidate]) -> tuple[str, str, str]:
     return best, told, kind
 
 
-__all__ = ["FOLDS", "Candidate", "Comparison", "charge_candidates", "choose", "folds_of", "judge"]
+def judge_affordably(
+    pairs: Pairs,
+    candidates: Mapping[str, FitSettings],
+    *,
+    folds: int | None = None,
+    groups: Sequence[int] | IntArray | None = None,
+    seed: int = 0,
+    cache: CacheFolder | None = None,
+) -> tuple[Comparison, dict[str, FitResult]]:
+    """:func:`judge` on all frames, or where that would take long on some, without the fits then.
+
+    Raises
+    ------
+    InputError, UnsupportedError
+        As :func:`folds_of` and :func:`judge`.
+    """
+    group = groups_of(pairs, groups)
+    chosen = sample(pairs, group, next(iter(candidates.values())).targets)
+    if chosen is None:
+        return judge(pairs, candidates, folds_of(pairs, folds, group, seed), cache=cache)
+    some = [pairs[i] for i in chosen]
+    fold = folds_of(some, folds, [group[i] for i in chosen], seed)
+    say(f"compare: {len(some)} of {len(pairs)} frames")
+    comparison, _ = judge(some, {name: coarse(own) for name, own in candidates.items()}, fold, cache=cache)
+    return replace(comparison, of=len(pairs)), {}
+
+
+__all__ = [
+    "FOLDS",
+    "Candidate",
+    "Comparison",
+    "charge_candidates",
+    "choose",
+    "coarse",
+    "folds_of",
+    "judge",
+    "judge_affordably",
+    "sample",
+]

@@ -49,7 +49,7 @@ from kqeq.kernels.settings import (
     default_short_range,
     kernel_tuple,
 )
-from kqeq.model.comparison import charge_candidates, folds_of, judge
+from kqeq.model.comparison import charge_candidates, judge_affordably
 from kqeq.model.evaluation import evaluate_pairs, read_structures
 from kqeq.model.storage import Record, damaged, load_record, save_record
 from kqeq.potential.potential import Potential, Prediction, check_properties
@@ -173,6 +173,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         them on left-out frames.
     optimize, budget, leave_out_failed, resume, cache, device : optional
         As of :meth:`fit`, where they may be given as well.  Model files keep the first three.
+    seed : int
+        Of what a fit draws or shuffles: the order in which frames are left out, representatives by leverage, charges to
+        start from where no label tells them.  The same seed gives the same model.
 
     Attributes
     ----------
@@ -214,6 +217,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         resume: str | PathLike[str] | None = None,
         cache: str | PathLike[str] | DiskCache | None = None,
         device: str | Device = "cpu",
+        seed: int = 0,
     ) -> None:
         self.electronegativity = electronegativity
         self.short_range = short_range
@@ -235,6 +239,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self.resume = resume
         self.cache = cache
         self.device = device
+        self.seed = seed
 
     # ------------------------------------------------------------- settings
 
@@ -394,10 +399,13 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         self, pairs: list[tuple[Structure, Labels]], settings: FitSettings, cache: CacheFolder | None
     ) -> FitResult:
         """The best of several charge models, as :func:`kqeq.compare` finds it."""
-        comparison, results = judge(pairs, charge_candidates(settings), folds_of(pairs, None), cache=cache)
+        candidates = charge_candidates(settings)
+        comparison, results = judge_affordably(pairs, candidates, seed=settings.seed, cache=cache)
         self.comparison_ = comparison
         self.chosen_ = dict(comparison.settings[comparison.best])
-        result = results[comparison.best]
+        result = results.get(comparison.best)
+        if result is None:  # the comparison took some of the frames
+            result = fit_potential(pairs, candidates[comparison.best], cache=cache)
         note = f'charges="auto": {comparison.reason}'
         return replace(result, report=replace(result.report, notes=(*result.report.notes, note)))
 
@@ -509,7 +517,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         posterior = Posterior(result.parameters, solution.u, solution.lower, result.noise, factors or {})
         if calibrated and result.parameters.dependence is None:
             posterior, line = learn_remainder(posterior, result.frames)
-            posterior, told = calibrate(posterior, result.frames)
+            posterior, told = calibrate(posterior, result.frames, self.seed)
             report = replace(report, notes=(*report.notes, line, told))
         self._set_fitted(result.potential, report, charges_key, posterior)
 
@@ -539,6 +547,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             site_kernel=kernel_tuple(given["site_kernel"]),
             solver=self.solver,
             charge_aware=given["charge_aware"],
+            seed=self.seed,
         )
 
     def _keys(self, charges_key: str | None) -> LabelKeys:

@@ -153,6 +153,7 @@ _SETTINGS = table(
         "charge_from": text(CHARGE_FROM),
         "optimize": optional(text()),
         "leave_out_failed": flag,
+        "seed": number(low=0, whole=True),
     },
     more=True,
 )

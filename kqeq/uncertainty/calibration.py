@@ -123,7 +123,7 @@ class Judged:
     frames: int
 
 
-def calibrate(posterior: Posterior, frames: Sequence[TrainingFrame]) -> tuple[Posterior, str]:
+def calibrate(posterior: Posterior, frames: Sequence[TrainingFrame], seed: int = 0) -> tuple[Posterior, str]:
     """The posterior with factors for each kind of label that it knows the uncertainty of.
 
     Parameters
@@ -132,13 +132,15 @@ def calibrate(posterior: Posterior, frames: Sequence[TrainingFrame]) -> tuple[Po
         Of a fit without a charge-aware short-range energy.
     frames : sequence of TrainingFrame
         As they were fitted.
+    seed : int
+        Of the order in which frames are left out.
 
     Returns
     -------
     Posterior, str
         And a line for the report.
     """
-    chosen, fold = _chosen(frames)
+    chosen, fold = _chosen(frames, seed)
     if not len(chosen):
         return posterior, f"uncertainties are not calibrated: fewer than {LEAST_GROUPS} geometries"
     try:
@@ -164,7 +166,7 @@ def calibrate(posterior: Posterior, frames: Sequence[TrainingFrame]) -> tuple[Po
     return replace(posterior, factors=factors), line
 
 
-def _chosen(frames: Sequence[TrainingFrame]) -> tuple[IntArray, IntArray]:
+def _chosen(frames: Sequence[TrainingFrame], seed: int = 0) -> tuple[IntArray, IntArray]:
     """Positions of the frames to leave out, whole geometries spread evenly, and the fold of each."""
     numbers: dict[object, int] = {}
     keys = [geometry(f.structure.numbers, f.structure.positions, f.structure.cell) for f in frames]
@@ -179,7 +181,7 @@ def _chosen(frames: Sequence[TrainingFrame]) -> tuple[IntArray, IntArray]:
     chosen = np.flatnonzero(np.isin(group, taken))
     known = [frames[int(i)].structure for i in chosen]
     kinds = [(own.numbers.tobytes(), round(own.total_charge, 6)) for own in known]
-    return chosen, shuffled_folds(group[chosen].tolist(), kinds, FOLDS)
+    return chosen, shuffled_folds(group[chosen].tolist(), kinds, FOLDS, seed)
 
 
 def leave_out(posterior: Posterior, frames: Sequence[TrainingFrame], fold: IntArray) -> dict[str, Judged]:

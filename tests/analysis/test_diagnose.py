@@ -8,19 +8,22 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.data import atomic_numbers, covalent_radii
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 import kqeq
 from checks import bare
 from conftest import NOISE, small_kernel
 from kqeq import analysis
-from kqeq.analysis import probes
+from kqeq.analysis import plots, probes
 from kqeq.analysis.diagnose import FAR, MAX_EXPONENT
 from kqeq.analysis.findings import FLAGGED, NOTE, OK, UNTESTED
 from kqeq.analysis.novelty import spread
-from kqeq.analysis.ranges import charge_ranges
+from kqeq.analysis.ranges import bond_charges, bond_ranges, charge_ranges
 from kqeq.calculator import KQEqCalculator
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, ModelNotFittedError
+from kqeq.frames.structures import read_structure
 from kqeq.potential.potential import Potential
 
 LEARN = "learn"
@@ -170,6 +173,74 @@ def test_charges_outside_their_range_are_flagged(water_training):
     fine = named(analysis.diagnose(model, atoms), "physical ranges")
     assert fine.verdict == OK
     assert fine.value < 0
+
+
+def reference_charges(atoms):
+    """Hirshfeld or Mulliken charges that came with a frame; None without."""
+    if "hirshfeld" in atoms.arrays:
+        return atoms.arrays["hirshfeld"]
+    return atoms.calc.results.get("charges")
+
+
+def test_bonds_explain_the_charges_of_dft():
+    """All packaged sets, but ions pulled apart, whose distance is no bond and no absence of one."""
+    names = [name for name in kqeq.datasets.names() if name != "dissociation"]
+    seen = 0
+    for name in names:
+        for atoms in kqeq.datasets.load(name)[::12]:
+            charges = reference_charges(atoms)
+            ranges = bond_ranges(read_structure(atoms))
+            assert (ranges[:, 0] - 0.01 < charges).all() and (charges < ranges[:, 1] + 0.01).all(), name
+            seen += len(atoms)
+    assert seen > 1000
+
+
+def test_ranges_of_bonds():
+    # H-O has the ionic character 1 − exp(−(3.44 − 2.20)²/4) = 0.319
+    water = read_structure(kqeq.datasets.load("vibrations")[0])
+    assert sorted(water.numbers) == [1, 1, 8]
+    np.testing.assert_allclose(bond_charges(water)[water.numbers == 8], -2 * 0.319, atol=0.001)
+    low, high = bond_ranges(water)[water.numbers == 1][0]
+    assert (low, high) == pytest.approx((-0.3, 2 * 0.319 + 0.3), abs=0.002)
+    ion = replace(water, total_charge=-1.0)
+    assert bond_ranges(ion)[water.numbers == 1][0, 0] == -1.0  # no more than is possible
+    apart = read_structure(Atoms("NaCl", [[0, 0, 0], [0, 0, 9.0]]))
+    np.testing.assert_array_equal(bond_ranges(apart), charge_ranges(apart.numbers))
+    salt = read_structure(bulk("NaCl", "rocksalt", a=5.64))
+    np.testing.assert_allclose(
+        bond_charges(salt), [6 * 0.7116, -6 * 0.7116], atol=0.002
+    )  # six neighbours each
+
+
+def test_charges_that_bonds_do_not_explain_are_noted(short_alkanes):
+    """Charges that were labelled are what bonds explain; those that a potential moves are not."""
+    hexane = next(a for a in kqeq.datasets.load("alkanes") if sum(a.numbers == 6) == 6)
+    settings = {"targets": ["dipole", "charges"], "charges_key": "hirshfeld", "noise": {"charges": 0.05}}
+    labelled = kqeq.KQEq(small_kernel(3.5), None, **settings).fit(short_alkanes)
+    assert named(analysis.diagnose(labelled, hexane), "physical ranges").verdict == OK
+    # a potential from outside draws electrons to the carbon atoms
+    pushed = hexane.copy()
+    pushed.arrays["external_potential"] = np.where(hexane.numbers == 6, 20.0, 0.0)
+    strange = analysis.diagnose(labelled, pushed)
+    finding = named(strange, "physical ranges")
+    assert finding.verdict == NOTE
+    assert "bonds explain" in finding.text and "charges_key" in finding.remedy
+
+
+def test_bars_have_the_colour_of_what_they_say():
+    figure = Figure()
+    axes = figure.subplots()
+    ranges, explained = np.array([[-1.0, 1.0]] * 3), np.array([[-0.3, 0.4]] * 3)
+    plots.charges_in_range(axes, [1, 1, 1], np.array([0.2, 0.5, -1.2]), ranges, explained)
+    *_, first, second, third = axes.patches
+    colours = [to_hex(bar.get_facecolor()) for bar in (first, second, third)]
+    assert len(set(colours)) == 3
+    legend = {
+        text.get_text(): to_hex(handle.get_facecolor())
+        for handle, text in zip(axes.get_legend().get_patches(), axes.get_legend().get_texts(), strict=True)
+    }
+    assert [legend[name] for name in ("charge", "more than its bonds explain", "impossible")] == colours
+    assert [bar.get_height() for bar in (first, second, third)] == [0.2, 0.5, -1.2]
 
 
 def test_distance_to_the_training_environments(water_model, water_training, water_systems):

@@ -286,21 +286,41 @@ def test_optimize_without_a_field_holds_nothing(files, tmp_path, capsys):
     assert "centre of mass" not in capsys.readouterr().out
 
 
-def test_optimize_at_a_potential(files, tmp_path):
+def test_optimize_at_a_potential(files, tmp_path, capsys):
+    """What is minimised is E − UQ, with the charge following."""
     model, start = kqeq.load(files / "m.kqeq"), read(files / "one.xyz")
-    ion = model.predict(start, total_charge=1)
-    level = float(ion.chemical_potential)
-    out = tmp_path / "out.xyz"
-    arguments = ("--potential", level, "--fmax", "0.05")
-    assert run("optimize", files / "m.kqeq", files / "one.xyz", "-o", out, *arguments) == 0
-    after = read(out)
-    charge = after.info["total_charge"]
-    assert after.info["chemical_potential"] == pytest.approx(level, abs=1e-6)
-    assert abs(charge - 1.0) > 1e-4  # it follows
-    assert after.get_potential_energy() - level * charge < ion.energy - level - 1e-4
-    assert np.linalg.norm(after.get_forces(), axis=1).max() < 0.05
-    both = ("--potential", level, "--charge", 1)
-    assert run("optimize", files / "m.kqeq", files / "one.xyz", "-o", out, *both) == 2
+    level = model.predict(start, total_charge=0.5).chemical_potential
+    outputs = (
+        "-o",
+        tmp_path / "out.xyz",
+        "--json",
+        tmp_path / "o.json",
+        "--trajectory",
+        tmp_path / "path.xyz",
+    )
+    ends = {}
+    for potential in (level, level + 0.5):
+        typed = ("--potential", f"{potential:.6f}", "--fmax", "0.02")
+        assert run("optimize", files / "m.kqeq", files / "one.xyz", *outputs, *typed) == 0
+        out = capsys.readouterr().out
+        assert "grand energy (eV)" in out
+        ends[potential] = read(tmp_path / "out.xyz")
+        numbers = json.loads((tmp_path / "o.json").read_text(encoding="utf-8"))
+        charge = numbers["total_charge"]
+        assert f"total charge {charge:.6f} e" in out
+        assert numbers["grand_energy"] == pytest.approx(numbers["energy"] - numbers["potential"] * charge)
+        path = [atoms.get_potential_energy() for atoms in read(tmp_path / "path.xyz", ":")]
+        assert path[-1] == pytest.approx(numbers["grand_energy"], abs=1e-6)
+        assert path[-1] < path[0] - 1e-3
+        # the end is a minimum for this charge and has this potential
+        held = model.predict(Atoms(start.numbers, ends[potential].positions), total_charge=charge)
+        assert held.chemical_potential == pytest.approx(numbers["potential"], abs=1e-5)
+        assert np.linalg.norm(held.forces, axis=1).max() < 0.021
+        assert ends[potential].info["total_charge"] == pytest.approx(charge)
+    assert ends[level + 0.5].info["total_charge"] > ends[level].info["total_charge"] + 0.01
+    both = ("--charge", "1", "--potential", "4")
+    assert run("optimize", files / "m.kqeq", files / "one.xyz", *outputs, *both) == 2
+    assert "the total charge follows" in capsys.readouterr().err
 
 
 def test_optimize_that_does_not_converge(files, tmp_path, capsys, monkeypatch):

@@ -258,10 +258,12 @@ def test_evidence_finds_a_spread_for_each(water_training, tmp_path):
     assert again.posterior_.parameters.short_range.deltas == pytest.approx(found)
 
 
+@pytest.mark.filterwarnings("ignore::kqeq.errors.RepresentativesWarning")
 def test_a_device_gives_the_same(sums, water_training, water_systems):
-    there = clone(sums).fit(water_training, device=STRICT)
-    scale = np.abs(sums.posterior_.u).max()
-    np.testing.assert_allclose(there.posterior_.u, sums.posterior_.u, rtol=0, atol=1e-6 * scale)
+    frames = water_training[::4]  # H2O, its dimer, H3O+: the strict namespace is slow
+    known, there = clone(sums).fit(frames), clone(sums).fit(frames, device=STRICT)
+    scale = np.abs(known.posterior_.u).max()
+    np.testing.assert_allclose(there.posterior_.u, known.posterior_.u, rtol=0, atol=1e-8 * scale)
     atoms = water_systems["water2"][5]
     here, elsewhere = (sums.predict(atoms, device=d) for d in ("cpu", STRICT))
     assert_close(elsewhere.forces, here.forces, rtol=1e-10, at_least=0.1)

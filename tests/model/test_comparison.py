@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from ase.calculators.lj import LennardJones
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, cross_val_score, learning_curve
 
@@ -19,6 +20,7 @@ from kqeq.fitting.fit import fit_potential
 from kqeq.fitting.metrics import Errors, Evaluation
 from kqeq.frames.label_checks import survey
 from kqeq.model.comparison import Candidate, choose
+from systems import water_cell
 
 FEW = {
     "short-range": {"electronegativity": None, "charges": None},
@@ -285,3 +287,103 @@ def test_grid_search_and_learning_curve(water_systems):
         random_state=0,
     )
     assert list(sizes) == [5, 10] and scores[1].mean() > scores[0].mean()
+
+
+def test_baselines_are_compared(frames):
+    """Short-range energy and QEq on top of each, by name and as an object; settings reproduce the models."""
+    from kqeq.baselines import ZBL
+
+    few, model = {"short-range": FEW["short-range"]}, small(optimize=None, max_iterations=8)
+    reaches = "zbl:0.5:1.2"  # into bonds, so that it matters
+    found = kqeq.compare(frames[::2], model, candidates=few, baselines=[reaches, ZBL(0.5, 1.2)], folds=2)
+    for name in (reaches, "ZBL"):
+        for which, charges in (("short-range", None), ("QEq", "default")):
+            own = found.settings[f"{name} + {which}"]
+            assert own["charges"] == charges and found.candidates[f"{name} + {which}"].errors is not None
+    assert found.settings[f"{reaches} + QEq"]["baseline"] == reaches
+    named, given = (found.candidates[f"{name} + short-range"].errors for name in (reaches, "ZBL"))
+    assert named["forces"].rmse == given["forces"].rmse
+    assert named["forces"].rmse != found.candidates["short-range"].errors["forces"].rmse
+    assert f"{reaches} + short-range" in str(found)
+    assert "dipole" in found.candidates[f"{reaches} + QEq"].errors
+    fitted = small(optimize=None).set_params(**found.settings[f"{reaches} + short-range"]).fit(frames)
+    assert fitted.potential_.baseline is not None and fitted.potential_.charges is None
+
+
+def test_a_baseline_below_everything_stays(frames):
+    """The model's own baseline is below all candidates that do not name another."""
+    own = small(optimize=None, baseline="zbl:0.5:1.2")
+    below = {"alone": FEW["short-range"], "without": {**FEW["short-range"], "baseline": None}}
+    found = kqeq.compare(frames, own, candidates=below, baselines=["zbl:0.5:1.1"], folds=2)
+    names = ("alone", "without", "zbl:0.5:1.1 + short-range")
+    errors = {found.candidates[name].errors["forces"].rmse for name in names}
+    assert len(errors) == 3
+
+
+def test_many_atoms_are_compared_on_some_frames(frames, monkeypatch):
+    from kqeq.model import comparison as module
+
+    pairs = survey(frames, small()._keys(None)).pairs
+    group = module.groups_of(pairs)
+    assert module.sample(pairs, group) is None  # few atoms
+    monkeypatch.setattr(module, "MOST_ATOMS", sum(len(a) for a in frames) // 2)
+    chosen = module.sample(pairs, group)
+    assert len(chosen) == 9 and {frames[i].info["system"] for i in chosen} == {
+        "water1",
+        "water2",
+        "hydronium",
+    }
+    repeated = [pair for pair in pairs for _ in range(3)]
+    together = module.sample(repeated, module.groups_of(repeated))
+    assert sorted({i // 3 for i in together}) == [i // 3 for i in together][::3]  # geometries stay whole
+    assert module.sample(pairs, group, ["dipole"]) is None  # no gradients to fit
+    found = kqeq.compare(frames, small(optimize=None), candidates=FEW, folds=3)
+    assert (found.frames, found.of) == (9, 18) and "9 of 18 frames" in str(found)
+
+
+def test_default_kernels_are_smaller_where_frames_are_left_away():
+    from kqeq.model.comparison import COARSE, coarse
+
+    settings = KQEq(short_range=small_kernel(3.0))._settings(None)
+    found = coarse(settings)
+    assert all(kernel.n_representatives == COARSE for kernel in found.electronegativity)
+    assert found.short_range == settings.short_range
+    assert len(found.electronegativity) == len(settings.electronegativity)
+
+
+def test_the_best_of_some_frames_is_fitted_to_all(frames, monkeypatch):
+    from kqeq.model import comparison as module
+    from kqeq.model import estimator
+
+    def two(settings):
+        found = module.charge_candidates(settings)
+        return {name: found[name] for name in ("short-range", "QEq")}
+
+    monkeypatch.setattr(estimator, "charge_candidates", two)
+    monkeypatch.setattr(module, "MOST_ATOMS", sum(len(a) for a in frames) // 2)
+    model = small(charges="auto", optimize=None).fit(frames)
+    assert (model.comparison_.frames, model.comparison_.of) == (9, 18)
+    assert model.fit_report_.n_frames == 18
+    assert (model.potential_.charges is None) == (model.comparison_.best == "short-range")
+    assert "take " in str(model.fit_report_)
+
+
+def test_a_periodic_set_is_compared(monkeypatch):
+    """All models on some of the cells; two iterations show that each can be fitted and refitted."""
+    from kqeq.model import comparison as module
+
+    rng, frames = np.random.default_rng(0), []
+    for _ in range(5):
+        atoms = water_cell()
+        atoms.positions += rng.normal(scale=0.05, size=atoms.positions.shape)
+        labelled = atoms.copy()
+        atoms.calc = LennardJones(sigma=0.9, epsilon=0.1, rc=2.6)
+        labelled.info["energy"], labelled.arrays["forces"] = atoms.get_potential_energy(), atoms.get_forces()
+        frames.append(labelled)
+    monkeypatch.setattr(module, "MOST_ATOMS", 60)
+    monkeypatch.setattr(module, "FOLDS", 2)
+    kernels = [small_kernel(2.5, n_max=3, l_max=2, n_representatives=4) for _ in range(2)]
+    found = kqeq.compare(frames, KQEq(*kernels, noise=NOISE, max_iterations=2))
+    assert (found.frames, found.of) == (4, 5)
+    fitted = [name for name, own in found.candidates.items() if own.errors is not None]
+    assert len(fitted) >= 6 and all("forces" in found.candidates[name].errors for name in fitted)

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 import kqeq
 from checks import assert_same_prediction, bare
-from conftest import NOISE
+from conftest import NOISE, small_kernel
 from kqeq import KQEq, QEq, SOAPKernel
 from kqeq.errors import InputError, ModelNotFittedError
 from kqeq.kernels.settings import (
@@ -234,6 +234,34 @@ def test_one_frame_gives_one_prediction_and_a_list_a_list(water_model, water_sys
         assert_same_prediction(first, second)
 
 
+def test_molecules_of_other_elements_between_do_not_matter(water_model, water_systems, monkeypatch):
+    """Batches are made of structures that share their elements, wherever they stand; results keep their order."""
+    from kqeq.potential import potential as module
+
+    frames = [bare(a) for name in ("water1", "hydroxide", "water2") for a in water_systems[name][:4]]
+    others = [Atoms("H2", [[0, 0, 0], [0, 0, 0.75 + 0.01 * i]]) for i in range(len(frames))]
+    mixed = [frame for pair in zip(frames, others, strict=True) for frame in pair]
+    calls = []
+    original = module.Potential._predict_alike
+    monkeypatch.setattr(
+        module.Potential,
+        "_predict_alike",
+        lambda self, batch, *rest: calls.append(len(batch)) or original(self, batch, *rest),
+    )
+    many = water_model.predict(mixed)
+    assert calls == [12, 12]
+    for atoms, together in zip(mixed, many, strict=True):
+        alone = water_model.predict(atoms)
+        assert together.energy == pytest.approx(alone.energy, abs=1e-10)
+        np.testing.assert_allclose(together.forces, alone.forces, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(together.charges, alone.charges, rtol=0, atol=1e-10)
+    # the ends of batches and of stretches that are searched do not matter either
+    monkeypatch.setattr(module, "BATCH_ATOMS", 7)
+    monkeypatch.setattr(module, "_WINDOW_ATOMS", 40)
+    for first, second in zip(many, water_model.predict(mixed), strict=True):
+        assert first.energy == pytest.approx(second.energy, abs=1e-10)
+
+
 def test_charge_and_field_from_arguments_and_from_info(water_model, water_systems):
     atoms = bare(water_systems["hydronium"][0])
     field = (0.0, 0.1, 0.2)
@@ -418,3 +446,36 @@ def test_grid_search(water_training, kernel):
     search = GridSearchCV(model, grid, cv=2, error_score="raise").fit(water_training)
     assert len(set(search.cv_results_["mean_test_score"])) == 4
     assert search.best_estimator_.predict(water_training[0]).dipole is not None
+
+
+def test_the_seed_decides_what_is_drawn(water_training, tmp_path):
+    """The same seed the same model; another draws other representatives, and files and the command line keep it."""
+    from ase.io import write
+
+    from kqeq.cli import main
+
+    def fitted(seed):
+        kernel = small_kernel(4.0, n_representatives=3, selection="leverage")
+        return KQEq(electronegativity=None, charges=None, short_range=kernel, noise=NOISE, seed=seed).fit(
+            water_training
+        )
+
+    one, again, other = fitted(1), fitted(1), fitted(2)
+    energies = [model.predict(water_training[4]).energy for model in (one, again, other)]
+    assert energies[0] == energies[1] != energies[2]
+    one.save(tmp_path / "one.kqeq")
+    assert kqeq.load(tmp_path / "one.kqeq").seed == 1
+    with pytest.raises(InputError, match="seed"):
+        fitted(-1)
+    write(tmp_path / "train.xyz", water_training)
+    config = tmp_path / "settings.toml"
+    config.write_text(
+        "charges = false\nelectronegativity = false\n[noise]\nenergy = 0.05\nforces = 0.5\n[short_range]\nr_cut = 4.0\n"
+        'n_max = 4\nl_max = 3\nn_representatives = 3\nselection = "leverage"\n'
+    )
+    for seed in ("1", "2"):
+        arguments = ["--config", str(config), "--seed", seed, "-o", str(tmp_path / f"{seed}.kqeq")]
+        assert main(["fit", str(tmp_path / "train.xyz"), *arguments]) == 0
+    loaded = [kqeq.load(tmp_path / f"{seed}.kqeq") for seed in ("1", "2")]
+    assert [model.seed for model in loaded] == [1, 2]
+    assert loaded[0].predict(water_training[4]).energy != loaded[1].predict(water_training[4]).energy

@@ -500,6 +500,7 @@ def learn_left_out(
     solve: Callable[[FitProblem, FloatArray | None], Solution],
     report: Callable[[str], None] = lambda _: None,
     held: Sequence[str] = (),
+    seed: int = 0,
     mark: str = "",
     resume: str | PathLike[str] | None = None,
     device: Device = CPU,
@@ -517,6 +518,8 @@ def learn_left_out(
         As for :func:`kqeq.fitting.evidence.hyperparameters.learn_by_evidence`.
     held : sequence of str
         Label kinds whose noise stays as it is given.
+    seed : int
+        Of the order in which frames are left out.
     resume : path-like, optional
         Checkpoint: written after every fit of the search, and continued from if it is there.
 
@@ -617,7 +620,7 @@ def learn_left_out(
             break
     tell(best.parameters, best.noise, best.score, dropped if best is not start else ())
     if without is not None and "forces" in best.score.errors:
-        table.append(_do_charges_pay(frames, best, without, device, cache))
+        table.append(_do_charges_pay(frames, best, without, device, cache, seed))
         report(table[-1])
     return finish(best.parameters, best.noise, best.u, best.score.density)
 
@@ -628,6 +631,7 @@ def _do_charges_pay(
     without: tuple[list[TrainingFrame], Parameters, dict[str, float]],
     device: Device,
     cache: CacheFolder | None,
+    seed: int,
 ) -> str:
     """What fits without some of the frames say of the forces there, with charges and without, and what to do.
 
@@ -645,7 +649,7 @@ def _do_charges_pay(
     if len(group) < FOLDS:
         return "too few geometries to say whether charges pay for forces"
     kinds = [(f.structure.numbers.tobytes(), round(f.structure.total_charge, 6)) for f in chosen]
-    parts = shuffled_folds(numbers, kinds, FOLDS)
+    parts = shuffled_folds(numbers, kinds, FOLDS, seed)
     folds = [
         {frame.index for frame, fold in zip(chosen, parts, strict=True) if fold == k} for k in range(FOLDS)
     ]
