@@ -541,9 +541,9 @@ def test_a_slab_whose_atoms_move_keeps_its_cell_and_vectors():
     cell, pbc = np.diag([4.0, 5.0, 20.0]), np.array([True, True, False])
     positions = np.array([[0.0, 0.0, 3.0], [1.0, 2.0, 5.3]])
     first, _ = slab_cell(positions, cell, pbc, 1.0, 1e-8)
-    second, _ = slab_cell(positions + [[0, 0, 0], [0, 0, 0.1]], cell, pbc, 1.0, 1e-8)
+    second, _ = slab_cell(positions + np.array([[0, 0, 0], [0, 0, 0.1]]), cell, pbc, 1.0, 1e-8)
     assert_allclose(second, first, rtol=0, atol=0)
-    third, _ = slab_cell(positions + [[0, 0, 0], [0, 0, 0.4]], cell, pbc, 1.0, 1e-8)
+    third, _ = slab_cell(positions + np.array([[0, 0, 0], [0, 0, 0.4]]), cell, pbc, 1.0, 1e-8)
     assert third[2, 2] == pytest.approx(first[2, 2] + 0.5)
     one, two = (reciprocal_vectors(rows, 3.0) for rows in (first, second.copy()))
     assert one[1] is two[1]
