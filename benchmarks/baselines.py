@@ -11,6 +11,7 @@ contain them.
 ``dipeptides_all`` all 495; Born charges as well
 ``zno_vertical`` Zn3O3 at -1, 0, +1: ionisation energy and electron affinity before and after the fit
 ``nma``         200 frames of N-methylacetamide in fields to fit, the rest to test
+``curves``      errors against the number of frames, with and without GFN2-xTB: alkanes, water, NMA, dipeptides
 ``steps``       milliseconds per step of dynamics: model alone, GFN2-xTB alone, both
 """
 
@@ -244,6 +245,49 @@ def nma(quick: bool) -> Iterator[Row]:
     yield row(name + "fit", seconds, "s")
 
 
+def curves(quick: bool) -> Iterator[Row]:
+    """Learning curves of QEq and one sharp short-range kernel, the same settings with and without a baseline.
+
+    Smaller sets are parts of larger ones.  Alkanes and water are the lines of the accuracy table, which have fewer than
+    400 frames; N-methylacetamide is drawn from the first 1000 of its file and tested on every second of the last 289;
+    dipeptides are tested on the validation file.
+    """
+    sets: dict[str, tuple[list[Atoms], list[Atoms]]] = {
+        name: LINES[name].frames() for name in ("alkanes", "water")
+    }
+    field = public("nma_field.xyz")
+    if field is not None:
+        frames = read(field, ":")
+        sets["NMA in fields"] = frames[:1000], frames[1000::2]
+    pair = public("dipeptides_train.xyz"), public("dipeptides_val.xyz")
+    if pair[0] is not None and pair[1] is not None:
+        sets["dipeptides"] = read(pair[0], ":"), read(pair[1], ":")
+    few, many = (20, 40) if quick else (100, 500)
+    for name, (frames, test) in sets.items():
+        known = set(np.concatenate([atoms.numbers for atoms in test]).tolist())
+        sizes = (10,) if quick else (10, 25, 50, 100, 200, 400)
+        for n in [n for n in sizes if n < len(frames)] + (
+            [] if quick or len(frames) > 400 else [len(frames)]
+        ):
+            train = first(frames, n, 0)
+            if not known <= set(np.concatenate([atoms.numbers for atoms in train]).tolist()):
+                continue  # an element of the test frames is missing
+            for what, baseline in (("without", None), ("on GFN2-xTB", "gfn2")):
+                model, seconds = fitted(
+                    train,
+                    baseline=baseline,
+                    electronegativity=sharp(few, r_cut=4.0, sigma=0.3, n_max=6, l_max=4),
+                    short_range=sharp(many),
+                    targets=["energy", "forces", "dipole"],
+                )
+                found = model.evaluate(test[::5] if quick else test)
+                start = f"{name}, {len(train)} frames, {what}: "
+                yield row(start + "energy", 1e3 * found["energy"].rmse, "meV/atom")
+                yield row(start + "forces", 1e3 * found["forces"].rmse, "meV/Å")
+                yield row(start + "dipole", found["dipole"].rmse, "e·Å")
+                yield row(start + "fit", seconds, "CPU s")
+
+
 def steps(quick: bool) -> Iterator[Row]:
     train, test = LINES["water"].frames()
     atoms = max(test, key=len)
@@ -284,6 +328,7 @@ SECTIONS = {
     "zno_vertical": zno_vertical,
     "nma": nma,
     "dipeptides_all": dipeptides_all,
+    "curves": curves,
     "steps": steps,
 }
 

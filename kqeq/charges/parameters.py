@@ -10,7 +10,7 @@ Dimensions: N atoms, p learned parameters.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
@@ -70,6 +70,7 @@ class ElementParameters:
     species: IntArray
     start: FloatArray
     spread: FloatArray
+    _last: dict[str, tuple[ChargeModel, bytes, ChargeModel]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def build(
@@ -127,12 +128,18 @@ class ElementParameters:
         return np.asarray(self.values(u) * np.array([_UNITS.get(kind, 1.0) for kind in self.kinds]))
 
     def apply(self, model: ChargeModel, u: FloatArray) -> ChargeModel:
-        """The model with parameters in place of ``"learn"`` and ``"kernel"``."""
+        """The model with parameters in place of ``"learn"`` and ``"kernel"``; one serves all frames at the same u."""
+        key = u.tobytes()
+        last = self._last.get("")
+        if last is not None and last[0] is model and last[1] == key:
+            return last[2]
         given: dict[str, dict[str, float]] = {kind: {} for kind in model.to_learn}
         names = element_names(self.species)
         for kind, name, value in zip(self.kinds, names, self.user_values(u), strict=True):
             given[kind][name] = float(value)
-        return model.with_parameters(given)
+        found = model.with_parameters(given)
+        self._last[""] = (model, key, found)
+        return found
 
     def sites(self, model: ChargeModel, numbers: IntArray, u: FloatArray) -> SiteParameters:
         """Site parameters of atoms at u."""

@@ -260,9 +260,20 @@ class Bonds:
         i, j, distances, bond = i[within].copy(), j[within].copy(), distances[within], bond[within]
         mean = scale[within] * np.sqrt(softness[i] * softness[j])
         value, slope = switched_decay(distances / bond, decay, cutoff)
-        parts = (i, j, pairs.vectors[within].copy(), distances, mean * value, mean * slope / bond)
-        own = None if classes is None else asarray_like(classes[within], device.like)
-        return cls(len(structure), *(asarray_like(part, device.like) for part in parts), classes=own)
+
+        def place(part: Array) -> Array:
+            return asarray_like(part, device.like)
+
+        return cls(
+            len(structure),
+            place(i),
+            place(j),
+            place(pairs.vectors[within].copy()),
+            place(distances),
+            place(mean * value),
+            place(mean * slope / bond),
+            None if classes is None else place(classes[within]),
+        )
 
     @cached_property
     def _leaving(self) -> Any:

@@ -33,12 +33,23 @@ from kqeq.fitting.least_squares.solver import (
 from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.rows.blocks import frame_rows
 from kqeq.fitting.rows.cache import CacheFiles, CacheFolder
-from kqeq.fitting.rows.features import MEMORY_BUDGET, FeatureStore, TrainingFrame, feature_maps, stored_bytes
+from kqeq.fitting.rows.features import (
+    MEMORY_BUDGET,
+    FeatureStore,
+    Separate,
+    TrainingFrame,
+    feature_maps,
+    jacobian_bytes,
+    stored_bytes,
+)
 from kqeq.io.progress import say, track
 from kqeq.typing import Array, FloatArray
 
 MAX_CHUNKS = 64
 """Each chunk returns half a P×P matrix once; more chunks than this would move more numbers than they save time."""
+
+SEPARATE_SHARE = 0.75
+"""Of the memory for features, what derivatives atom by atom and all others may fill; the rest is for charges."""
 
 MIN_CHUNKS = 4
 """So many chunks there are at least, if frames suffice."""
@@ -76,6 +87,8 @@ class Chunk:
     device : Device
     single : bool
         Whether derivatives of the energy features are kept in single precision.
+    separate : {"double", "single"}, optional
+        Whether derivatives of electronegativities and site parameters are kept atom by atom.
     skip : frozenset of int
         Positions of frames that do not count.
     """
@@ -90,6 +103,7 @@ class Chunk:
     files: CacheFiles | None = None
     device: Device = CPU
     single: bool = False
+    separate: Separate = None
     skip: frozenset[int] = frozenset()
 
     @property
@@ -121,7 +135,13 @@ def _store(chunk: Chunk) -> FeatureStore:
         for old in [k for k in _STORES if k[0] != chunk.token and not k[0].startswith(f"{os.getpid()}-")]:
             del _STORES[old]  # a worker process serves one fit at a time
         _STORES[key] = FeatureStore(
-            chunk.frames, chunk.parameters, chunk.budget, chunk.files, chunk.device, single=chunk.single
+            chunk.frames,
+            chunk.parameters,
+            chunk.budget,
+            chunk.files,
+            chunk.device,
+            single=chunk.single,
+            separate=chunk.separate,
         )
     return _STORES[key]
 
@@ -177,6 +197,12 @@ class FitProblem:
         # rows are met in every iteration: what does not fit in double precision may fit in single precision
         needed = 0 if linear or not device.is_host else stored_bytes(frames, parameters)
         self.single = needed > budget >= needed // 2
+        self.separate: Separate = None
+        if not linear and device.is_host and parameters.dependence is None:
+            # decided by sizes alone, for all frames: what happens to be cached must not change results
+            room = SEPARATE_SHARE * budget - (needed // 2 if self.single else needed)
+            wanted = jacobian_bytes(frames, parameters)
+            self.separate = "double" if wanted <= room else "single" if wanted / 2 <= room else None
         self.device = device
         self.size = parameters.size
         self.token = f"{os.getpid()}-{next(_NUMBERS)}"
@@ -197,6 +223,7 @@ class FitProblem:
                     own,
                     device,
                     self.single,
+                    self.separate,
                 )
             )
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from kqeq.backend import namespace
 from kqeq.descriptors.base import Descriptor, DescriptorState, FeatureGradients, SiteJacobian
-from kqeq.kernels.feature_map import FeatureMap, Similarity, SummedFeatures
+from kqeq.kernels.feature_map import FeatureJacobian, FeatureMap, Similarity, SummedFeatures
 from kqeq.typing import Array, FloatArray, IntArray
 
 Terms = Sequence[tuple[FeatureMap, Mapping[int, FloatArray]]]
@@ -28,11 +30,11 @@ def find_similarities(feature_maps: Sequence[FeatureMap], states: States, number
     return {m: m.similarities(states[m.descriptor], numbers) for m in feature_maps}
 
 
-def expand(terms: Terms, similarities: Similarities, size: int) -> Array:
-    """F of ``size`` atoms, (N,); at least one kernel."""
+def expand(terms: Terms, similarities: Similarities, size: int, *, gradients: bool = False) -> Array:
+    """F of ``size`` atoms, (N,); at least one kernel.  ``gradients``: see :meth:`FeatureMap.expand`."""
     total: Array | None = None
     for feature_map, coefficients in terms:
-        own = feature_map.expand(similarities[feature_map], size, coefficients)
+        own = feature_map.expand(similarities[feature_map], size, coefficients, gradients=gradients)
         total = own if total is None else total + own
     assert total is not None
     return total
@@ -126,10 +128,27 @@ def feature_gradients(
     )
 
 
+def contract(
+    jacobians: Sequence[FeatureJacobian], weights: FloatArray, deltas: Sequence[float]
+) -> FloatArray:
+    """As :func:`feature_gradients`, positions only, from derivatives that are known."""
+    parts = [own.contract(delta * weights) for own, delta in zip(jacobians, deltas, strict=True)]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+
+def along(jacobians: Sequence[FeatureJacobian], weights: FloatArray) -> FloatArray:
+    """∂f_i/∂r of all atoms, (3N, N), with f_i = Φ_i · weights over the features of all kernels side by side."""
+    stops = np.cumsum([own.size for own in jacobians])
+    parts = [own.along(part) for own, part in zip(jacobians, np.split(weights, stops[:-1]), strict=True)]
+    return np.asarray(sum(parts[1:], parts[0]))
+
+
 __all__ = [
     "Similarities",
     "States",
     "Terms",
+    "along",
+    "contract",
     "descriptor_gradients",
     "expand",
     "feature_gradients",

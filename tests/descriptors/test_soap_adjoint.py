@@ -183,6 +183,32 @@ def test_feature_gradients_equal_single_adjoints(make, prepared, order, monkeypa
         )
 
 
+@pytest.mark.parametrize("make", [methanol, triclinic], ids=["open", "periodic"])
+@pytest.mark.parametrize("order", ["_pairs_first", "_centre_first"])
+def test_gradients_of_every_centre_for_itself(make, order, monkeypatch):
+    from kqeq.descriptors.soap.host import features as soap_features
+
+    monkeypatch.setattr(soap_features, "_accumulate", getattr(soap_features, order))
+    monkeypatch.setattr(soap_features, "CHUNK_BYTES", 200_000)
+    structure = read_structure(make())
+    state = SMALL.evaluate(structure)
+    rng = np.random.default_rng(6)
+    centres = np.array([4, 1, 3])
+    directions = rng.normal(size=(11, state.values.shape[1]))
+    coefficients = rng.normal(size=(len(centres), 11))
+    prepared = SMALL.prepare_directions(state.species, directions)
+    found = soap_features.gradients_by_centre(state, centres, prepared, coefficients)
+    assert found.shape == (3, 3 * len(structure), 11)
+    for own, centre, row in zip(found, centres, coefficients, strict=True):
+        expected = SMALL.feature_gradients(state, np.array([centre]), prepared, row[None, :]).positions
+        assert np.abs(expected).max() > 0.01
+        np.testing.assert_allclose(own, expected, atol=1e-12 * np.abs(expected).max())
+    none = soap_features.gradients_by_centre(state, centres[:0], prepared, coefficients[:0])
+    assert none.shape == (0, 3 * len(structure), 11)
+    with pytest.raises(InputError, match="a row for each centre"):
+        soap_features.gradients_by_centre(state, centres, prepared, coefficients[:2])
+
+
 def test_feature_gradients_by_finite_differences():
     # kernel features f_m = Σ_i (p_i · d_m)^ζ, the use they are made for
     structure = read_structure(methanol())

@@ -8,8 +8,16 @@ from ase import Atoms
 
 from checks import assert_close, central_difference, position_gradient, strain_gradient
 from kqeq import KQEq, QEq
+from kqeq.fitting.problem import SEPARATE_SHARE, FitProblem
 from kqeq.fitting.rows.blocks import BLOCKS, LINEAR_KINDS, Linearisation, frame_rows, target_vector
-from kqeq.fitting.rows.features import FeatureStore, TrainingFrame, compute_features
+from kqeq.fitting.rows.features import (
+    FeatureStore,
+    TrainingFrame,
+    compute_features,
+    compute_many,
+    jacobian_bytes,
+    stored_bytes,
+)
 from kqeq.fitting.settings import DEFAULT_NOISE
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure, read_structure
@@ -79,6 +87,51 @@ def test_jacobians_are_derivatives(name, kind, parameters, water_systems):
         present = True
         assert_close(jacobian @ direction, expected, rtol=1e-8, atol=1e-10, at_least=1e-6)
     assert present
+
+
+@pytest.mark.parametrize("kind", ["forces", "born_charges"])
+@pytest.mark.parametrize(("separate", "tolerance"), [("double", 1e-12), ("single", 1e-6)])
+def test_derivatives_kept_atom_by_atom_give_the_same(kind, separate, tolerance, parameters, water_systems):
+    structure = case("cation in a field", water_systems)
+    frame = TrainingFrame(structure, replace(labels(len(structure)), stress=None), 0)
+    kept = compute_many([frame], parameters, separate=separate)[0]
+    assert kept.states is None and kept.jacobians is not None
+    u = random_u(parameters)
+    found, expected = (
+        BLOCKS[kind](line_at(structure, parameters, u, features), True)
+        for features in (kept, compute_features(frame, parameters))
+    )
+    part = parameters.electronegativity
+    assert np.abs(expected[1][:, part.columns][:, : part.kernel_size]).max() > 0.01
+    for own, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(own, other, atol=tolerance * np.abs(other).max())
+
+
+def test_frames_with_stress_keep_no_derivatives_atom_by_atom(parameters, water_systems):
+    structure = case("charged cell", water_systems)
+    frame = TrainingFrame(structure, labels(len(structure)), 0)
+    assert frame.labels.stress is not None
+    kept = compute_many([frame], parameters, separate="double")[0]
+    assert kept.jacobians is None and kept.states is not None
+    assert jacobian_bytes([frame], parameters) == 0
+
+
+@pytest.mark.parametrize(
+    ("linear", "share", "expected"),
+    [(True, 1.0, None), (False, 1.0, "double"), (False, 0.6, "single"), (False, 0.1, None)],
+)
+def test_what_is_kept_atom_by_atom_follows_from_sizes(linear, share, expected, parameters, water_systems):
+    structures = [case(name, water_systems) for name in OPEN]
+    frames = [TrainingFrame(s, replace(labels(len(s)), stress=None), i) for i, s in enumerate(structures)]
+    of_jacobians = jacobian_bytes(frames, parameters)
+    kept = compute_many(frames, parameters, separate="double")
+    assert of_jacobians == sum(
+        block.nbytes for f in kept for own in f.jacobians.electronegativity for *_, block in own.blocks
+    )
+    budget = int((share * of_jacobians + stored_bytes(frames, parameters)) / SEPARATE_SHARE) + 1
+    problem = FitProblem(frames, parameters, DEFAULT_NOISE, linear=linear, budget=budget)
+    assert problem.separate == expected
+    assert {chunk.separate for chunk in problem.chunks} == {expected}
 
 
 @pytest.mark.parametrize("kind", KINDS)

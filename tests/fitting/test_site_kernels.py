@@ -26,7 +26,7 @@ from kqeq.errors import InputError, UnsupportedError
 from kqeq.fitting.learning import learn_from_polarizabilities
 from kqeq.fitting.parameters import STEP_LIMIT
 from kqeq.fitting.rows.blocks import BLOCKS, Linearisation, frame_rows
-from kqeq.fitting.rows.features import TrainingFrame, compute_features
+from kqeq.fitting.rows.features import TrainingFrame, compute_features, compute_many
 from kqeq.fitting.settings import DEFAULT_NOISE
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import read_structure
@@ -66,6 +66,33 @@ def layouts(water_training, kernel):
         parameters = model.fit(water_training[::2]).posterior_.parameters
         result[name] = replace(parameters, charges=charges)
     return result
+
+
+@pytest.mark.parametrize("name", ["QEq", "dipoles", "mixed"])
+def test_derivatives_kept_atom_by_atom_give_the_same(name, layouts):
+    parameters, structure = layouts[name], molecule()
+    frame = TrainingFrame(structure, Labels(energy=0.0, forces=np.zeros((len(structure), 3))), 0)
+    kept = compute_many([frame], parameters, separate="double")[0]
+    assert kept.states is None
+    u = np.random.default_rng(4).normal(size=parameters.size) * 0.3
+    found, expected = (
+        BLOCKS["forces"](Linearisation(frame, features, parameters, u), True)
+        for features in (kept, compute_features(frame, parameters))
+    )
+    for kind, part in parameters.sites.parts.items():
+        assert np.abs(expected[1][:, part.columns]).max() > 1e-4, kind
+    for own, other in zip(found, expected, strict=True):
+        assert_allclose(own, other, atol=1e-11 * np.abs(other).max())
+
+
+def test_a_charge_model_with_learned_parameters_is_made_once_for_all_frames(layouts):
+    parameters = layouts["mixed"]
+    elements, model = parameters.learned.elements, parameters.charges
+    u = np.zeros(elements.size)
+    first = elements.apply(model, u)
+    assert elements.apply(model, u.copy()) is first
+    assert elements.apply(model, u + 0.1) is not first
+    assert elements.apply(clone(model), u) is not first
 
 
 def stretches(parameters):

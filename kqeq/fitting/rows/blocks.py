@@ -11,7 +11,7 @@ Dimensions: N atoms, P parameters, n rows of one label.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -28,12 +28,16 @@ from kqeq.charges.parameters import (
 from kqeq.descriptors.base import FeatureGradients, SiteJacobian
 from kqeq.fitting.charge_aware import KINDS
 from kqeq.fitting.least_squares.solver import JacobianKind
-from kqeq.fitting.parameters import Parameters, SiteDirections
+from kqeq.fitting.parameters import Parameters, SiteDirections, SitePart
 from kqeq.fitting.rows.features import FrameFeatures, TrainingFrame
 from kqeq.fitting.rows.voigt import VOIGT, to_stress, upper_triangle
 from kqeq.frames.labels import standard_deviation
 from kqeq.kernels import sums
+from kqeq.kernels.feature_map import FeatureJacobian
 from kqeq.typing import Array, FloatArray
+
+_NO_STRAIN = np.zeros((0, 0))
+"""What is kept atom by atom knows positions only; to use this for a strain fails."""
 
 
 @dataclass(eq=False)
@@ -123,6 +127,11 @@ class Linearisation:
     def site_jacobians(self) -> dict[str, SiteJacobian]:
         """∂ln θ_i/∂r and ∂ln θ_i/∂ε of the site parameters that depend on the environment."""
         environment, states = self.parameters.sites, self.features.states
+        if environment is not None and self.features.jacobians is not None:
+            return {
+                kind: _separate(self.features.jacobians.sites, environment.weights(kind, self.there))
+                for kind in environment.parts
+            }
         if environment is None or states is None:
             return {}
         similarities = sums.find_similarities(environment.feature_maps, states, self.frame.structure.numbers)
@@ -134,21 +143,37 @@ class Linearisation:
     @cached_property
     def site_feature_gradients(self) -> dict[str, FeatureGradients]:
         """Σ_i ∂E/∂ln θ_i ∂²ln θ_i/∂r∂u for the kernel parameters of each kind."""
-        environment, states = self.parameters.sites, self.features.states
-        if environment is None or states is None or environment.fixed is not None:
+        environment = self.parameters.sites
+        if environment is None or environment.fixed is not None or not self.has_gradients:
             return {}
-        numbers = self.frame.structure.numbers
         return {
-            kind: sums.feature_gradients(
-                environment.feature_maps, states, numbers, slopes, environment.parts[kind].deltas
-            )
+            kind: self.feature_gradients(environment.parts[kind], slopes)
             for kind, slopes in self.site_slopes.items()
         }
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether derivatives of the kernel features can be had."""
+        return self.features.states is not None or self.features.jacobians is not None
+
+    def feature_gradients(self, part: SitePart, weights: Array) -> FeatureGradients:
+        """Σ_i weights_i ∂²f_i/∂r∂u for the kernel parameters of a site quantity f."""
+        jacobians, states = self.features.jacobians, self.features.states
+        if jacobians is not None:
+            chi = part is self.parameters.electronegativity
+            known = jacobians.electronegativity if chi else jacobians.sites
+            return FeatureGradients(sums.contract(known, weights, part.deltas), _NO_STRAIN)
+        assert states is not None
+        numbers = self.frame.structure.numbers
+        return sums.feature_gradients(part.feature_maps, states, numbers, weights, part.deltas)
 
     @cached_property
     def site_jacobian(self) -> SiteJacobian | None:
         """∂χ_i/∂r and ∂χ_i/∂ε at the current parameters."""
         part, states = self.parameters.electronegativity, self.features.states
+        if part is not None and part.kernels and self.features.jacobians is not None:
+            own = self.there[part.columns][: part.kernel_size]
+            return _separate(self.features.jacobians.electronegativity, part.scale(own))
         if part is None or not part.kernels or states is None:
             return None
         similarities = sums.find_similarities(part.feature_maps, states, self.frame.structure.numbers)
@@ -157,13 +182,15 @@ class Linearisation:
     @cached_property
     def chi_gradients(self) -> FeatureGradients | None:
         """Σ_i g_i ∂²χ_i/∂r∂u for the kernel parameters."""
-        part, states = self.parameters.electronegativity, self.features.states
-        if part is None or not part.kernels or states is None or self.state is None:
+        part = self.parameters.electronegativity
+        if part is None or not part.kernels or not self.has_gradients or self.state is None:
             return None
-        weights = self.state.electronegativity_gradient()
-        return sums.feature_gradients(
-            part.feature_maps, states, self.frame.structure.numbers, weights, part.deltas
-        )
+        return self.feature_gradients(part, self.state.electronegativity_gradient())
+
+
+def _separate(jacobians: Sequence[FeatureJacobian], weights: Array) -> SiteJacobian:
+    """∂f_i/∂r with f_i = Φ_i · weights, from derivatives that are kept atom by atom."""
+    return SiteJacobian(sums.along(jacobians, weights), _NO_STRAIN)
 
 
 def _energy(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:
@@ -344,12 +371,11 @@ def _born_charges(line: Linearisation, jacobian: bool) -> tuple[Array, Array | N
     if not jacobian:
         return value, None
     rows = zeros((atoms, m, 3, line.parameters.size), line.features.device.like)
-    states, numbers = line.features.states, line.frame.structure.numbers
     for a in range(m):
         one = _combined(field, eye(m, directions)[a : a + 1, :])
         block = xp.reshape(state.gradient_second_response(one, line.response), (3 * atoms, part.size))
-        if part.kernels and states is not None:
-            own = sums.feature_gradients(part.feature_maps, states, numbers, moved[:, a], part.deltas)
+        if part.kernels and line.has_gradients:
+            own = line.feature_gradients(part, moved[:, a])
             block[:, : part.kernel_size] += own.positions
         rows[:, a, :, part.columns] = xp.reshape(-block, (atoms, 3, part.size))
     return value, xp.reshape(rows, (3 * m * atoms, line.parameters.size))

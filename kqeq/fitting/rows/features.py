@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,13 +20,14 @@ from kqeq.baselines import BaselineResult
 from kqeq.charges.base import ChargeSystem
 from kqeq.descriptors import evaluate_states
 from kqeq.descriptors.base import Descriptor, DescriptorState
+from kqeq.descriptors.by_centre import separates_centres
 from kqeq.fitting.charge_aware import HeldCharges
 from kqeq.fitting.parameters import Parameters, SitePart
 from kqeq.fitting.rows.cache import CacheFiles
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure
 from kqeq.kernels import sums
-from kqeq.kernels.feature_map import FeatureMap, SummedFeatures
+from kqeq.kernels.feature_map import FeatureJacobian, FeatureMap, SummedFeatures
 from kqeq.potential.potential import BATCH_ATOMS
 from kqeq.typing import Array
 
@@ -73,6 +74,19 @@ class TrainingFrame:
 
 
 @dataclass(frozen=True, eq=False)
+class Jacobians:
+    """Derivatives of the features of every atom for itself, one for each kernel.
+
+    Attributes
+    ----------
+    electronegativity, sites : tuple of FeatureJacobian
+    """
+
+    electronegativity: tuple[FeatureJacobian, ...]
+    sites: tuple[FeatureJacobian, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class FrameFeatures:
     """Parameter-free quantities of one frame.
 
@@ -93,6 +107,9 @@ class FrameFeatures:
         Its strain derivative, where stresses are fitted; likewise.
     sites : (N, p_θ) array
         Features Φ of the site parameters that depend on the environment.
+    jacobians : Jacobians, optional
+        Derivatives of the features of every atom for itself, for frames with forces but without stresses, in place of
+        ``states``.
     held : HeldCharges, optional
         The charges that the energy sees; what is above of the energy includes them.
     device : Device
@@ -106,6 +123,7 @@ class FrameFeatures:
     positions: Array | None
     strain: Array | None
     sites: Array | None = None
+    jacobians: Jacobians | None = None
     held: HeldCharges | None = None
     device: Device = CPU
 
@@ -209,20 +227,54 @@ def stored_bytes(frames: Sequence[TrainingFrame], parameters: Parameters) -> int
     return 8 * sum(math.prod(shape) for shape in shapes)
 
 
+Separate = Literal["double", "single"] | None
+"""Whether derivatives of features are kept atom by atom, and in which precision."""
+
+
+def separates(frame: TrainingFrame) -> bool:
+    """Whether derivatives of this frame can be kept atom by atom: those with respect to positions alone."""
+    return frame.needs_gradients and frame.labels.stress is None
+
+
+def jacobian_bytes(frames: Sequence[TrainingFrame], parameters: Parameters) -> float:
+    """Bytes of derivatives of features atom by atom, in double precision; infinite if a descriptor does not give them."""
+    of_chi, _, of_sites = feature_maps(parameters)
+    maps = dict.fromkeys((*of_chi, *of_sites))
+    if not all(separates_centres(m.descriptor) for m in maps):
+        return math.inf
+    columns = [m.columns for m in maps]
+    total = 0
+    for numbers in (frame.structure.numbers for frame in frames if separates(frame)):
+        of_element = dict(zip(*np.unique(numbers, return_counts=True), strict=True))
+        sizes = (own[z].stop - own[z].start for own in columns for z in own)
+        counts = (of_element.get(z, 0) for own in columns for z in own)
+        total += 24 * len(numbers) * sum(int(n) * m for n, m in zip(counts, sizes, strict=True))
+    return total
+
+
 def compute_features(frame: TrainingFrame, parameters: Parameters, device: Device = CPU) -> FrameFeatures:
     """Evaluate descriptors, kernel features and the charge problem of one frame."""
     return compute_many([frame], parameters, device)[0]
 
 
 def compute_many(
-    frames: Sequence[TrainingFrame], parameters: Parameters, device: Device = CPU, *, single: bool = False
+    frames: Sequence[TrainingFrame],
+    parameters: Parameters,
+    device: Device = CPU,
+    *,
+    single: bool = False,
+    separate: Separate = None,
 ) -> list[FrameFeatures]:
     """As :func:`compute_features`, for frames of the same elements: kernel features in one product per element."""
-    return [features for features, _ in _compute(frames, parameters, device, single)]
+    return [features for features, _ in _compute(frames, parameters, device, single, separate)]
 
 
 def _compute(
-    frames: Sequence[TrainingFrame], parameters: Parameters, device: Device, single: bool
+    frames: Sequence[TrainingFrame],
+    parameters: Parameters,
+    device: Device,
+    single: bool,
+    separate: Separate,
 ) -> Iterator[tuple[FrameFeatures, KernelFeatures]]:
     if parameters.dependence is not None:
         yield from ((_at_held_charges(frame, parameters, device), _NOTHING) for frame in frames)
@@ -248,7 +300,7 @@ def _compute(
         own = short_range[i]
         own = SummedFeatures(None, None, None) if own is None else own
         raw = KernelFeatures(electronegativity[i], own.values, own.positions, own.strain, sites[i])
-        yield _assemble(frame, parameters, device, raw, states[i], single), raw
+        yield _assemble(frame, parameters, device, raw, states[i], single, separate), raw
 
 
 _NOTHING = KernelFeatures(None, None, None, None, None)
@@ -279,12 +331,13 @@ def _at_held_charges(frame: TrainingFrame, parameters: Parameters, device: Devic
 
 
 def _restore(
-    frame: TrainingFrame, parameters: Parameters, raw: KernelFeatures, single: bool
+    frame: TrainingFrame, parameters: Parameters, raw: KernelFeatures, single: bool, separate: Separate
 ) -> FrameFeatures:
     """From kernel features that were stored; only what is cheap is computed again."""
     electronegativity, _, sites = feature_maps(parameters)
     needed = [m.descriptor for m in (*electronegativity, *sites)] if frame.needs_gradients else []
-    return _assemble(frame, parameters, CPU, raw, evaluate_states(needed, frame.structure), single)
+    states = evaluate_states(needed, frame.structure)
+    return _assemble(frame, parameters, CPU, raw, states, single, separate)
 
 
 def _assemble(
@@ -294,15 +347,23 @@ def _assemble(
     raw: KernelFeatures,
     states: Mapping[Descriptor, DescriptorState],
     single: bool,
+    separate: Separate,
 ) -> FrameFeatures:
     """Scaled kernel features beside offsets, and the charge problem."""
     structure, gradients = frame.structure, frame.needs_gradients
     numbers = structure.numbers
     xp = namespace(device.like)
-    electronegativity = system = kept = None
+    electronegativity = system = kept = jacobians = None
     if gradients:
         of_chi, _, of_sites = feature_maps(parameters)
         kept = {m.descriptor: states[m.descriptor] for m in (*of_chi, *of_sites)}
+        if separate and separates(frame):
+            known: dict[FeatureMap, FeatureJacobian] = {
+                m: m.jacobian(states[m.descriptor], numbers, single=separate == "single")
+                for m in dict.fromkeys((*of_chi, *of_sites))
+            }
+            jacobians = Jacobians(tuple(known[m] for m in of_chi), tuple(known[m] for m in of_sites))
+            kept = None
     if parameters.electronegativity is not None and parameters.charges is not None:
         part = parameters.electronegativity
         electronegativity = asarray_like(part.one_hot(numbers), device.like)
@@ -323,7 +384,15 @@ def _assemble(
         if frame.labels.stress is not None:
             strain = _beside_offsets(raw.strain, 9, part, device, single)
     return FrameFeatures(
-        electronegativity, kept, system, short_range, positions, strain, raw.sites, device=device
+        electronegativity,
+        kept,
+        system,
+        short_range,
+        positions,
+        strain,
+        raw.sites,
+        jacobians,
+        device=device,
     )
 
 
@@ -354,6 +423,8 @@ class FeatureStore:
     single : bool
         Whether derivatives of the energy features are kept in single precision: they are rounded by 6e-8 of
         themselves, in labels by a thousandth of the default noise or less.
+    separate : {"double", "single"}, optional
+        Keep derivatives of electronegativities and site parameters atom by atom.
     """
 
     def __init__(
@@ -365,6 +436,7 @@ class FeatureStore:
         device: Device = CPU,
         *,
         single: bool = False,
+        separate: Separate = None,
     ) -> None:
         self.frames = frames
         self.parameters = parameters
@@ -372,6 +444,7 @@ class FeatureStore:
         self.files = files if device.is_host else None
         self.device = device
         self.single = single
+        self.separate = separate
         self._cache: dict[int, FrameFeatures] = {}
         self._ahead: dict[int, tuple[FrameFeatures, KernelFeatures]] = {}
         self._runs: list[range] = []
@@ -394,9 +467,10 @@ class FeatureStore:
             values = self.files.read(frame.structure, size)
             if values is not None:
                 raw = KernelFeatures.unpack(values, frame, self.parameters)
-                return self._keep(i, _restore(frame, self.parameters, raw, self.single), None)
+                return self._keep(i, _restore(frame, self.parameters, raw, self.single, self.separate), None)
         run = self._run(i)
-        found = list(_compute([self.frames[j] for j in run], self.parameters, self.device, self.single))
+        members = [self.frames[j] for j in run]
+        found = list(_compute(members, self.parameters, self.device, self.single, self.separate))
         self._ahead = {j: own for j, own in zip(run, found, strict=True) if j > i and j not in self._cache}
         return self._keep(i, *found[i - run.start])
 
@@ -445,10 +519,12 @@ __all__ = [
     "MEMORY_BUDGET",
     "FeatureStore",
     "FrameFeatures",
+    "Jacobians",
     "KernelFeatures",
     "TrainingFrame",
     "compute_features",
     "compute_many",
     "feature_shapes",
+    "jacobian_bytes",
     "stored_bytes",
 ]

@@ -102,29 +102,13 @@ def feature_gradients(
     """See :meth:`kqeq.descriptors.base.Descriptor.feature_gradients`."""
     prepared = directions if isinstance(directions, Directions) else None
     rows = np.asarray(directions if prepared is None else prepared.rows)
-    n_atoms, n_features = state.values.shape
-    centres = np.asarray(centres, dtype=np.int64)
-    n_species, n_directions = len(state.species), len(rows)
-    if rows.ndim != 2 or rows.shape[1] != n_features:
-        raise InputError(f"directions have shape {rows.shape}, expected (M, {n_features})")
-    if coefficients.shape != (len(centres), n_directions):
-        raise InputError(
-            f"coefficients have shape {coefficients.shape}, expected {(len(centres), n_directions)}: a row for "
-            "each centre, a column for each direction"
-        )
-    if len(centres) and (centres.min() < 0 or centres.max() >= n_atoms):
-        raise InputError(f"centres must be atoms 0 to {n_atoms - 1}, got {centres.tolist()}")
+    centres = _check(state, centres, rows, coefficients)
+    n_atoms, n_species, n_directions = len(state.values), len(state.species), len(rows)
     positions = np.zeros((3 * n_atoms, n_directions))
     strain = np.zeros((9, n_directions))
     if len(centres) == 0 or n_directions == 0:
         return FeatureGradients(positions, strain)
-
-    norms = state.norms[centres]
-    inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
-    scaled = np.ascontiguousarray(coefficients * inverse[:, None])
-    if projections is None:
-        projections = state.values[centres] @ rows.T
-    projections = np.ascontiguousarray(projections)
+    scaled, projections = _scaled(state, centres, rows, coefficients, projections)
     if prepared is not None:
         _accumulate(centres, prepared.matrices, _Target(state, scaled, projections, positions, strain))
         return FeatureGradients(positions, strain)
@@ -146,6 +130,77 @@ def feature_gradients(
     return FeatureGradients(positions, strain)
 
 
+def gradients_by_centre(
+    state: SOAPState, centres: IntArray, directions: Directions, coefficients: FloatArray
+) -> FloatArray:
+    """Derivatives ∂f_im/∂r of every centre for itself, (n, 3N, M), with ∂f_im/∂p_i = C_im d_m.
+
+    The sum over centres is what :func:`feature_gradients` gives; as much work, n times the memory.
+
+    Parameters
+    ----------
+    state : SOAPState
+    centres : (n,) array
+        Different atoms.
+    directions : Directions
+    coefficients : (n, M) array
+        C_im.
+    """
+    rows = directions.rows
+    centres = _check(state, centres, rows, coefficients)
+    n_atoms = len(state.values)
+    positions = np.zeros((len(centres), 3 * n_atoms, len(rows)))
+    if positions.size == 0:
+        return positions
+    scaled, projections = _scaled(state, centres, rows, coefficients, None)
+    # every centre adds to atoms of its own: numbers of atoms are shifted by N for each
+    starts = state.pairs.start
+    row_of = np.zeros(n_atoms, dtype=np.int64)
+    row_of[centres] = np.arange(len(centres))
+    shift = np.repeat(n_atoms * row_of, np.diff(starts[:: len(state.species)]))
+    target = _Target(
+        state,
+        scaled,
+        projections,
+        positions.reshape(-1, len(rows)),
+        np.zeros((9, len(rows))),
+        state.pairs.indices + shift,
+    )
+    _accumulate(centres, directions.matrices, target)
+    return positions
+
+
+def _check(state: SOAPState, centres: IntArray, rows: FloatArray, coefficients: FloatArray) -> IntArray:
+    """Refuse shapes that do not agree; centres as an array."""
+    n_atoms, n_features = state.values.shape
+    centres = np.asarray(centres, dtype=np.int64)
+    if rows.ndim != 2 or rows.shape[1] != n_features:
+        raise InputError(f"directions have shape {rows.shape}, expected (M, {n_features})")
+    if coefficients.shape != (len(centres), len(rows)):
+        raise InputError(
+            f"coefficients have shape {coefficients.shape}, expected {(len(centres), len(rows))}: a row for "
+            "each centre, a column for each direction"
+        )
+    if len(centres) and (centres.min() < 0 or centres.max() >= n_atoms):
+        raise InputError(f"centres must be atoms 0 to {n_atoms - 1}, got {centres.tolist()}")
+    return centres
+
+
+def _scaled(
+    state: SOAPState,
+    centres: IntArray,
+    rows: FloatArray,
+    coefficients: FloatArray,
+    projections: FloatArray | None,
+) -> tuple[FloatArray, FloatArray]:
+    """C_im / |p_i| and p̂_i · d_m, (n, M)."""
+    norms = state.norms[centres]
+    inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+    if projections is None:
+        projections = state.values[centres] @ rows.T
+    return np.ascontiguousarray(coefficients * inverse[:, None]), np.ascontiguousarray(projections)
+
+
 @dataclass(frozen=True, eq=False)
 class _Target:
     """Where gradients go, and what turns matrix products into gradients."""
@@ -155,12 +210,13 @@ class _Target:
     projections: FloatArray  # (n, M): p̂_i · d_m
     positions: FloatArray  # (3N, M)
     strain: FloatArray  # (9, M)
+    indices: IntArray | None = None  # (2, P): rows of ``positions``, those of the state's pairs by default
 
     def add(self, pairs: IntArray, which: IntArray, products: FloatArray) -> None:
         """Add the products (3p, M) of some pairs; ``which`` counts their centres."""
         _kernels().scatter_features(
             pairs,
-            self.state.pairs.indices,
+            self.state.pairs.indices if self.indices is None else self.indices,
             which,
             self.state.pairs.vectors,
             products,
@@ -292,4 +348,4 @@ def _products(state: SOAPState, subset: IntArray, centres: IntArray, inner: int)
     return out
 
 
-__all__ = ["Directions", "feature_gradients", "prepare_directions"]
+__all__ = ["Directions", "feature_gradients", "gradients_by_centre", "prepare_directions"]
