@@ -267,7 +267,10 @@ def _serial_seconds(descriptor: SOAPDescriptor, structure: Structure) -> float:
     def serial() -> None:
         pairs = find_pairs(structure, descriptor.cutoff, full=False)
         listed = soap_adjoint.sort_pairs(pairs, slots, len(set(slots)), descriptor.tables)
-        soap_adjoint.kernels()[1].collect(listed.indices, listed.vectors, listed.vectors, positions, strain)
+        number = listed.indices.shape[1]
+        soap_adjoint.kernels()[1].collect(
+            0, number, listed.indices, listed.vectors, listed.vectors, positions, strain
+        )
 
     return alternate(serial, rounds=10)[0]
 

@@ -85,7 +85,7 @@ def kernel_products(quick: bool) -> Iterator[Row]:
         for name in names:
             yield row(name, None, "", ">= 0.5")
         return
-    from kqeq.kernels import Representatives, Similarity
+    from kqeq.kernels import Products, Representatives, Similarity
     from prediction import _site_model
 
     structure = read_structure(water_box(1 if REHEARSE else 5))
@@ -100,7 +100,8 @@ def kernel_products(quick: bool) -> Iterator[Row]:
     index = put(np.arange(n))
 
     def forward() -> Any:
-        near = [Similarity(z, np.arange(n), Representatives(directions), rows @ directions.T, index)]
+        products = Products(rows, Representatives(directions))
+        near = [Similarity(z, np.arange(n), products, slice(0, n), index)]
         return near, feature_map.expand(near, n, coefficients)
 
     near, _ = forward()

@@ -41,6 +41,7 @@ HOME = {
         "kqeq.frames.pair_kernels",
         "kqeq.descriptors.soap.host",
         "kqeq.electrostatics",
+        "kqeq.kernels.expansion_kernels",
     },
     "cupy": {"kqeq.backend", "kqeq.descriptors.soap.arrays", "kqeq.electrostatics"},
     "cupyx": {"kqeq.backend", "kqeq.descriptors.soap.arrays", "kqeq.electrostatics"},

@@ -239,28 +239,29 @@ def charges_in_range(
     explained: FloatArray | None = None,
 ) -> None:
     """Charges of the atoms before the ranges that are possible, and those that their bonds explain."""
+    from matplotlib.patches import Patch
+
     atoms = np.arange(len(charges))
     low, high = min(-1.0, float(charges.min())), max(1.0, float(charges.max()))
-    axes.set_ylim(low - 0.25 * (high - low), high + 0.25 * (high - low))
-    for (bottom, top), colour, label in (
-        (ranges.T, "0.93", "possible"),
-        (ranges.T if explained is None else explained.T, "0.82", "explained by its bonds"),
-    ):
-        if explained is not None or label == "possible":
-            axes.bar(atoms, top - bottom, bottom=bottom, width=0.95, color=colour, label=label)
+    axes.set_ylim(low - 0.15 * (high - low), high + 0.6 * (high - low))  # room for the legend
+    shades = {"possible": ("0.93", ranges)}
+    if explained is not None:
+        shades["explained by its bonds"] = ("0.82", explained)
+    for colour, limits in shades.values():
+        bottom, top = limits.T
+        axes.bar(atoms, top - bottom, bottom=bottom, width=1.0, color=colour)
     drawn = len(axes.patches)
     by_atom(axes, numbers, {"charge": charges}, label="charge (e)")
-    unlike = ("charge more than its bonds explain", _ORANGE, explained), ("impossible charge", _RED, ranges)
-    for label, colour, limits in unlike:
-        if limits is None:
-            continue
-        beyond = (charges < limits[:, 0]) | (charges > limits[:, 1])
-        for bar, outside in zip(axes.patches[drawn : drawn + len(charges)], beyond, strict=True):
-            if outside:
-                bar.set_color(colour)
-        if beyond.any():
-            axes.bar([0], [0.0], color=colour, label=label)
-    axes.legend(frameon=False, fontsize="small", ncols=2, loc="upper center")
+    colours = np.full(len(charges), _BLUE, dtype=object)
+    if explained is not None:
+        colours[(charges < explained[:, 0]) | (charges > explained[:, 1])] = _ORANGE
+    colours[(charges < ranges[:, 0]) | (charges > ranges[:, 1])] = _RED
+    for bar, colour in zip(axes.patches[drawn:], colours, strict=True):
+        bar.set_color(colour)
+    names = {_BLUE: "charge", _ORANGE: "more than its bonds explain", _RED: "impossible"}
+    handles = [Patch(color=colour, label=name) for name, (colour, _) in shades.items()]
+    handles += [Patch(color=colour, label=name) for colour, name in names.items() if colour in colours]
+    axes.legend(handles=handles, fontsize="small", ncols=2, loc="upper center", framealpha=1.0)
 
 
 def conserved_energy(axes: Axes, times: FloatArray, energies: FloatArray) -> None:
@@ -452,6 +453,9 @@ def diagnosis_figure(diagnosis: Diagnosis) -> Figure:
         elif diagnosis.novelty is not None:
             label = "distance / spread of the training data"
             by_atom(axes, diagnosis.novelty.numbers, {"distance": diagnosis.novelty.relative}, label=label)
+            far = diagnosis.novelty.distances > NOVELTY_LEAST
+            for bar, red in zip(axes.patches, far & (diagnosis.novelty.relative > NOVELTY_FLAG), strict=True):
+                bar.set_color(_RED if red else _BLUE)
             axes.axhline(NOVELTY_FLAG, color=_RED, linewidth=1.0, linestyle="--")
             axes.set_title(
                 f"extrapolation (far: above the line and 1 − k > {NOVELTY_LEAST:g})", fontsize="medium"

@@ -370,8 +370,14 @@ def _charges(place: str, values: Mapping[str, Any], atoms: Atoms) -> Iterator[tu
             yield f'"{key}" in {place}', np.asarray(array, dtype=np.float64).ravel()
 
 
+_PLAIN_ARRAYS = frozenset({"numbers", "positions", "momenta", "masses", "tags"})
+"""Arrays that hold no charges, whatever happens."""
+
+
 def _check_neutral(atoms: Atoms, where: object, calculator: bool) -> None:
     """Refuse to take a frame for neutral whose stored charges say otherwise."""
+    if (not calculator or atoms.calc is None) and atoms.arrays.keys() <= _PLAIN_ARRAYS:
+        return
     for name, charges in stored_charges(atoms, calculator):
         total = float(charges.sum())
         if np.isfinite(total) and abs(total) > 0.5:

@@ -329,6 +329,8 @@ def _check_occupancy(atoms: Atoms, where: object) -> None:
 
 def _check_overlap(positions: FloatArray, cell: FloatArray, pbc: BoolArray, where: object) -> None:
     """Refuse pairs of atoms closer than :data:`MIN_DISTANCE`, periodic images included."""
+    if not pbc.any() and len(positions) <= 128 and _clearly_apart(positions):
+        return
     points, owner = positions, np.arange(len(positions))
     if pbc.any():
         # wrap along the periodic directions, then add the images that lie just across a face
@@ -361,6 +363,17 @@ def _check_overlap(positions: FloatArray, cell: FloatArray, pbc: BoolArray, wher
             f"{where} has atoms on top of each other: atoms {i} and {j} are closer than {MIN_DISTANCE} Å"
             f"{' (through the periodic boundary)' if pbc.any() else ''}; remove duplicates"
         )
+
+
+def _clearly_apart(positions: FloatArray) -> bool:
+    """Whether no two points are near :data:`MIN_DISTANCE`, as far as a matrix product can tell."""
+    points = positions - positions[0]
+    products = points @ points.T
+    own = products.diagonal()
+    squares = own[:, None] + own - 2.0 * products
+    squares.flat[:: len(points) + 1] = np.inf
+    # what rounding may hide
+    return bool(squares.min() > 2.0 * MIN_DISTANCE**2 + 1e-13 * own.max())
 
 
 def _complete_cell(cell: FloatArray, pbc: BoolArray) -> FloatArray:

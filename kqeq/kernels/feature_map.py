@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,9 @@ from kqeq.backend import (
     CPU,
     Device,
     asarray_like,
+    blas,
     chunk_elements,
+    compiled,
     empty,
     full,
     is_numpy,
@@ -65,6 +69,15 @@ BLAS_ROWS = 512
 
 _THREAD_ROWS = 63
 """Rows that a thread takes at a time."""
+
+_SMALLEST_THREADED = 2 * _THREAD_ROWS
+"""Rows below which threads cost more than they gain."""
+
+_FEW_ROWS = 48
+"""Atoms of one element up to which our own loop is faster than matrix products (``expansion_kernels.py``)."""
+
+_EXPANDED_ROWS = (96, 256)
+"""Rows whose kernels and gradients are computed at once beyond, up to ``BLAS_ROWS`` atoms and for more."""
 
 _BLOCK_ELEMENTS = 1 << 20
 """Elements of a kernel matrix that are worked on at once on the host."""
@@ -106,6 +119,16 @@ class Representatives:
         parts = (rows, mean, (rows - mean).astype(np.float32))
         return cls(*(asarray_like(part, like) for part in parts))
 
+    @cached_property
+    def filled(self) -> FloatArray:
+        """The rows on the host, with zeros up to the shape that ``expansion_kernels.py`` works on."""
+        kernels = _kernels()
+        filled = _aligned(
+            _up(self.rows.shape[0], kernels.REPRESENTATIVES), _up(self.rows.shape[1], kernels.FEATURES)
+        )
+        filled[: self.rows.shape[0], : self.rows.shape[1]] = self.rows
+        return filled
+
     def dots(self, values: Array) -> Array:
         """Dot products with rows (n, F), (n, M)."""
         return values @ self.rows.T
@@ -120,29 +143,170 @@ class Representatives:
 
 
 @dataclass(frozen=True, eq=False)
+class Products:
+    """Descriptors of atoms of one element, of one or more structures, and their products with its representatives.
+
+    Attributes
+    ----------
+    values : (n, F) array
+        p_i.
+    representatives : Representatives
+        Those of the element in the layout of the structures.
+    """
+
+    values: Array
+    representatives: Representatives
+    _expansions: dict[tuple[int, float], _Expansion] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def dots(self) -> Array:
+        """Dot products with the representatives, (n, M)."""
+        return _dots(self.representatives, self.values)
+
+    @cached_property
+    def _filled(self) -> FloatArray:
+        """The rows with zeros up to the shape that ``expansion_kernels.py`` works on."""
+        filled = _aligned(_up(len(self.values), 2), self.representatives.filled.shape[1])
+        filled[: len(self.values), : self.values.shape[1]] = self.values
+        return filled
+
+    def expand(self, coefficients: FloatArray, zeta: float, *, gradients: bool) -> FloatArray:
+        """f_i = Σ_m k(p_i, p_m) c_m on the host, (n,); ``gradients`` says that those will be asked for."""
+        return self._expansion(coefficients, zeta, gradients).values
+
+    def gradient(self, coefficients: FloatArray, zeta: float) -> FloatArray:
+        """∂f_i/∂p_i, (n, F)."""
+        gradient = self._expansion(coefficients, zeta, True).gradient
+        assert gradient is not None
+        return gradient
+
+    def _expansion(self, coefficients: FloatArray, zeta: float, gradients: bool) -> _Expansion:
+        """What is known of an expansion, and what is not, kept for who asks next."""
+        key = id(coefficients), zeta
+        known = self._expansions.get(key)
+        if known is None or (gradients and known.gradient is None):
+            few = len(self.values) <= _FEW_ROWS and self.representatives.apart is None
+            work = self._in_one_pass if few else self._in_blocks
+            known = work(coefficients, float(zeta), gradients, known)
+            self._expansions[key] = known
+        return known
+
+    def _in_one_pass(
+        self, coefficients: FloatArray, zeta: float, gradients: bool, known: _Expansion | None
+    ) -> _Expansion:
+        n, filled, rows = len(self.values), self._filled, self.representatives.filled
+        kernels = _kernels()
+        padded = np.zeros(len(rows))
+        padded[: len(coefficients)] = coefficients
+        values, gradient = np.empty(len(filled)), _aligned(*(filled.shape if gradients else (2, 0)))
+        steps = (1 if known is None else 0) + (2 if gradients else 0)
+        blocks = 1 if steps == 3 else len(rows) // kernels.REPRESENTATIVES
+        slopes = np.empty((blocks, len(filled) * kernels.REPRESENTATIVES)) if known is None else known.slopes
+        kernels.expand(steps, filled, rows, padded, zeta, values, slopes, gradient)
+        values = values[:n] if known is None else known.values
+        if not gradients:
+            return _Expansion(coefficients, values, slopes, None)
+        return _Expansion(coefficients, values, None, gradient[:n, : self.values.shape[1]])
+
+    def _in_blocks(
+        self, coefficients: FloatArray, zeta: float, gradients: bool, known: _Expansion | None
+    ) -> _Expansion:
+        n, own = len(self.values), self.representatives
+        values = np.empty(n) if known is None else known.values
+        slopes = None if known is None else known.slopes
+        fresh = slopes is None
+        if slopes is None and not gradients:
+            slopes = np.empty((n, len(coefficients)))
+        gradient = np.empty(self.values.shape) if gradients else None
+        many = n > BLAS_ROWS
+        parts = -(-n // _EXPANDED_ROWS[many])
+        edges = [n * part // parts for part in range(parts + 1)]
+
+        def task(first: int, last: int) -> None:
+            for part in range(first, last):
+                rows = slice(edges[part], edges[part + 1])
+                if fresh:
+                    dots = own.dots(self.values[rows])
+                    slope = _slope(dots, zeta, coefficients)
+                    # k c = slope · dot / ζ: one pass less than the power again
+                    values[rows] = np.einsum("im,im->i", slope, dots) / zeta
+                    if gradient is None:
+                        assert slopes is not None
+                        slopes[rows] = slope
+                        continue
+                else:
+                    assert slopes is not None
+                    slope = slopes[rows]
+                assert gradient is not None
+                gradient[rows] = own.combine(slope)
+
+        with blas.one_thread() if many else nullcontext():
+            threads.run(task, np.array(edges), _SMALLEST_THREADED)
+        return _Expansion(coefficients, values, None if gradients else slopes, gradient)
+
+
+@dataclass(frozen=True, eq=False)
+class _Expansion:
+    """What was computed with one set of coefficients.
+
+    Attributes
+    ----------
+    coefficients : (M,) array
+        Held, so that its identity is nobody else's.
+    values : (n,) array
+        f_i.
+    slopes : array, optional
+        What the gradient can be made of; only without it.
+    gradient : (n, F) array, optional
+        ∂f_i/∂p_i.
+    """
+
+    coefficients: FloatArray
+    values: FloatArray
+    slopes: FloatArray | None
+    gradient: FloatArray | None
+
+
+@dataclass(frozen=True, eq=False)
 class Similarity:
-    """Dot products between the atoms of one element and its representatives.
+    """The atoms of one element in one structure, and their products with its representatives.
 
     Attributes
     ----------
     element : int
     centres : (n,) array
         The atoms, on the host.
-    representatives : Representatives
-        The representatives in the layout of the structure.
-    dots : (n, M) array
+    products : Products
+        Of these atoms, perhaps among those of other structures.
+    rows : slice
+        Their rows there.
     index : (n,) array
-        The atoms where the dot products are.
+        The atoms where the products are.
     weights : (n,) array, optional
         What the kernels of the atoms are multiplied with (:mod:`kqeq.descriptors.conditioned`); 1 without.
     """
 
     element: int
     centres: IntArray
-    representatives: Representatives
-    dots: Array
+    products: Products
+    rows: slice
     index: Array
     weights: Array | None = None
+
+    @property
+    def dots(self) -> Array:
+        """Dot products with the representatives, (n, M)."""
+        return self.products.dots[self.rows, :]
+
+    @property
+    def values(self) -> Array:
+        """Descriptors, (n, F)."""
+        return self.products.values[self.rows, :]
+
+    @property
+    def representatives(self) -> Representatives:
+        """The representatives in the layout of the structure."""
+        return self.products.representatives
 
     def weighted(self, block: Array) -> Array:
         """An (n, ...) array times the weights."""
@@ -226,12 +390,15 @@ class FeatureMap:
     _projected: dict[tuple[int, ...], dict[int, FloatArray]] = field(
         default_factory=dict, repr=False, compare=False
     )
+    _hosted: dict[tuple[int, ...], dict[int, Representatives]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
     _copies: dict[tuple[Any, ...], Array] = field(default_factory=dict, repr=False, compare=False)
     _prepared: dict[tuple[tuple[int, ...], int], Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave caches behind when the model is pickled to a worker."""
-        return {**self.__dict__, "_projected": {}, "_prepared": {}, "_copies": {}}
+        return {**self.__dict__, "_projected": {}, "_hosted": {}, "_prepared": {}, "_copies": {}}
 
     @cached_property
     def lower(self) -> dict[int, FloatArray]:
@@ -284,21 +451,26 @@ class FeatureMap:
         """What ``make`` gives for the device of ``like``, kept under ``key``."""
         return _remembered(self._copies, (*key, *place(like)), make, 256)
 
-    def _place(
-        self, rows: FloatArray, like: Array, species: tuple[int, ...], z: int, *, single: bool
-    ) -> Representatives:
-        """Projected representatives of one element where the dot products are to be."""
-        if is_numpy(like) and not single:
-            return Representatives(rows)
-        return self._copy(  # type: ignore[no-any-return]
-            lambda: Representatives.build(rows, like, single=single), like, "rows", species, z, single
-        )
+    def _placed(self, species: tuple[int, ...], like: Array, *, single: bool) -> dict[int, Representatives]:
+        """Projected representatives of the elements in ``species`` where the products are to be."""
+        rows = self.project(species)
+        if not is_numpy(like) or single:
+
+            def build(own: FloatArray) -> Callable[[], Representatives]:
+                return lambda: Representatives.build(own, like, single=single)
+
+            return {z: self._copy(build(own), like, "rows", species, z, single) for z, own in rows.items()}
+
+        def host() -> dict[int, Representatives]:
+            return {z: Representatives(own) for z, own in rows.items()}
+
+        return _remembered(self._hosted, species, host, 64)  # type: ignore[no-any-return]
 
     def _directions(self, species: tuple[int, ...], z: int, like: Array) -> Any:
         """Projected representatives of one element as the descriptor wants them for feature gradients."""
-        rows = self.project(species)[z]
         if not is_numpy(like):
-            return self._place(rows, like, species, z, single=False).rows
+            return self._placed(species, like, single=False)[z].rows
+        rows = self.project(species)[z]
         return _remembered(
             self._prepared, (species, z), lambda: self.descriptor.prepare_directions(species, rows), 64
         )
@@ -331,17 +503,16 @@ class FeatureMap:
         results: list[list[Similarity]] = [[] for _ in states]
         like = states[0].values
         xp = namespace(like)
-        for z, rows in self.project(states[0].species).items():
-            placed = self._place(rows, like, states[0].species, z, single=single)
+        for z, placed in self._placed(states[0].species, like, single=single).items():
             centres = [composition_of(n).atoms_of.get(z, _NOBODY) for n in numbers]
             index = [asarray_like(own, like) for own in centres]
             values = [xp.take(state.values, own, axis=0) for state, own in zip(states, index, strict=True)]
-            dots = _dots(placed, xp.concat(values) if len(values) > 1 else values[0])
+            products = Products(xp.concat(values) if len(values) > 1 else values[0], placed)
             start = 0
             for result, state, own, there in zip(results, states, centres, index, strict=True):
                 given = getattr(state, "weights", None)
                 weights = None if given is None else xp.take(given, there)
-                result.append(Similarity(z, own, placed, dots[start : start + len(own), :], there, weights))
+                result.append(Similarity(z, own, products, slice(start, start + len(own)), there, weights))
                 start += len(own)
         return results
 
@@ -462,16 +633,29 @@ class FeatureMap:
         }
 
     def expand(
-        self, similarities: Sequence[Similarity], size: int, coefficients: Mapping[int, FloatArray]
+        self,
+        similarities: Sequence[Similarity],
+        size: int,
+        coefficients: Mapping[int, FloatArray],
+        *,
+        gradients: bool = False,
     ) -> Array:
-        """f_i = Σ_m k(p_i, p_m) c_m for ``size`` atoms, shape (N,)."""
-        like = similarities[0].dots
+        """f_i = Σ_m k(p_i, p_m) c_m for ``size`` atoms, shape (N,).
+
+        With ``gradients``, :meth:`descriptor_gradient` is going to be asked for with the same coefficients: on the host
+        both come out of one pass over the representatives (the same, bit for bit, as one after the other).
+        """
+        like = similarities[0].values
         values = zeros(size, like)
         for similarity in similarities:
-            own = asarray_like(coefficients[similarity.element], like)
-            part = empty(int(similarity.dots.shape[0]), like)
-            for rows in _row_blocks(similarity.dots):
-                part[rows] = _power(similarity.dots[rows, :], self.zeta) @ own
+            own = coefficients[similarity.element]
+            if is_numpy(like):
+                part = similarity.products.expand(own, self.zeta, gradients=gradients)[similarity.rows]
+            else:
+                own = asarray_like(own, like)
+                part = empty(int(similarity.dots.shape[0]), like)
+                for rows in _row_blocks(similarity.dots):
+                    part[rows] = _power(similarity.dots[rows, :], self.zeta) @ own
             values = put_rows(values, similarity.index, similarity.weighted(part))
         return values
 
@@ -483,37 +667,28 @@ class FeatureMap:
         weights: Array | None = None,
     ) -> Array:
         """weights_i ∂f_i/∂p_i, of the given shape (N, F); all weights 1 if none are given."""
-        like = similarities[0].dots
+        like = similarities[0].values
         xp = namespace(like)
-
-        def part(similarity: Similarity, own: Array, rows: slice) -> Array:
-            # a pass over the (n, M) slopes costs as much as a tenth of the product
-            slopes = _slope(similarity.dots[rows, :], self.zeta, own)
-            if weights is not None:
-                slopes *= xp.take(weights, similarity.index[rows])[:, None]
-            if similarity.weights is not None:
-                slopes *= similarity.weights[rows][:, None]
-            return similarity.representatives.combine(slopes)
-
         every = sum(len(similarity.centres) for similarity in similarities) == shape[0]
-        work = [
-            (similarity, asarray_like(coefficients[similarity.element], like), rows)
-            for similarity in similarities
-            for rows in _thread_blocks(similarity.dots) or _row_blocks(similarity.dots)
-        ]
-        if every and len(work) == 1:
-            return part(*work[0])  # one element: its atoms are all there are, in their order
         gradient = (empty if every else zeros)(shape, like)
-        if is_numpy(gradient) and any(_thread_blocks(similarity.dots) for similarity in similarities):
-
-            def task(first: int, last: int) -> None:
-                for similarity, own, rows in work[first:last]:
-                    gradient[similarity.index[rows]] = part(similarity, own, rows)
-
-            threads.run(task, np.cumsum([0, *(rows.stop - rows.start for _, _, rows in work)]), 1)
-            return gradient
-        for similarity, own, rows in work:
-            gradient = put_rows(gradient, similarity.index[rows], part(similarity, own, rows))
+        for similarity in similarities:
+            own = coefficients[similarity.element]
+            factors = similarity.weights
+            if weights is not None:
+                taken = xp.take(weights, similarity.index)
+                factors = taken if factors is None else factors * taken
+            if is_numpy(like):
+                part = similarity.products.gradient(own, self.zeta)[similarity.rows]
+                gradient[similarity.index] = part if factors is None else part * factors[:, None]
+                continue
+            placed = asarray_like(own, like)
+            for rows in _row_blocks(similarity.dots):
+                # a pass over the (n, M) slopes costs as much as a tenth of the product
+                slopes = _slope(similarity.dots[rows, :], self.zeta, placed)
+                if factors is not None:
+                    slopes *= factors[rows][:, None]
+                part = similarity.representatives.combine(slopes)
+                gradient = put_rows(gradient, similarity.index[rows], part)
         return gradient
 
 
@@ -541,6 +716,23 @@ def _row_blocks(dots: Array) -> list[slice]:
     n, m = (int(size) for size in dots.shape)
     step = max(1, chunk_elements(dots, 4, _BLOCK_ELEMENTS) // max(1, m))
     return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+
+
+@cache
+def _kernels() -> ModuleType:
+    return compiled.load("kqeq.kernels.expansion_kernels")
+
+
+def _up(size: int, step: int) -> int:
+    """The next multiple of a step."""
+    return -(-size // step) * step
+
+
+def _aligned(rows: int, columns: int) -> FloatArray:
+    """Zeros at an address that is a multiple of 64 bytes, so that vectors do not lie across lines of the cache."""
+    memory = np.zeros(rows * columns + 8)
+    offset = -(memory.ctypes.data // 8) % 8
+    return memory[offset : offset + rows * columns].reshape(rows, columns)
 
 
 def _thread_blocks(rows: Array) -> list[slice]:

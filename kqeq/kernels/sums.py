@@ -30,11 +30,11 @@ def find_similarities(feature_maps: Sequence[FeatureMap], states: States, number
     return {m: m.similarities(states[m.descriptor], numbers) for m in feature_maps}
 
 
-def expand(terms: Terms, similarities: Similarities, size: int) -> Array:
-    """F of ``size`` atoms, (N,); at least one kernel."""
+def expand(terms: Terms, similarities: Similarities, size: int, *, gradients: bool = False) -> Array:
+    """F of ``size`` atoms, (N,); at least one kernel.  ``gradients``: see :meth:`FeatureMap.expand`."""
     total: Array | None = None
     for feature_map, coefficients in terms:
-        own = feature_map.expand(similarities[feature_map], size, coefficients)
+        own = feature_map.expand(similarities[feature_map], size, coefficients, gradients=gradients)
         total = own if total is None else total + own
     assert total is not None
     return total

@@ -51,6 +51,9 @@ _KEPT_SITES = 64
 BATCH_ATOMS = 512
 """Atoms whose descriptors are kept at once when many structures are predicted."""
 
+_WINDOW_ATOMS = 16 * BATCH_ATOMS
+"""Atoms among which structures of the same elements are looked for, to be predicted together."""
+
 
 @dataclass(frozen=True, eq=False)
 class SiteModel:
@@ -77,9 +80,9 @@ class SiteModel:
         terms = tuple(term for term in self.terms if state_of(condition_of(term[0].descriptor)) == state)
         return SiteModel(terms, dict.fromkeys(self.offsets, 0.0)) if terms else None
 
-    def evaluate(self, similarities: Similarities, numbers: IntArray) -> Array:
-        """Values of all atoms, (N,)."""
-        values = sums.expand(self.terms, similarities, len(numbers))
+    def evaluate(self, similarities: Similarities, numbers: IntArray, *, gradients: bool = False) -> Array:
+        """Values of all atoms, (N,); ``gradients`` says that :meth:`descriptor_gradients` follows."""
+        values = sums.expand(self.terms, similarities, len(numbers), gradients=gradients)
         return asarray_like(self._table[numbers], values) + values
 
     @cached_property
@@ -309,15 +312,17 @@ class Potential:
         system: ChargeSystem | None = None,
         *,
         device: Device = CPU,
+        gradients: bool = False,
     ) -> tuple[Charged, Array] | None:
         """Charges of the charge model alone, and electronegativities (N,); ``None`` without charges.
 
-        ``system`` is what :meth:`bind` gave for this geometry, where a caller has kept it.
+        ``system`` is what :meth:`bind` gave for this geometry, where a caller has kept it; ``gradients`` says that
+        derivatives follow.
         """
         if self.electronegativity is None or self.charges is None:
             return None
         numbers = structure.numbers
-        chi = self.electronegativity.evaluate(similarities, numbers)
+        chi = self.electronegativity.evaluate(similarities, numbers, gradients=gradients)
         sites = self.site_parameters(numbers, similarities)
         assert sites is not None
         sites = sites.on(device.like)
@@ -455,26 +460,39 @@ class Potential:
         device: Device = CPU,
         single: bool = False,
     ) -> Iterator[Prediction]:
-        """Predict structures one after another; neighbours in the list that share their elements are batched."""
-        for batch in _batches(structures):
-            states = [
-                evaluate_states(
-                    self.descriptors, s, derivatives=_needs_derivatives(s, properties), device=device
-                )
-                for s in batch
-            ]
-            numbers = [s.numbers for s in batch]
-            similarities = {
-                feature_map: feature_map.similarities_many(
-                    [own[feature_map.descriptor] for own in states], numbers, single=single
-                )
-                for feature_map in self.feature_maps
-            }
-            for i, structure in enumerate(batch):
-                own = {feature_map: lists[i] for feature_map, lists in similarities.items()}
-                with in_threads_for(structure):
-                    prediction = self.finish(structure, properties, states[i], own, device=device)
-                yield prediction
+        """Predict structures in their order; those of a stretch of the list that share their elements are batched."""
+        for window in _stretches(structures, _WINDOW_ATOMS):
+            found: dict[int, Prediction] = {}
+            by_elements: dict[tuple[int, ...], list[int]] = {}
+            for i in window:
+                by_elements.setdefault(structures[i].species, []).append(i)
+            for alike in by_elements.values():
+                same = [structures[i] for i in alike]
+                for batch in _stretches(same, BATCH_ATOMS):
+                    parts = self._predict_alike([same[k] for k in batch], properties, device, single)
+                    found.update(zip([alike[k] for k in batch], parts, strict=True))
+            yield from (found[i] for i in window)
+
+    def _predict_alike(
+        self, batch: Sequence[Structure], properties: Collection[str], device: Device, single: bool
+    ) -> Iterator[Prediction]:
+        """Predict structures of the same elements: products with representatives of all of them at once."""
+        states = [
+            evaluate_states(self.descriptors, s, derivatives=_needs_derivatives(s, properties), device=device)
+            for s in batch
+        ]
+        numbers = [s.numbers for s in batch]
+        similarities = {
+            feature_map: feature_map.similarities_many(
+                [own[feature_map.descriptor] for own in states], numbers, single=single
+            )
+            for feature_map in self.feature_maps
+        }
+        for i, structure in enumerate(batch):
+            own = {feature_map: lists[i] for feature_map, lists in similarities.items()}
+            with in_threads_for(structure):
+                prediction = self.finish(structure, properties, states[i], own, device=device)
+            yield prediction
 
     def finish(
         self,
@@ -560,17 +578,17 @@ class Potential:
         device: Device,
     ) -> _Evaluated:
         """Charges, baseline and short-range energy."""
-        charged, electronegativities = self.charged(structure, similarities, system, device=device) or (
-            None,
-            None,
-        )
+        follows = _needs_derivatives(structure, properties)
+        charged, electronegativities = self.charged(
+            structure, similarities, system, device=device, gradients=follows
+        ) or (None, None)
         base = OnBaseline.at(
             self.baseline, structure, properties, sees_charges=self.charge_kernel is not None
         )
         if self.short_range is None:
             return _Evaluated(charged, electronegativities, base, 0.0, ())
         powers = (self.short_range, *self.charge_powers)
-        values = [model.evaluate(similarities, structure.numbers) for model in powers]
+        values = [model.evaluate(similarities, structure.numbers, gradients=follows) for model in powers]
         if self.charge_kernel is None:
             energy = to_float(namespace(device.like).sum(values[0]))
             return _Evaluated(charged, electronegativities, base, energy, ((self.short_range, None),))
@@ -610,7 +628,9 @@ class Potential:
         gradients: dict[Descriptor, Array] = {}
         for model, weights in weighted:
             for descriptor, gradient in model.descriptor_gradients(similarities, states, weights).items():
-                gradients[descriptor] = gradients.get(descriptor, 0.0) + gradient
+                gradients[descriptor] = (
+                    gradients[descriptor] + gradient if descriptor in gradients else gradient
+                )
         for descriptor, gradient in gradients.items():
             of_descriptor = states[descriptor].adjoint(gradient)
             positions += of_descriptor.positions
@@ -677,18 +697,16 @@ def _needs_derivatives(structure: Structure, properties: Collection[str]) -> boo
     return bool(wanted) or ("stress" in properties and structure.periodic)
 
 
-def _batches(structures: Sequence[Structure]) -> Iterator[list[Structure]]:
-    """Runs of structures with the same elements, at most :data:`BATCH_ATOMS` atoms together."""
-    batch: list[Structure] = []
-    atoms = 0
-    for structure in structures:
-        if batch and (structure.species != batch[0].species or atoms + len(structure) > BATCH_ATOMS):
-            yield batch
-            batch, atoms = [], 0
-        batch.append(structure)
+def _stretches(structures: Sequence[Structure], limit: int) -> Iterator[range]:
+    """Consecutive structures, at most so many atoms together."""
+    begin = atoms = 0
+    for i, structure in enumerate(structures):
+        if i > begin and atoms + len(structure) > limit:
+            yield range(begin, i)
+            begin, atoms = i, 0
         atoms += len(structure)
-    if batch:
-        yield batch
+    if len(structures) > begin:
+        yield range(begin, len(structures))
 
 
 def _stress(strain: FloatArray, structure: Structure) -> FloatArray | None:

@@ -8,12 +8,14 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.data import atomic_numbers, covalent_radii
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 import kqeq
 from checks import bare
 from conftest import NOISE, small_kernel
 from kqeq import analysis
-from kqeq.analysis import probes
+from kqeq.analysis import plots, probes
 from kqeq.analysis.diagnose import FAR, MAX_EXPONENT
 from kqeq.analysis.findings import FLAGGED, NOTE, OK, UNTESTED
 from kqeq.analysis.novelty import spread
@@ -223,6 +225,22 @@ def test_charges_that_bonds_do_not_explain_are_noted(short_alkanes):
     finding = named(strange, "physical ranges")
     assert finding.verdict == NOTE
     assert "bonds explain" in finding.text and "charges_key" in finding.remedy
+
+
+def test_bars_have_the_colour_of_what_they_say():
+    figure = Figure()
+    axes = figure.subplots()
+    ranges, explained = np.array([[-1.0, 1.0]] * 3), np.array([[-0.3, 0.4]] * 3)
+    plots.charges_in_range(axes, [1, 1, 1], np.array([0.2, 0.5, -1.2]), ranges, explained)
+    *_, first, second, third = axes.patches
+    colours = [to_hex(bar.get_facecolor()) for bar in (first, second, third)]
+    assert len(set(colours)) == 3
+    legend = {
+        text.get_text(): to_hex(handle.get_facecolor())
+        for handle, text in zip(axes.get_legend().get_patches(), axes.get_legend().get_texts(), strict=True)
+    }
+    assert [legend[name] for name in ("charge", "more than its bonds explain", "impossible")] == colours
+    assert [bar.get_height() for bar in (first, second, third)] == [0.2, 0.5, -1.2]
 
 
 def test_distance_to_the_training_environments(water_model, water_training, water_systems):

@@ -234,6 +234,34 @@ def test_one_frame_gives_one_prediction_and_a_list_a_list(water_model, water_sys
         assert_same_prediction(first, second)
 
 
+def test_molecules_of_other_elements_between_do_not_matter(water_model, water_systems, monkeypatch):
+    """Batches are made of structures that share their elements, wherever they stand; results keep their order."""
+    from kqeq.potential import potential as module
+
+    frames = [bare(a) for name in ("water1", "hydroxide", "water2") for a in water_systems[name][:4]]
+    others = [Atoms("H2", [[0, 0, 0], [0, 0, 0.75 + 0.01 * i]]) for i in range(len(frames))]
+    mixed = [frame for pair in zip(frames, others, strict=True) for frame in pair]
+    calls = []
+    original = module.Potential._predict_alike
+    monkeypatch.setattr(
+        module.Potential,
+        "_predict_alike",
+        lambda self, batch, *rest: calls.append(len(batch)) or original(self, batch, *rest),
+    )
+    many = water_model.predict(mixed)
+    assert calls == [12, 12]
+    for atoms, together in zip(mixed, many, strict=True):
+        alone = water_model.predict(atoms)
+        assert together.energy == pytest.approx(alone.energy, abs=1e-10)
+        np.testing.assert_allclose(together.forces, alone.forces, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(together.charges, alone.charges, rtol=0, atol=1e-10)
+    # the ends of batches and of stretches that are searched do not matter either
+    monkeypatch.setattr(module, "BATCH_ATOMS", 7)
+    monkeypatch.setattr(module, "_WINDOW_ATOMS", 40)
+    for first, second in zip(many, water_model.predict(mixed), strict=True):
+        assert first.energy == pytest.approx(second.energy, abs=1e-10)
+
+
 def test_charge_and_field_from_arguments_and_from_info(water_model, water_systems):
     atoms = bare(water_systems["hydronium"][0])
     field = (0.0, 0.1, 0.2)

@@ -31,6 +31,9 @@ from kqeq.typing import FloatArray, IntArray
 SMALLEST_THREADED = 2000
 """Pairs below which threads cost more than they gain."""
 
+_PARTS = 8
+"""Parts in which larger lists of pairs are sorted, and their gradients collected."""
+
 CENTRE_WORK = 20
 """Work of the power spectrum of a centre, in units of a pair, for balancing threads."""
 
@@ -218,9 +221,25 @@ class SOAPState:
             If ``gradient`` does not have the shape of ``values``.
         """
         pair = self.pair_gradients(gradient)
-        positions, strain = np.zeros((len(self), 3)), np.zeros((3, 3))
-        kernels()[1].collect(self.pairs.indices, self.pairs.vectors, pair, positions, strain)
-        return PositionGradient(positions, strain)
+        edges = _parts(pair.shape[1])
+        positions, strain = np.zeros((len(edges) - 1, len(self), 3)), np.zeros((len(edges) - 1, 3, 3))
+
+        def task(first: int, last: int) -> None:
+            for part in range(first, last):
+                kernels()[1].collect(
+                    edges[part],
+                    edges[part + 1],
+                    self.pairs.indices,
+                    self.pairs.vectors,
+                    pair,
+                    positions[part],
+                    strain[part],
+                )
+
+        threads.run(task, edges, SMALLEST_THREADED)
+        if len(edges) == 2:
+            return PositionGradient(positions[0], strain[0])
+        return PositionGradient(positions.sum(axis=0), strain.sum(axis=0))
 
     def site_jacobian(self, gradient: FloatArray) -> SiteJacobian:
         """Pull every row G_i = ∂f_i/∂p_i of an (N, F) array back separately.
@@ -250,6 +269,13 @@ class SOAPState:
         return SiteJacobian(positions, strain)
 
 
+def _parts(number: int) -> IntArray:
+    """Bounds of the parts in which pairs are handled: a matter of their number only, as sums depend on it."""
+    if number < SMALLEST_THREADED:
+        return np.array([0, number])
+    return np.arange(_PARTS + 1) * number // _PARTS
+
+
 def work_of(start: IntArray, n_atoms: int) -> IntArray:
     """Cumulative work before each centre, in units of a pair."""
     n_species = (len(start) - 1) // n_atoms
@@ -265,32 +291,48 @@ def sort_pairs(pairs: Pairs, slots: IntArray, n_species: int, tables: Tables) ->
     slots : (N,) int array
         Species index of each atom.
     """
-    number = len(pairs) if pairs.full else 2 * len(pairs)
-    start = np.empty(len(slots) * n_species + 1, dtype=np.int64)
-    indices = np.empty((2, number), dtype=np.int64)
-    vectors = np.empty((3, number))
-    switch = np.empty((2, number))
-    kernels()[1].sort_pairs(
-        pairs.indices,
-        pairs.vectors,
-        pairs.full,
-        slots,
-        n_species,
-        tables.inner,
-        tables.cutoff,
-        start,
-        indices,
-        vectors,
-        switch,
-    )
+    # counted and placed in parts, each by one thread; the order is that of the list whatever their number
+    edges = _parts(len(pairs.indices))
+    parts, groups = len(edges) - 1, len(slots) * n_species
+    given = pairs.indices, pairs.vectors, pairs.full, slots, n_species
+    counts = np.empty((parts, groups), dtype=np.int64)
+    start = np.zeros(groups + 1, dtype=np.int64)
+
+    def count(first: int, last: int) -> None:
+        for part in range(first, last):
+            kernels()[1].count_pairs(edges[part], edges[part + 1], *given, tables.cutoff, counts[part])
+
+    threads.run(count, edges, SMALLEST_THREADED)
+    if parts == 1:
+        counts[0].cumsum(out=start[1:])
+        places = start[None, :-1].copy()
+    else:
+        counts.sum(axis=0).cumsum(out=start[1:])
+        places = start[:-1] + counts.cumsum(axis=0) - counts
     kept = int(start[-1])
-    vectors = np.ascontiguousarray(vectors[:, :kept])
-    switch = np.ascontiguousarray(switch[:, :kept])
+    indices = np.empty((2, kept), dtype=np.int64)
+    vectors, switch = np.empty((3, kept)), np.empty((2, kept))
+
+    def place(first: int, last: int) -> None:
+        for part in range(first, last):
+            kernels()[1].place_pairs(
+                edges[part],
+                edges[part + 1],
+                *given,
+                tables.inner,
+                tables.cutoff,
+                places[part],
+                indices,
+                vectors,
+                switch,
+            )
+
+    threads.run(place, edges, SMALLEST_THREADED)
     if tables.weighting is not None:
         distances = np.sqrt(np.einsum("ap,ap->p", vectors, vectors))
         weight, slope = tables.weighting(distances)
         switch = np.stack([switch[0] * weight, switch[1] * weight + switch[0] * slope / distances])
-    return SortedPairs(start, np.ascontiguousarray(indices[:, :kept]), vectors, switch)
+    return SortedPairs(start, indices, vectors, switch)
 
 
 def evaluate(structure: Structure, pairs: Pairs, tables: Tables) -> SOAPState:

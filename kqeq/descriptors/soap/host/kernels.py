@@ -380,7 +380,7 @@ def expand(
     Parameters
     ----------
     start, vectors, switch
-        From ``pair_kernels.sort_pairs``.
+        From ``sort_pairs`` of :mod:`kqeq.descriptors.soap.host.adjoint`.
     centre : float
         Weight of the centre itself.
     step, rates, coarse, fine

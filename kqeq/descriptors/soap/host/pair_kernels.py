@@ -10,28 +10,25 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+OPTIONS: Any = {"cache": True, "nogil": True, "error_model": "numpy"}
+
 
 @njit(
-    "void(int64[:, ::1], float64[:, ::1], boolean, int64[::1], int64, float64, float64,"
-    " int64[::1], int64[:, ::1], float64[:, ::1], float64[:, ::1])",
-    cache=True,
-    nogil=True,
-    error_model="numpy",
+    "void(int64, int64, int64[:, ::1], float64[:, ::1], boolean, int64[::1], int64, float64, int64[::1])",
+    **OPTIONS,
 )
-def sort_pairs(
+def count_pairs(
+    first: int,
+    last: int,
     indices: Any,
     vectors: Any,
     full: bool,
     slots: Any,
     n_species: int,
-    inner: float,
     cutoff: float,
-    start: Any,
-    sorted_indices: Any,
-    sorted_vectors: Any,
-    switch: Any,
+    counts: Any,
 ) -> None:
-    """Keep the pairs within the cutoff, sorted by centre and element of the neighbour (by counting).
+    """Number of pairs within the cutoff among ``first`` to ``last``, by centre and element of the neighbour.
 
     Parameters
     ----------
@@ -40,27 +37,54 @@ def sort_pairs(
         Whether they hold both directions of each pair; otherwise the other one is added.
     slots : (N,) array
         Species index of each atom.
+    counts : (N S,) output
+    """
+    limit = cutoff * cutoff
+    sides = 1 if full else 2
+    counts[:] = 0
+    for p in range(first, last):
+        x, y, z = vectors[p, 0], vectors[p, 1], vectors[p, 2]
+        if x * x + y * y + z * z <= limit:
+            for side in range(sides):
+                counts[indices[p, side] * n_species + slots[indices[p, 1 - side]]] += 1
+
+
+@njit(
+    "void(int64, int64, int64[:, ::1], float64[:, ::1], boolean, int64[::1], int64, float64, float64,"
+    " int64[::1], int64[:, ::1], float64[:, ::1], float64[:, ::1])",
+    **OPTIONS,
+)
+def place_pairs(
+    first: int,
+    last: int,
+    indices: Any,
+    vectors: Any,
+    full: bool,
+    slots: Any,
+    n_species: int,
+    inner: float,
+    cutoff: float,
+    places: Any,
+    sorted_indices: Any,
+    sorted_vectors: Any,
+    switch: Any,
+) -> None:
+    """Write the pairs ``first`` to ``last`` where they belong, sorted by centre and element of the neighbour.
+
+    Parameters
+    ----------
     inner, cutoff : float
         The switching function falls from 1 to 0 between them; none if they are equal.
-    start : (N S + 1,) output
-        First pair of each (centre, element).
-    sorted_indices, sorted_vectors : (2, P), (3, P) outputs, large enough for all
+    places : (N S,) array
+        Where the next pair of each (centre, element) goes; updated.
+    sorted_indices, sorted_vectors : (2, P), (3, P) outputs
     switch : (2, P) output
         f and f'/r.
     """
     limit = cutoff * cutoff
     sides = 1 if full else 2
-    start[:] = 0
-    for p in range(len(indices)):
-        x, y, z = vectors[p, 0], vectors[p, 1], vectors[p, 2]
-        if x * x + y * y + z * z <= limit:
-            for side in range(sides):
-                start[indices[p, side] * n_species + slots[indices[p, 1 - side]] + 1] += 1
-    for g in range(len(start) - 1):
-        start[g + 1] += start[g]
-    fill = start.copy()
     width = cutoff - inner
-    for p in range(len(indices)):
+    for p in range(first, last):
         x, y, z = vectors[p, 0], vectors[p, 1], vectors[p, 2]
         r2 = x * x + y * y + z * z
         if r2 <= limit:
@@ -76,8 +100,8 @@ def sort_pairs(
                 i, j = indices[p, side], indices[p, 1 - side]
                 sign = 1.0 - 2.0 * side
                 group = i * n_species + slots[j]
-                q = fill[group]
-                fill[group] = q + 1
+                q = places[group]
+                places[group] = q + 1
                 sorted_indices[0, q] = i
                 sorted_indices[1, q] = j
                 sorted_vectors[0, q] = sign * x
@@ -88,20 +112,20 @@ def sort_pairs(
 
 
 @njit(
-    "void(int64[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, ::1])",
-    cache=True,
-    nogil=True,
-    error_model="numpy",
+    "void(int64, int64, int64[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, ::1])",
+    **OPTIONS,
 )
-def collect(indices: Any, vectors: Any, gradients: Any, positions: Any, strain: Any) -> None:
-    """Add pair gradients to the neighbours, subtract them from the centres, in the order of the pairs.
+def collect(
+    first: int, last: int, indices: Any, vectors: Any, gradients: Any, positions: Any, strain: Any
+) -> None:
+    """Add gradients of the pairs ``first`` to ``last`` to the neighbours, subtract them from the centres, in order.
 
     Parameters
     ----------
     indices, vectors, gradients : (2, P), (3, P), (3, P) arrays
     positions, strain : (N, 3), (3, 3) arrays, zero on entry
     """
-    for p in range(indices.shape[1]):
+    for p in range(first, last):
         i, j = indices[0, p], indices[1, p]
         for a in range(3):
             g = gradients[a, p]
@@ -112,4 +136,4 @@ def collect(indices: Any, vectors: Any, gradients: Any, positions: Any, strain: 
             strain[2, a] += vectors[2, p] * g
 
 
-__all__ = ["collect", "sort_pairs"]
+__all__ = ["collect", "count_pairs", "place_pairs"]
