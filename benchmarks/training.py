@@ -242,9 +242,9 @@ def nma(quick: bool) -> Iterator[Row]:
 def nma_accuracy(quick: bool) -> Iterator[Row]:
     """The whole fit, 1000 frames to 289; the checkpoint ``nma.checkpoint`` in the working folder lets it be interrupted.
 
-    Settings come from the training frames alone: 200 of them fitted, 150 others tested, with five choices.  A second, sharp
-    kernel took 68 to 63 meV/Å and 1.11 to 0.85 meV/atom; more representatives of electronegativities and site parameters
-    0.012 to 0.0096 e·Å and 0.085 to 0.063 Å³; half the noise of forces made forces worse (87 meV/Å).
+    Settings come from the training frames alone: 200 of them fitted, 150 others tested, with three choices.  A second,
+    sharp kernel took 68 to 63 meV/Å and 1.11 to 0.85 meV/atom; more representatives of electronegativities and site
+    parameters 0.012 to 0.0096 e·Å and 0.085 to 0.063 Å³; half the noise of forces made them worse (87 meV/Å).
     """
     source = public("nma_field.xyz")
     if source is None:
