@@ -16,6 +16,9 @@ with
 Seed 0 is for training, seed 1 (every fifth geometry) for testing; random numbers depend on the number of the geometry
 only, so that an interrupted run goes on where it stopped.  Labels belong to the positions as they are written.
 
+The first 23 frames of ``benchmarks/data`` were made with tblite's accuracy 1, all others with 10, which changes forces by
+less than 0.002 eV/Angstrom.
+
     info   energy [eV] with the neutralising background that tblite leaves out (``background`` [eV] is what was
            added to its energy); total_charge [e]; external_field; system; seed; method; multiplicity; sampling;
            temperature [K]; number (of the geometry); distance [Angstrom] between the two silicon atoms

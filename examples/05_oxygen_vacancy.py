@@ -8,7 +8,8 @@ all charges, and to 0 and +2 alone.
 
 Forces at the charge that the geometry has relaxed to are no test of charges: the positions give it away, and the
 short-range model is nearly as good.  The number that counts is the one over geometries at all three charges.
-Figure: (a) errors of forces, (b) forces at +1 predicted from 0 and +2, (c) where the charge sits.
+Left: errors of forces by the charge of the cell, at another charge than that of the dynamics, and on geometries labelled
+at all three. Middle: forces on the four zinc atoms at +1, predicted from 0 and +2. Right: where the charge is taken.
 
     python 05_oxygen_vacancy.py [--full]      half of the training frames, or all
 """

@@ -28,6 +28,9 @@ from kqeq.typing import FloatArray, IntArray
 _PARTS = 8
 """Parts in which sums over pairs are collected."""
 
+_TILE = 160
+"""Smallest side of the tiles in which a matrix of waves is summed."""
+
 _SMALLEST_THREADED = 20_000
 """Pairs, or elements of phase factors, below which threads cost more than they gain."""
 
@@ -353,8 +356,11 @@ class HostReciprocal:
         diagonal = 0.0
         for part in self._chunks():
             rows = self._rows(part).reshape(-1, self._atoms)
-            # the transposed view is what Fortran takes for a matrix; its upper triangle is our lower one
-            blas.dsyrk(1.0, rows.T, beta=1.0, c=out.T, lower=0, overwrite_c=1)
+            if self._atoms < 2 * _TILE:
+                # the transposed view is what Fortran takes for a matrix; its upper triangle is our lower one
+                blas.dsyrk(1.0, rows.T, beta=1.0, c=out.T, lower=0, overwrite_c=1)
+            else:
+                _add_lower_gram(rows, out)
             diagonal += float(np.square(self._roots[part]).sum())
         out.reshape(-1)[:: len(out) + 1] -= 0.5 * diagonal
         return out
@@ -402,6 +408,23 @@ class HostReciprocal:
             result += np.einsum("ka,kb,kc->abc", g, g, bent)
             result -= np.eye(3)[:, :, None] * density.sum(axis=0)
         return result
+
+
+def _add_lower_gram(rows: FloatArray, out: FloatArray) -> None:
+    """Add the lower triangle of rowsᵀ rows to ``out``, tile by tile in threads; tiles do not depend on their number."""
+    number = rows.shape[1] // _TILE
+    edges = [rows.shape[1] * tile // number for tile in range(number + 1)]
+    tiles = [(i, j) for i in range(number) for j in range(i + 1)]
+
+    def task(first: int, last: int) -> None:
+        for i, j in tiles[first:last]:
+            down, across = slice(edges[i], edges[i + 1]), slice(edges[j], edges[j + 1])
+            # NumPy notices the symmetric products
+            product = rows[:, down].T @ rows[:, across]
+            out[down, across] += product if i != j else np.tril(product)
+
+    work = np.cumsum([0, *(1 + (i != j) for i, j in tiles)])
+    threads.run(task, work, 1)
 
 
 @lru_cache(maxsize=4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -44,6 +45,12 @@ _BOND = 2.5
 _VACUUM = 8.0
 """Å.  An empty layer thicker than this along a periodic axis is taken for vacuum."""
 
+
+KEPT_VECTORS = 50_000
+"""Reciprocal vectors of a cell up to which they are kept for the next structure in it."""
+
+SPAN_STEP = 0.5
+"""Heights of slabs are rounded up to multiples of this, Å."""
 
 MAX_VECTORS = 3e8
 """Candidates for reciprocal vectors beyond which an Ewald sum is refused; minutes and gigabytes."""
@@ -162,7 +169,7 @@ def _smallest(error: Callable[[float], float], target: float) -> float:
 
 
 def reciprocal_vectors(cell: FloatArray, k_cut: float) -> tuple[IntArray, FloatArray]:
-    """Reciprocal vectors 0 < |G| ≤ k_cut of one half space (G or −G, not both).
+    """Reciprocal vectors 0 < |G| ≤ k_cut of one half space (G or −G, not both); those of the last cells are kept.
 
     Returns
     -------
@@ -176,6 +183,15 @@ def reciprocal_vectors(cell: FloatArray, k_cut: float) -> tuple[IntArray, FloatA
     InputError
         For a cell so elongated or skewed that more than :data:`MAX_VECTORS` would have to be looked at.
     """
+    rows = np.ascontiguousarray(cell, dtype=np.float64)
+    many = abs(np.linalg.det(rows)) * k_cut**3 > KEPT_VECTORS * 12.0 * np.pi**2
+    return (_vectors_of.__wrapped__ if many else _vectors_of)(rows.tobytes(), float(k_cut))
+
+
+@lru_cache(maxsize=8)
+def _vectors_of(rows: bytes, k_cut: float) -> tuple[IntArray, FloatArray]:
+    """:func:`reciprocal_vectors` of a cell as bytes; not to be written to."""
+    cell = np.frombuffer(rows).reshape(3, 3)
     limits = np.floor(k_cut * np.linalg.norm(cell, axis=1) / (2.0 * np.pi))
     if np.prod(2.0 * limits + 1.0) > MAX_VECTORS:
         raise InputError(
@@ -196,7 +212,10 @@ def reciprocal_vectors(cell: FloatArray, k_cut: float) -> tuple[IntArray, FloatA
         keep = half & (np.einsum("ka,ka->k", vectors, vectors) <= k_cut * k_cut)
         kept_indices.append(indices[keep])
         kept_vectors.append(vectors[keep])
-    return np.concatenate(kept_indices).astype(np.int64), np.concatenate(kept_vectors)
+    found = np.concatenate(kept_indices).astype(np.int64), np.concatenate(kept_vectors)
+    for array in found:
+        array.flags.writeable = False
+    return found
 
 
 def slab_cell(
@@ -256,6 +275,8 @@ def slab_cell(
     height = positions @ normal
     span = float(height.max() - height.min())
     _refuse_misplaced_vacuum(positions, cell, periodic, open_axis, normal, span)
+    # in steps, so that a slab whose atoms move keeps its cell, and what was tabulated for it
+    span = SPAN_STEP * math.ceil(span / SPAN_STEP)
     shortest = _shortest_in_plane(cell[periodic], area)
     tail = max(1.0, math.log(24.0 * math.pi / (area * shortest * accuracy)))
     # The last derivative that is asked for brings G³.

@@ -70,7 +70,7 @@ BLAS_ROWS = 512
 _THREAD_ROWS = 63
 """Rows that a thread takes at a time."""
 
-_SMALLEST_THREADED = 2 * _THREAD_ROWS
+_SMALLEST_THREADED = 64
 """Rows below which threads cost more than they gain."""
 
 _FEW_ROWS = 48

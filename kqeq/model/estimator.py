@@ -61,7 +61,6 @@ from kqeq.uncertainty.posterior import (
     require_posterior,
     with_uncertainty,
 )
-from kqeq.uncertainty.remainder import learn_remainder
 
 _AUTO: Any = AUTO
 _DEFAULT: Any = "default"
@@ -516,9 +515,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         solution = result.solution
         posterior = Posterior(result.parameters, solution.u, solution.lower, result.noise, factors or {})
         if calibrated and result.parameters.dependence is None:
-            posterior, line = learn_remainder(posterior, result.frames)
-            posterior, told = calibrate(posterior, result.frames, self.seed)
-            report = replace(report, notes=(*report.notes, line, told))
+            posterior, told = calibrate(posterior, result.frames, self.seed, remainders=True)
+            report = replace(report, notes=(*report.notes, told))
         self._set_fitted(result.potential, report, charges_key, posterior)
 
     def _settings(self, targets: Sequence[str] | None) -> FitSettings:

@@ -43,6 +43,8 @@ from kqeq.io.progress import track
 from kqeq.kernels.feature_map import FeatureMap
 from kqeq.typing import BoolArray, FloatArray, IntArray
 from kqeq.uncertainty.posterior import KINDS, Factors, Posterior, Uncertain, explained
+from kqeq.uncertainty.remainder import KINDS as REMAINDER_KINDS
+from kqeq.uncertainty.remainder import LeftOut, learn_remainder, with_learned, without_frame
 
 FOLDS = 4
 """Refits; each frame is left out once."""
@@ -53,7 +55,7 @@ LEAST_GROUPS = 8
 MOST_LABELS = 3000
 """Labels of the frames that are left out."""
 
-MOST_FORCES = 300
+MOST_FORCES = 150
 """Components of forces that are judged; each needs two evaluations of its structure."""
 
 INSIDE = {0.68: 0.5, 0.95: 0.5}
@@ -88,7 +90,7 @@ class _Left:
     kinds : tuple of str
         Kind of each of them.
     priors : (c, k) array
-        What kernels add to them, as the prior has it, in squared units of the noise, with the factors of the kernels.
+        What kernels add to them, as the prior has it, in squared units of the noise.
     units : (c,) array
         Noise.
     same : dict of FeatureMap to dict of int to (M,) bool array
@@ -123,7 +125,9 @@ class Judged:
     frames: int
 
 
-def calibrate(posterior: Posterior, frames: Sequence[TrainingFrame], seed: int = 0) -> tuple[Posterior, str]:
+def calibrate(
+    posterior: Posterior, frames: Sequence[TrainingFrame], seed: int = 0, *, remainders: bool = False
+) -> tuple[Posterior, str]:
     """The posterior with factors for each kind of label that it knows the uncertainty of.
 
     Parameters
@@ -134,6 +138,8 @@ def calibrate(posterior: Posterior, frames: Sequence[TrainingFrame], seed: int =
         As they were fitted.
     seed : int
         Of the order in which frames are left out.
+    remainders : bool
+        Learn the factors of kernels first (:mod:`kqeq.uncertainty.remainder`), from the same frames.
 
     Returns
     -------
@@ -141,28 +147,34 @@ def calibrate(posterior: Posterior, frames: Sequence[TrainingFrame], seed: int =
         And a line for the report.
     """
     chosen, fold = _chosen(frames, seed)
+    told = ""
     if not len(chosen):
-        return posterior, f"uncertainties are not calibrated: fewer than {LEAST_GROUPS} geometries"
-    try:
-        with blas.one_thread():
-            judged = leave_out(posterior, [frames[int(i)] for i in chosen], fold)
-    except NotPositiveDefiniteError:
-        return (
-            posterior,
-            "uncertainties are not calibrated: rounding makes refits without some frames singular",
-        )
+        if remainders:
+            posterior, told = learn_remainder(posterior, frames)
+            told += "; "
+        return posterior, f"{told}uncertainties are not calibrated: fewer than {LEAST_GROUPS} geometries"
+    with blas.one_thread():
+        left = _all_left(posterior, [frames[int(i)] for i in chosen])
+        if remainders:
+            posterior, told = with_learned(posterior, _one_by_one(posterior, left))
+            told += "; "
+        try:
+            judged = _judged(posterior, left, fold)
+        except NotPositiveDefiniteError:
+            return (
+                posterior,
+                f"{told}uncertainties are not calibrated: refits without some frames are singular",
+            )
     found = {kind: factors_of(own) for kind, own in judged.items()}
     if not found:
-        return posterior, "uncertainties are not calibrated: no label that they could be compared with"
+        return posterior, f"{told}uncertainties are not calibrated: no label that they could be compared with"
     factors = {
         kind: found[kind if kind in found else INSTEAD[kind]]
         for kind in posterior.quantities
         if kind in found or INSTEAD[kind] in found
     }
     words = ", ".join(f"{kind} × {own.scale:.3g} (missed {own.missed:.2g})" for kind, own in found.items())
-    line = (
-        f"standard deviations calibrated by {len(chosen)} frames left out in {fold.max() + 1} refits: {words}"
-    )
+    line = f"{told}standard deviations calibrated by {len(chosen)} frames left out in {fold.max() + 1} refits: {words}"
     return replace(posterior, factors=factors), line
 
 
@@ -199,12 +211,38 @@ def leave_out(posterior: Posterior, frames: Sequence[TrainingFrame], fold: IntAr
     NotPositiveDefiniteError
         If rounding makes a refit singular.
     """
+    return _judged(posterior, _all_left(posterior, frames), fold)
+
+
+def _all_left(posterior: Posterior, frames: Sequence[TrainingFrame]) -> list[_Left]:
+    """What leaving frames out takes."""
     forces = sum(frame.labels.forces is not None for frame in frames)
     share = max(3, MOST_FORCES // max(1, forces))
-    left = [
+    return [
         _left(posterior, frame, share, np.random.default_rng(number))
         for number, frame in enumerate(track(frames, "calibration", total=len(frames)))
     ]
+
+
+def _one_by_one(posterior: Posterior, left: Sequence[_Left]) -> LeftOut:
+    """Predictions of each frame from all others, with all representatives, of the labels that tell factors of kernels."""
+    kernels = list(posterior.parameters.kernels.values())
+    errors, variances, missed = [np.zeros(0)], [np.zeros(0)], [np.zeros((0, len(kernels)))]
+    for frame in left:
+        error, variance = without_frame(frame.residual, solve_lower(posterior.lower, frame.rows.T))
+        chosen = np.array([kind in REMAINDER_KINDS for kind in frame.kinds], dtype=bool)
+        places = frame.judged[chosen]
+        known = np.zeros((len(places), len(kernels)))
+        for number, kernel in enumerate(kernels):
+            known[:, number] = explained(kernel, frame.rows[places])
+        errors.append(error[places])
+        variances.append(variance[places])
+        missed.append(np.maximum(frame.priors[chosen] - known, 0.0))
+    return LeftOut(np.concatenate(errors), np.concatenate(variances), np.concatenate(missed))
+
+
+def _judged(posterior: Posterior, left: Sequence[_Left], fold: IntArray) -> dict[str, Judged]:
+    """Predictions of all frames by refits without their fold."""
     precision = posterior.lower @ posterior.lower.T
     parts: dict[str, list[FloatArray]] = {}
     counts: dict[str, int] = {}
@@ -243,7 +281,7 @@ def _left(posterior: Posterior, frame: TrainingFrame, share: int, rng: np.random
             table = np.zeros((len(places), len(names)))
             for kernel, values in found:
                 number = next(i for i, known in enumerate(kernels) if known is kernel)
-                table[:, number] = kernel.remainder * values / scale**2
+                table[:, number] = values / scale**2
             judged.append(own[places])
             kinds += [kind] * len(places)
             priors.append(table)
@@ -294,8 +332,8 @@ def _refit(
         variances = np.einsum("pn,pn->n", scaled, scaled)
         missed = np.zeros(len(frame.judged))
         for number, kernel in enumerate(kernels):
-            known = kernel.remainder * explained(replace(kernel, columns=basis.columns[number]), own)
-            missed += np.maximum(frame.priors[:, number] - known, 0.0)
+            known = explained(replace(kernel, columns=basis.columns[number]), own)
+            missed += kernel.remainder * np.maximum(frame.priors[:, number] - known, 0.0)
         squared = frame.units**2
         values = np.stack([errors * frame.units, variances * squared, missed * squared, squared])
         kinds = np.array(frame.kinds)

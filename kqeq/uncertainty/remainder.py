@@ -81,10 +81,7 @@ def leave_out(posterior: Posterior, frames: Sequence[TrainingFrame]) -> LeftOut:
         )
         assert rows is not None
         scaled = solve_lower(posterior.lower, rows.T)
-        # 1 − H_ff is positive definite; labels that only their own frame determines make it nearly singular
-        values, vectors = np.linalg.eigh(np.eye(len(residual)) - scaled.T @ scaled)
-        inverse = (vectors / np.maximum(values, 1e-10)) @ vectors.T
-        error, variance, start = inverse @ residual, np.diagonal(inverse), 0
+        error, variance, start = *without_frame(residual, scaled), 0
         for kind in frame.labels.kinds:
             stop = start + target_vector(frame, kind).size
             if kind in KINDS and frame.labels.weight > 0.0:
@@ -99,6 +96,14 @@ def leave_out(posterior: Posterior, frames: Sequence[TrainingFrame]) -> LeftOut:
     if not errors:
         return LeftOut(np.zeros(0), np.zeros(0), np.zeros((0, len(names))))
     return LeftOut(np.concatenate(errors), np.concatenate(variances), np.concatenate(missed))
+
+
+def without_frame(residual: FloatArray, scaled: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Errors and variances of the labels of a frame without it, (n,), from r and L⁻¹ Jᵀ (P, n)."""
+    # 1 − H_ff is positive definite; labels that only their own frame determines make it nearly singular
+    values, vectors = np.linalg.eigh(np.eye(len(residual)) - scaled.T @ scaled)
+    inverse = (vectors / np.maximum(values, 1e-10)) @ vectors.T
+    return inverse @ residual, np.diagonal(inverse)
 
 
 def log_density(left_out: LeftOut, theta: FloatArray) -> tuple[float, FloatArray]:
@@ -119,13 +124,17 @@ def learn_remainder(posterior: Posterior, frames: Sequence[TrainingFrame]) -> tu
     Posterior, str
         And a line for the report.
     """
+    chosen = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, MOST_FRAMES).astype(int))]
+    return with_learned(posterior, leave_out(posterior, chosen))
+
+
+def with_learned(posterior: Posterior, left_out: LeftOut) -> tuple[Posterior, str]:
+    """The posterior with the factors κ that predictions of left-out labels ask for, and a line for the report."""
     from scipy.optimize import minimize
 
     names = list(posterior.parameters.kernels)
     if not names:
         return posterior, "no kernel: nothing is missed"
-    chosen = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, MOST_FRAMES).astype(int))]
-    left_out = leave_out(posterior, chosen)
 
     def negative(theta: FloatArray) -> tuple[float, FloatArray]:
         value, gradient = log_density(left_out, theta)
@@ -144,4 +153,12 @@ def learn_remainder(posterior: Posterior, frames: Sequence[TrainingFrame]) -> tu
     return learned, f"variance of what sparse features miss, relative to the prior: {text}"
 
 
-__all__ = ["KINDS", "LeftOut", "learn_remainder", "leave_out", "log_density"]
+__all__ = [
+    "KINDS",
+    "LeftOut",
+    "learn_remainder",
+    "leave_out",
+    "log_density",
+    "with_learned",
+    "without_frame",
+]

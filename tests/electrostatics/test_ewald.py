@@ -12,7 +12,7 @@ from checks import central
 from kqeq.backend import namespace, to_numpy
 from kqeq.constants import COULOMB
 from kqeq.electrostatics import EwaldCoulomb, OpenCoulomb, coulomb
-from kqeq.electrostatics.lattice import choose_splitting, reciprocal_vectors
+from kqeq.electrostatics.lattice import choose_splitting, reciprocal_vectors, slab_cell
 from kqeq.errors import InputError, UnsupportedError
 from kqeq.frames.structures import Structure
 
@@ -535,3 +535,19 @@ def test_factory_follows_pbc(pbc):
     provider = coulomb(structure, sigma, dipoles=True, accuracy=1e-7)
     expected = EwaldCoulomb(r, sigma, TRICLINIC, pbc, dipoles=True, accuracy=1e-7)
     assert_allclose(provider.matrix(), expected.matrix())
+
+
+def test_a_slab_whose_atoms_move_keeps_its_cell_and_vectors():
+    cell, pbc = np.diag([4.0, 5.0, 20.0]), np.array([True, True, False])
+    positions = np.array([[0.0, 0.0, 3.0], [1.0, 2.0, 5.3]])
+    first, _ = slab_cell(positions, cell, pbc, 1.0, 1e-8)
+    second, _ = slab_cell(positions + np.array([[0, 0, 0], [0, 0, 0.1]]), cell, pbc, 1.0, 1e-8)
+    assert_allclose(second, first, rtol=0, atol=0)
+    third, _ = slab_cell(positions + np.array([[0, 0, 0], [0, 0, 0.4]]), cell, pbc, 1.0, 1e-8)
+    assert third[2, 2] == pytest.approx(first[2, 2] + 0.5)
+    one, two = (reciprocal_vectors(rows, 3.0) for rows in (first, second.copy()))
+    assert one[1] is two[1]
+    other = reciprocal_vectors(third, 3.0)
+    assert len(other[1]) > len(one[1])
+    with pytest.raises(ValueError, match="read-only"):
+        one[1][0] = 0.0

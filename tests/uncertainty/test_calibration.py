@@ -112,6 +112,7 @@ def test_forces_are_judged_by_some_of_their_components(fitted, water_training, m
     """Their variance is that of a prediction of the refit; here of all, at once."""
     frames = training_frames(fitted, water_training)
     fold = np.arange(len(frames)) % 4
+    monkeypatch.setattr(calibration, "MOST_FORCES", 1000)
     everything = leave_out(fitted.posterior_, frames, fold)["forces"]
     assert len(everything.errors) == sum(3 * len(frame.structure) for frame in frames)
     monkeypatch.setattr(calibration, "MOST_FORCES", 60)
@@ -262,3 +263,24 @@ def test_many_labels_are_judged_by_some_frames(fitted, water_training, monkeypat
     monkeypatch.setattr(calibration, "LEAST_GROUPS", 4)
     chosen, _ = calibration._chosen(frames)
     assert 4 <= len(chosen) <= 8 and chosen[-1] - chosen[0] > 6
+
+
+def test_factors_of_kernels_come_from_the_same_frames(water_training):
+    """What leaves each frame out alone is that of :mod:`kqeq.uncertainty.remainder`, and is learned before."""
+    from kqeq.uncertainty import remainder
+
+    model = short_range(short_range=small_kernel(4.0, zeta=4, n_representatives=4)).fit(water_training)
+    frames = training_frames(model, water_training)
+    expected = remainder.leave_out(model.posterior_, frames)
+    found = calibration._one_by_one(model.posterior_, calibration._all_left(model.posterior_, frames))
+    for name in ("errors", "variances", "missed"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-8, atol=1e-10)
+    learned, line = remainder.learn_remainder(model.posterior_, frames)
+    both, told = calibrate(model.posterior_, frames, remainders=True)
+    factor = learned.parameters.kernels["short_range"].remainder
+    assert (
+        both.parameters.kernels["short_range"].remainder == pytest.approx(factor, rel=1e-3) and factor != 1.0
+    )
+    assert both.factors and told.startswith(line[:60])
+    few, told = calibrate(model.posterior_, frames[:6], remainders=True)
+    assert few.parameters.kernels["short_range"].remainder != 1.0 and "fewer than 8" in told
