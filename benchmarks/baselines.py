@@ -119,7 +119,9 @@ def dipeptides(quick: bool) -> Iterator[Row]:
     kinds = ["energy", "forces"]
     errors: dict[str, list[float]] = {kind: [] for kind in kinds}
     for seed in (0,) if quick else (0, 1, 2):
-        options = {**NO_CHARGES, "short_range": sharp(100 if quick else 500), "targets": kinds}
+        wide = sharp(40 if quick else 300, r_cut=4.0, sigma=0.4, delta=0.3)
+        options = {**NO_CHARGES, "short_range": [sharp(100 if quick else 700), wide], "targets": kinds}
+        options["optimize"] = "left-out"
         found = _dipeptides(100, options, quick, seed)
         if found is None:
             return

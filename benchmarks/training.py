@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -241,8 +242,9 @@ def nma(quick: bool) -> Iterator[Row]:
 def nma_accuracy(quick: bool) -> Iterator[Row]:
     """The whole fit, 1000 frames to 289; the checkpoint ``nma.checkpoint`` in the working folder lets it be interrupted.
 
-    Noise levels were set beforehand from the training frames alone: somewhat below the targets.  So was the short-range
-    kernel: what a smaller model left of the forces, fitted to 400 of them and tested on 150 others.
+    Settings come from the training frames alone: 200 of them fitted, 150 others tested, with three choices.  A second,
+    sharp kernel took 68 to 63 meV/Å and 1.11 to 0.85 meV/atom; more representatives of electronegativities and site
+    parameters 0.012 to 0.0096 e·Å and 0.085 to 0.063 Å³; half the noise of forces made them worse (87 meV/Å).
     """
     source = public("nma_field.xyz")
     if source is None:
@@ -251,26 +253,30 @@ def nma_accuracy(quick: bool) -> Iterator[Row]:
     train, test = frames[:1000], frames[1000:]
     if quick:
         train, test = train[::25], test[::10]
-    m = 40 if quick else 200  # of the electronegativity; forces want more
+    few, many = (40, 40) if quick else (250, 800)
     learn = "kernel"
+    soap = functools.partial(kqeq.SOAPKernel, r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2)
     model = kqeq.KQEq(
-        kqeq.SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2, n_representatives=m, delta=4.0),
-        kqeq.SOAPKernel(
-            r_cut=4.0, n_max=8, l_max=6, sigma=0.4, zeta=3, n_representatives=m if quick else 500, delta=3.0
-        ),
+        soap(n_representatives=few, delta=4.0),
+        [
+            sharp(many, n_max=8, l_max=6, delta=1.0),
+            soap(n_max=8, l_max=6, sigma=0.4, zeta=3, n_representatives=3 * many // 4, delta=3.0),
+        ],
         charges=kqeq.AtomicDipoles(kqeq.ACKS2(softness=learn, hardness=learn), polarizability=learn),
-        site_kernel=kqeq.SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2, n_representatives=40),
-        noise={"energy": 5e-4, "forces": 0.02, "dipole": 0.005, "polarizability": 0.003},
-        max_iterations=5 if quick else 30,
+        site_kernel=soap(n_representatives=40 if quick else 100),
+        noise={"energy": 5e-4, "forces": 0.02, "dipole": 0.003, "polarizability": 0.0015},
+        max_iterations=5 if quick else 15,
     )
     started = time.process_time()
     model.fit(train, resume=None if quick else "nma.checkpoint")
-    yield row(f"NMA, {len(train)} frames: fit", time.process_time() - started, "s")
-    yield row("NMA: iterations", len(model.fit_report_.iterations), "")
+    yield row(
+        f"NMA, {len(train)} frames: fit", time.process_time() - started, "CPU s", "" if quick else "<= 1200"
+    )
+    yield row("NMA: iterations", len(model.fit_report_.iterations), "", "" if quick else "<= 15")
     for name, found in (("train", model.evaluate(train[::10])), ("test", model.evaluate(test))):
         targets = dict.fromkeys(found, "")
         if name == "test":
-            targets.update(energy="<= 1", forces="<= 30", dipole="<= 0.01", polarizability="<= 0.15")
+            targets.update(energy="<= 0.4", forces="<= 15", dipole="<= 0.006", polarizability="<= 0.05")
         yield row(f"NMA, {name}: energy", 1e3 * found["energy"].rmse, "meV/atom", targets["energy"])
         yield row(f"NMA, {name}: forces", 1e3 * found["forces"].rmse, "meV/Å", targets["forces"])
         yield row(f"NMA, {name}: dipole", found["dipole"].rmse, "e·Å", targets["dipole"])

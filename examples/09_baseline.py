@@ -12,6 +12,10 @@ a field. The distance of the two oxygen atoms is drawn until something breaks: a
 hydrogen more than 2 Å from both oxygens, or oxygens more than 4 Å apart. The centre of mass is held, because the field
 pulls at the charge.
 
+From 12 frames the model without a baseline pushes the oxygen atoms into each other within 3.2 ps. From 48 it holds
+together, with the oxygens 2.9 Å apart on average. On GFN2-xTB both hold for 20 ps, and from 48 frames the distance is
+2.5 Å; quantum chemistry puts the minimum of this ion at 2.4 Å. No reference dynamics was run.
+
 A step costs what a GFN2-xTB calculation costs and what the model costs, a few milliseconds each here.
 
 Without tblite the example runs with `baseline="zbl"` instead, which only keeps atoms apart.

@@ -92,16 +92,19 @@ def _add_tiles(matrix: FloatArray, rows: FloatArray, single: NDArray[np.float32]
         norms = np.sqrt(np.einsum("np,np->p", rows, rows))
         limits = np.array([float(norms[tile].max()) for tile in tiles])
 
+    harmless = [_EPSILON * limits[i] * limits[j] < HARMLESS for i, j in tasks]
+
     def work(low: int, high: int) -> None:
-        for i, j in tasks[low:high]:
+        for (i, j), rounded in zip(tasks[low:high], harmless[low:high], strict=True):
             a, b = tiles[i], tiles[j]
             target = matrix[a.start - first : a.stop - first, b]
-            if single is not None and _EPSILON * limits[i] * limits[j] < HARMLESS:
+            if single is not None and rounded:
                 target += single[:, a].T @ single[:, b]
             else:
                 target += rows[:, a].T @ rows[:, b]
 
-    areas = [len(rows) * TILE * TILE] * len(tasks)
+    # single precision takes half of the time: threads share the time, not the number of tiles
+    areas = [len(rows) * TILE * TILE // (1 + rounded) for rounded in harmless]
     with blas.one_thread():
         threads.run(work, np.concatenate([[0], np.cumsum(areas)]), SMALLEST)
 
