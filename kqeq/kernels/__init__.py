@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from kqeq.kernels.feature_map import FeatureMap, Representatives, Similarity
+from kqeq.kernels.feature_map import FeatureMap, Products, Representatives, Similarity
 from kqeq.kernels.settings import SOAPKernel, default_electronegativity, default_short_range
 
 __all__ = [
     "FeatureMap",
+    "Products",
     "Representatives",
     "SOAPKernel",
     "Similarity",
