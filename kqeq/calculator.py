@@ -44,6 +44,7 @@ from kqeq.frames.external_charges import NOTED_OUTSIDE, ExternalCharges, read_ex
 from kqeq.frames.neighbours import NeighbourFinder
 from kqeq.frames.site_data import site_data_key
 from kqeq.frames.structures import Structure, describe, read_structure
+from kqeq.io.rules import FLAG
 from kqeq.model.estimator import KQEq, load_model
 from kqeq.potential.constant_potential import (
     AtPotential,
@@ -249,7 +250,8 @@ class KQEqCalculator(Calculator):
                 f"KQEqCalculator needs a fitted kqeq.KQEq model or the path of a model file, got {type(model).__name__}"
             )
         self._potential: Potential = model.fitted().in_session()
-        self._shadow = require_flag(shadow)
+        FLAG.require(shadow, "shadow")
+        self._shadow = bool(shadow)
         if self._shadow:
             self._potential = with_iterations(self._potential)
         self._auxiliary: AuxiliaryCharges | None = None
@@ -713,18 +715,6 @@ def with_iterations(potential: Potential) -> Potential:
             "shadow=True does not exist for models whose short-range energy sees the charges; leave it away"
         )
     return replace(potential, charges=clone(charges).set_params(solver="iterative"), _plain_sites={})
-
-
-def require_flag(value: Any) -> bool:
-    """A truth value.
-
-    Raises
-    ------
-    InputError
-    """
-    if not isinstance(value, bool | np.bool_):
-        raise InputError(f"shadow is {value!r}; expected True or False")
-    return bool(value)
 
 
 def _changed(kept: Atoms | None, atoms: Atoms) -> list[str]:

@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.data import covalent_radii
-from ase.neighborlist import neighbor_list
+from ase.neighborlist import natural_cutoffs, neighbor_list
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from kqeq.analysis.entry import fix, require_charges
 from kqeq.analysis.findings import FLAGGED, OK, UNTESTED, Finding
-from kqeq.charges.boundaries import open_projector
+from kqeq.analysis.ranges import BOND
+from kqeq.charges.boundaries import open_components
 from kqeq.constants import COULOMB
 from kqeq.errors import InputError, KQEqError, UnsupportedError
 from kqeq.typing import FloatArray
@@ -38,9 +38,6 @@ METAL_FIELD, METAL_DIPOLE = 0.2, 0.7
 
 PROBE = 0.05
 """Change of the field, V/Å, either way."""
-
-BONDED = 1.25
-"""Distances up to this many sums of covalent radii make two atoms neighbours."""
 
 NON_METALS = frozenset([1, 2, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18, 33, 34, 35, 36, 52, 53, 54, 85, 86])
 """Atomic numbers of hydrogen, noble gases, non-metals and B, Si, As, Te."""
@@ -130,7 +127,7 @@ def phases(model: Any, atoms: Any, groups: Mapping[str, Sequence[int]], metals: 
     members = _members(groups, metals, len(structure))
     rows = structure.cell[structure.pbc]
     area = float(np.linalg.norm(np.cross(rows[0], rows[1])))
-    normal = np.linalg.svd(open_projector(structure))[0][:, 0]
+    normal = open_components(structure)[0]
     heights = structure.positions @ normal
     charges = geometry.predict(("charges",)).charges
     assert charges is not None
@@ -188,8 +185,7 @@ def find_phases(atoms: Atoms) -> tuple[dict[str, list[int]], tuple[str, ...]]:
         Those that are metals; empty where there is none.
     """
     n = len(atoms)
-    cutoffs = BONDED * covalent_radii[atoms.numbers]
-    i, j = neighbor_list("ij", atoms, cutoffs)
+    i, j = neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=BOND))
     is_metal = np.array([int(z) not in NON_METALS for z in atoms.numbers])
     with_metal = np.bincount(i, weights=is_metal[j], minlength=n)
     with_others = np.bincount(i, weights=~is_metal[j], minlength=n)

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.data import covalent_radii
-from ase.neighborlist import neighbor_list
+from ase.neighborlist import natural_cutoffs, neighbor_list
 
 from kqeq import elements
 from kqeq.analysis.probes import is_metal
@@ -41,11 +40,9 @@ def bond_charges(structure: Structure) -> FloatArray:
     Chemical Bond, 3rd edition, 1960, chapter 3).
     """
     numbers = structure.numbers
-    levels, radii = elements.pauling(numbers), covalent_radii[numbers]
+    levels = elements.pauling(numbers)
     atoms = Atoms(numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
-    i, j, distances = neighbor_list("ijd", atoms, 2.0 * BOND * float(radii.max()))
-    bonded = distances < BOND * (radii[i] + radii[j])
-    i, j = i[bonded], j[bonded]
+    i, j = neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=BOND))
     difference = levels[j] - levels[i]
     moved = np.sign(difference) * (1.0 - np.exp(-0.25 * difference**2))
     found = np.bincount(i, weights=moved, minlength=len(numbers)).astype(np.float64)

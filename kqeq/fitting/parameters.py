@@ -261,13 +261,14 @@ class EnvironmentPart:
     def weights(self, kind: str, u: Array) -> Array:
         """Weights of the unscaled features Φ of all kernels: δ u."""
         part = self.parts[kind]
-        return part.scale(self._at(u)[part.columns])
+        return part.scale(self.at(u)[part.columns])
 
     def terms(self, kind: str, u: Array) -> tuple[tuple[FeatureMap, dict[int, FloatArray]], ...]:
         """Feature map and kernel coefficients of every kernel of a kind."""
-        return self.parts[kind].terms(self._at(u))
+        return self.parts[kind].terms(self.at(u))
 
-    def _at(self, u: Array) -> Array:
+    def at(self, u: Array) -> Array:
+        """The parameters that count: u, or those at which the dependence is held."""
         return u if self.fixed is None else asarray_like(self.fixed, u)
 
     def at_representatives(self, kind: str, u: FloatArray) -> dict[int, FloatArray]:
@@ -275,7 +276,7 @@ class EnvironmentPart:
         part = self.parts[kind]
         found: dict[int, list[FloatArray]] = {}
         for kernel in part.kernels:
-            weights = kernel.weights(self._at(u))
+            weights = kernel.weights(self.at(u))
             for z, columns in kernel.feature_map.columns.items():
                 found.setdefault(z, []).append(kernel.feature_map.lower[z] @ weights[columns])
         return {z: np.concatenate(values) for z, values in found.items()}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 
 from kqeq.errors import InputError
-from kqeq.frames.structures import as_frames
+from kqeq.frames.structures import Structure, as_frames
 from kqeq.typing import IntArray
 
 DIGITS = 6
@@ -73,6 +73,13 @@ def geometry(numbers: Any, positions: Any, cell: Any) -> tuple[bytes, bytes]:
     return np.asarray(numbers, dtype=np.int64).tobytes(), (np.round(where, DIGITS) + 0.0).tobytes()
 
 
+def structure_groups(structures: Iterable[Structure]) -> list[int]:
+    """A number for each structure, from 0 on in the order in which geometries appear; those of one geometry share it."""
+    numbers: dict[Any, int] = {}
+    keys = (geometry(s.numbers, s.positions, s.cell) for s in structures)
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
+
+
 def shuffled_folds(
     group: Sequence[int] | IntArray, kind: Sequence[Any], folds: int, seed: int = 0
 ) -> IntArray:
@@ -112,4 +119,4 @@ def shuffled_folds(
     return np.array([fold[int(own)] for own in group], dtype=np.int64)
 
 
-__all__ = ["geometry", "groups", "shuffled_folds"]
+__all__ = ["geometry", "groups", "shuffled_folds", "structure_groups"]

@@ -24,7 +24,7 @@ from kqeq.fitting.fit import FitResult, fit_potential, second_stage
 from kqeq.fitting.metrics import Evaluation, compare
 from kqeq.fitting.rows.cache import CacheFolder
 from kqeq.fitting.settings import FitSettings
-from kqeq.frames.grouping import geometry, shuffled_folds
+from kqeq.frames.grouping import shuffled_folds, structure_groups
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure
 from kqeq.io.progress import say
@@ -235,9 +235,7 @@ def groups_of(pairs: Pairs, group: Sequence[int] | IntArray | None = None) -> li
         For numbers that do not fit the frames.
     """
     if group is None:
-        known: dict[Any, int] = {}
-        keys = [geometry(s.numbers, s.positions, s.cell) for s, _ in pairs]
-        return [known.setdefault(key, len(known)) for key in keys]
+        return structure_groups(structure for structure, _ in pairs)
     if len(group) != len(pairs):
         raise InputError(f"groups holds {len(group)} numbers for {len(pairs)} frames; expected one for each")
     return [int(own) for own in group]

@@ -38,7 +38,7 @@ from kqeq.fitting.evidence.left_out import factor_rounded
 from kqeq.fitting.parameters import KernelPart
 from kqeq.fitting.rows.blocks import deviation, frame_rows, target_vector
 from kqeq.fitting.rows.features import TrainingFrame
-from kqeq.frames.grouping import geometry, shuffled_folds
+from kqeq.frames.grouping import shuffled_folds, structure_groups
 from kqeq.io.progress import track
 from kqeq.kernels.feature_map import FeatureMap
 from kqeq.typing import BoolArray, FloatArray, IntArray
@@ -180,12 +180,10 @@ def calibrate(
 
 def _chosen(frames: Sequence[TrainingFrame], seed: int = 0) -> tuple[IntArray, IntArray]:
     """Positions of the frames to leave out, whole geometries spread evenly, and the fold of each."""
-    numbers: dict[object, int] = {}
-    keys = [geometry(f.structure.numbers, f.structure.positions, f.structure.cell) for f in frames]
-    group = np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+    group = np.array(structure_groups(frame.structure for frame in frames), dtype=np.int64)
     weighted = np.array([frame.labels.weight > 0.0 for frame in frames], dtype=bool)
-    counts = np.bincount(group, [frame.n_labels for frame in frames], minlength=len(numbers))
-    usable = np.flatnonzero(np.bincount(group, weighted, minlength=len(numbers)) > 0)
+    counts = np.bincount(group, [frame.n_labels for frame in frames])
+    usable = np.flatnonzero(np.bincount(group, weighted) > 0)
     every = max(1.0, float(counts[usable].sum()) / MOST_LABELS)
     taken = usable[np.unique((np.arange(len(usable) / every) * every).astype(int))]
     if len(taken) < LEAST_GROUPS:

@@ -51,7 +51,7 @@ from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.rows.blocks import deviation, target_vector
 from kqeq.fitting.rows.cache import CacheFolder
 from kqeq.fitting.rows.features import MEMORY_BUDGET, TrainingFrame
-from kqeq.frames.grouping import geometry, shuffled_folds
+from kqeq.frames.grouping import shuffled_folds, structure_groups
 from kqeq.typing import FloatArray, IntArray
 
 NOISE_RANGE = (1.0 / 30.0, 100.0)
@@ -642,11 +642,9 @@ def _do_charges_pay(
     shared = {frame.index for frame in own if frame.labels.forces is not None}
     if len(shared) < FOLDS:
         return "too few frames to say whether charges pay for forces"
-    group: dict[object, int] = {}
     chosen = [frame for frame in frames if frame.index in shared]
-    keys = [geometry(f.structure.numbers, f.structure.positions, f.structure.cell) for f in chosen]
-    numbers = [group.setdefault(key, len(group)) for key in keys]
-    if len(group) < FOLDS:
+    numbers = structure_groups(frame.structure for frame in chosen)
+    if len(set(numbers)) < FOLDS:
         return "too few geometries to say whether charges pay for forces"
     kinds = [(f.structure.numbers.tobytes(), round(f.structure.total_charge, 6)) for f in chosen]
     parts = shuffled_folds(numbers, kinds, FOLDS, seed)

@@ -12,7 +12,7 @@ Dimensions: N atoms, P parameters, n rows of one label.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -33,7 +33,7 @@ from kqeq.fitting.rows.features import FrameFeatures, TrainingFrame
 from kqeq.fitting.rows.voigt import VOIGT, to_stress, upper_triangle
 from kqeq.frames.labels import standard_deviation
 from kqeq.kernels import sums
-from kqeq.kernels.feature_map import FeatureJacobian
+from kqeq.kernels.feature_map import FeatureJacobian, FeatureMap, Similarity
 from kqeq.typing import Array, FloatArray
 
 _NO_STRAIN = np.zeros((0, 0))
@@ -52,6 +52,7 @@ class Linearisation:
     parameters: Parameters
     u: FloatArray
     copy: Array | None = None
+    similarities: dict[FeatureMap, Sequence[Similarity]] = field(default_factory=dict)
 
     @cached_property
     def there(self) -> Array:
@@ -126,19 +127,11 @@ class Linearisation:
     @cached_property
     def site_jacobians(self) -> dict[str, SiteJacobian]:
         """∂ln θ_i/∂r and ∂ln θ_i/∂ε of the site parameters that depend on the environment."""
-        environment, states = self.parameters.sites, self.features.states
-        if environment is not None and self.features.jacobians is not None:
-            return {
-                kind: _separate(self.features.jacobians.sites, environment.weights(kind, self.there))
-                for kind in environment.parts
-            }
-        if environment is None or states is None:
+        environment = self.parameters.sites
+        if environment is None or not self.has_gradients:
             return {}
-        similarities = sums.find_similarities(environment.feature_maps, states, self.frame.structure.numbers)
-        return {
-            kind: sums.site_jacobian(environment.terms(kind, self.there), similarities, states)
-            for kind in environment.parts
-        }
+        own = environment.at(self.there)
+        return {kind: self.jacobian_of(part, own) for kind, part in environment.parts.items()}
 
     @cached_property
     def site_feature_gradients(self) -> dict[str, FeatureGradients]:
@@ -158,26 +151,39 @@ class Linearisation:
 
     def feature_gradients(self, part: SitePart, weights: Array) -> FeatureGradients:
         """Σ_i weights_i ∂²f_i/∂r∂u for the kernel parameters of a site quantity f."""
-        jacobians, states = self.features.jacobians, self.features.states
-        if jacobians is not None:
-            chi = part is self.parameters.electronegativity
-            known = jacobians.electronegativity if chi else jacobians.sites
+        known = self._separate(part)
+        if known is not None:
             return FeatureGradients(sums.contract(known, weights, part.deltas), _NO_STRAIN)
+        states, numbers = self.features.states, self.frame.structure.numbers
         assert states is not None
-        numbers = self.frame.structure.numbers
         return sums.feature_gradients(part.feature_maps, states, numbers, weights, part.deltas)
+
+    def jacobian_of(self, part: SitePart, u: Array) -> SiteJacobian:
+        """∂f_i/∂r and ∂f_i/∂ε of a site quantity f at the parameters u; has_gradients must hold."""
+        known = self._separate(part)
+        if known is not None:
+            weights = part.scale(u[part.columns][: part.kernel_size])
+            return SiteJacobian(sums.along(known, weights), _NO_STRAIN)
+        states = self.features.states
+        assert states is not None
+        missing = [m for m in part.feature_maps if m not in self.similarities]
+        self.similarities |= sums.find_similarities(missing, states, self.frame.structure.numbers)
+        return sums.site_jacobian(part.terms(u), self.similarities, states)
+
+    def _separate(self, part: SitePart) -> Sequence[FeatureJacobian] | None:
+        """Derivatives of the features of a site quantity that are kept atom by atom."""
+        jacobians = self.features.jacobians
+        if jacobians is None:
+            return None
+        return jacobians.electronegativity if part is self.parameters.electronegativity else jacobians.sites
 
     @cached_property
     def site_jacobian(self) -> SiteJacobian | None:
         """∂χ_i/∂r and ∂χ_i/∂ε at the current parameters."""
-        part, states = self.parameters.electronegativity, self.features.states
-        if part is not None and part.kernels and self.features.jacobians is not None:
-            own = self.there[part.columns][: part.kernel_size]
-            return _separate(self.features.jacobians.electronegativity, part.scale(own))
-        if part is None or not part.kernels or states is None:
+        part = self.parameters.electronegativity
+        if part is None or not part.kernels or not self.has_gradients:
             return None
-        similarities = sums.find_similarities(part.feature_maps, states, self.frame.structure.numbers)
-        return sums.site_jacobian(part.terms(self.there), similarities, states)
+        return self.jacobian_of(part, self.there)
 
     @cached_property
     def chi_gradients(self) -> FeatureGradients | None:
@@ -186,11 +192,6 @@ class Linearisation:
         if part is None or not part.kernels or not self.has_gradients or self.state is None:
             return None
         return self.feature_gradients(part, self.state.electronegativity_gradient())
-
-
-def _separate(jacobians: Sequence[FeatureJacobian], weights: Array) -> SiteJacobian:
-    """∂f_i/∂r with f_i = Φ_i · weights, from derivatives that are kept atom by atom."""
-    return SiteJacobian(sums.along(jacobians, weights), _NO_STRAIN)
 
 
 def _energy(line: Linearisation, jacobian: bool) -> tuple[Array, Array | None]:

@@ -246,9 +246,10 @@ def jacobian_bytes(frames: Sequence[TrainingFrame], parameters: Parameters) -> f
     total = 0
     for numbers in (frame.structure.numbers for frame in frames if separates(frame)):
         of_element = dict(zip(*np.unique(numbers, return_counts=True), strict=True))
-        sizes = (own[z].stop - own[z].start for own in columns for z in own)
-        counts = (of_element.get(z, 0) for own in columns for z in own)
-        total += 24 * len(numbers) * sum(int(n) * m for n, m in zip(counts, sizes, strict=True))
+        features = sum(
+            int(of_element.get(z, 0)) * (own.stop - own.start) for each in columns for z, own in each.items()
+        )
+        total += 24 * len(numbers) * features
     return total
 
 
@@ -356,14 +357,14 @@ def _assemble(
     electronegativity = system = kept = jacobians = None
     if gradients:
         of_chi, _, of_sites = feature_maps(parameters)
-        kept = {m.descriptor: states[m.descriptor] for m in (*of_chi, *of_sites)}
         if separate and separates(frame):
             known: dict[FeatureMap, FeatureJacobian] = {
                 m: m.jacobian(states[m.descriptor], numbers, single=separate == "single")
                 for m in dict.fromkeys((*of_chi, *of_sites))
             }
             jacobians = Jacobians(tuple(known[m] for m in of_chi), tuple(known[m] for m in of_sites))
-            kept = None
+        else:
+            kept = {m.descriptor: states[m.descriptor] for m in (*of_chi, *of_sites)}
     if parameters.electronegativity is not None and parameters.charges is not None:
         part = parameters.electronegativity
         electronegativity = asarray_like(part.one_hot(numbers), device.like)
