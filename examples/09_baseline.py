@@ -14,7 +14,7 @@ pulls at the charge.
 
 From 12 frames the model without a baseline pushes the oxygen atoms into each other within 3.2 ps. From 48 it holds
 together, with the oxygens 2.9 Å apart on average. On GFN2-xTB both hold for 20 ps, and from 48 frames the distance is
-2.5 Å; quantum chemistry puts the minimum of this ion at 2.4 Å. No reference dynamics was run.
+2.5 Å. No reference dynamics was run: which distance is right is not shown.
 
 A step costs what a GFN2-xTB calculation costs and what the model costs, a few milliseconds each here.
 
