@@ -52,6 +52,7 @@ BLOCK = 32
 LINE = BLOCK + 8  # neighbours for which there is room in a row: eight are worked on at once
 FINE = 32  # as in soap/basis.py
 OPTIONS: Any = {**LEAN, "fastmath": {"contract", "reassoc", "nsz"}}
+INNER: Any = {**OPTIONS, "no_cpython_wrapper": True}  # of what is called from here only
 
 _one_by_four, _one_by_eight = tile(1, 1, add=False), tile(1, 2, add=False)
 _three_by_four = tile(3, 1, add=False)
@@ -71,9 +72,7 @@ def memory_size(degrees: int, n_radial: int, n_species: int, n_features: int, n_
     return neighbours + max(forward, back) + n_features + 40
 
 
-@njit(
-    "void(float64[::1], int64, int64, int64, int64, int64, float64[::1])", no_cpython_wrapper=True, **OPTIONS
-)
+@njit("void(float64[::1], int64, int64, int64, int64, int64, float64[::1])", **INNER)
 def _harmonics(
     memory: Any, place: int, seed: int, out: int, count: int, degrees: int, recursion: Any
 ) -> None:
