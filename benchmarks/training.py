@@ -386,7 +386,6 @@ def iteration(quick: bool) -> Iterator[Row]:
     from kqeq.fitting import fit as fitting
     from kqeq.fitting.least_squares.solver import accumulate
     from kqeq.fitting.problem import FitProblem, joblib_engine
-    from kqeq.fitting.rows.targets import choose_labels
     from kqeq.frames.labels import read_frames
 
     sizes = (100, 200, 400) if quick else (250, 500, 1000, 2000, 3500)
@@ -395,11 +394,11 @@ def iteration(quick: bool) -> Iterator[Row]:
     for n in sizes:
         model = kqeq.KQEq(kqeq.SOAPKernel(r_cut=4.0, sigma=0.3, zeta=2, n_representatives=chi), sharp(n))
         settings = model._settings(None)
-        chosen, _, _ = choose_labels(list(read_frames(frames)), settings)
-        structures = [frame.structure for frame in chosen]
-        species = tuple(sorted({z for s in structures for z in s.species}))
-        parameters = fitting._parameters(chosen, structures, species, settings, settings.short_range, True)
-        problem = FitProblem(chosen, parameters, settings.noise, linear=False)
+        ready = fitting._chosen(list(read_frames(frames)), settings)
+        parameters = fitting._parameters(ready)
+        problem = FitProblem(
+            ready.frames, parameters, {**fitting.DEFAULT_NOISE, **settings.noise}, linear=False
+        )
         u = np.zeros(problem.size)
         times = []
         linear = None
