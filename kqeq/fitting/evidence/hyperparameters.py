@@ -63,6 +63,8 @@ class Learned:
         Whether the search has ended.
     powers : PowerSearch, optional
         Where the search for ζ stands; closed-form fits.
+    solution : Solution, optional
+        The fit with these parameters and noises, where there was one.
     """
 
     parameters: Parameters
@@ -72,6 +74,7 @@ class Learned:
     table: tuple[str, ...]
     finished: bool = False
     powers: PowerSearch | None = None
+    solution: Solution | None = None
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from kqeq.fitting.evidence.evidence import (
     Evidence,
     KindSums,
     column_groups,
-    inverse_of,
+    inverse_factor,
 )
 from kqeq.fitting.evidence.hyperparameters import Learned, describe, rescale
 from kqeq.fitting.evidence.search_checkpoint import (
@@ -45,7 +45,7 @@ from kqeq.fitting.evidence.search_checkpoint import (
     write_search,
 )
 from kqeq.fitting.least_squares.solver import Solution
-from kqeq.fitting.minimisation import step_from
+from kqeq.fitting.minimisation import steps_without
 from kqeq.fitting.parameters import Parameters, SitePart
 from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.rows.blocks import deviation, target_vector
@@ -75,10 +75,10 @@ LEAD = math.log(6.0)
 PRIOR = math.log(30.0)
 """Standard deviation of those logarithms around what was given: settles what labels leave open."""
 
-ENOUGH = 0.3
+ENOUGH = 1.0
 """Gain of log density for which the search goes on."""
 
-FEW_LABELS = 500
+FEW_LABELS = 400
 """Labels that the large steps of a search look at."""
 
 MOST_LABELS = 1500
@@ -199,12 +199,13 @@ class LeftOut:
 
     def _dual(self, evidence: DualEvidence, theta: FloatArray) -> Score:
         lower, weights = evidence.solve(theta)
-        inverse = inverse_of(lower)
+        inverse = inverse_factor(lower)
 
         def blocks() -> Iterator[Block]:
             for own in self._frames():
                 there = self.places[own]
-                values, vectors = np.linalg.eigh(inverse[np.ix_(there, there)])
+                part = inverse[:, there]  # C⁻¹ = L⁻ᵀ L⁻¹, of which only these blocks are needed
+                values, vectors = np.linalg.eigh(part.T @ part)
                 values = np.maximum(values, 1e-300)
                 yield own, values, vectors.T @ weights[there] / values, vectors
 
@@ -489,6 +490,7 @@ class _Point:
     u: FloatArray
     left_out: LeftOut
     score: Score
+    solution: Solution | None
 
 
 def learn_left_out(
@@ -535,9 +537,11 @@ def learn_left_out(
         found = with_spreads(given, known.spreads)
         return Learned(found, dict(known.noise), known.u, known.value, tuple(table), True)
 
-    def finish(at: Parameters, own: dict[str, float], u: FloatArray, value: float) -> Learned:
+    def finish(
+        at: Parameters, own: dict[str, float], u: FloatArray, value: float, solution: Solution | None = None
+    ) -> Learned:
         write_search(resume, mark, Reached("finished", spreads_of(given, at), own, table, value, {}, u))
-        return Learned(at, own, u, value, tuple(table), True)
+        return Learned(at, own, u, value, tuple(table), True, solution)
 
     def tell(at: Parameters, own: Mapping[str, float], score: Score, dropped: Sequence[str] = ()) -> None:
         text = describe(at, own, list(score.errors), score.density, "left-out log density")
@@ -555,13 +559,17 @@ def learn_left_out(
         closed = linear or candidate.electronegativity is None
         problem = FitProblem(own, candidate, noises, linear=closed, device=device, cache=cache)
         try:
-            u = solved
-            if u is None:
-                u = np.zeros(problem.size) if closed else solve(problem, start).u
+            u, solution = solved, None
+            if u is None and closed:
+                u = np.zeros(problem.size)
+            elif u is None:
+                solution = solve(problem, start)
+                u = solution.u
             left_out = collect(problem, u)
         finally:
             problem.close()
-        return _Point(candidate, noises, u, left_out, left_out.evaluate(np.zeros(left_out.size)))
+        score = left_out.evaluate(np.zeros(left_out.size))
+        return _Point(candidate, noises, u, left_out, score, solution)
 
     def settle(own: Sequence[TrainingFrame], candidate: Parameters) -> tuple[Learned, Score]:
         """A linear problem."""
@@ -622,7 +630,7 @@ def learn_left_out(
     if without is not None and "forces" in best.score.errors:
         table.append(_do_charges_pay(frames, best, without, device, cache, seed))
         report(table[-1])
-    return finish(best.parameters, best.noise, best.u, best.score.density)
+    return finish(best.parameters, best.noise, best.u, best.score.density, best.solution)
 
 
 def _do_charges_pay(
@@ -688,11 +696,7 @@ def _refit_error(
     everything = {frame.index for frame in frames}
     errors: list[FloatArray] = []
     try:
-        for fold in folds:
-            rest = problem.without(fold)
-            other = step_from(rest, u)
-            if linear:  # far from zero the normal equations are rounded
-                other = step_from(rest, other)
+        for fold, other in zip(folds, steps_without(problem, u, folds), strict=True):
             left = problem.without(everything - set(fold))
             own = [frame for frame in problem.frames if frame.index in fold]
             for frame, (found, _) in zip(own, left.rows(other, jacobian="none"), strict=True):
