@@ -541,7 +541,7 @@ def learn_left_out(
         at: Parameters, own: dict[str, float], u: FloatArray, value: float, solution: Solution | None = None
     ) -> Learned:
         write_search(resume, mark, Reached("finished", spreads_of(given, at), own, table, value, {}, u))
-        return Learned(at, own, u, value, tuple(table), True, solution)
+        return Learned(at, own, u, value, tuple(table), True, solution=solution)
 
     def tell(at: Parameters, own: Mapping[str, float], score: Score, dropped: Sequence[str] = ()) -> None:
         text = describe(at, own, list(score.errors), score.density, "left-out log density")

@@ -201,7 +201,8 @@ class Sums:
         self.n_residuals += other.n_residuals
 
     def scaled(self, factor: float) -> Sums:
-        """A new set, every sum of normal equations times a number."""
+        """A new set, every sum of normal equations times a number; not of packed ones."""
+        assert not isinstance(self.hessian, Rows)
         return replace(
             self,
             hessian=None if self.hessian is None else factor * self.hessian,
@@ -539,11 +540,9 @@ class TurnedEquations:
     @property
     def lower(self) -> FloatArray:
         """Cholesky factor of H: the triangle of (Q L')ᵀ, of which H is the square."""
-        from scipy.linalg import qr
-
         factor = self._turn.back(self._turned.lower)
         with blas.all_threads():
-            (triangle,) = qr(factor.T, mode="r", overwrite_a=True, check_finite=False)
+            triangle = np.linalg.qr(factor.T, mode="r")
         return _upright(triangle).T
 
     def step(self, damping: float, last: FloatArray | None = None) -> FloatArray:

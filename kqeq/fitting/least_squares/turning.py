@@ -60,7 +60,7 @@ class Reflections:
         from scipy.linalg import qr
 
         (packed, tau), _ = qr(directions, mode="raw")
-        vectors = np.tril(packed, -1)
+        vectors: FloatArray = np.tril(np.asarray(packed, dtype=np.float64), -1)
         count = vectors.shape[1]
         vectors[np.arange(count), np.arange(count)] = 1.0
         used = tau != 0.0  # a column that needs no reflection
