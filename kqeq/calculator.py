@@ -43,7 +43,7 @@ from kqeq.frames.conditions import (
 from kqeq.frames.external_charges import NOTED_OUTSIDE, ExternalCharges, read_external_charges
 from kqeq.frames.neighbours import NeighbourFinder
 from kqeq.frames.site_data import site_data_key
-from kqeq.frames.structures import Structure, describe, read_structure
+from kqeq.frames.structures import Structure, describe, structure_under
 from kqeq.io.rules import FLAG
 from kqeq.model.estimator import KQEq, load_model
 from kqeq.potential.constant_potential import (
@@ -531,14 +531,14 @@ class KQEqCalculator(Calculator):
         for name in properties:
             self._require(name)
         charge, field = self._read_conditions(self.atoms)
-        structure = read_structure(
+        structure = structure_under(
             self.atoms,
-            total_charge=charge,
-            external_field=field,
-            prefix=self._prefix,
+            charge,
+            field,
+            where=describe(self.atoms),
             external_charges=self._external_charges,
+            neighbours=self._finder,
         )
-        structure = replace(structure, neighbours=self._finder)
         checked = tuple(a.tobytes() for a in (structure.numbers, structure.pbc, structure.external_field))
         checked = (*checked, str(structure.external_charges is None).encode())
         structure = self._level.prepare(structure)

@@ -28,9 +28,11 @@ def cholesky(matrix: Array, *, overwrite: bool = False) -> Array | None:
             with cupyx.errstate(linalg="raise"):
                 lower = namespace(matrix).linalg.cholesky(matrix)
         else:
-            from scipy import linalg
+            from scipy.linalg import lapack
 
-            lower = wrapped(linalg.cholesky(buffer(matrix), lower=True, check_finite=False), matrix)
+            # SciPy's own function spends more on small matrices than the factor takes
+            own, info = lapack.dpotrf(buffer(matrix), lower=1, clean=1)
+            return wrapped(own, matrix) if info == 0 and np.isfinite(own.diagonal()).all() else None
     except np.linalg.LinAlgError:
         return None
     xp = namespace(lower)
@@ -110,6 +112,8 @@ def inverse(matrix: Array) -> Array:
 
         with cupyx.errstate(linalg="raise"):
             return namespace(matrix).linalg.inv(matrix)
+    if matrix.shape == (1, 1) and float(matrix[0, 0]) != 0.0:
+        return 1.0 / matrix
     return wrapped(np.linalg.inv(buffer(matrix)), matrix)
 
 

@@ -32,6 +32,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
+import numpy as np
+
 from kqeq.backend import CPU, Device, asarray_like
 from kqeq.frames.structures import Structure
 from kqeq.typing import Array, IntArray
@@ -48,6 +50,10 @@ class _Sites:
 
     def on(self, like: Array) -> Self:
         """The same arrays on the device of another."""
+        if isinstance(like, np.ndarray) and all(
+            values is None or isinstance(values, np.ndarray) for values in vars(self).values()
+        ):
+            return self
         moved = {
             name: None if values is None else asarray_like(values, like)
             for name, values in vars(self).items()

@@ -32,9 +32,9 @@ CHARGED_REFERENCE: tuple[str, str] = (
 
 def open_projector(structure: Structure) -> FloatArray:
     """Projector (3, 3) onto the directions perpendicular to all periodic ones: 1, n nᵀ of a slab, or 0."""
-    count = int(structure.pbc.sum())
-    if count == 0:
+    if not structure.periodic:
         return np.eye(3)
+    count = int(structure.pbc.sum())
     if count == 3:
         return np.zeros((3, 3))
     rows = structure.cell[structure.pbc]

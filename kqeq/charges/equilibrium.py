@@ -101,7 +101,8 @@ class Equilibrium:
             linear[:atoms, 0] -= self.anchor * reference
         if self.embedding is not None:
             linear[:, 0] += self.embedding.linear
-        unknowns, potentials = self._stationary(linear, reference[:, None], field[:, None])
+        driven = field[:, None] if external_field.any() else None
+        unknowns, potentials = self._stationary(linear, reference[:, None], driven)
         return EquilibriumState(self, field, chi, reference, unknowns[:, 0], potentials[:, 0])
 
     def _stationary(self, linear: Array, source: Array | None, field: Array | None) -> tuple[Array, Array]:
@@ -166,6 +167,10 @@ class Equilibrium:
 
     def respond_total_charge(self) -> Response:
         """Response to the total charge, added evenly to the reference charges."""
+        return self._total_charge_response
+
+    @cached_property
+    def _total_charge_response(self) -> Response:
         atoms, like = len(self.structure), self.device.like
         return self.answer(zeros((self.size, 1), like), reference=full((atoms, 1), 1.0 / atoms, like))
 
@@ -185,7 +190,7 @@ class Equilibrium:
 
     def hardness(self) -> float:
         """∂²E/∂Q²."""
-        response = self.respond_total_charge()
+        response = self._total_charge_response
         assert response.potentials is not None and response.reference is not None
         change = self.flow.reference_gradient_response(response.potentials, None)
         if self.anchor is not None:
@@ -334,7 +339,7 @@ class EquilibriumState:
         """(χ + V)ᵀq + ½ zᵀHz + ½ Σ p²/k − field · μ, with the interaction with external charges, eV."""
         z = self.unknowns
         energy = self.charges @ self.chi + 0.5 * (z @ self.system.solver.product(z))
-        energy -= self.external_field @ self._moment()
+        energy -= self.external_field @ self._moment
         if self.system.anchor is not None:
             energy += self.system.anchor @ ((0.5 * self.reference - self.charges) * self.reference)
         if self.system.embedding is not None:
@@ -344,7 +349,7 @@ class EquilibriumState:
     @property
     def dipole(self) -> Array | None:
         """−∂E/∂field; see :class:`~kqeq.charges.base.ChargeState`."""
-        return self.system.flow.defined_dipole(self._moment(), self.reference)
+        return self.system.flow.defined_dipole(self._moment, self.reference)
 
     @property
     def chemical_potential(self) -> float:
@@ -545,6 +550,7 @@ class EquilibriumState:
             self.external_field[:, None],
         )[:, 0]
 
+    @cached_property
     def _moment(self) -> Array:
         """Dipole of charges and atomic dipoles, (3,)."""
         moment = self._charge_moment()

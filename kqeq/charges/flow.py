@@ -20,8 +20,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-import numpy as np
-
 from kqeq.backend import Device, asarray_like, inverse_or_zero, namespace, segment_sum, to_float
 from kqeq.charges.base import Response, SiteChange
 from kqeq.charges.boundaries import (
@@ -32,6 +30,7 @@ from kqeq.charges.boundaries import (
     refuse_periodic_field,
 )
 from kqeq.charges.cores import ConstrainedCore, Core, FixedCore, SplitChargeCore
+from kqeq.charges.fragments import membership
 from kqeq.charges.on_site import OnSite
 from kqeq.charges.softness import Bonds
 from kqeq.charges.solvers import IterativeSolver
@@ -154,7 +153,7 @@ class OpenDirections:
     def build(cls, structure: Structure, device: Device) -> OpenDirections:
         """Arrays on a device."""
         projector = open_projector(structure)
-        positions = structure.positions @ projector
+        positions = structure.positions @ projector if structure.periodic else structure.positions
         return cls(structure, asarray_like(projector, device.like), asarray_like(positions, device.like))
 
     @property
@@ -190,11 +189,10 @@ class FreeFlow:
 
     def core(self, hessian: Array) -> Core:
         """Factor; slabs may be indefinite across the constraints."""
-        member = self.constraint[:, None] == np.arange(int(self.constraint.max()) + 1)[None, :]
+        member = asarray_like(membership(self.constraint), hessian)
+        structure = self.open.structure
         return ConstrainedCore.build(
-            hessian,
-            asarray_like(np.asarray(member, dtype=np.float64), hessian),
-            shift=bool(self.open.structure.pbc.sum() == 2),
+            hessian, member, shift=structure.periodic and bool(structure.pbc.sum() == 2)
         )
 
     def iterative_solver(self, provider: Electrostatics, on_site: OnSite, accuracy: float) -> IterativeSolver:
@@ -218,7 +216,7 @@ class FreeFlow:
 
     def admitted(self, vectors: Array) -> Array:
         """Parts along open directions."""
-        return self.open.projector @ vectors
+        return self.open.projector @ vectors if self.open.structure.periodic else vectors
 
     def drive(self, linear: Array, source: Array | None, field: Array) -> tuple[Array, Array | None]:
         """φ = −field · r."""

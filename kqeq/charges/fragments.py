@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from kqeq.errors import InputError
 from kqeq.frames.structures import Structure
-from kqeq.typing import FloatArray
+from kqeq.typing import FloatArray, IntArray
 
 REFERENCES: tuple[str, ...] = ("uniform", "fragments", "given")
 """Where reference charges may come from that the structure carries."""
@@ -34,12 +36,17 @@ def require_fragments(structure: Structure, model: str) -> None:
         )
 
 
-def membership(structure: Structure) -> FloatArray:
-    """(N, k) array with 1 where an atom belongs to a fragment."""
-    assert structure.fragments is not None
-    count = int(structure.fragments.max()) + 1
-    member = structure.fragments[:, None] == np.arange(count)[None, :]
-    return np.asarray(member, dtype=np.float64)
+def membership(group: IntArray) -> FloatArray:
+    """(N, k) array with 1 where an atom belongs to a group, from the numbers (N,) of the groups; not to be changed."""
+    return _membership(np.ascontiguousarray(group, dtype=np.int64).tobytes())
+
+
+@lru_cache(maxsize=16)
+def _membership(group: bytes) -> FloatArray:
+    numbers = np.frombuffer(group, dtype=np.int64)
+    member = np.asarray(numbers[:, None] == np.arange(int(numbers.max()) + 1), dtype=np.float64)
+    member.flags.writeable = False
+    return member
 
 
 def fragment_reference(structure: Structure, model: str) -> FloatArray:

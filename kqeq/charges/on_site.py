@@ -46,7 +46,8 @@ class OnSite:
 
     def on(self, like: Array) -> Self:
         """The same on the device of an array."""
-        return replace(self, sites=self.sites.on(like))
+        sites = self.sites.on(like)
+        return self if sites is self.sites else replace(self, sites=sites)
 
     @property
     def has_dipoles(self) -> bool:

@@ -208,7 +208,7 @@ class Recipe(BaseEstimator):  # type: ignore[misc]
     ) -> Equilibrium:
         """Build and factor the charge problem of one geometry; see :class:`~kqeq.charges.base.ChargeModel`."""
         sites = self.site_parameters(structure.numbers) if sites is None else sites
-        on_site = OnSite(replace(sites, polarizability=None))
+        on_site = OnSite(sites if sites.polarizability is None else replace(sites, polarizability=None))
         return self.assemble(structure, on_site, many_responses=many_responses, device=device)
 
     def assemble(

@@ -35,6 +35,7 @@ from kqeq.backend import asarray_like, namespace, to_float, zeros
 from kqeq.charges.base import SiteParameters
 from kqeq.charges.equilibrium import Equilibrium
 from kqeq.charges.flow import FreeFlow
+from kqeq.charges.fragments import membership
 from kqeq.charges.solvers import IterativeSolver
 from kqeq.electrostatics.unknowns import Unknowns, full_diagonal
 from kqeq.errors import UnsupportedError
@@ -195,11 +196,7 @@ class ShadowState:
         """−μ at each atom: what keeps the total charge of its constraint, (N,)."""
         flow = self.shadow.system.flow
         assert isinstance(flow, FreeFlow)
-        like = self.linear
-        group = flow.constraint
-        member = asarray_like(
-            np.asarray(group[:, None] == np.arange(int(group.max()) + 1)[None, :], dtype=np.float64), like
-        )
+        member = asarray_like(membership(flow.constraint), self.linear)
         totals = member.T @ (self.residual * self._share)
         return member @ (totals / (member.T @ self._share))
 

@@ -15,9 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-import numpy as np
-
 from kqeq.backend import Device, asarray_like, namespace
+from kqeq.charges.fragments import membership
 from kqeq.typing import Array, IntArray
 
 ELECTRONEGATIVITY, CHARGE = "electronegativity", "charge"
@@ -74,8 +73,7 @@ class ReferenceCharges:
     @classmethod
     def build(cls, group: IntArray, device: Device) -> ReferenceCharges:
         """From the constraints of the atoms, on the host."""
-        member = group[:, None] == np.arange(int(group.max()) + 1)[None, :]
-        return cls(asarray_like(np.asarray(member, dtype=np.float64), device.like))
+        return cls(asarray_like(membership(group), device.like))
 
     def potentials(self, values: Array) -> Array | None:
         """Nothing."""

@@ -56,7 +56,7 @@ class OpenCoulomb:
         positions = checked_positions(positions)
         self._sigma = checked_sigma(sigma, positions)
         # Differences are more accurate around the centre than far from the origin.
-        self._positions = positions - self._xp.mean(positions, axis=0)
+        self._positions = positions - self._xp.sum(positions, axis=0) / positions.shape[0]
         self._unknowns = Unknowns(positions.shape[0], dipoles)
 
     @property

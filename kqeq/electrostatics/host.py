@@ -230,6 +230,29 @@ _POINTS = 6.2
 """a r from which erf(a r) is 1 to the last digit."""
 
 
+@lru_cache(maxsize=64)
+def _open_tables(sigma: bytes) -> tuple[RadialTables | None, IntArray, float, FloatArray]:
+    """Tables of atoms of given widths, which width each has, how far tables reach (Å), and the self interaction."""
+    own = np.frombuffer(sigma)
+    widths, kinds = np.unique(own, return_inverse=True)
+    reach = _POINTS * 2.0 * float(widths[-1])
+    tables = radial_tables(tuple(widths.tolist()), 0.0, reach)
+    return tables, kinds.astype(np.int64), reach, COULOMB / np.sqrt(np.pi) / own
+
+
+@lru_cache(maxsize=64)
+def _work_of_pairs(atoms: int) -> IntArray:
+    """Pairs of atoms, each once, cumulative."""
+    rows = np.arange(atoms + 1)
+    return np.asarray(rows * (rows - 1) // 2 + rows)
+
+
+@lru_cache(maxsize=64)
+def _work_of_rows(atoms: int) -> IntArray:
+    """The same, each twice."""
+    return atoms * np.arange(atoms + 1)
+
+
 class HostOpenCoulomb(OpenCoulomb):
     """Gaussian charges in open boundaries, with compiled loops.
 
@@ -241,11 +264,7 @@ class HostOpenCoulomb(OpenCoulomb):
 
     def __init__(self, positions: FloatArray, sigma: FloatArray) -> None:
         super().__init__(positions, sigma)
-        widths, kinds = np.unique(self._sigma, return_inverse=True)
-        reach = _POINTS * 2.0 * float(widths[-1])
-        self._tables = radial_tables(tuple(widths.tolist()), 0.0, reach)
-        self._kinds = kinds.astype(np.int64)
-        self._reach = reach
+        self._tables, self._kinds, self._reach, self._own = _open_tables(self._sigma.tobytes())
 
     @property
     def _input(self) -> tuple[object, ...]:
@@ -262,12 +281,6 @@ class HostOpenCoulomb(OpenCoulomb):
             tables.inverse,
         )
 
-    @property
-    def _work(self) -> IntArray:
-        """Pairs of atoms, cumulative."""
-        atoms = np.arange(self._unknowns.atoms + 1)
-        return atoms * (atoms - 1) // 2 + atoms
-
     def matrix(self) -> FloatArray:
         """The interaction matrix, symmetric positive definite, shape (N, N), in eV/e²."""
         if self._tables is None:
@@ -277,8 +290,8 @@ class HostOpenCoulomb(OpenCoulomb):
         def task(first: int, last: int) -> None:
             _kernels().open_matrix(first, last, *given, out)
 
-        threads.run(task, self._work, _SMALLEST_THREADED)
-        out.reshape(-1)[:: self.size + 1] = COULOMB / np.sqrt(np.pi) / self._sigma
+        threads.run(task, _work_of_pairs(self.size), _SMALLEST_THREADED)
+        out.reshape(-1)[:: self.size + 1] = self._own
         return out
 
     def bilinear_gradient(self, left: FloatArray, right: FloatArray) -> FloatArray:
@@ -293,7 +306,7 @@ class HostOpenCoulomb(OpenCoulomb):
         def task(first: int, last: int) -> None:
             _kernels().open_gradients(first, last, *given, *sides, out)
 
-        threads.run(task, self.size * np.arange(self.size + 1), _SMALLEST_THREADED)
+        threads.run(task, _work_of_rows(self.size), _SMALLEST_THREADED)
         return out[:, :, None]
 
 

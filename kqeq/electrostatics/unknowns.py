@@ -104,10 +104,9 @@ def checked_positions(positions: Array) -> Array:
         raise InputError(
             f"positions have shape (atoms, 3) with at least one atom, got {tuple(positions.shape)}"
         )
-    positions = xp.astype(positions, xp.float64)
-    finite = xp.all(xp.isfinite(positions), axis=1)
-    if not bool(xp.all(finite)):
-        bad = np.flatnonzero(~to_numpy(finite))
+    positions = xp.astype(positions, xp.float64, copy=False)
+    if not bool(xp.all(xp.isfinite(positions))):
+        bad = np.flatnonzero(~np.isfinite(to_numpy(positions)).all(axis=1))
         raise InputError(
             f"positions of atoms {bad[:5].tolist()} are NaN or infinite; "
             "the geometry that was handed over is broken (an exploded trajectory, a failed optimisation step?)"
@@ -128,8 +127,8 @@ def checked_sigma(sigma: Array, positions: Array) -> Array:
         raise InputError(
             f"one Gaussian width per atom is needed, shape ({positions.shape[0]},), got {tuple(sigma.shape)}"
         )
-    sigma = xp.astype(sigma, xp.float64)
-    good = xp.isfinite(sigma) & (sigma > 0.0)
+    sigma = xp.astype(sigma, xp.float64, copy=False)
+    good = (sigma > 0.0) & (sigma < np.inf)
     if not bool(xp.all(good)):
         bad = np.flatnonzero(~to_numpy(good))
         raise InputError(

@@ -357,13 +357,19 @@ def stored_charges(atoms: Atoms, calculator: bool = True) -> Iterator[tuple[str,
     yield from _charges("atoms.arrays", atoms.arrays, atoms)
 
 
+@lru_cache(maxsize=4096)
+def _names_charges(key: str) -> bool:
+    """Whether a name is one of partition charges."""
+    words = _words(key)
+    if key in ("reference_charges", "initial_charges") or _NO_TOTAL & set(words):
+        return False
+    named = "charges" in words or "charge" in words or words == ("q",)
+    return named or any(name in words for name in _PARTITIONS)
+
+
 def _charges(place: str, values: Mapping[str, Any], atoms: Atoms) -> Iterator[tuple[str, FloatArray]]:
     for key, value in values.items():
-        words = _words(key)
-        if key in ("reference_charges", "initial_charges") or _NO_TOTAL & set(words):
-            continue
-        named = "charges" in words or "charge" in words or words == ("q",)
-        if not named and not any(name in words for name in _PARTITIONS):
+        if not _names_charges(key):
             continue
         array = np.asarray(value)
         if array.dtype.kind in "iuf" and array.shape in ((len(atoms),), (len(atoms), 1)):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -128,12 +128,12 @@ class Structure:
         """The elements present, ascending atomic numbers."""
         return self.composition.species
 
-    @property
+    @cached_property
     def composition(self) -> Composition:
         """Elements, and where they are."""
         return composition_of(self.numbers)
 
-    @property
+    @cached_property
     def periodic(self) -> bool:
         """Whether any direction is periodic."""
         return bool(self.pbc.any())
@@ -254,6 +254,40 @@ def read_structure(
     ``arrays["external_potential"]`` (see :mod:`kqeq.frames.site_data`).
     """
     where = describe(atoms, index)
+    given = (total_charge is not None, external_field is not None)
+    charge, field = conditions(
+        atoms, total_charge=total_charge, external_field=external_field, where=where, prefix=prefix
+    )
+    structure = structure_under(
+        atoms, charge, field, where=where, external_charges=read_external_charges(external_charges)
+    )
+    warn_unread_conditions(atoms, charge, field, prefix=prefix, given=given)
+    return structure
+
+
+def structure_under(
+    atoms: Atoms,
+    charge: float,
+    field: FloatArray,
+    *,
+    where: object,
+    external_charges: ExternalCharges | None = None,
+    neighbours: NeighbourSource | None = None,
+) -> Structure:
+    """As :func:`read_structure` under conditions that have been read and checked.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+    charge : float
+        e.
+    field : (3,) array
+        V/Å.
+    where : object
+        Prints as the name of the frame in messages.
+    external_charges : ExternalCharges, optional
+    neighbours : NeighbourSource, optional
+    """
     numbers = np.array(atoms.numbers, dtype=np.int64)
     if len(numbers) == 0:
         raise InputError(f"{where} has no atoms")
@@ -275,15 +309,19 @@ def read_structure(
     if pbc.any():
         _check_cell(cell, pbc, where)
     _check_occupancy(atoms, where)
-    charge, external = conditions(
-        atoms, total_charge=total_charge, external_field=external_field, where=where, prefix=prefix
-    )
-    given = (total_charge is not None, external_field is not None)
-    warn_unread_conditions(atoms, charge, external, prefix=prefix, given=given)
     _check_overlap(positions, cell, pbc, where)
     extra = read_site_data(atoms, charge, where)
-    outside = read_external_charges(external_charges)
-    return Structure(numbers, positions, cell, pbc, charge, external, **extra, external_charges=outside)
+    return Structure(
+        numbers,
+        positions,
+        cell,
+        pbc,
+        charge,
+        field,
+        **extra,
+        external_charges=external_charges,
+        neighbours=neighbours,
+    )
 
 
 def _check_cell(cell: FloatArray, pbc: BoolArray, where: object) -> None:
@@ -395,4 +433,5 @@ __all__ = [
     "conditions",
     "describe",
     "read_structure",
+    "structure_under",
 ]

@@ -80,7 +80,9 @@ class FixedGeometry:
             )
             # bound without charge where that is possible: then results do not depend on which charge came first
             given = structure.fragment_charges is not None or structure.reference_charges is not None
-            bound = structure if given else replace(structure, total_charge=0.0)
+            bound = (
+                structure if given or structure.total_charge == 0.0 else replace(structure, total_charge=0.0)
+            )
             system = potential.bind(bound, similarities, device=device)
         return cls(potential, structure, states, similarities, system, device, single)
 
@@ -141,8 +143,8 @@ def same_geometry(first: Structure, second: Structure) -> bool:
         for a, b in (
             (getattr(first, name), getattr(second, name))
             for name in (
+                "positions",  # what differs as a rule
                 "numbers",
-                "positions",
                 "cell",
                 "pbc",
                 "fragments",

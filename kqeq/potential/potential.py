@@ -520,7 +520,7 @@ class Potential:
             charged.system.responses_are_cheap or "polarizability" in properties
         )
         told = charged is not None and self.knows_charge
-        offsets = self._offsets(structure.numbers)
+        offsets = self._offsets(structure)
         electrostatic = 0.0 if charged is None else charged.state.energy
         potential_of_charge = None if charged is None else charged.chemical_potential
         hardness = charged.hardness() if charged is not None and responses else None
@@ -564,10 +564,10 @@ class Potential:
         )
         return base.complete(prediction, properties, charged)
 
-    def _offsets(self, numbers: IntArray) -> float:
+    def _offsets(self, structure: Structure) -> float:
         """Σ e0."""
-        counts = np.bincount(numbers)
-        return float(sum(counts[z] * self.energy_offsets[z] for z in np.flatnonzero(counts).tolist()))
+        own = structure.composition
+        return float(sum(n * self.energy_offsets[z] for z, n in zip(own.species, own.counts, strict=True)))
 
     def _evaluate(
         self,

@@ -7,9 +7,9 @@ The settings and the radial basis (α, β) are dscribe's; the rows equal ``dscri
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache, partial
+from typing import Any, Literal, get_args
 
 from kqeq.backend import is_numpy
 from kqeq.backend.threads import pool, thread_count
@@ -110,10 +110,22 @@ class SOAPDescriptor:
         """The geometry is all that matters."""
         return False
 
-    @property
+    @cached_property
     def tables(self) -> adjoint.Tables:
         """Structure-independent input of the kernels."""
         return _tables(self)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, own.name) for own in fields(self)))
+
+    def __hash__(self) -> int:
+        """Of the settings; asked for some tens of times in one prediction of a small molecule."""
+        return self._hash
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The settings alone: hashes of texts differ between processes."""
+        return {own.name: getattr(self, own.name) for own in fields(self)}
 
     def block_slices(self, species: tuple[int, ...]) -> dict[tuple[int, int], slice]:
         """Where the block of each element pair (Z1 <= Z2) lies in a row laid out for ``species``."""

@@ -5,6 +5,7 @@ Dimensions: N atoms, P pairs, S species, n radial functions, L = (l_max + 1)² h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from types import ModuleType
@@ -204,7 +205,7 @@ class SOAPState:
                 out,
             )
 
-        threads.run(task, work_of(pairs.start, len(self)), SMALLEST_THREADED)
+        _over_centres(task, pairs, len(self))
         return out
 
     @cached_property
@@ -280,6 +281,14 @@ def work_of(start: IntArray, n_atoms: int) -> IntArray:
     """Cumulative work before each centre, in units of a pair."""
     n_species = (len(start) - 1) // n_atoms
     return np.asarray(start[::n_species] + CENTRE_WORK * np.arange(n_atoms + 1))
+
+
+def _over_centres(task: Callable[[int, int], None], pairs: SortedPairs, n_atoms: int) -> None:
+    """Call ``task(first, last)`` over all centres, in threads if there is enough to do."""
+    if pairs.indices.shape[1] + CENTRE_WORK * n_atoms < SMALLEST_THREADED:
+        task(0, n_atoms)
+    else:
+        threads.run(task, work_of(pairs.start, n_atoms), SMALLEST_THREADED)
 
 
 def sort_pairs(pairs: Pairs, slots: IntArray, n_species: int, tables: Tables) -> SortedPairs:
@@ -365,7 +374,7 @@ def evaluate(structure: Structure, pairs: Pairs, tables: Tables) -> SOAPState:
             norms,
         )
 
-    threads.run(task, work_of(listed.start, n_atoms), SMALLEST_THREADED)
+    _over_centres(task, listed, n_atoms)
     return SOAPState(values, species, norms, coefficients, listed, tables)
 
 
