@@ -12,7 +12,7 @@ import numpy as np
 from kqeq.errors import InputError, KQEqWarning, NotPositiveDefiniteError, warn
 from kqeq.fitting.charge_start import ChargeStart
 from kqeq.fitting.checkpoint import fingerprint, read_checkpoint, write_checkpoint
-from kqeq.fitting.least_squares.equations import TURNED_LIMIT, Prior, equations_of
+from kqeq.fitting.least_squares.equations import TURNED_LIMIT, Equations, Prior, equations_of
 from kqeq.fitting.least_squares.solver import (
     MAX_ITERATIONS,
     NEGLIGIBLE,
@@ -254,18 +254,25 @@ def steps_without(
             total.add(part)
     assert total is not None
     for fold, part in zip(folds, parts, strict=True):
+        rest = problem.without(fold)
         try:
             equations = equations_of(total.less(part), prior, u, turn)
-            step = equations.step(0.0) if equations.condition < TURNED_LIMIT else None
+            found = _tried(rest, u, equations) if equations.condition < TURNED_LIMIT else None
         except NotPositiveDefiniteError:
-            step = None
-        if step is not None and not problem.linear:
-            share = min(1.0, problem.parameters.step_factor(step))
-            step = share * step
-            rest = problem.without(fold)
-            loss = joblib_engine(rest, u + step, "none").loss + prior.value(u + step)
-            step = step if loss < equations.loss else None
-        yield step_from(problem.without(fold), u) if step is None else u + step
+            found = None
+        yield step_from(rest, u) if found is None else found
+
+
+def _tried(problem: FitProblem, u: FloatArray, equations: Equations) -> FloatArray | None:
+    """The whole step, the energy at its optimum behind it; ``None`` if the loss does not fall."""
+    step = equations.step(0.0)
+    columns = problem.linear_columns
+    if problem.linear:
+        return u + step
+    inverse = None if columns is None else equations.inverse(columns)
+    limit = min(1.0, problem.parameters.step_factor(step))
+    trial, loss = project_linear(problem, u + limit * step, inverse, joblib_engine)
+    return trial if loss < equations.loss else None
 
 
 def warn_unconverged(solution: Solution) -> None:

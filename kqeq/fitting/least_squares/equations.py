@@ -542,8 +542,7 @@ class TurnedEquations:
         """Cholesky factor of H: the triangle of (Q L')ᵀ, of which H is the square."""
         factor = self._turn.back(self._turned.lower)
         with blas.all_threads():
-            triangle = np.linalg.qr(factor.T, mode="r")
-        return _upright(triangle).T
+            return _upright(factor.T).T
 
     def step(self, damping: float, last: FloatArray | None = None) -> FloatArray:
         """See :class:`Equations`; damping acts on turned parameters."""
@@ -719,13 +718,13 @@ class TriangularEquations:
 
     def inverse(self, columns: slice) -> Inverse:
         """See :class:`Equations`."""
-        return _inverse(_upright(np.linalg.qr(self.triangle[:, columns], mode="r")).T)
+        return _inverse(_upright(self.triangle[:, columns]).T)
 
 
-def _upright(triangle: FloatArray) -> FloatArray:
-    """An upper triangle with a positive diagonal, by the signs of its rows."""
-    signs = np.where(np.diagonal(triangle) < 0.0, -1.0, 1.0)
-    return np.asarray(signs[:, None] * triangle)
+def _upright(rows: FloatArray) -> FloatArray:
+    """R of rows = Q R with a positive diagonal."""
+    triangle = np.asarray(np.linalg.qr(rows, mode="r"), dtype=np.float64)
+    return np.where(np.diagonal(triangle) < 0.0, -1.0, 1.0)[:, None] * triangle
 
 
 def _back(lower: FloatArray, rhs: FloatArray, last: FloatArray | None) -> FloatArray:
