@@ -153,10 +153,7 @@ def fit_potential(
     if learned is not None:
         parameters, noise, start = learned.parameters, learned.noise, learned.u
         notes += learned.table
-    if learned is not None and learned.solution is not None and resume is None:
-        solution = learned.solution
-    else:
-        solution = _solved(ready, parameters, noise, start, begin, resume, cache)
+    solution = _solved(ready, parameters, noise, start, begin, resume, cache)
     warn_unconverged(solution)
     if solution.n_residuals < parameters.size:
         notes.append(

@@ -262,21 +262,6 @@ def test_unearned_never_drops_all(short_range):
     assert isinstance(problem.frames[0], TrainingFrame)
 
 
-def test_the_fit_of_the_search_is_the_fit(water_training, monkeypatch):
-    """Nothing is solved again with the parameters and noises that a search has just fitted."""
-    from kqeq.fitting import fit as fitting
-
-    def refuse(*_):
-        raise AssertionError("fitted again")
-
-    monkeypatch.setattr(fitting, "_solved", refuse)
-    model = KQEq(small_kernel(3.5), small_kernel(4.0, zeta=4), optimize="left-out").fit(water_training)
-    assert model.fit_report_.converged
-    monkeypatch.undo()
-    held = KQEq(small_kernel(3.5), small_kernel(4.0, zeta=4), optimize=None).fit(water_training)
-    assert model.fit_report_.loss != held.fit_report_.loss
-
-
 @pytest.mark.parametrize("linear", [True, False])
 def test_steps_without_folds_are_those_of_problems_without_them(linear, water_training):
     energy = small_kernel(4.0, zeta=4)

@@ -63,8 +63,6 @@ class Learned:
         Whether the search has ended.
     powers : PowerSearch, optional
         Where the search for ζ stands; closed-form fits.
-    solution : Solution, optional
-        The fit with these parameters and noises, where there was one.
     """
 
     parameters: Parameters
@@ -74,7 +72,6 @@ class Learned:
     table: tuple[str, ...]
     finished: bool = False
     powers: PowerSearch | None = None
-    solution: Solution | None = None
 
 
 @dataclass(frozen=True)

@@ -490,7 +490,6 @@ class _Point:
     u: FloatArray
     left_out: LeftOut
     score: Score
-    solution: Solution | None
 
 
 def learn_left_out(
@@ -537,11 +536,9 @@ def learn_left_out(
         found = with_spreads(given, known.spreads)
         return Learned(found, dict(known.noise), known.u, known.value, tuple(table), True)
 
-    def finish(
-        at: Parameters, own: dict[str, float], u: FloatArray, value: float, solution: Solution | None = None
-    ) -> Learned:
+    def finish(at: Parameters, own: dict[str, float], u: FloatArray, value: float) -> Learned:
         write_search(resume, mark, Reached("finished", spreads_of(given, at), own, table, value, {}, u))
-        return Learned(at, own, u, value, tuple(table), True, solution=solution)
+        return Learned(at, own, u, value, tuple(table), True)
 
     def tell(at: Parameters, own: Mapping[str, float], score: Score, dropped: Sequence[str] = ()) -> None:
         text = describe(at, own, list(score.errors), score.density, "left-out log density")
@@ -559,17 +556,13 @@ def learn_left_out(
         closed = linear or candidate.electronegativity is None
         problem = FitProblem(own, candidate, noises, linear=closed, device=device, cache=cache)
         try:
-            u, solution = solved, None
-            if u is None and closed:
-                u = np.zeros(problem.size)
-            elif u is None:
-                solution = solve(problem, start)
-                u = solution.u
+            u = solved
+            if u is None:
+                u = np.zeros(problem.size) if closed else solve(problem, start).u
             left_out = collect(problem, u)
         finally:
             problem.close()
-        score = left_out.evaluate(np.zeros(left_out.size))
-        return _Point(candidate, noises, u, left_out, score, solution)
+        return _Point(candidate, noises, u, left_out, left_out.evaluate(np.zeros(left_out.size)))
 
     def settle(own: Sequence[TrainingFrame], candidate: Parameters) -> tuple[Learned, Score]:
         """A linear problem."""
@@ -630,7 +623,7 @@ def learn_left_out(
     if without is not None and "forces" in best.score.errors:
         table.append(_do_charges_pay(frames, best, without, device, cache, seed))
         report(table[-1])
-    return finish(best.parameters, best.noise, best.u, best.score.density, best.solution)
+    return finish(best.parameters, best.noise, best.u, best.score.density)
 
 
 def _do_charges_pay(
