@@ -167,23 +167,7 @@ def fit_potential(
     if learned is not None:
         parameters, noise, start = learned.parameters, learned.noise, learned.u
         notes += learned.table
-    say(f"{parameters.size} parameters: the fit")
-    problem = FitProblem(
-        frames,
-        parameters,
-        noise,
-        linear=is_linear(parameters, ready.used),
-        device=settings.device,
-        cache=cache,
-    )
-    try:
-        # a search by evidence keeps its own checkpoint
-        if start is not None and (resume is None or settings.optimize == "evidence"):
-            solution = minimise_from(problem, settings, start)
-        else:
-            solution = solve(problem, settings, resume, start, begin)
-    finally:
-        problem.close()
+    solution = _solved(ready, parameters, noise, start, begin, resume, cache)
     warn_unconverged(solution)
     if solution.n_residuals < parameters.size:
         notes.append(
@@ -213,6 +197,35 @@ def fit_potential(
     if settings.charge_aware is None or parameters.short_range is None:
         return result
     return second_stage(result, settings, settings.charge_aware, started)
+
+
+def _solved(
+    ready: _Ready,
+    parameters: Parameters,
+    noise: dict[str, float],
+    start: FloatArray | None,
+    begin: ChargeStart | None,
+    resume: str | PathLike[str] | None,
+    cache: CacheFolder | None,
+) -> Solution:
+    """The fit with given noises and spreads."""
+    settings = ready.settings
+    say(f"{parameters.size} parameters: the fit")
+    problem = FitProblem(
+        ready.frames,
+        parameters,
+        noise,
+        linear=is_linear(parameters, ready.used),
+        device=settings.device,
+        cache=cache,
+    )
+    try:
+        # a search by evidence keeps its own checkpoint
+        if start is not None and (resume is None or settings.optimize == "evidence"):
+            return minimise_from(problem, settings, start)
+        return solve(problem, settings, resume, start, begin)
+    finally:
+        problem.close()
 
 
 def kernel_states(settings: FitSettings, *, has_energy: bool = True) -> tuple[str, ...]:
