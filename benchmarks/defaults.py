@@ -154,7 +154,7 @@ def qm9(quick: bool) -> Iterator[Row]:
         cpu, _ = _fit(model, train)
         error = model.evaluate(test)["dipole"].mae_norm
         assert error is not None
-        what = "QEq" if charges == "default" else "auto"
+        what = charges
         if charges == "auto":
             print("    " + str(model.comparison_).replace("\n", "\n    "))
         yield row(f"qm9: {what}, mean error of |dipole|", error / DEBYE, "D", f"<= {target}")

@@ -6,6 +6,7 @@ from typing import Any
 
 from kqeq.descriptors.base import Descriptor
 from kqeq.descriptors.conditioned import Conditioned
+from kqeq.descriptors.merged import Merged
 from kqeq.descriptors.soap.descriptor import SOAPDescriptor
 from kqeq.descriptors.soap.host import features
 from kqeq.typing import FloatArray, IntArray
@@ -13,7 +14,9 @@ from kqeq.typing import FloatArray, IntArray
 
 def separates_centres(descriptor: Descriptor) -> bool:
     """Whether :func:`gradients_by_centre` knows this descriptor (on the host): those of neighbours within a cutoff."""
-    inner = descriptor.inner if isinstance(descriptor, Conditioned) else descriptor
+    inner = descriptor
+    while isinstance(inner, Conditioned | Merged):
+        inner = inner.inner
     return isinstance(inner, SOAPDescriptor)
 
 
@@ -34,8 +37,9 @@ def gradients_by_centre(
     coefficients : (n, M) array
         C_im.
     """
-    inner = state.inner if isinstance(descriptor, Conditioned) else state
-    return features.gradients_by_centre(inner, centres, directions, coefficients)
+    while isinstance(descriptor, Conditioned | Merged):
+        descriptor, state = descriptor.inner, state.inner
+    return features.gradients_by_centre(state, centres, directions, coefficients)
 
 
 __all__ = ["gradients_by_centre", "separates_centres"]

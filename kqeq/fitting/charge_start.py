@@ -100,8 +100,9 @@ def choose_start(problem: FitProblem, solver: str, *, seed: int = 0) -> ChargeSt
     def run(offsets: FloatArray) -> Solution:
         start = np.zeros(coarse.size)
         start[tail] = offsets
-        return minimise(own, start, engine=joblib_engine, max_iterations=STEPS, solver=solver)
+        return minimise(own, start, engine=joblib_engine, max_iterations=STEPS, solver=solver, turn=turn)
 
+    turn = own.turn()
     try:
         tried = {name: run(offsets) for name, offsets in _candidates(coarse, part, seed).items()}
         lowest = min(solution.loss for solution in tried.values())

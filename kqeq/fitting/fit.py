@@ -47,7 +47,7 @@ from kqeq.io.progress import say, track
 from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.feature_map import FeatureMap
 from kqeq.kernels.representatives import build_feature_map
-from kqeq.kernels.settings import AUTOMATIC_TOTAL, DEFAULT_REPRESENTATIVES, Kernel, Kernels
+from kqeq.kernels.settings import Kernel, Kernels
 from kqeq.potential.determination import Determination
 from kqeq.potential.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
@@ -88,6 +88,8 @@ class FitResult:
         Standard deviations of the labels.
     frames : sequence of TrainingFrame
         As they were fitted.
+    offered : Parameters, optional
+        Before a search, with all kernels.
     """
 
     potential: Potential
@@ -96,6 +98,7 @@ class FitResult:
     solution: Solution
     noise: dict[str, float]
     frames: Sequence[TrainingFrame] = ()
+    offered: Parameters | None = None
 
     def with_survey(self, found: Survey) -> FitResult:
         """The same with what was noticed about the frames in the report."""
@@ -114,6 +117,7 @@ def fit_potential(
     resume: str | PathLike[str] | None = None,
     cache: CacheFolder | None = None,
     like: FitResult | None = None,
+    search: bool = False,
 ) -> FitResult:
     """Fit a potential to validated frames.
 
@@ -128,6 +132,9 @@ def fit_potential(
     like : FitResult, optional
         A fit of the same kernels to the same frames: representatives, prior spreads and noises are taken from it, and
         nothing is searched.
+    search : bool
+        With ``like``: only representatives are taken from it, those of kernels that it left away included, and spreads
+        and noises are searched as without.
 
     Raises
     ------
@@ -144,32 +151,23 @@ def fit_potential(
     frames, settings, notes = ready.frames, ready.settings, list(ready.notes)
     atoms = sum(len(frame.structure) for frame in ready.frames)
     say(f"{len(ready.frames)} frames, {atoms} atoms: choosing representative environments")
-    parameters = _parameters(ready, None if like is None else like.parameters)
-    noise = {**DEFAULT_NOISE, **settings.noise} if like is None else dict(like.noise)
+    if like is None or search:
+        noise = {**DEFAULT_NOISE, **settings.noise}
+        parameters = _parameters(ready, None if like is None else like.offered, spreads=False)
+    else:
+        noise = dict(like.noise)
+        parameters = _parameters(ready, like.parameters)
     begin = _charge_start(ready, parameters, noise, cache)
     notes += [] if begin is None else [begin.note]
-    learned = None if like is not None else _learned(ready, parameters, noise, begin, resume, cache)
+    offered = parameters
+    learned = (
+        None if like is not None and not search else _learned(ready, parameters, noise, begin, resume, cache)
+    )
     start = None
     if learned is not None:
         parameters, noise, start = learned.parameters, learned.noise, learned.u
         notes += learned.table
-    say(f"{parameters.size} parameters: the fit")
-    problem = FitProblem(
-        frames,
-        parameters,
-        noise,
-        linear=is_linear(parameters, ready.used),
-        device=settings.device,
-        cache=cache,
-    )
-    try:
-        # a search by evidence keeps its own checkpoint
-        if start is not None and (resume is None or settings.optimize == "evidence"):
-            solution = minimise_from(problem, settings, start)
-        else:
-            solution = solve(problem, settings, resume, start, begin)
-    finally:
-        problem.close()
+    solution = _solved(ready, parameters, noise, start, begin, resume, cache)
     warn_unconverged(solution)
     if solution.n_residuals < parameters.size:
         notes.append(
@@ -194,11 +192,40 @@ def fit_potential(
     known = known_states(
         [frame.structure for frame in frames], kernel_states(settings, has_energy=ready.has_energy)
     )
-    result = replace(result, potential=replace(result.potential, known_states=known))
+    result = replace(result, potential=replace(result.potential, known_states=known), offered=offered)
     result = _check_origin(replace(result, frames=frames), settings)
     if settings.charge_aware is None or parameters.short_range is None:
         return result
     return second_stage(result, settings, settings.charge_aware, started)
+
+
+def _solved(
+    ready: _Ready,
+    parameters: Parameters,
+    noise: dict[str, float],
+    start: FloatArray | None,
+    begin: ChargeStart | None,
+    resume: str | PathLike[str] | None,
+    cache: CacheFolder | None,
+) -> Solution:
+    """The fit with given noises and spreads."""
+    settings = ready.settings
+    say(f"{parameters.size} parameters: the fit")
+    problem = FitProblem(
+        ready.frames,
+        parameters,
+        noise,
+        linear=is_linear(parameters, ready.used),
+        device=settings.device,
+        cache=cache,
+    )
+    try:
+        # a search by evidence keeps its own checkpoint
+        if start is not None and (resume is None or settings.optimize == "evidence"):
+            return minimise_from(problem, settings, start)
+        return solve(problem, settings, resume, start, begin)
+    finally:
+        problem.close()
 
 
 def kernel_states(settings: FitSettings, *, has_energy: bool = True) -> tuple[str, ...]:
@@ -498,8 +525,8 @@ def finish(
     return FitResult(potential, report, parameters, solution, noise)
 
 
-def _parameters(ready: _Ready, known: Parameters | None = None) -> Parameters:
-    """Choose representatives, or take those of ``known`` with their spreads, and lay the parameters out."""
+def _parameters(ready: _Ready, known: Parameters | None = None, *, spreads: bool = True) -> Parameters:
+    """Choose representatives, or take those of ``known``, with their spreads or not, and lay the parameters out."""
     frames, species, settings, has_energy = ready.frames, ready.species, ready.settings, ready.has_energy
     structures = [frame.structure for frame in frames]
     short_range = settings.short_range if has_energy else None
@@ -508,7 +535,7 @@ def _parameters(ready: _Ready, known: Parameters | None = None) -> Parameters:
         with warnings.catch_warnings():
             if setting in settings.automatic:
                 warnings.simplefilter("ignore", RepresentativesWarning)
-                kernels = tuple(_sized(kernel, len(species)) for kernel in kernels or ())
+                kernels = tuple(_sized(kernel, settings, len(species)) for kernel in kernels or ())
             return [
                 build_feature_map(
                     kernel,
@@ -547,6 +574,8 @@ def _parameters(ready: _Ready, known: Parameters | None = None) -> Parameters:
             maps = build(kernels, setting.replace("_", "-"), setting)
             return list(zip(maps, kernel_spreads(given, default), strict=True))
         known_maps = part.feature_maps
+        if not spreads:
+            return list(zip(known_maps, kernel_spreads(given, default), strict=True))
         deltas = list(part.deltas) if same else kernel_spreads([None] * len(known_maps), default)
         return list(zip(known_maps, deltas, strict=True))
 
@@ -602,11 +631,11 @@ def representative_counts(name: str, part: SitePart) -> dict[str, dict[str, int]
     }
 
 
-def _sized(kernel: Kernel, elements: int) -> Kernel:
+def _sized(kernel: Kernel, settings: FitSettings, elements: int) -> Kernel:
     """A kernel that nobody has chosen, with representatives for the number of elements."""
     if kernel.n_representatives is not None:
         return kernel
-    number = min(DEFAULT_REPRESENTATIVES, AUTOMATIC_TOTAL // elements)
+    number = min(settings.representatives_each, settings.representatives_total // elements)
     return type(kernel)(**{**kernel.get_params(deep=False), "n_representatives": max(1, number)})
 
 

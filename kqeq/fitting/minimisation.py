@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from kqeq.errors import InputError, KQEqWarning, NotPositiveDefiniteError, warn
 from kqeq.fitting.charge_start import ChargeStart
 from kqeq.fitting.checkpoint import fingerprint, read_checkpoint, write_checkpoint
+from kqeq.fitting.least_squares.equations import TURNED_LIMIT, Equations, Prior, equations_of
 from kqeq.fitting.least_squares.solver import (
     MAX_ITERATIONS,
     NEGLIGIBLE,
@@ -38,7 +39,12 @@ START_FRAMES = 100
 
 
 def minimise_problem(
-    problem: FitProblem, start: FloatArray, *, max_iterations: int = MAX_ITERATIONS, **options: Any
+    problem: FitProblem,
+    start: FloatArray,
+    *,
+    max_iterations: int = MAX_ITERATIONS,
+    solver: str = "auto",
+    **options: Any,
 ) -> Solution:
     """:func:`~kqeq.fitting.least_squares.solver.minimise` in parallel, within the limits that the parameters set.
 
@@ -53,6 +59,8 @@ def minimise_problem(
         step_factor=problem.parameters.step_factor,
         limited=problem.parameters.limited,
         patience=problem.parameters.patience,
+        solver=solver,
+        turn=problem.turn() if solver == "auto" else None,
         **options,
     )
 
@@ -192,21 +200,79 @@ def step_from(problem: FitProblem, u: FloatArray, solver: str = "auto") -> Float
     -------
     (P,) array
     """
-    equations = accumulate(problem, u, joblib_engine, None, solver)
+    turn = problem.turn() if solver == "auto" else None
+    equations = accumulate(problem, u, joblib_engine, None, solver, turn=turn)
     step = equations.step(0.0)
     if problem.linear:
         return np.asarray(u + step)
     columns = problem.linear_columns
-    lower = None if columns is None else equations.block(columns)
+    inverse = None if columns is None else equations.inverse(columns)
     limit = min(1.0, problem.parameters.step_factor(step))
     for share in SHARES:
         try:
-            trial, loss = project_linear(problem, u + share * limit * step, lower, joblib_engine)
+            trial, loss = project_linear(problem, u + share * limit * step, inverse, joblib_engine)
         except NotPositiveDefiniteError:  # a charge problem without a minimum: too long a step
             continue
         if loss < equations.loss:
             return trial
     return u
+
+
+def steps_without(
+    problem: FitProblem, u: FloatArray, folds: Sequence[Collection[int]]
+) -> Iterator[FloatArray]:
+    """A step from ``u`` without the frames of each fold in turn; sums of all frames less those of the fold.
+
+    As :func:`step_from` for ``problem.without(fold)`` would give it, for two passes over the frames instead of one for
+    each fold.  Where rounding is in the way, :func:`step_from` does it.
+
+    Parameters
+    ----------
+    problem : FitProblem
+        Keeps what it knows of frames (``budget``), or it is computed again and again.
+    u : (P,) array
+        From which no fold leads far.
+    folds : sequence of collections of int
+        Indices of frames, each in one fold at most.
+
+    Yields
+    ------
+    (P,) array
+    """
+    turn = problem.turn()
+    prior = Prior.standard(problem.size)
+    folded = {index for fold in folds for index in fold}
+    everything = {frame.index for frame in problem.frames}
+    total = None if folded == everything else joblib_engine(problem.without(folded), u, "full", turn)
+    parts = []
+    for fold in folds:
+        part = joblib_engine(problem.without(everything - set(fold)), u, "full", turn)
+        parts.append(part.packed())
+        if total is None:
+            total = part.scaled(1.0)
+        else:
+            total.add(part)
+    assert total is not None
+    for fold, part in zip(folds, parts, strict=True):
+        rest = problem.without(fold)
+        try:
+            equations = equations_of(total.less(part), prior, u, turn)
+            found = _tried(rest, u, equations) if equations.condition < TURNED_LIMIT else None
+        except NotPositiveDefiniteError:
+            found = None
+        yield step_from(rest, u) if found is None else found
+
+
+def _tried(problem: FitProblem, u: FloatArray, equations: Equations) -> FloatArray | None:
+    """The whole step, the energy at its optimum behind it; ``None`` if the loss does not fall."""
+    step = equations.step(0.0)
+    columns = problem.linear_columns
+    if problem.linear:
+        return u + step
+    inverse = None if columns is None else equations.inverse(columns)
+    limit = min(1.0, problem.parameters.step_factor(step))
+    trial, loss = project_linear(problem, u + limit * step, inverse, joblib_engine)
+    return trial if loss < equations.loss else None
 
 
 def warn_unconverged(solution: Solution) -> None:
@@ -219,4 +285,4 @@ def warn_unconverged(solution: Solution) -> None:
         )
 
 
-__all__ = ["minimise_from", "solve", "step_from", "warn_unconverged"]
+__all__ = ["minimise_from", "solve", "step_from", "steps_without", "warn_unconverged"]

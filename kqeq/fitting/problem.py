@@ -17,7 +17,9 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from kqeq.backend import CPU, Device, asarray_like, blas, cache_budget
+import numpy as np
+
+from kqeq.backend import CPU, Device, asarray_like, blas, cache_budget, to_numpy
 from kqeq.errors import WorkerError
 from kqeq.fitting.charge_aware import KINDS
 from kqeq.fitting.least_squares.equations import Sums
@@ -30,6 +32,7 @@ from kqeq.fitting.least_squares.solver import (
     sum_frames,
     sum_rows,
 )
+from kqeq.fitting.least_squares.turning import FEWEST, Turn
 from kqeq.fitting.parameters import Parameters
 from kqeq.fitting.rows.blocks import frame_rows
 from kqeq.fitting.rows.cache import CacheFiles, CacheFolder
@@ -56,6 +59,12 @@ MIN_CHUNKS = 4
 
 TRAFFIC = 4_000_000_000
 """Bytes that all chunks together may return at the first point; later ones return less."""
+
+TURNING_FRAMES = 8
+"""Frames whose rows say how parameters are turned (:mod:`kqeq.fitting.least_squares.turning`)."""
+
+TURNING_SPREAD = 0.3
+"""Parameters of electronegativities there, in units of their prior."""
 
 RETRIES = 3
 """How often in a row a pool of worker processes may break before a fit gives up."""
@@ -146,10 +155,10 @@ def _store(chunk: Chunk) -> FeatureStore:
     return _STORES[key]
 
 
-def chunk_sums(chunk: LeastSquaresProblem, u: FloatArray, what: SumKind) -> Sums:
+def chunk_sums(chunk: LeastSquaresProblem, u: FloatArray, what: SumKind, turn: Turn | None = None) -> Sums:
     """The sums of one chunk; one BLAS thread, because chunks may share the machine."""
     with blas.one_thread():
-        return sum_frames(chunk, u, what).packed()
+        return sum_frames(chunk, u, what, turn).packed()
 
 
 class FitProblem:
@@ -205,6 +214,8 @@ class FitProblem:
             self.separate = "double" if wanted <= room else "single" if wanted / 2 <= room else None
         self.device = device
         self.size = parameters.size
+        # found once, shared with copies that lack some frames
+        self._turn: list[Turn | None] = []
         self.token = f"{os.getpid()}-{next(_NUMBERS)}"
         files = None if cache is None else cache.files(feature_maps(parameters))
         self.chunks = []
@@ -251,6 +262,31 @@ class FitProblem:
         ]
         other.chunks = [chunk for chunk in other.chunks if len(chunk.skip) < len(chunk.frames)]
         return other
+
+    def turn(self) -> Turn | None:
+        """Change of the parameters of the energy and of the electronegativities that a few frames suggest; or None.
+
+        At charges that are none in particular, so that it is the same wherever a fit starts or goes on.
+        """
+        parameters = self.parameters
+        parts = [part for part in (parameters.short_range, parameters.electronegativity) if part is not None]
+        blocks = [part.columns for part in parts]
+        widest = max((own.stop - own.start for own in blocks), default=0)
+        if widest < FEWEST or parameters.dependence is not None:
+            return None
+        if self._turn:
+            return self._turn[0]
+        u = np.zeros(self.size)
+        if parameters.electronegativity is not None:
+            own = parameters.electronegativity.columns
+            u[own] = TURNING_SPREAD * np.random.default_rng(0).normal(size=own.stop - own.start)
+        places = np.unique(np.linspace(0, len(self.frames) - 1, TURNING_FRAMES).astype(int))
+        chosen = {self.frames[i].index for i in places}
+        some = self.without({frame.index for frame in self.frames} - chosen)
+        with blas.one_thread():
+            rows = [to_numpy(own) for _, own in some.rows(u, jacobian="full") if own is not None]
+        self._turn.append(Turn.towards(np.concatenate(rows), blocks) if rows else None)
+        return self._turn[0]
 
     def close(self) -> None:
         """Drop the cached features of this process."""
@@ -341,7 +377,9 @@ def _results(
             say(f"a worker process died; {len(chunks) - done} of {len(chunks)} chunks are computed again")
 
 
-def joblib_engine(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) -> Sums:
+def joblib_engine(
+    problem: LeastSquaresProblem, u: FloatArray, what: SumKind, turn: Turn | None = None
+) -> Sums:
     """Sum the chunks of a :class:`FitProblem` in fixed order; see :func:`map_chunks`.
 
     In this process alone all chunks share one set of sums; otherwise each returns its own.
@@ -350,9 +388,10 @@ def joblib_engine(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) ->
     name = "iteration" if what in ("border", "full", "triangle") else "step"
     if not problem.device.is_host or is_serial():
         with blas.one_thread():
-            return sum_rows(problem, problem.rows(u, jacobian=jacobian_of(what), description=name), what)
+            rows = problem.rows(u, jacobian=jacobian_of(what), description=name)
+            return sum_rows(problem, rows, what, turn)
     sums = map_chunks(
-        chunk_sums, problem.chunks, u, what, description=name, distribute=problem.device.is_host
+        chunk_sums, problem.chunks, u, what, turn, description=name, distribute=problem.device.is_host
     )
     return add_up(sums)
 

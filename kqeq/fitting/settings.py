@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kqeq.backend import CPU, Device
 from kqeq.baselines import CHARGE_FROM, Baseline
+from kqeq.charges import AtomicDipoles, LatentCharges
 from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError
 from kqeq.fitting.least_squares.equations import SOLVERS
 from kqeq.fitting.rows.blocks import BLOCKS
+from kqeq.frames.labels import Labels
 from kqeq.io.rules import (
     NAME,
     NOTHING,
@@ -27,7 +29,17 @@ from kqeq.io.rules import (
     whole,
 )
 from kqeq.kernels.charge_kernel import ChargeKernel
-from kqeq.kernels.settings import AUTO, Kernels, NetworkKernel, SOAPKernel
+from kqeq.kernels.settings import (
+    AUTO,
+    AUTOMATIC_TOTAL,
+    DEFAULT_REPRESENTATIVES,
+    DIPOLES_EACH,
+    DIPOLES_TOTAL,
+    Kernels,
+    NetworkKernel,
+    SOAPKernel,
+    automatic_dipoles,
+)
 from kqeq.potential.on_baseline import sees_baseline
 
 _DEVIATION = number(above=0)
@@ -95,8 +107,10 @@ class FitSettings:
     held : tuple of str
         Label kinds whose noise is not learned.
     automatic : tuple of str
-        Which kernels are not the user's (``electronegativity``, ``short_range``): that there are fewer environments
-        than representatives is no news then.
+        Which kernels, and whether the charge model, are not the user's (``electronegativity``, ``short_range``,
+        ``charges``): that there are fewer environments than representatives is no news then.
+    representatives_each, representatives_total : int
+        Most representatives of an element, and of all elements together, in kernels that are not the user's.
     site_kernel : tuple of kernels or None
         For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
     solver : {"auto", "cholesky", "qr"}
@@ -122,12 +136,48 @@ class FitSettings:
     optimize: str | None = None
     held: tuple[str, ...] = ()
     automatic: tuple[str, ...] = ()
+    representatives_each: int = DEFAULT_REPRESENTATIVES
+    representatives_total: int = AUTOMATIC_TOTAL
     site_kernel: Kernels | None = None
     charge_aware: ChargeKernel | None = None
     solver: str = "auto"
     leave_out_failed: bool = False
     seed: int = 0
     device: Device = CPU
+
+
+def dipoles_alone(settings: FitSettings, labels: Iterable[Labels]) -> bool:
+    """Whether dipoles, and Born charges, are all that these settings will be fitted to."""
+    kinds = {kind for own in labels for kind in own.kinds}
+    if settings.targets is None:
+        kinds -= {"charges"}  # fitted on request only
+    else:
+        kinds &= set(settings.targets)
+    if settings.charges is None or not settings.charges.to_learn:
+        kinds -= {"polarizability"}
+    return "dipole" in kinds and kinds <= {"dipole", "born_charges"}
+
+
+def for_dipoles(settings: FitSettings) -> FitSettings:
+    """Settings of a fit to dipoles alone: kernels, and the charge model, that nobody chose are those that suit it.
+
+    Charges of an electronegativity model come from one hardness, which has to be right for the response as well; dipoles
+    alone ask for charges that are functions of the environment, polarised by each other through atomic dipoles.  On a
+    baseline, which has a response of its own, charges alone.
+    """
+    if settings.charges is None or "electronegativity" not in settings.automatic:
+        return settings
+    charges = settings.charges
+    if "charges" in settings.automatic:
+        polarised = settings.baseline is not None and settings.baseline.capabilities.dipole
+        charges = LatentCharges() if polarised else AtomicDipoles(LatentCharges())
+    return replace(
+        settings,
+        charges=charges,
+        electronegativity=automatic_dipoles(),
+        representatives_each=DIPOLES_EACH,
+        representatives_total=DIPOLES_TOTAL,
+    )
 
 
 def complete_noise(noise: Mapping[str, float] | None) -> dict[str, float]:
@@ -234,4 +284,13 @@ def _check_targets(settings: FitSettings) -> None:
             )
 
 
-__all__ = ["DEFAULT_NOISE", "RULES", "FitSettings", "check_noise", "check_settings", "complete_noise"]
+__all__ = [
+    "DEFAULT_NOISE",
+    "RULES",
+    "FitSettings",
+    "check_noise",
+    "check_settings",
+    "complete_noise",
+    "dipoles_alone",
+    "for_dipoles",
+]

@@ -11,13 +11,19 @@ import numpy as np
 from kqeq.baselines import CHARGE_FROM
 from kqeq.errors import InputError
 from kqeq.fitting.metrics import Evaluation
-from kqeq.fitting.settings import FitSettings, complete_noise
+from kqeq.fitting.settings import FitSettings, complete_noise, dipoles_alone, for_dipoles
 from kqeq.frames.grouping import groups
 from kqeq.frames.label_checks import survey
 from kqeq.frames.structures import as_frames
 from kqeq.io.rules import instance
 from kqeq.kernels.settings import AUTO
-from kqeq.model.comparison import FOLDS, Comparison, charge_candidates, judge_affordably
+from kqeq.model.comparison import (
+    FOLDS,
+    Comparison,
+    charge_candidates,
+    dipole_candidates,
+    judge_affordably,
+)
 from kqeq.model.estimator import KQEq, search_of
 from kqeq.typing import IntArray
 
@@ -49,13 +55,14 @@ def compare(
         What all candidates share: kernels, noise, targets, label prefix; the defaults without.
     candidates : dict of str to dict, optional
         Settings of :class:`kqeq.KQEq` by name, from simple to elaborate.  By default the short-range energy alone, QEq,
-        QEq with hardness by kernel, ACKS2, ACKS2 with atomic dipoles, and QEq with a charge-aware short-range energy.
+        QEq with hardness by kernel, ACKS2, ACKS2 with atomic dipoles, and QEq with a charge-aware short-range energy;
+        where dipoles are all that is fitted, QEq, latent charges and ACKS2 without and with atomic dipoles.
     baselines : sequence of str or of baselines
         For each, the short-range energy and QEq on top of it as well, with a search of their own; for example
         ``["gfn2"]``.
     groups : sequence of int, optional
         A number for each frame; frames with the same number are left out together.  By default those of one
-        geometry (:func:`kqeq.groups`).
+        geometry (:func:`kqeq.groups`), of one composition and charge where there are at least 24 of these.
     folds : int, optional
         4, or the number of groups if that is less.
     seed : int
@@ -80,7 +87,7 @@ def compare(
     found = survey(frames, base._keys(base.charges_key))
 
     def settings(own: KQEq) -> FitSettings:
-        found = search_of(own._settings(None), own.optimize)
+        found = search_of(own._settings(own.targets), own.optimize)
         return replace(found, leave_out_failed=own.leave_out_failed)
 
     known: dict[str, Mapping[str, Any]] = {}
@@ -99,7 +106,11 @@ def compare(
         charged = base
         if base._given()["charges"] is None:
             charged = clone(base).set_params(electronegativity=AUTO, charges="default")
-        chosen |= charge_candidates(settings(charged))
+        given = settings(charged)
+        if dipoles_alone(given, (labels for _, labels in found.pairs)):
+            chosen |= dipole_candidates(for_dipoles(given))
+        else:
+            chosen |= charge_candidates(given)
     chosen |= {str(name): settings(clone(base).set_params(**changes)) for name, changes in known.items()}
     comparison, _ = judge_affordably(found.pairs, chosen, folds=folds, groups=groups, seed=seed)
     return replace(comparison, settings={**comparison.settings, **known})

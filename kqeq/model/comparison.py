@@ -23,7 +23,7 @@ from kqeq.fitting.cross_validation import refits
 from kqeq.fitting.fit import FitResult, fit_potential, second_stage
 from kqeq.fitting.metrics import Evaluation, compare
 from kqeq.fitting.rows.cache import CacheFolder
-from kqeq.fitting.settings import FitSettings
+from kqeq.fitting.settings import FitSettings, dipoles_alone
 from kqeq.frames.grouping import shuffled_folds, structure_groups
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure
@@ -34,6 +34,9 @@ from kqeq.typing import IntArray
 
 FOLDS = 4
 """Each frame is left out once, together with a quarter of the frames."""
+
+MANY = 24
+"""Compositions from which on they are left out as wholes."""
 
 TIE = 0.05
 """Relative difference of errors below which the simpler model is taken."""
@@ -226,8 +229,29 @@ def charge_candidates(settings: FitSettings) -> dict[str, FitSettings]:
     return found
 
 
+def dipole_candidates(settings: FitSettings) -> dict[str, FitSettings]:
+    """What is compared where dipoles are all that is fitted, likewise: all of them are fitted in closed form."""
+    plain = replace(settings, charge_aware=None, site_kernel=None)
+    models = {
+        "QEq": QEq(),
+        "latent charges": LatentCharges(),
+        "QEq, atomic dipoles": AtomicDipoles(QEq()),
+        "latent charges, atomic dipoles": AtomicDipoles(LatentCharges()),
+        "ACKS2, atomic dipoles": AtomicDipoles(ACKS2()),
+        "ACKS2 from latent charges, atomic dipoles": AtomicDipoles(ACKS2(reference_charges="kernel")),
+    }
+    found = {name: replace(plain, charges=model) for name, model in models.items()}
+    given = settings.charges
+    if given is not None and all(given.to_dict() != known.to_dict() for known in models.values()):
+        found["as given"] = settings
+    return found
+
+
 def groups_of(pairs: Pairs, group: Sequence[int] | IntArray | None = None) -> list[int]:
     """A number for each frame; frames of one geometry belong together unless ``group`` says what does.
+
+    Where there are many compositions (:data:`MANY`), so that a model is meant for molecules that it has not seen, frames
+    of one composition belong together: isomers of a left-out molecule make it look easier than it is.
 
     Raises
     ------
@@ -235,7 +259,9 @@ def groups_of(pairs: Pairs, group: Sequence[int] | IntArray | None = None) -> li
         For numbers that do not fit the frames.
     """
     if group is None:
-        return structure_groups(structure for structure, _ in pairs)
+        numbers: dict[Any, int] = {}
+        kinds = [numbers.setdefault(_kind(structure), len(numbers)) for structure, _ in pairs]
+        return kinds if len(numbers) >= MANY else structure_groups(structure for structure, _ in pairs)
     if len(group) != len(pairs):
         raise InputError(f"groups holds {len(group)} numbers for {len(pairs)} frames; expected one for each")
     return [int(own) for own in group]
@@ -269,7 +295,7 @@ def coarse(settings: FitSettings) -> FitSettings:
     """The same with fewer representatives in kernels that nobody has chosen."""
     changes: dict[str, Any] = {}
     for name in settings.automatic:
-        kernels = getattr(settings, name)
+        kernels = None if name == "charges" else getattr(settings, name)
         if kernels is not None:
             changes[name] = tuple(
                 type(kernel)(**{**kernel.get_params(deep=False), "n_representatives": COARSE})
@@ -339,6 +365,7 @@ def judge(
     first: dict[str, FitResult] = {}
     without: dict[str, list[Potential]] = {}
     failure: KQEqError | None = None
+    closed = all(dipoles_alone(own, (labels for _, labels in pairs)) for own in candidates.values())
 
     def fitted(name: str, settings: FitSettings) -> tuple[FitResult, float, list[Potential]]:
         """A fit to all frames, when it had ended, and the potentials without each fold."""
@@ -347,7 +374,10 @@ def judge(
         known = next((n for n in first if _first_stage(candidates[n]) == _first_stage(settings)), None)
         if aware is None or known is None:
             like = next((n for n in first if _shared(candidates[n]) == _shared(settings)), None)
-            first[name] = fit_potential(pairs, plain, cache=cache, like=None if like is None else first[like])
+            # fits in closed form have searches of a few seconds, and charges other spreads than electronegativities
+            first[name] = fit_potential(
+                pairs, plain, cache=cache, like=None if like is None else first[like], search=closed
+            )
             known = name
         if aware is None:
             refitted = time.process_time()
@@ -537,6 +567,7 @@ __all__ = [
     "charge_candidates",
     "choose",
     "coarse",
+    "dipole_candidates",
     "folds_of",
     "judge",
     "judge_affordably",

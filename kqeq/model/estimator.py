@@ -32,7 +32,15 @@ from kqeq.fitting.pruning import prune
 from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.cache import CacheFolder, DiskCache, disk_cache
 from kqeq.fitting.rows.targets import element_energies
-from kqeq.fitting.settings import RULES, FitSettings, check_noise, check_settings, complete_noise
+from kqeq.fitting.settings import (
+    RULES,
+    FitSettings,
+    check_noise,
+    check_settings,
+    complete_noise,
+    dipoles_alone,
+    for_dipoles,
+)
 from kqeq.fitting.update import update_potential
 from kqeq.frames.label_checks import survey
 from kqeq.frames.labels import LabelKeys, Labels
@@ -49,7 +57,7 @@ from kqeq.kernels.settings import (
     default_short_range,
     kernel_tuple,
 )
-from kqeq.model.comparison import charge_candidates, judge_affordably
+from kqeq.model.comparison import charge_candidates, dipole_candidates, judge_affordably
 from kqeq.model.evaluation import evaluate_pairs, read_structures
 from kqeq.model.storage import Record, damaged, load_record, save_record
 from kqeq.potential.potential import Potential, Prediction, check_properties
@@ -103,6 +111,9 @@ class _OwnDefault:
         if self._name not in instance.__dict__:
             raise AttributeError(self._name)
         if _is_default(instance.__dict__[self._name]):
+            chosen = instance.__dict__.get("chosen_", {})
+            if self._name in chosen:  # by the last fit; the next one may choose another
+                return chosen[self._name]
             instance.__dict__[self._name] = self.make()
         return instance.__dict__[self._name]
 
@@ -123,7 +134,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         Kernel of the short-range energy, or several that are summed; ``None`` for charges alone.  ``"auto"`` takes a
         long, a middle and a sharp kernel and has ``fit`` choose.
     charges : charge model, "auto" or None
-        ``kqeq.QEq()`` by default.  ``"auto"`` compares short-range energy alone, QEq, hardness by kernel, ACKS2, atomic
+        By default ``kqeq.QEq()``; where dipoles are all that is fitted and kernels are ``"auto"``,
+        ``kqeq.AtomicDipoles(kqeq.LatentCharges())`` (on a baseline with dipoles of its own, ``kqeq.LatentCharges()``):
+        ``chosen_`` says so.  ``"auto"`` compares short-range energy alone, QEq, hardness by kernel, ACKS2, atomic
         dipoles and a charge-aware short-range energy on left-out frames, and takes the best (:func:`kqeq.compare`;
         ``comparison_`` holds the table, ``chosen_`` the settings); about ten times the time of a fit.
         Element parameters that a model marks with ``"learn"`` are fitted together with the rest, from all labels and
@@ -191,7 +204,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     comparison_ : Comparison
         With ``charges="auto"``: the models that were compared.
     chosen_ : dict
-        With ``charges="auto"``: the settings that were taken.
+        With ``charges="auto"``, and for fits to dipoles alone: the settings that were taken.
     """
 
     def __init__(
@@ -261,9 +274,9 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     def _given(self) -> dict[str, Any]:
         """Settings by name, with a charge model in place of ``"default"`` and ``"auto"``, which stay where they are."""
         own = {name: self.__dict__[name] for name in self._get_param_names()}
-        if _is_auto(own["charges"]):  # what the last fit chose
+        if _is_auto(own["charges"]) or own["charges"] is _DEFAULT:  # what the last fit chose
             return {**own, **self.__dict__.get("chosen_", {"charges": QEq()})}
-        return {**own, "charges": QEq()} if own["charges"] is _DEFAULT else own
+        return own
 
     def set_params(self, **params: Any) -> KQEq:
         """Set parameters, also nested ones such as ``short_range__delta``.
@@ -377,6 +390,11 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             _check_automatic(budget, resume)
         noise = settings.noise["forces"]
         found = survey(frames, self._keys(charges_key), weights=sample_weight, force_noise=noise)
+        alone = dipoles_alone(settings, (labels for _, labels in found.pairs))
+        if alone:
+            settings = for_dipoles(settings)
+            if "charges" in settings.automatic and not automatic:
+                self.chosen_ = {"charges": settings.charges}
         disk = disk_cache(cache)
 
         allowed = None if budget is None else seconds(budget)
@@ -385,7 +403,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             placed = replace(settings, device=where)
             with nullcontext() if disk is None else disk.open() as folder:
                 if automatic:
-                    return self._fit_best(found.pairs, placed, folder)
+                    return self._fit_best(found.pairs, placed, folder, dipoles=alone)
                 if allowed is not None:
                     return fit_within(found.pairs, placed, allowed, resume=resume, cache=folder)
                 return fit_potential(found.pairs, placed, resume=resume, cache=folder)
@@ -395,10 +413,15 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         return self
 
     def _fit_best(
-        self, pairs: list[tuple[Structure, Labels]], settings: FitSettings, cache: CacheFolder | None
+        self,
+        pairs: list[tuple[Structure, Labels]],
+        settings: FitSettings,
+        cache: CacheFolder | None,
+        *,
+        dipoles: bool,
     ) -> FitResult:
         """The best of several charge models, as :func:`kqeq.compare` finds it."""
-        candidates = charge_candidates(settings)
+        candidates = dipole_candidates(settings) if dipoles else charge_candidates(settings)
         comparison, results = judge_affordably(pairs, candidates, seed=settings.seed, cache=cache)
         self.comparison_ = comparison
         self.chosen_ = dict(comparison.settings[comparison.best])
@@ -533,7 +556,13 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             electronegativity=kernel_tuple(chi),
             short_range=kernel_tuple(energy),
             automatic=tuple(
-                name for name in ("electronegativity", "short_range") if isinstance(getattr(self, name), str)
+                name
+                for name, own in (
+                    ("electronegativity", self.electronegativity),
+                    ("short_range", self.short_range),
+                    ("charges", self.__dict__["charges"]),
+                )
+                if isinstance(own, str)
             ),
             held=tuple(self.noise) if isinstance(self.noise, Mapping) else (),
             charges=charges,

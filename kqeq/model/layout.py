@@ -18,6 +18,7 @@ from kqeq.baselines import CHARGE_FROM
 from kqeq.charges.base import ENVIRONMENT_KINDS, SITE_KINDS
 from kqeq.charges.recipe import KERNEL, LEARN, SOLVERS
 from kqeq.charges.softness import pair_name
+from kqeq.descriptors.merged import NEIGHBOURS
 from kqeq.descriptors.networks.features import EXTRA
 from kqeq.frames.states import CONDITIONS
 from kqeq.io.schema import (
@@ -60,7 +61,11 @@ _KERNEL = table(
     selection=text(SELECTIONS),
     delta=optional(_POSITIVE),
     smooth=text(),
-    maybe={"weighting": optional(mapping(anything)), "condition": text(tuple(CONDITIONS))},
+    maybe={
+        "weighting": optional(mapping(anything)),
+        "condition": text(tuple(CONDITIONS)),
+        "neighbours": text(NEIGHBOURS),
+    },
     more=True,
 )
 
@@ -204,7 +209,11 @@ _DESCRIPTOR = table(
     l_max=number(low=0, high=50, whole=True),
     sigma=number(low=1e-3, high=100.0),
     smooth=text(),
-    maybe={"weighting": mapping(anything), "condition": text(tuple(CONDITIONS))},
+    maybe={
+        "weighting": mapping(anything),
+        "condition": text(tuple(CONDITIONS)),
+        "neighbours": text(NEIGHBOURS),
+    },
 )
 
 _NETWORK = table(network=_NAME, sha256=_HASH, charged=flag, maybe={"condition": text(tuple(CONDITIONS))})

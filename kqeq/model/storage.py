@@ -41,6 +41,7 @@ from kqeq.charges.base import ENVIRONMENT_KINDS, ChargeModel
 from kqeq.charges.parameters import ElementParameters, element_codes, element_names
 from kqeq.descriptors.base import Descriptor
 from kqeq.descriptors.conditioned import Conditioned
+from kqeq.descriptors.merged import ELEMENTS, PERIODS, Merged
 from kqeq.descriptors.networks import Network, NetworkFeatures, Scaling, find_network
 from kqeq.descriptors.soap.descriptor import SOAPDescriptor
 from kqeq.errors import InputError, ModelFileError, OutputError, UnsupportedError
@@ -500,6 +501,8 @@ def _descriptor_settings(descriptor: Descriptor) -> dict[str, Any]:
     """Settings of a descriptor as plain data; scales of networks are arrays."""
     if isinstance(descriptor, Conditioned):
         return {**_descriptor_settings(descriptor.inner), "condition": descriptor.condition}
+    if isinstance(descriptor, Merged):
+        return {**_descriptor_settings(descriptor.inner), "neighbours": PERIODS}
     if isinstance(descriptor, NetworkFeatures) and descriptor.scaling is not None:
         return {
             "network": descriptor.network.name,
@@ -641,7 +644,10 @@ def _feature_map(
         network = networks[settings["network"], settings["sha256"]]
         descriptor = NetworkFeatures(network, settings["charged"], scaling)
     else:
+        merged = settings.pop("neighbours", ELEMENTS) == PERIODS
         descriptor = SOAPDescriptor(**settings)
+        if merged:
+            descriptor = Merged(descriptor)
     if condition is not None:
         descriptor = Conditioned(descriptor, condition)
     feature_map = FeatureMap(descriptor, float(stored["zeta"]), representatives, species)

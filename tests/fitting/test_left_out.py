@@ -15,6 +15,7 @@ from kqeq.errors import InputError, KQEqWarning, NotPositiveDefiniteError
 from kqeq.fitting.evidence import left_out as module
 from kqeq.fitting.evidence.evidence import DualEvidence, Evidence
 from kqeq.fitting.evidence.left_out import collect, posterior, search, unearned
+from kqeq.fitting.minimisation import step_from, steps_without
 from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.rows.blocks import deviation
 from kqeq.fitting.rows.features import TrainingFrame
@@ -259,3 +260,24 @@ def test_unearned_never_drops_all(short_range):
     theta[2:4] = math.log(1e-8)  # neither has any effect
     assert len(unearned(found, model.posterior_.parameters, theta)) == 1
     assert isinstance(problem.frames[0], TrainingFrame)
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_steps_without_folds_are_those_of_problems_without_them(linear, water_training):
+    energy = small_kernel(4.0, zeta=4)
+    given = (None, energy, None) if linear else (small_kernel(3.5), energy)
+    targets = ["energy", "forces"] if linear else None
+    model = KQEq(*given, noise=NOISE, optimize=None, targets=targets).fit(water_training)
+    frames = problem_of(model, water_training).frames
+    problem = FitProblem(
+        frames, model.posterior_.parameters, model.posterior_.noise, linear=linear, budget=10**9
+    )
+    u = np.zeros(problem.size) if linear else model.posterior_.u
+    indices = [frame.index for frame in problem.frames]
+    folds = [set(indices[:4]), set(indices[4:9])]
+    for fold, step in zip(folds, steps_without(problem, u, folds), strict=True):
+        expected = step_from(problem.without(fold), u)
+        moved = np.abs(expected - u).max()
+        assert moved > 1e-3
+        np.testing.assert_allclose(step, expected, atol=1e-6 * moved)
+    problem.close()

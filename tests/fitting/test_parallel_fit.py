@@ -97,12 +97,12 @@ def test_nothing_is_kept_after_a_fit(water_training):
 # -------------------------------------------------- workers that die
 
 
-def _die_once(chunk, u, what, *, flag):
+def _die_once(chunk, u, what, turn, *, flag):
     """Sums of a chunk; the first process that creates the file kills itself."""
     try:
         os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
-        return ORIGINAL_SUMS(chunk, u, what)
+        return ORIGINAL_SUMS(chunk, u, what, turn)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

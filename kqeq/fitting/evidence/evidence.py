@@ -263,6 +263,17 @@ def inverse_of(lower: FloatArray) -> FloatArray:
     return np.asarray(full + np.tril(full, -1).T)
 
 
+def inverse_factor(lower: FloatArray) -> FloatArray:
+    """L⁻¹, lower triangular."""
+    from scipy.linalg.lapack import dtrtri
+
+    # L of NumPy's order is Lᵀ of LAPACK's
+    inverse, info = dtrtri(lower.T, lower=0)
+    if info != 0:
+        raise NotPositiveDefiniteError("the covariance of the labels is singular; raise the smallest noise")
+    return np.asarray(inverse).T
+
+
 def column_groups(parameters: Parameters) -> tuple[tuple[str, IntArray], ...]:
     """The columns that share a prior spread, with a name: kernels and offsets of all parts."""
     groups: list[tuple[str, IntArray]] = []
@@ -394,6 +405,7 @@ __all__ = [
     "KindSums",
     "collect",
     "column_groups",
+    "inverse_factor",
     "inverse_of",
     "maximise",
 ]

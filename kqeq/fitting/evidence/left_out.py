@@ -34,7 +34,7 @@ from kqeq.fitting.evidence.evidence import (
     Evidence,
     KindSums,
     column_groups,
-    inverse_of,
+    inverse_factor,
 )
 from kqeq.fitting.evidence.hyperparameters import Learned, describe, rescale
 from kqeq.fitting.evidence.search_checkpoint import (
@@ -45,7 +45,7 @@ from kqeq.fitting.evidence.search_checkpoint import (
     write_search,
 )
 from kqeq.fitting.least_squares.solver import Solution
-from kqeq.fitting.minimisation import step_from
+from kqeq.fitting.minimisation import steps_without
 from kqeq.fitting.parameters import Parameters, SitePart
 from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.rows.blocks import deviation, target_vector
@@ -75,10 +75,17 @@ LEAD = math.log(6.0)
 PRIOR = math.log(30.0)
 """Standard deviation of those logarithms around what was given: settles what labels leave open."""
 
-ENOUGH = 0.3
+ENOUGH = 1.0
 """Gain of log density for which the search goes on."""
 
-FEW_LABELS = 500
+SWEEPS = 1
+"""Times that the small steps, on all labels, go through all noises and spreads.
+
+More often they fit to chance: water, 55 instead of 45 meV/Å on test frames without charges, 48 instead of 38 with them;
+five other sets change by less than 3 %.
+"""
+
+FEW_LABELS = 300
 """Labels that the large steps of a search look at."""
 
 MOST_LABELS = 1500
@@ -199,12 +206,13 @@ class LeftOut:
 
     def _dual(self, evidence: DualEvidence, theta: FloatArray) -> Score:
         lower, weights = evidence.solve(theta)
-        inverse = inverse_of(lower)
+        inverse = inverse_factor(lower)
 
         def blocks() -> Iterator[Block]:
             for own in self._frames():
                 there = self.places[own]
-                values, vectors = np.linalg.eigh(inverse[np.ix_(there, there)])
+                part = inverse[:, there]  # C⁻¹ = L⁻ᵀ L⁻¹, of which only these blocks are needed
+                values, vectors = np.linalg.eigh(part.T @ part)
                 values = np.maximum(values, 1e-300)
                 yield own, values, vectors.T @ weights[there] / values, vectors
 
@@ -388,7 +396,7 @@ def search(
         for start in (np.zeros(left_out.size), *starts)
     ]
     best = max(reached, key=lambda found: -math.inf if found[1] is None else _value(found[1], found[0]))[0]
-    best, score = _climb(left_out, bounds, best, STEPS[1])
+    best, score = _climb(left_out, bounds, best, STEPS[1], SWEEPS)
     if score is None:
         raise NotPositiveDefiniteError("the normal equations are singular at every noise; raise the noises")
     return best, score
@@ -413,9 +421,13 @@ def _one_leads(left_out: LeftOut, parameters: Parameters) -> list[FloatArray]:
 
 
 def _climb(
-    left_out: LeftOut, bounds: Sequence[tuple[float, float]], start: FloatArray, step: float
+    left_out: LeftOut,
+    bounds: Sequence[tuple[float, float]],
+    start: FloatArray,
+    step: float,
+    sweeps: int | None = None,
 ) -> tuple[FloatArray, Score | None]:
-    """Uphill in steps of one size, coordinate by coordinate, until none is better."""
+    """Uphill in steps of one size, coordinate by coordinate, until none is better or so many times."""
     known: dict[tuple[float, ...], tuple[float, Score | None]] = {}
 
     def value(theta: FloatArray) -> float:
@@ -428,9 +440,9 @@ def _climb(
                 known[key] = (-math.inf, None)
         return known[key][0]
 
-    best, moved = start, True
-    while moved:
-        moved = False
+    best, moved, swept = start, True, 0
+    while moved and swept != sweeps:
+        moved, swept = False, swept + 1
         for i, (low, high) in enumerate(bounds):
             if high - low < 1e-9:
                 continue
@@ -688,11 +700,7 @@ def _refit_error(
     everything = {frame.index for frame in frames}
     errors: list[FloatArray] = []
     try:
-        for fold in folds:
-            rest = problem.without(fold)
-            other = step_from(rest, u)
-            if linear:  # far from zero the normal equations are rounded
-                other = step_from(rest, other)
+        for fold, other in zip(folds, steps_without(problem, u, folds), strict=True):
             left = problem.without(everything - set(fold))
             own = [frame for frame in problem.frames if frame.index in fold]
             for frame, (found, _) in zip(own, left.rows(other, jacobian="none"), strict=True):

@@ -32,20 +32,22 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from kqeq.backend import asarray_like, blas, is_numpy, namespace, to_float, to_numpy, zeros
+from kqeq.backend import blas, is_numpy, namespace, to_float, to_numpy, zeros
 from kqeq.errors import NotPositiveDefiniteError
 from kqeq.fitting.least_squares.equations import (
     CONDITION_LIMIT,
+    TURNED_LIMIT,
     Equations,
+    Inverse,
     LinearBlock,
-    NormalEquations,
     Prior,
     Sums,
     TriangularEquations,
+    equations_of,
     push,
-    solve,
 )
 from kqeq.fitting.least_squares.gram import Gram
+from kqeq.fitting.least_squares.turning import Turn
 from kqeq.typing import Array, FloatArray
 
 JacobianKind = Literal["none", "linear", "full"]
@@ -189,8 +191,10 @@ class Solution:
 class Engine(Protocol):
     """How the sums over frames are done: here and now, or in parallel."""
 
-    def __call__(self, problem: LeastSquaresProblem, u: FloatArray, what: SumKind) -> Sums:
-        """Contribution of all frames."""
+    def __call__(
+        self, problem: LeastSquaresProblem, u: FloatArray, what: SumKind, turn: Turn | None = None
+    ) -> Sums:
+        """Contribution of all frames; with ``turn`` the normal equations are those of the turned parameters."""
 
 
 def leading(problem: LeastSquaresProblem) -> int:
@@ -204,11 +208,12 @@ def leading(problem: LeastSquaresProblem) -> int:
 class _Sum:
     """Contributions that grow frame by frame; rows are collected before they are multiplied."""
 
-    def __init__(self, problem: LeastSquaresProblem, what: SumKind) -> None:
-        self.size, self.first, self.what = problem.size, leading(problem), what
+    def __init__(self, problem: LeastSquaresProblem, what: SumKind, turn: Turn | None = None) -> None:
+        self.size, self.first, self.what, self.turn = problem.size, leading(problem), what, turn
         self.total = Sums(None, None, 0.0, 0)
         self.grams: dict[str, Gram] = {}
         self.pending: list[Array] = []
+        self.residuals: list[Array] = []
         self.buffer: FloatArray | None = None
         self.waiting = 0
         self.loss: Array = 0.0
@@ -224,8 +229,10 @@ class _Sum:
             return
         if self.what == "triangle":
             rows = namespace(rows).concat([rows, residual[:, None]], axis=1)
-        else:
+        elif self.turn is None:
             self._add_gradient(rows, residual)
+        else:
+            self.residuals.append(residual)
         self._collect(rows)
         if self.waiting >= CHUNK_ROWS:
             self.flush()
@@ -263,6 +270,11 @@ class _Sum:
             with blas.all_threads():
                 self.total.triangle = push(self.total.triangle, stacked)
         else:
+            if self.turn is not None:
+                # products of turned rows: those of rows would lose the digits that turning is for
+                stacked = self.turn.rows(stacked)
+                self._add_gradient(stacked, namespace(stacked).concat(self.residuals))
+                self.residuals.clear()
             for name, columns, first in self._blocks():
                 if name not in self.grams:
                     self.grams[name] = Gram(columns, first, stacked)
@@ -294,17 +306,22 @@ def jacobian_of(what: SumKind) -> JacobianKind:
     return what if what in ("none", "linear") else "full"
 
 
-def sum_rows(problem: LeastSquaresProblem, rows: Iterable[tuple[Array, Array | None]], what: SumKind) -> Sums:
+def sum_rows(
+    problem: LeastSquaresProblem,
+    rows: Iterable[tuple[Array, Array | None]],
+    what: SumKind,
+    turn: Turn | None = None,
+) -> Sums:
     """Sum rows of a problem one block after another."""
-    total = _Sum(problem, what)
+    total = _Sum(problem, what, turn)
     for residual, own in rows:
         total.add(residual, own)
     return total.finish()
 
 
-def sum_frames(problem: LeastSquaresProblem, u: FloatArray, what: SumKind) -> Sums:
+def sum_frames(problem: LeastSquaresProblem, u: FloatArray, what: SumKind, turn: Turn | None = None) -> Sums:
     """Sum the contributions of all frames one after another; memory does not depend on their number."""
-    return sum_rows(problem, problem.rows(u, jacobian=jacobian_of(what)), what)
+    return sum_rows(problem, problem.rows(u, jacobian=jacobian_of(what)), what, turn)
 
 
 def accumulate(
@@ -314,6 +331,7 @@ def accumulate(
     prior: Prior | None = None,
     solver: str = "auto",
     linear: LinearBlock | None = None,
+    turn: Turn | None = None,
 ) -> Equations:
     """The quadratic model of the loss at u: all frames and the prior.
 
@@ -327,7 +345,10 @@ def accumulate(
     solver : {"auto", "cholesky", "qr"}
         ``auto`` accumulates again for QR if the normal equations turn out to be ill-conditioned.
     linear : LinearBlock, optional
-        From equations at another point: what concerns the linear parameters alone is not summed again.
+        From equations at another point, with the same ``turn``: what concerns the linear parameters alone is not summed
+        again.
+    turn : Turn, optional
+        Change of parameters in which ``auto`` sums the normal equations, where the prior's precision is 1.
 
     Raises
     ------
@@ -335,15 +356,18 @@ def accumulate(
         If rounding makes H indefinite and QR is not allowed, or if something is not finite.
     """
     prior = Prior.standard(problem.size) if prior is None else prior
+    if solver != "auto" or prior.lower is not None:
+        turn = None
     if solver != "qr":
+        what: SumKind = "full" if linear is None else "border"
         try:
-            sums = engine(problem, u, "full" if linear is None else "border")
-            equations = NormalEquations(sums, prior, u, linear, keep=not problem.linear)
+            sums = engine(problem, u, what) if turn is None else engine(problem, u, what, turn)
+            equations = equations_of(sums, prior, u, turn, linear, keep=not problem.linear)
         except NotPositiveDefiniteError:
             if solver != "auto":
                 raise
         else:
-            if solver != "auto" or equations.condition < CONDITION_LIMIT:
+            if solver != "auto" or equations.condition < (CONDITION_LIMIT if turn is None else TURNED_LIMIT):
                 return equations
     return TriangularEquations(engine(problem, u, "triangle"), prior, u, leading(problem))
 
@@ -351,11 +375,11 @@ def accumulate(
 def project_linear(
     problem: LeastSquaresProblem,
     u: FloatArray,
-    lower: Array | None,
+    inverse: Inverse | None,
     engine: Engine = sum_frames,
     prior: Prior | None = None,
 ) -> tuple[FloatArray, float]:
-    """Solve for the linear parameters at the given others; ``lower`` factors their block of H.
+    """Solve for the linear parameters at the given others; ``inverse`` is that of their block of H.
 
     Returns
     -------
@@ -364,12 +388,12 @@ def project_linear(
     """
     prior = Prior.standard(problem.size) if prior is None else prior
     columns = problem.linear_columns
-    if columns is None or lower is None:
+    if columns is None or inverse is None:
         return u, engine(problem, u, "none").loss + prior.value(u)
     sums = engine(problem, u, "linear")
     assert sums.rhs is not None
     rhs = to_numpy(sums.rhs) - prior.gradient(u)[columns]
-    step = to_numpy(solve(lower, asarray_like(rhs, lower)))
+    step = inverse(rhs)
     result = u.copy()
     result[columns] += step
     return result, sums.loss + prior.value(u) - 0.5 * float(rhs @ step)
@@ -486,6 +510,7 @@ def minimise(
     patience: int | None = None,
     prior: Prior | None = None,
     solver: str = "auto",
+    turn: Turn | None = None,
 ) -> Solution:
     """Minimise the loss from ``u``.
 
@@ -523,12 +548,15 @@ def minimise(
         N(0, 1) by default.
     solver : {"auto", "cholesky", "qr"}
         See :func:`accumulate`; once ``auto`` has turned to QR it stays there.
+    turn : Turn, optional
+        See :func:`accumulate`.
     """
     search = _Search(
         problem=problem,
         engine=engine,
         prior=Prior.standard(problem.size) if prior is None else prior,
         solver=solver,
+        turn=turn,
         tolerance=tolerance,
         negligible=negligible,
         step_factor=step_factor,
@@ -599,6 +627,7 @@ class _Search:
     engine: Engine
     prior: Prior
     solver: str
+    turn: Turn | None
     tolerance: float
     negligible: float
     step_factor: Callable[[FloatArray], float]
@@ -612,7 +641,7 @@ class _Search:
     growth: float = 2.0
     reach: float = 1.0
     free: int = 0
-    linear_lower: Array | None = None
+    linear_inverse: Inverse | None = None
     equations: Equations = field(init=False)
 
     def begin(self, u: FloatArray, state: SolverState | None) -> None:
@@ -623,10 +652,12 @@ class _Search:
             self.iterations = list(state.iterations)
         if self.solver == "auto" and self.iterations and self.iterations[-1].method == "qr":
             self.solver = "qr"
-        self.equations = accumulate(self.problem, self.u, self.engine, self.prior, self.solver)
+        self.equations = accumulate(
+            self.problem, self.u, self.engine, self.prior, self.solver, turn=self.turn
+        )
         columns = self.problem.linear_columns
         if columns is not None and not self.problem.linear:
-            self.linear_lower = self.equations.block(columns)
+            self.linear_inverse = self.equations.inverse(columns)
         self.curvature.arrived(self.equations)
 
     def note(self, decrement: float, accepted: bool) -> None:
@@ -703,7 +734,7 @@ class _Search:
             expected = promised if corrected and whole else equations.promised(step)
             try:
                 trial, loss = project_linear(
-                    self.problem, self.u + step, self.linear_lower, self.engine, self.prior
+                    self.problem, self.u + step, self.linear_inverse, self.engine, self.prior
                 )
             except NotPositiveDefiniteError:
                 trial, loss = self.u, np.inf  # a charge problem without a minimum: too long a step
@@ -746,7 +777,9 @@ class _Search:
         if self.solver == "auto" and self.equations.method != "cholesky":
             self.solver = "qr"
         linear = self.equations.linear
-        self.equations = accumulate(self.problem, self.u, self.engine, self.prior, self.solver, linear)
+        self.equations = accumulate(
+            self.problem, self.u, self.engine, self.prior, self.solver, linear, self.turn
+        )
         self.curvature.arrived(self.equations)
 
 
