@@ -16,8 +16,8 @@ where δ = −K(b + Hn) approximates the Newton step on the constraint.  The ker
 preconditioned Hessian by Chebyshev iteration (:func:`kqeq.backend.linalg.chebyshev`): linear and symmetric, so that the
 integration is time reversible, and close to H⁻¹ for all its eigenvectors at once, so that it is stable without damping
 (for KH < 4/κ).  A few steps of conjugate gradients cost as much and fit the residual of the moment: what they neglect
-grows, damping has to hold it, and both make the energy drift (docs/performance.md).  Rates of change of U that come with
-the motion of n are odd under time reversal, hence zero on average.
+grows unless it is damped.  The rate of change of U that comes with the motion of n is odd under time reversal, so that
+little of it adds up (docs/performance.md).
 
 A trajectory begins with two solutions: auxiliary charges without a velocity of their own would oscillate from then on.
 
