@@ -172,7 +172,7 @@ def baseline(quick: bool) -> Iterator[Row]:
 
 
 def on_baseline(name: str, title: str, fit: Frames, check: Frames, goal: str) -> Iterator[Row]:
-    for kernels, words in ((together(), "features of SO3LR and SOAP"), (sharp(), "SOAP")):
+    for kernels, words in (([features(), sharp()], "features of SO3LR and SOAP"), (sharp(), "SOAP")):
         model, seconds = fitted(
             fit, "left-out", electronegativity=kernels, charges=kqeq.LatentCharges(), baseline=name
         )
