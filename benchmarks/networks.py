@@ -99,8 +99,8 @@ def both() -> dict[str, Any]:
 PART, LARGER_PART = "0.4*so3lr", "0.8*so3lr"
 """How much of the network's own dipole is taken as known.
 
-Of 0, 0.3, 0.6 and 1 the middle two are best on left-out formulas of the 385; of 0, 0.4, 0.6, 0.8 and 1 the last two in fits
-to 100 of the 385 tested on the others.
+Of 0, 0.3, 0.6 and 1 the middle two are best on left-out formulas of the 385; of 0, 0.4, 0.6, 0.8 and 1 the last two in
+fits to 100 of the 385 tested on the others.
 """
 
 
