@@ -6,7 +6,8 @@
 ``benchmarks/prediction.py`` to build the models (not fitted; same seeds, hence the same representatives, coefficients
 and, to what is printed, energies).  A step moves atoms at random and asks for energy, forces and (periodic) stress.  The
 two processes step by turns; what is compared is the shortest CPU time of a step, all threads together, so that a busy
-machine hardly matters.  Both run with one thread.  Compiled code of both lies in fresh folders.
+machine hardly matters.  Both run with one thread.  Compiled code of both lies in fresh folders.  ``--only fresh`` is the
+first step of a fresh installation, with and without what has to be compiled.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ ALONE = {
     "default_375": "375 atoms, the new default (sums of 2 and 3 kernels), QEq",
 }
 """Cases that the other version does not have."""
+
+FRESH = "fresh"
+"""The name of what a fresh installation costs."""
 
 NAMES = {
     "molecule_20": "20 atoms, short-range",
@@ -102,6 +106,10 @@ def _serve() -> None:
     steps: dict[str, Callable[[], float]] = {}
     for line in sys.stdin:
         name, times = line.split()
+        if times == "0":
+            _case(name)()
+            print(json.dumps([[time.process_time()]]), flush=True)
+            continue
         if name not in steps:
             steps[name] = _case(name)
             steps[name]()  # compiles, fills caches
@@ -142,6 +150,10 @@ class _Version:
         answer: list[list[float]] = json.loads(line)
         return answer
 
+    def first_step(self, name: str) -> float:
+        """CPU seconds from the start of the process to the end of a first step."""
+        return self.steps(name, 0)[0][0]
+
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None
@@ -150,6 +162,21 @@ class _Version:
 
 
 # ---------------------------------------------------------------------------------- both
+
+
+def fresh_installation(trees: tuple[Path, Path], folder: Path, rounds: int) -> list[tuple[float, float]]:
+    """CPU seconds of a first step with charges, by version: everything compiled, and read from disk; shortest of some.
+
+    Imports, and building the model, are in both.
+    """
+    times: list[tuple[list[float], list[float]]] = [([], []) for _ in trees]
+    for number in range(rounds):
+        for which, tree in enumerate(trees):
+            for found in times[which]:  # the second process finds what the first one has compiled
+                version = _Version(tree, folder / f"fresh-{number}-{which}")
+                found.append(version.first_step("charged_20"))
+                version.close()
+    return [(min(compiled), min(known)) for compiled, known in times]
 
 
 def compare(revision: str, quick: bool, only: list[str] | None) -> Iterator[Row]:
@@ -162,6 +189,15 @@ def compare(revision: str, quick: bool, only: list[str] | None) -> Iterator[Row]
         subprocess.run(["tar", "-x", "-C", str(tree)], input=archive.stdout, check=True)
         here, there = _Version(ROOT, folder / "numba-here"), _Version(tree, folder / "numba-there")
         both = _Version(ROOT, folder / "numba-here", threads=2)
+        if not only or FRESH in only:
+            (here_cold, here_warm), (there_cold, there_warm) = fresh_installation(
+                (ROOT, tree), folder, 1 if quick else 3
+            )
+            yield row(f"first step of a fresh installation: {revision}", there_cold, "s")
+            yield row("first step of a fresh installation: this version", here_cold, "s")
+            yield row("first step of a fresh installation: ratio", here_cold / there_cold, "", "<= 0.5")
+            yield row(f"  without what is compiled: {revision}", there_warm, "s")
+            yield row("  without what is compiled: this version", here_warm, "s")
         for name, limit in LIMITS.items():
             if only and name not in only:
                 continue
@@ -201,7 +237,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--against", metavar="REV", required=True)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--only", nargs="+", choices=sorted({**LIMITS, **ALONE}))
+    parser.add_argument("--only", nargs="+", choices=sorted({**LIMITS, **ALONE, FRESH: ""}))
     options = parser.parse_args(argv)
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"

@@ -600,8 +600,7 @@ class KQEqCalculator(Calculator):
         if kept is not None and kept.device is device and same_geometry(kept.structure, structure):
             self._geometry = kept.in_state(structure)
         else:
-            if self._shadow:
-                self._advance(structure)
+            earlier = self._advance(structure) if self._shadow else None
             self._geometry = None  # the old matrix goes before another one is made
             geometry = FixedGeometry.at(
                 self._potential,
@@ -609,7 +608,7 @@ class KQEqCalculator(Calculator):
                 device=device,
                 single=self._single,
             )
-            self._geometry = self._linearised(geometry) if self._shadow else geometry
+            self._geometry = self._linearised(geometry, earlier) if self._shadow else geometry
         return self._geometry
 
     # ----------------------------------------------------------- auxiliary charges
@@ -626,20 +625,23 @@ class KQEqCalculator(Calculator):
         if value is not None and not isinstance(value, AuxiliaryCharges):
             raise InputError(
                 f"auxiliary charges are kqeq.charges.shadow.AuxiliaryCharges, got {type(value).__name__}; take them "
-                "from calculator.auxiliary, or make them from a saved array: AuxiliaryCharges(history)"
+                "from calculator.auxiliary, or make them from saved arrays: AuxiliaryCharges(history, spectrum)"
             )
         with self._lock:
             self._forget()
             self._geometry = None
             self._auxiliary = value
 
-    def _advance(self, structure: Structure) -> None:
-        """Move the auxiliary charges to a new geometry: by a time step, unless it is another system."""
+    def _advance(self, structure: Structure) -> FloatArray | None:
+        """Move the auxiliary charges to a new geometry: by a time step, unless it is another system.
+
+        At the second point of a trajectory they are to be solved for again: then those of the first are returned.
+        """
         kept, auxiliary = self._geometry, self._auxiliary
         if auxiliary is not None and auxiliary.history.shape[1] != len(structure):
             self._auxiliary = None
         if kept is None or self._auxiliary is None:
-            return  # given by the user, or to be made
+            return None  # given by the user, or to be made
         system, old = kept.system, kept.structure
         if (
             not isinstance(system, ShadowSystem)
@@ -648,10 +650,14 @@ class KQEqCalculator(Calculator):
             or float(np.abs(structure.positions - old.positions).max()) > FARTHEST_STEP
         ):
             self._auxiliary = None
-            return
-        self._auxiliary = self._auxiliary.after(to_numpy(system.solved[0].newton_step()))
+            return None
+        if len(self._auxiliary.history) == 1:
+            (earlier,), self._auxiliary = self._auxiliary.history, None
+            return np.asarray(earlier)
+        self._auxiliary = self._auxiliary.after(system.solved[0])
+        return None
 
-    def _linearised(self, geometry: FixedGeometry) -> FixedGeometry:
+    def _linearised(self, geometry: FixedGeometry, earlier: FloatArray | None) -> FixedGeometry:
         """A geometry whose charges follow the auxiliary ones; these start at the minimum."""
         system = geometry.system
         assert isinstance(system, Equilibrium)
@@ -660,7 +666,8 @@ class KQEqCalculator(Calculator):
                 geometry.structure, geometry.similarities, system, device=geometry.device
             )
             assert found is not None
-            self._auxiliary = AuxiliaryCharges.at_rest(to_numpy(found[0].state.charges))
+            charges = to_numpy(found[0].state.charges)
+            self._auxiliary = AuxiliaryCharges(np.stack([charges] if earlier is None else [charges, earlier]))
         linearised = ShadowSystem.build(system, self._auxiliary.history[0])
         # it has no responses, and a prediction of the calculator asks for none
         return replace(geometry, system=cast(ChargeSystem, linearised))

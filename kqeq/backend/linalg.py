@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
 from kqeq.backend import cholesky, namespace, solve_triangular, to_float
 from kqeq.errors import ConvergenceError, NotPositiveDefiniteError, NumericsWarning, warn
 from kqeq.typing import Array
@@ -204,11 +206,99 @@ def conjugate_gradients(
     )
 
 
+def ritz_range(
+    product: Callable[[Array], Array],
+    start: Array,
+    flow: Callable[[Array], Array],
+    project: Callable[[Array], Array],
+    *,
+    steps: int,
+) -> tuple[float, float]:
+    """Smallest and largest Ritz value of F H after some steps: estimates, from inside, of its extreme eigenvalues.
+
+    The coefficients of conjugate gradients are those of Lanczos' tridiagonal matrix (Golub & Van Loan, *Matrix
+    Computations*, 11.3).
+
+    Parameters
+    ----------
+    product, flow, project
+        H, F and the projection of :func:`conjugate_gradients`.
+    start : (n,) array
+        A vector with a part along every eigenvector; not zero after the projection.
+    steps : int
+        Products with H at most.
+    """
+    residual = project(start)
+    move = flow(residual)
+    squared = residual @ move
+    direction = move
+    first, diagonal, beside = to_float(squared), [], []
+    ratio = length = 0.0
+    for _ in range(steps):
+        image = project(product(direction))
+        before, shift = length, ratio
+        length = to_float(squared) / to_float(direction @ image)
+        diagonal.append(1.0 / length + (shift / before if before else 0.0))
+        residual = residual - length * image
+        move = flow(residual)
+        squared, old = residual @ move, to_float(squared)
+        ratio = to_float(squared) / old
+        if to_float(squared) <= 1e-20 * first:
+            break
+        beside.append(ratio**0.5 / length)
+        direction = move + ratio * direction
+    inner = beside[: len(diagonal) - 1]
+    values = np.linalg.eigvalsh(np.diag(diagonal) + np.diag(inner, 1) + np.diag(inner, -1))
+    return float(values[0]), float(values[-1])
+
+
+def chebyshev(
+    product: Callable[[Array], Array],
+    residual: Array,
+    flow: Callable[[Array], Array],
+    project: Callable[[Array], Array],
+    *,
+    spectrum: tuple[float, float],
+    steps: int,
+) -> Array:
+    """Approximate solution of H z = r as a fixed polynomial of F H, by Chebyshev iteration; ``steps`` − 1 products.
+
+    Other than that of conjugate gradients, it is a linear and symmetric function of r.  Where the eigenvalues λ of F H
+    lie within the spectrum (a, b), its error is at most 1/T((b + a)/(b − a)) of the solution, T the Chebyshev polynomial
+    of degree ``steps``; for an odd degree the error is smaller than the solution up to λ = a + b.
+    (Saad, *Iterative Methods for Sparse Linear Systems*, algorithm 12.1.)
+
+    Parameters
+    ----------
+    product, flow, project
+        H, F and the projection of :func:`conjugate_gradients`.
+    residual : (n,) array
+        r.
+    spectrum : (float, float)
+        a and b.
+    steps : int
+        Degree of the polynomial of the error.
+    """
+    low, high = spectrum
+    middle, half = 0.5 * (high + low), 0.5 * (high - low)
+    residual = project(residual)
+    move = flow(residual) / middle
+    solution, ratio = move, half / middle
+    for _ in range(steps - 1):
+        residual = project(residual - product(move))
+        before, ratio = ratio, 1.0 / (2.0 * middle / half - ratio)
+        move = (ratio * before) * move + (2.0 * ratio / half) * flow(residual)
+        solution = solution + move
+    return solution
+
+
 __all__ = [
     "add_to_diagonal",
+    "chebyshev",
     "conjugate_gradients",
     "described",
     "factorise",
     "factorise_with_jitter",
+    "ritz_range",
     "solve_lower",
 ]

@@ -10,16 +10,19 @@ of U: −Σ q_i ∂b_i/∂r − ½ ∂/∂r (2q − n)ᵀCn.  U differs from the
 
 The auxiliary charges move as a fast oscillator around the minimum,
 
-    n(t + τ) = 2 n(t) − n(t − τ) + κ δ(t) + α Σ_k c_k n(t − kτ),
+    n(t + τ) = 2 n(t) − n(t − τ) + κ δ(t),
 
-where δ approximates the Newton step −H⁻¹(b + Hn) on the constraint by a few preconditioned conjugate-gradient steps: the
-kernel of the extended Lagrangian by a Krylov subspace, which needs no more than as many products.  Without the last sum
-the integration is time reversible; the sum damps noise weakly (its error is of high order in τ).  Total energies with U
-in place of the energy are nearly conserved (docs/performance.md).
+where δ = −K(b + Hn) approximates the Newton step on the constraint.  The kernel K is a fixed polynomial of the
+preconditioned Hessian by Chebyshev iteration (:func:`kqeq.backend.linalg.chebyshev`): linear and symmetric, so that the
+integration is time reversible, and close to H⁻¹ for all its eigenvectors at once, so that it is stable without damping
+(for KH < 4/κ).  A few steps of conjugate gradients cost as much and fit the residual of the moment: what they neglect
+grows, damping has to hold it, and both make the energy drift (docs/performance.md).  Rates of change of U that come with
+the motion of n are odd under time reversal, hence zero on average.
 
-Sources: A. M. N. Niklasson, Phys. Rev. Lett. 100, 123004 (2008); coefficients κ, α, c: A. M. N. Niklasson et al.,
-J. Chem. Phys. 130, 214109 (2009), table I; shadow energies and Krylov kernels: A. M. N. Niklasson, J. Chem. Phys. 152,
-104103 (2020); for charge equilibration J. Goff et al., J. Chem. Theory Comput. 19, 4255 (2023).
+A trajectory begins with two solutions: auxiliary charges without a velocity of their own would oscillate from then on.
+
+Sources: A. M. N. Niklasson, Phys. Rev. Lett. 100, 123004 (2008); shadow energies and kernels: A. M. N. Niklasson,
+J. Chem. Phys. 152, 104103 (2020); for charge equilibration J. Goff et al., J. Chem. Theory Comput. 19, 4255 (2023).
 
 Dimensions: N atoms, c columns.
 """
@@ -31,7 +34,8 @@ from functools import cached_property
 
 import numpy as np
 
-from kqeq.backend import asarray_like, namespace, to_float, zeros
+from kqeq.backend import asarray_like, namespace, to_float, to_numpy, zeros
+from kqeq.backend.linalg import chebyshev, ritz_range
 from kqeq.charges.base import SiteParameters
 from kqeq.charges.equilibrium import Equilibrium
 from kqeq.charges.flow import FreeFlow
@@ -42,15 +46,20 @@ from kqeq.errors import UnsupportedError
 from kqeq.frames.structures import Structure
 from kqeq.typing import Array, FloatArray
 
-KRYLOV_STEPS = 2
-"""Conjugate-gradient steps behind the Newton step; with the product in q[n], three products a step of dynamics."""
+DEGREE = 3
+"""Degree of the kernel's error; one product less."""
 
-PRODUCTS = KRYLOV_STEPS + 1
-"""Products with the matrix in a step of dynamics."""
+PRODUCTS = DEGREE
+"""Products with the matrix in a step of dynamics, with the one in q[n]."""
 
-KAPPA, ALPHA = 1.82, 0.018
-DAMPING = (-6.0, 14.0, -8.0, -3.0, 4.0, -1.0)
-"""κ, α and c_0 … c_5 of the damped integration."""
+KAPPA = 2.0
+"""κ."""
+
+_LANCZOS_STEPS = 12
+"""Products that the spectrum takes."""
+
+_MARGINS = 0.9, 1.1
+"""How far beyond its estimate the spectrum is taken to reach; the integration is stable well beyond that."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,22 +68,22 @@ class AuxiliaryCharges:
 
     Attributes
     ----------
-    history : (6, N) array
-        n(t), n(t − τ), …, in e; save it with the positions and velocities of time t to go on from there.
+    history : (2, N) array
+        n(t) and n(t − τ) in e, or n(t) alone at the first point of a trajectory; save it, and the spectrum, with the
+        positions and velocities of time t to go on from there.
+    spectrum : (float, float), optional
+        Between which numbers the eigenvalues of the preconditioned Hessian lie; found at the first step.
     """
 
     history: FloatArray
+    spectrum: tuple[float, float] | None = None
 
-    @classmethod
-    def at_rest(cls, charges: FloatArray) -> AuxiliaryCharges:
-        """Charges that have always been what they are."""
-        return cls(np.tile(charges, (len(DAMPING), 1)))
-
-    def after(self, step: FloatArray) -> AuxiliaryCharges:
-        """One time step later, given δ of now."""
-        past = self.history
-        new = 2.0 * past[0] - past[1] + KAPPA * step + ALPHA * (np.array(DAMPING) @ past)
-        return AuxiliaryCharges(np.concatenate([new[None, :], past[:-1]]))
+    def after(self, state: ShadowState) -> AuxiliaryCharges:
+        """One time step later, given the solution of now."""
+        new, old = self.history
+        spectrum = state.spectrum() if self.spectrum is None else self.spectrum
+        moved = 2.0 * new - old + KAPPA * to_numpy(state.newton_step(spectrum))
+        return AuxiliaryCharges(np.stack([moved, new]), spectrum)
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,28 +258,23 @@ class ShadowState:
         moment = system.flow.moment(self.charges[:, None], self.linear[:, None], None, None)[:, 0]
         return result - moment[:, None] * self.external_field[None, :]
 
-    def newton_step(self) -> Array:
-        """δ ≈ −H⁻¹(b + Hn) on the constraint by :data:`KRYLOV_STEPS` conjugate-gradient steps, (N,)."""
+    def newton_step(self, spectrum: tuple[float, float]) -> Array:
+        """δ ≈ −H⁻¹(b + Hn) on the constraint, (N,)."""
         solver = self.shadow.system.solver
         assert isinstance(solver, IterativeSolver)
-        xp = namespace(self.linear)
-        step = xp.zeros_like(self.linear)
-        residual = solver.project(self.residual)
-        preconditioned = solver.flow(residual)
-        direction = preconditioned
-        squared = residual @ preconditioned
-        for number in range(KRYLOV_STEPS):
-            if to_float(squared) <= 0.0:
-                break  # at the minimum already
-            along = solver.product(direction)
-            length = squared / (direction @ along)
-            step = step + length * direction
-            if number + 1 < KRYLOV_STEPS:
-                residual = solver.project(residual - length * along)
-                preconditioned = solver.flow(residual)
-                before, squared = squared, residual @ preconditioned
-                direction = preconditioned + (squared / before) * direction
-        return step
+        return chebyshev(
+            solver.product, self.residual, solver.flow, solver.project, spectrum=spectrum, steps=DEGREE
+        )
+
+    def spectrum(self) -> tuple[float, float]:
+        """Between which numbers the eigenvalues of the preconditioned Hessian lie, by an estimate with margins."""
+        solver = self.shadow.system.solver
+        assert isinstance(solver, IterativeSolver)
+        start = asarray_like(np.random.default_rng(0).normal(size=len(self.linear)), self.linear)
+        low, high = ritz_range(
+            solver.product, start, solver.flow, solver.project, steps=min(_LANCZOS_STEPS, len(self.linear))
+        )
+        return _MARGINS[0] * low, _MARGINS[1] * high
 
 
 __all__ = ["PRODUCTS", "AuxiliaryCharges", "ShadowState", "ShadowSystem"]

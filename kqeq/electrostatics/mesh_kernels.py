@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from kqeq.backend.compiled import LOOPS
+
 FAST: Any = {"contract", "reassoc", "nsz"}
 
 
 @njit(
     "void(int64, int64, int64[:, ::1], float64[:, :, :, ::1], float64[:, ::1], float64[:, :, ::1])",
-    cache=True,
-    nogil=True,
     fastmath=FAST,
-    error_model="numpy",
+    **LOOPS,
 )
 def spread(begin: int, end: int, first: Any, weights: Any, values: Any, mesh: Any) -> None:
     """Add charges (and dipoles) of the atoms ``begin`` to ``end`` to the mesh.
@@ -74,10 +74,8 @@ def spread(begin: int, end: int, first: Any, weights: Any, values: Any, mesh: An
 
 @njit(
     "void(int64, int64, int64[:, ::1], float64[:, :, :, ::1], float64[:, :, ::1], float64[:, ::1])",
-    cache=True,
-    nogil=True,
     fastmath=FAST,
-    error_model="numpy",
+    **LOOPS,
 )
 def gather(begin: int, end: int, first: Any, weights: Any, mesh: Any, out: Any) -> None:
     """Interpolate the mesh, and its derivatives, at the atoms ``begin`` to ``end``.

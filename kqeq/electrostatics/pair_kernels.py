@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from kqeq.backend.compiled import LEAN, LOOPS
+
 FAST: Any = {"contract", "reassoc", "nsz"}
 
 
 @njit(
-    cache=True,
-    nogil=True,
     fastmath=FAST,
-    error_model="numpy",
+    **LEAN,
 )
 def values(
     first: int,
@@ -73,10 +73,8 @@ def values(
 
 
 @njit(
-    cache=True,
-    nogil=True,
     fastmath=FAST,
-    error_model="numpy",
+    **LEAN,
 )
 def gradients(
     first: int,
@@ -149,9 +147,7 @@ def gradients(
 
 
 @njit(
-    cache=True,
-    nogil=True,
-    error_model="numpy",
+    **LEAN,
 )
 def scatter(first: int, last: int, start: Any, indices: Any, pair: Any, out: Any) -> None:
     """Add the values of pairs to the rows ``first`` to ``last`` of a matrix (N, N)."""
@@ -161,10 +157,8 @@ def scatter(first: int, last: int, start: Any, indices: Any, pair: Any, out: Any
 
 
 @njit(
-    cache=True,
-    nogil=True,
     fastmath=FAST,
-    error_model="numpy",
+    **LEAN,
 )
 def product(first: int, last: int, start: Any, indices: Any, pair: Any, vector: Any, out: Any) -> None:
     """Add to ``out`` (N,) the product of the symmetric matrix of the pairs of some centres with a vector (N,)."""
@@ -180,10 +174,8 @@ def product(first: int, last: int, start: Any, indices: Any, pair: Any, vector: 
 
 
 @njit(
-    cache=True,
-    nogil=True,
     fastmath=FAST,
-    error_model="numpy",
+    **LOOPS,
 )
 def phases(first: int, last: int, millers: Any, powers: Any, weights: Any, cosine: Any, sine: Any) -> None:
     """√w cos G·r and √w sin G·r of some reciprocal vectors, from the waves along each axis.
@@ -224,10 +216,8 @@ def phases(first: int, last: int, millers: Any, powers: Any, weights: Any, cosin
 
 
 @njit(
-    cache=True,
-    nogil=True,
     fastmath=FAST,
-    error_model="numpy",
+    **LEAN,
 )
 def open_matrix(
     first: int,
@@ -272,10 +262,8 @@ def open_matrix(
 
 
 @njit(
-    cache=True,
-    nogil=True,
     fastmath=FAST,
-    error_model="numpy",
+    **LEAN,
 )
 def open_gradients(
     first: int,

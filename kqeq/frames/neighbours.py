@@ -376,10 +376,12 @@ def _ordered(
     key: tuple[Any, ...], reach: float, origin: FloatArray, indices: IntArray, offsets: FloatArray
 ) -> _Candidates:
     """Candidates ordered by centre."""
-    start = np.empty(len(origin) + 1, dtype=np.int64)
-    by_centre = np.empty_like(indices), np.empty_like(offsets)
-    _kernels().sort_by_centre(indices, offsets, start, *by_centre)
-    return _Candidates(key, reach, origin, start, *by_centre)
+    centres, atoms = indices[:, 0], len(origin)
+    start = np.zeros(atoms + 1, dtype=np.int64)
+    np.bincount(centres, minlength=atoms).cumsum(out=start[1:])
+    # short integers are sorted by counting
+    order = np.argsort(centres.astype(np.uint16) if atoms <= 1 << 16 else centres, kind="stable")
+    return _Candidates(key, reach, origin, start, indices[order], offsets[order])
 
 
 @cache

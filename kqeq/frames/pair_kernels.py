@@ -9,46 +9,12 @@ from typing import Any
 
 from numba import njit
 
-
-@njit(
-    "void(int64[:, ::1], float64[:, ::1], int64[::1], int64[:, ::1], float64[:, ::1])",
-    cache=True,
-    nogil=True,
-    error_model="numpy",
-)
-def sort_by_centre(indices: Any, offsets: Any, start: Any, sorted_indices: Any, sorted_offsets: Any) -> None:
-    """Order candidates by centre, by counting; those of a centre keep their order.
-
-    Parameters
-    ----------
-    indices, offsets : (C, 2), (C, 3) arrays
-    start : (N + 1,) output
-        First candidate of each centre.
-    sorted_indices, sorted_offsets : outputs of the shapes of the first two
-    """
-    n = len(start) - 1
-    for i in range(n + 1):
-        start[i] = 0
-    for p in range(len(indices)):
-        start[indices[p, 0] + 1] += 1
-    for i in range(n):
-        start[i + 1] += start[i]
-    fill = start.copy()
-    for p in range(len(indices)):
-        i = indices[p, 0]
-        q = fill[i]
-        fill[i] = q + 1
-        sorted_indices[q, 0] = i
-        sorted_indices[q, 1] = indices[p, 1]
-        for a in range(3):
-            sorted_offsets[q, a] = offsets[p, a]
+from kqeq.backend.compiled import LEAN
 
 
 @njit(
     "void(int64, int64, int64[::1], int64[:, ::1], float64[:, ::1], float64[:, ::1], float64, int64[::1])",
-    cache=True,
-    nogil=True,
-    error_model="numpy",
+    **LEAN,
 )
 def count_near(
     first: int, last: int, start: Any, indices: Any, offsets: Any, positions: Any, limit: float, number: Any
@@ -58,7 +24,7 @@ def count_near(
     Parameters
     ----------
     start, indices, offsets
-        From :func:`sort_by_centre`; offsets are shifts of the cell, Å.
+        Ordered by centre; offsets are shifts of the cell, Å.
     positions : (N, 3) array
     limit : float
         Square of the distance.
@@ -79,9 +45,7 @@ def count_near(
 @njit(
     "void(int64, int64, int64[::1], int64[:, ::1], float64[:, ::1], float64[:, ::1], float64, int64[::1],"
     " int64[:, ::1], float64[:, ::1])",
-    cache=True,
-    nogil=True,
-    error_model="numpy",
+    **LEAN,
 )
 def collect_near(
     first: int,
@@ -112,4 +76,4 @@ def collect_near(
                 q += 1
 
 
-__all__ = ["collect_near", "count_near", "sort_by_centre"]
+__all__ = ["collect_near", "count_near"]

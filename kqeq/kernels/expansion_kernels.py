@@ -6,8 +6,8 @@ in one pass over the representatives: ``REPRESENTATIVES`` of them at a time stay
 products of the values and those of the gradient.  Libraries for matrix products copy both factors into a layout of their
 own, which for the atoms of a molecule takes as long as the product.
 
-Dimensions: n atoms (even), M representatives (a multiple of ``REPRESENTATIVES``), F features (of ``FEATURES``); all
-filled up with zeros.
+Dimensions: n atoms, F features, M representatives; rows in memory are filled up with zeros to n2 (even), M12 (a multiple
+of ``REPRESENTATIVES``) and F12 (of ``FEATURES``).
 """
 
 from __future__ import annotations
@@ -16,134 +16,34 @@ from typing import Any
 
 from numba import njit
 
-from kqeq.backend.vectors import add, fma, load, load_spread, spread, store, total
+from kqeq.backend.compiled import LEAN
+from kqeq.backend.vectors import dots, next_line, tile
 
 REPRESENTATIVES = 12
 FEATURES = 12
-OPTIONS: Any = {"cache": True, "nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
+SPARE = 8  # numbers of the working memory beyond what is worked on: it begins at a line of the cache
 
-
-@njit("void(float64[::1], int64, float64[::1], int64, int64, int64, float64[::1])", **OPTIONS)
-def _four_by_three(values: Any, v: int, rows: Any, r: int, size: int, o: int, dots: Any) -> None:
-    """Dot products of four rows with three, at offsets v and r; to ``dots[o + REPRESENTATIVES a + b]``."""
-    s00 = s01 = s02 = s10 = s11 = s12 = s20 = s21 = s22 = s30 = s31 = s32 = spread(0.0)
-    for f in range(0, size, 4):
-        a, b, c = load(rows, r + f), load(rows, r + size + f), load(rows, r + 2 * size + f)
-        x = load(values, v + f)
-        s00, s01, s02 = fma(x, a, s00), fma(x, b, s01), fma(x, c, s02)
-        x = load(values, v + size + f)
-        s10, s11, s12 = fma(x, a, s10), fma(x, b, s11), fma(x, c, s12)
-        x = load(values, v + 2 * size + f)
-        s20, s21, s22 = fma(x, a, s20), fma(x, b, s21), fma(x, c, s22)
-        x = load(values, v + 3 * size + f)
-        s30, s31, s32 = fma(x, a, s30), fma(x, b, s31), fma(x, c, s32)
-    dots[o], dots[o + 1], dots[o + 2] = total(s00), total(s01), total(s02)
-    o += REPRESENTATIVES
-    dots[o], dots[o + 1], dots[o + 2] = total(s10), total(s11), total(s12)
-    o += REPRESENTATIVES
-    dots[o], dots[o + 1], dots[o + 2] = total(s20), total(s21), total(s22)
-    o += REPRESENTATIVES
-    dots[o], dots[o + 1], dots[o + 2] = total(s30), total(s31), total(s32)
-
-
-@njit("void(float64[::1], int64, float64[::1], int64, int64, int64, float64[::1])", **OPTIONS)
-def _two_by_three(values: Any, v: int, rows: Any, r: int, size: int, o: int, dots: Any) -> None:
-    """The same for two rows."""
-    s00 = s01 = s02 = s10 = s11 = s12 = spread(0.0)
-    t00 = t01 = t02 = t10 = t11 = t12 = spread(0.0)
-    for f in range(0, size - 4, 8):
-        a, b, c = load(rows, r + f), load(rows, r + size + f), load(rows, r + 2 * size + f)
-        x = load(values, v + f)
-        s00, s01, s02 = fma(x, a, s00), fma(x, b, s01), fma(x, c, s02)
-        x = load(values, v + size + f)
-        s10, s11, s12 = fma(x, a, s10), fma(x, b, s11), fma(x, c, s12)
-        g = f + 4
-        a, b, c = load(rows, r + g), load(rows, r + size + g), load(rows, r + 2 * size + g)
-        x = load(values, v + g)
-        t00, t01, t02 = fma(x, a, t00), fma(x, b, t01), fma(x, c, t02)
-        x = load(values, v + size + g)
-        t10, t11, t12 = fma(x, a, t10), fma(x, b, t11), fma(x, c, t12)
-    if size % 8:
-        g = size - 4
-        a, b, c = load(rows, r + g), load(rows, r + size + g), load(rows, r + 2 * size + g)
-        x = load(values, v + g)
-        t00, t01, t02 = fma(x, a, t00), fma(x, b, t01), fma(x, c, t02)
-        x = load(values, v + size + g)
-        t10, t11, t12 = fma(x, a, t10), fma(x, b, t11), fma(x, c, t12)
-    dots[o], dots[o + 1], dots[o + 2] = total(add(s00, t00)), total(add(s01, t01)), total(add(s02, t02))
-    o += REPRESENTATIVES
-    dots[o], dots[o + 1], dots[o + 2] = total(add(s10, t10)), total(add(s11, t11)), total(add(s12, t12))
-
-
-@njit("void(float64[::1], int64, float64[::1], int64, int64, int64, int64, float64[::1])", **OPTIONS)
-def _combine_four(slopes: Any, w: int, rows: Any, r: int, size: int, f: int, g: int, gradient: Any) -> None:
-    """Add Σ_m slopes_m p_m to four rows of the gradient at offset g, for twelve features from f on."""
-    g1, g2, g3 = g + size, g + 2 * size, g + 3 * size
-    w1, w2, w3 = w + REPRESENTATIVES, w + 2 * REPRESENTATIVES, w + 3 * REPRESENTATIVES
-    s00, s01, s02 = load(gradient, g), load(gradient, g + 4), load(gradient, g + 8)
-    s10, s11, s12 = load(gradient, g1), load(gradient, g1 + 4), load(gradient, g1 + 8)
-    s20, s21, s22 = load(gradient, g2), load(gradient, g2 + 4), load(gradient, g2 + 8)
-    s30, s31, s32 = load(gradient, g3), load(gradient, g3 + 4), load(gradient, g3 + 8)
-    for m in range(REPRESENTATIVES):
-        o = r + m * size + f
-        a, b, c = load(rows, o), load(rows, o + 4), load(rows, o + 8)
-        x = load_spread(slopes, w + m)
-        s00, s01, s02 = fma(x, a, s00), fma(x, b, s01), fma(x, c, s02)
-        x = load_spread(slopes, w1 + m)
-        s10, s11, s12 = fma(x, a, s10), fma(x, b, s11), fma(x, c, s12)
-        x = load_spread(slopes, w2 + m)
-        s20, s21, s22 = fma(x, a, s20), fma(x, b, s21), fma(x, c, s22)
-        x = load_spread(slopes, w3 + m)
-        s30, s31, s32 = fma(x, a, s30), fma(x, b, s31), fma(x, c, s32)
-    store(gradient, g, s00)
-    store(gradient, g + 4, s01)
-    store(gradient, g + 8, s02)
-    store(gradient, g1, s10)
-    store(gradient, g1 + 4, s11)
-    store(gradient, g1 + 8, s12)
-    store(gradient, g2, s20)
-    store(gradient, g2 + 4, s21)
-    store(gradient, g2 + 8, s22)
-    store(gradient, g3, s30)
-    store(gradient, g3 + 4, s31)
-    store(gradient, g3 + 8, s32)
-
-
-@njit("void(float64[::1], int64, float64[::1], int64, int64, int64, int64, float64[::1])", **OPTIONS)
-def _combine_two(slopes: Any, w: int, rows: Any, r: int, size: int, f: int, g: int, gradient: Any) -> None:
-    """The same for two rows."""
-    g1, w1 = g + size, w + REPRESENTATIVES
-    s00, s01, s02 = load(gradient, g), load(gradient, g + 4), load(gradient, g + 8)
-    s10, s11, s12 = load(gradient, g1), load(gradient, g1 + 4), load(gradient, g1 + 8)
-    for m in range(REPRESENTATIVES):
-        o = r + m * size + f
-        a, b, c = load(rows, o), load(rows, o + 4), load(rows, o + 8)
-        x = load_spread(slopes, w + m)
-        s00, s01, s02 = fma(x, a, s00), fma(x, b, s01), fma(x, c, s02)
-        x = load_spread(slopes, w1 + m)
-        s10, s11, s12 = fma(x, a, s10), fma(x, b, s11), fma(x, c, s12)
-    store(gradient, g, s00)
-    store(gradient, g + 4, s01)
-    store(gradient, g + 8, s02)
-    store(gradient, g1, s10)
-    store(gradient, g1 + 4, s11)
-    store(gradient, g1 + 8, s12)
+_four_by_three, _two_by_three = dots(4, 3), dots(2, 3, together=2)
+_combine_four, _combine_two = tile(4, FEATURES // 4, add=True), tile(2, FEATURES // 4, add=True)
 
 
 @njit(
-    "void(int64, float64[:, ::1], float64[:, ::1], float64[::1], float64, float64[::1], float64[:, ::1],"
-    " float64[:, ::1])",
-    **OPTIONS,
+    "void(int64, float64[:, ::1], int64, float64[::1], float64[::1], float64, float64[::1], float64[:, ::1],"
+    " float64[:, ::1], float64[::1])",
+    fastmath={"contract"},
+    **LEAN,
 )
 def expand(
     steps: int,
     values: Any,
+    size: int,
     rows: Any,
     coefficients: Any,
     zeta: float,
     result: Any,
     slopes: Any,
     gradient: Any,
+    memory: Any,
 ) -> None:
     """Expansions f and their gradients ∂f/∂p, both or one after the other, which makes no difference to results.
 
@@ -153,58 +53,69 @@ def expand(
         1 for f and slopes, 2 for the gradient from slopes that are there, 3 for all.
     values : (n, F) array
         p_i.
-    rows : (M, F) array
+    size : int
+        F12.
+    rows : (M12 F12,) array
         p_m.
     coefficients : (M,) array
     zeta : float
     result : (n,) output
-    slopes : (1 or M / REPRESENTATIVES, n REPRESENTATIVES) array
+    slopes : (1 or M12 / REPRESENTATIVES, n2 REPRESENTATIVES) array
         ζ c_m (p_i · p_m)^(ζ−1); one row is enough for all steps at once.
-    gradient : (n, F) output
+    gradient : (n, F) output, not used without the second step
+    memory : (2 n2 F12 + SPARE,) array
+        To work in.
     """
-    number, size = values.shape
-    here = values.reshape(-1)
-    there = rows.reshape(-1)
-    slope = gradient.reshape(-1)
+    n, features = values.shape
+    number, few = n + n % 2, REPRESENTATIVES
+    here = next_line(memory)
+    slope = here + number * size
+    for k in range(here, slope + number * size):
+        memory[k] = 0.0
+    for i in range(n):
+        for f in range(features):
+            memory[here + i * size + f] = values[i, f]
     power = int(zeta)
     whole = power == zeta and power <= 16
-    if steps & 1:
-        result[:] = 0.0
-    if steps & 2:
-        gradient[:] = 0.0
-    for m in range(0, len(coefficients), REPRESENTATIVES):
-        dots = slopes[m // REPRESENTATIVES if len(slopes) > 1 else 0]
+    for block in range(len(rows) // (few * size)):
+        own = slopes[block if len(slopes) > 1 else 0]
         if steps & 1:
-            for b in range(0, REPRESENTATIVES, 3):
-                r = (m + b) * size
+            for b in range(0, few, 3):
+                r = (block * few + b) * size
                 for i in range(0, number - 2, 4):
-                    _four_by_three(here, i * size, there, r, size, i * REPRESENTATIVES + b, dots)
+                    _four_by_three(size, memory, here + i * size, size, rows, r, size, own, i * few + b, few)
                 if number % 4:
                     i = number - 2
-                    _two_by_three(here, i * size, there, r, size, i * REPRESENTATIVES + b, dots)
-            for i in range(number):
-                own = 0.0
-                for b in range(REPRESENTATIVES):
-                    d = dots[i * REPRESENTATIVES + b]
-                    c = coefficients[m + b]
+                    _two_by_three(size, memory, here + i * size, size, rows, r, size, own, i * few + b, few)
+            for i in range(n):
+                value = 0.0
+                for b in range(few):
+                    d = own[i * few + b]
+                    m = block * few + b
+                    c = coefficients[m] if m < len(coefficients) else 0.0
                     if whole:
                         p = 1.0
                         for _ in range(power - 1):
                             p *= d
                     else:
                         # dot products of power spectra are not negative; rounding may say otherwise
-                        d = max(d, 0.0)
+                        d = d if d > 0.0 else 0.0
                         p = d ** (zeta - 1.0)
-                    own += c * p * d
-                    dots[i * REPRESENTATIVES + b] = zeta * c * p
-                result[i] += own
+                    value += c * p * d
+                    own[i * few + b] = zeta * c * p
+                result[i] = value if block == 0 else result[i] + value
         if steps & 2:
             for f in range(0, size, FEATURES):
+                r, g = block * few * size + f, slope + f
                 for i in range(0, number - 2, 4):
-                    _combine_four(dots, i * REPRESENTATIVES, there, m * size, size, f, i * size + f, slope)
+                    _combine_four(few, own, i * few, few, 1, rows, r, size, memory, g + i * size, size)
                 if number % 4:
                     i = number - 2
-                    _combine_two(dots, i * REPRESENTATIVES, there, m * size, size, f, i * size + f, slope)
+                    _combine_two(few, own, i * few, few, 1, rows, r, size, memory, g + i * size, size)
+    if steps & 2:
+        for i in range(n):
+            for f in range(features):
+                gradient[i, f] = memory[slope + i * size + f]
 
 
-__all__ = ["FEATURES", "REPRESENTATIVES", "expand"]
+__all__ = ["FEATURES", "REPRESENTATIVES", "SPARE", "expand"]

@@ -163,13 +163,6 @@ class Products:
         """Dot products with the representatives, (n, M)."""
         return _dots(self.representatives, self.values)
 
-    @cached_property
-    def _filled(self) -> FloatArray:
-        """The rows with zeros up to the shape that ``expansion_kernels.py`` works on."""
-        filled = _aligned(_up(len(self.values), 2), self.representatives.filled.shape[1])
-        filled[: len(self.values), : self.values.shape[1]] = self.values
-        return filled
-
     def expand(self, coefficients: FloatArray, zeta: float, *, gradients: bool) -> FloatArray:
         """f_i = Σ_m k(p_i, p_m) c_m on the host, (n,); ``gradients`` says that those will be asked for."""
         return self._expansion(coefficients, zeta, gradients).values
@@ -194,19 +187,22 @@ class Products:
     def _in_one_pass(
         self, coefficients: FloatArray, zeta: float, gradients: bool, known: _Expansion | None
     ) -> _Expansion:
-        n, filled, rows = len(self.values), self._filled, self.representatives.filled
-        kernels = _kernels()
-        padded = np.zeros(len(rows))
-        padded[: len(coefficients)] = coefficients
-        values, gradient = np.empty(len(filled)), _aligned(*(filled.shape if gradients else (2, 0)))
+        rows, kernels = self.representatives.filled, _kernels()
+        n = len(self.values)
+        even = _up(n, 2)
+        memory = np.empty(2 * even * rows.shape[1] + kernels.SPARE)
+        gradient = np.empty(self.values.shape if gradients else (0, 0))
         steps = (1 if known is None else 0) + (2 if gradients else 0)
         blocks = 1 if steps == 3 else len(rows) // kernels.REPRESENTATIVES
-        slopes = np.empty((blocks, len(filled) * kernels.REPRESENTATIVES)) if known is None else known.slopes
-        kernels.expand(steps, filled, rows, padded, zeta, values, slopes, gradient)
-        values = values[:n] if known is None else known.values
-        if not gradients:
-            return _Expansion(coefficients, values, slopes, None)
-        return _Expansion(coefficients, values, None, gradient[:n, : self.values.shape[1]])
+        slopes = np.empty((blocks, even * kernels.REPRESENTATIVES)) if known is None else known.slopes
+        values = np.empty(n) if known is None else known.values
+        given = self.values, rows.shape[1], rows.reshape(-1), coefficients, zeta
+        kernels.expand(steps, *given, values, slopes, gradient, memory)
+        return (
+            _Expansion(coefficients, values, None, gradient)
+            if gradients
+            else _Expansion(coefficients, values, slopes, None)
+        )
 
     def _in_blocks(
         self, coefficients: FloatArray, zeta: float, gradients: bool, known: _Expansion | None

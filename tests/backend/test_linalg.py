@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from kqeq.backend.linalg import described, factorise, factorise_with_jitter, solve_lower
+from kqeq.backend.linalg import (
+    chebyshev,
+    described,
+    factorise,
+    factorise_with_jitter,
+    ritz_range,
+    solve_lower,
+)
 from kqeq.errors import NotPositiveDefiniteError, NumericsWarning
 
 
@@ -94,3 +101,57 @@ def test_a_failure_inside_is_described():
         factorise(-np.eye(2))
     with described("the QEq matrix", "harder"):
         assert factorise(np.eye(2))[0, 0] == 1.0
+
+
+def projected(n=12):
+    """H, an approximate inverse and a projection that takes the mean out, as functions."""
+    matrix = spd(n, low=0.5)
+
+    def project(vector):
+        return vector - vector.mean()
+
+    def flow(vector):
+        return project(project(vector) / np.diag(matrix))
+
+    return matrix, lambda vector: matrix @ vector, flow, project
+
+
+def spectrum_of(matrix):
+    """Eigenvalues of the preconditioned matrix on vectors without mean."""
+    n = len(matrix)
+    basis = np.linalg.svd(np.eye(n) - 1.0 / n)[0][:, : n - 1]
+    inner = basis.T @ np.diag(1.0 / np.diag(matrix)) @ basis
+    root = np.linalg.cholesky(inner)
+    return np.linalg.eigvalsh(root.T @ basis.T @ matrix @ basis @ root)
+
+
+def test_ritz_values_approach_the_spectrum_from_inside():
+    matrix, product, flow, project = projected()
+    exact = spectrum_of(matrix)
+    assert exact[-1] / exact[0] > 2.0
+    start = np.random.default_rng(1).normal(size=len(matrix))
+    before = (np.inf, -np.inf)
+    for steps in (2, 5, 12):
+        low, high = ritz_range(product, start, flow, project, steps=steps)
+        assert exact[0] - 1e-10 < low < before[0] + 1e-10
+        assert before[1] - 1e-10 < high < exact[-1] + 1e-10
+        before = low, high
+    np.testing.assert_allclose(before, exact[[0, -1]], rtol=1e-8)
+
+
+def test_chebyshev_is_linear_symmetric_and_as_exact_as_it_says():
+    matrix, product, flow, project = projected()
+    exact = spectrum_of(matrix)
+    spectrum = float(exact[0]), float(exact[-1])
+    n = len(matrix)
+    solution = np.linalg.pinv(project(np.eye(n)) @ matrix @ project(np.eye(n)))
+    middle, half = 0.5 * sum(spectrum), 0.5 * (spectrum[1] - spectrum[0])
+    for steps in (1, 2, 3, 6):
+        columns = [
+            chebyshev(product, unit, flow, project, spectrum=spectrum, steps=steps) for unit in np.eye(n)
+        ]
+        kernel = np.stack(columns, axis=1)
+        np.testing.assert_allclose(kernel, kernel.T, atol=1e-12)
+        error = np.linalg.eigvals((np.eye(n) - kernel @ matrix) @ (solution @ matrix))
+        bound = 1.0 / np.cosh(steps * np.arccosh(middle / half))
+        assert 0.5 * bound < np.abs(error).max() < bound * (1 + 1e-6)

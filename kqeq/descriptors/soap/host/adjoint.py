@@ -62,8 +62,8 @@ class Tables:
         a[l, k] padded with zeros to a multiple of ``LANES``.
     exponentials : Exponentials
         Tables for the radial functions.
-    weights_by_n, weights_by_k : (l_max + 1, n, n4) arrays
-        W[l, n, k] as ``[l, k, n]`` and as it is, padded with zeros.
+    weights_by_n, weights_by_k : ((l_max + 1) n n4,) arrays
+        W[l, n, k] as ``[l, k, n]`` and as it is, the last index padded with zeros.
     inner, cutoff : float
         Neighbours fade out between these distances (sharply if they are equal), Å.
     weighting : Weighting, optional
@@ -95,16 +95,23 @@ class Tables:
         """l_max + 1."""
         return int(self.radial.exponents.shape[0])
 
+    def working_memory(self, n_species: int, n_features: int) -> FloatArray:
+        """An array for the kernels of centres to work in."""
+        size = kernels()[0].memory_size(
+            self.degrees, self.n_radial, n_species, n_features, len(self.exponentials.rates)
+        )
+        return np.empty(size)
+
     @cached_property
-    def radial_arguments(self) -> tuple[int, float, FloatArray, FloatArray, FloatArray]:
+    def radial_arguments(self) -> tuple[int, int, float, FloatArray, FloatArray, FloatArray]:
         """What the kernels need for radial functions."""
         own = self.exponentials
-        return self.n_radial, own.step, own.rates, own.coarse, own.fine
+        return self.degrees, self.n_radial, own.step, own.rates, own.coarse, own.fine
 
     @cached_property
     def angular_arguments(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """What they need for power spectrum and harmonics."""
-        return self.radial.prefactors, self.angular.plain_recursion, self.angular.scales
+        return self.radial.prefactors, self.angular.plain_recursion.ravel(), self.angular.scales
 
 
 def make_tables(
@@ -114,8 +121,8 @@ def make_tables(
     degrees, n_radial = radial.exponents.shape
     padding = -n_radial % LANES
     tables = exponentials(radial.exponents, cutoff)
-    by_k = np.pad(radial.weights, ((0, 0), (0, 0), (0, padding)))
-    by_n = np.pad(radial.weights.swapaxes(1, 2).copy(), ((0, 0), (0, 0), (0, padding)))
+    by_k = np.pad(radial.weights, ((0, 0), (0, 0), (0, padding))).ravel()
+    by_n = np.pad(radial.weights.swapaxes(1, 2), ((0, 0), (0, 0), (0, padding))).ravel()
     exponents = np.pad(radial.exponents, ((0, 0), (0, padding)))
     return Tables(radial, harmonics(degrees - 1), exponents, tables, by_n, by_k, inner, cutoff, weighting)
 
@@ -197,12 +204,13 @@ class SOAPState:
                 *tables.radial_arguments,
                 tables.weights_by_k,
                 *tables.angular_arguments,
-                self.coefficients,
+                self.coefficients.reshape(-1),
                 self.values,
                 self.norms,
                 matrix,
                 normalised,
                 out,
+                tables.working_memory(len(self.species), matrix.shape[1]),
             )
 
         _over_centres(task, pairs, len(self))
@@ -372,6 +380,7 @@ def evaluate(structure: Structure, pairs: Pairs, tables: Tables) -> SOAPState:
             coefficients,
             values,
             norms,
+            tables.working_memory(n_species, values.shape[1]),
         )
 
     _over_centres(task, listed, n_atoms)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-OPTIONS: Any = {"cache": True, "nogil": True, "error_model": "numpy"}
+from kqeq.backend.compiled import LEAN
 
 
 @njit(
     "void(int64, int64, int64[:, ::1], float64[:, ::1], boolean, int64[::1], int64, float64, int64[::1])",
-    **OPTIONS,
+    **LEAN,
 )
 def count_pairs(
     first: int,
@@ -52,7 +52,7 @@ def count_pairs(
 @njit(
     "void(int64, int64, int64[:, ::1], float64[:, ::1], boolean, int64[::1], int64, float64, float64,"
     " int64[::1], int64[:, ::1], float64[:, ::1], float64[:, ::1])",
-    **OPTIONS,
+    **LEAN,
 )
 def place_pairs(
     first: int,
@@ -113,7 +113,7 @@ def place_pairs(
 
 @njit(
     "void(int64, int64, int64[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, ::1])",
-    **OPTIONS,
+    **LEAN,
 )
 def collect(
     first: int, last: int, indices: Any, vectors: Any, gradients: Any, positions: Any, strain: Any
