@@ -91,6 +91,19 @@ def together() -> list[kqeq.NetworkKernel | kqeq.SOAPKernel]:
     return [features(), near("elements"), near("periods")]
 
 
+def both() -> dict[str, Any]:
+    """Charges that are functions of them."""
+    return {"electronegativity": together(), "charges": kqeq.LatentCharges()}
+
+
+PART, LARGER_PART = "0.4*so3lr", "0.8*so3lr"
+"""How much of the network's own dipole is taken as known.
+
+Of 0, 0.3, 0.6 and 1 the middle two are best on left-out formulas of the 385; of 0, 0.4, 0.6, 0.8 and 1 the last two in
+fits to 100 of the 385 tested on the others.
+"""
+
+
 def fitted(train: Frames, optimize: str, **settings: Any) -> tuple[kqeq.KQEq, float]:
     """A model of dipoles, and the CPU seconds of its fit."""
     started = time.process_time()
@@ -134,10 +147,11 @@ def qm9(quick: bool) -> Iterator[Row]:
         f"QM9 dipoles, features of SO3LR, latent charges, {len(fit)}", dipole_error(model, check), "D", goal
     )
     yield row("QM9 dipoles, features of SO3LR: fit", seconds, "s")
-    model, seconds = fitted(fit, "left-out", electronegativity=together(), charges=kqeq.LatentCharges())
-    name = "QM9 dipoles, features of SO3LR and SOAP, latent charges"
-    yield row(f"{name}, {len(fit)}", dipole_error(model, check), "D", goal)
-    yield row(f"{name}: fit", seconds, "s")
+    for baseline, words in ((None, ""), (PART, " on 0.4 of SO3LR")):
+        model, seconds = fitted(fit, "left-out", **both(), baseline=baseline)
+        name = f"QM9 dipoles, features of SO3LR and SOAP{words}, latent charges"
+        yield row(f"{name}, {len(fit)}", dipole_error(model, check), "D", goal)
+        yield row(f"{name}: fit", seconds, "s")
     model, _ = fitted(fit, "evidence", electronegativity=features())
     yield row(f"QM9 dipoles, features of SO3LR, QEq, {len(fit)}", dipole_error(model, check), "D")
     model, _ = fitted(fit, "evidence", electronegativity=sharp())
@@ -150,10 +164,10 @@ def small(quick: bool) -> Iterator[Row]:
         return
     fit, check = found
     goal = "" if quick else "<= 0.18"
-    both = {"electronegativity": together(), "charges": kqeq.LatentCharges()}
     for what, optimize, settings in (
         ("features of SO3LR", "evidence", {**latent(), "noise": {"dipole": 0.03}}),
-        ("features of SO3LR and SOAP", "left-out", both),
+        ("features of SO3LR and SOAP", "left-out", both()),
+        ("features of SO3LR and SOAP on 0.8 of SO3LR", "left-out", {**both(), "baseline": LARGER_PART}),
     ):
         errors = []
         for seed in (0,) if quick else (0, 1, 2):
@@ -172,7 +186,7 @@ def baseline(quick: bool) -> Iterator[Row]:
 
 
 def on_baseline(name: str, title: str, fit: Frames, check: Frames, goal: str) -> Iterator[Row]:
-    for kernels, words in ((together(), "features of SO3LR and SOAP"), (sharp(), "SOAP")):
+    for kernels, words in (([features(), sharp()], "features of SO3LR and SOAP"), (sharp(), "SOAP")):
         model, seconds = fitted(
             fit, "left-out", electronegativity=kernels, charges=kqeq.LatentCharges(), baseline=name
         )

@@ -7,7 +7,7 @@ the model on top then learns what is missing, and everything it reports is a der
 """
 
 from kqeq.baselines.ase import ASE, CalculatorBaseline
-from kqeq.baselines.combine import AtReferenceCharge, Sum
+from kqeq.baselines.combine import AtReferenceCharge, Scaled, Sum
 from kqeq.baselines.dispersion import Dispersion
 from kqeq.baselines.protocol import (
     Baseline,
@@ -33,6 +33,7 @@ __all__ = [
     "Capabilities",
     "Dispersion",
     "GeometryBaseline",
+    "Scaled",
     "Sum",
     "TightBinding",
     "remaining",

@@ -1,4 +1,4 @@
-"""Baselines made of baselines: sums, and one that is kept at a reference charge."""
+"""Baselines made of baselines: sums, a part of one, and one that is kept at a reference charge."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from dataclasses import dataclass, replace
 from kqeq.baselines.protocol import Baseline, BaselineResult, Capabilities
 from kqeq.errors import InputError
 from kqeq.frames.structures import Structure
+from kqeq.io.rules import number
 from kqeq.typing import FloatArray
+
+FACTOR = number(above=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +154,64 @@ class AtReferenceCharge:
         return self.baseline.describe()
 
 
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """A part of a baseline: where a model learns much itself, less of what is known before may be better than all of it.
+
+    One that holds charge is kept neutral, and the model on top carries the total charge.
+
+    Parameters
+    ----------
+    baseline : Baseline
+    factor : float
+        What energies, dipoles and all else are multiplied with, above 0.
+
+    Raises
+    ------
+    InputError
+        For anything else.
+    """
+
+    baseline: Baseline
+    factor: float
+
+    def __post_init__(self) -> None:
+        FACTOR.require(self.factor, "the factor of a baseline")
+        object.__setattr__(self, "factor", float(self.factor))
+        object.__setattr__(self, "baseline", change_holder(self.baseline, AtReferenceCharge))
+
+    @property
+    def name(self) -> str:
+        """``"0.4*so3lr@0"``."""
+        return f"{self.factor!r}*{self.baseline.name}"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Those of the baseline."""
+        return self.baseline.capabilities
+
+    def charge_held(self, structure: Structure) -> float:
+        """That part."""
+        return self.factor * self.baseline.charge_held(structure)
+
+    def check(self, structure: Structure) -> None:
+        """As the baseline."""
+        self.baseline.check(structure)
+
+    def evaluate(self, structure: Structure, extras: Collection[str] = ()) -> BaselineResult:
+        """That part of everything; see :meth:`kqeq.baselines.Baseline.evaluate`."""
+        found = self.baseline.evaluate(structure, extras)
+        return BaselineResult(*(None if value is None else self.factor * value for value in found))  # type: ignore[arg-type]
+
+    def session(self) -> Baseline:
+        """Of a session of the baseline."""
+        return Scaled(self.baseline.session(), self.factor)
+
+    def describe(self) -> str:
+        """As the baseline."""
+        return self.baseline.describe()
+
+
 def parts_of(baseline: Baseline) -> tuple[Baseline, ...]:
     """The parts of a sum; otherwise the baseline alone."""
     return tuple(baseline.parts) if isinstance(baseline, Sum) else (baseline,)
@@ -163,4 +224,4 @@ def change_holder(baseline: Baseline, change: Callable[[Baseline], Baseline]) ->
     return change(baseline) if baseline.capabilities.holds_charge else baseline
 
 
-__all__ = ["AtReferenceCharge", "Sum", "change_holder", "parts_of"]
+__all__ = ["AtReferenceCharge", "Scaled", "Sum", "change_holder", "parts_of"]

@@ -10,7 +10,7 @@ import numpy as np
 from ase import Atoms
 
 from kqeq.baselines.ase import ASE_PREFIX, CalculatorBaseline
-from kqeq.baselines.combine import AtReferenceCharge, Sum, change_holder
+from kqeq.baselines.combine import AtReferenceCharge, Scaled, Sum, change_holder
 from kqeq.baselines.dispersion import KINDS, Dispersion
 from kqeq.baselines.protocol import Baseline, BaselineResult, GeometryBaseline
 from kqeq.baselines.shift import PREFIX, shift_from_name
@@ -53,8 +53,9 @@ def resolve_baseline(spec: Any, charge_from: str = "baseline") -> Baseline | Non
         ``None`` for none; a name: ``"gfn2"``, ``"gfn1"``, ``"ipea1"`` (:class:`~kqeq.baselines.TightBinding`), with
         ``:setting=value``; ``"zbl"`` or ``"zbl:INNER:OUTER"`` (:class:`~kqeq.baselines.ZBL`);
         ``"so3lr"`` (:class:`~kqeq.baselines.SO3LR`); ``"d4:pbe0"``,
-        ``"d3:pbe0"`` (:class:`~kqeq.baselines.Dispersion`); names joined by ``+``, or a list, for a sum; an ASE
-        calculator; an object that is a baseline already.
+        ``"d3:pbe0"`` (:class:`~kqeq.baselines.Dispersion`); names joined by ``+``, or a list, for a sum;
+        ``"0.5*so3lr"`` for a part (:class:`~kqeq.baselines.Scaled`); an ASE calculator; an object that is a baseline
+        already.
     charge_from : {"baseline", "model"}
         ``"model"`` keeps a baseline that holds charge at charge 0 (:class:`~kqeq.baselines.AtReferenceCharge`); so does
         ``"gfn2@0"``.
@@ -105,6 +106,16 @@ def _from_name(name: str) -> Baseline:
     parts = [part for part in name.replace("@+", "@").split("+") if part]
     if len(parts) > 1:
         return Sum([_from_name(part) for part in parts])
+    if "*" in name:
+        factor, _, inner = name.partition("*")
+        try:
+            return Scaled(_from_name(inner), float(factor))
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"baseline {name!r}: {factor!r} is no number; expected for example 0.5*{inner}"
+            ) from None
     if "@" in name:
         inner, _, charge = name.partition("@")
         try:
