@@ -20,10 +20,12 @@ from kqeq.backend.compiled import LEAN, LOOPS
 FAST: Any = {"contract", "reassoc", "nsz"}
 
 
-@njit(
-    fastmath=FAST,
-    **LEAN,
-)
+FAST_LEAN: Any = {**LEAN, "fastmath": FAST}
+
+FAST_LOOPS: Any = {**LOOPS, "fastmath": FAST}
+
+
+@njit(None, **FAST_LEAN)
 def values(
     first: int,
     last: int,
@@ -72,10 +74,7 @@ def values(
             out[p] = value
 
 
-@njit(
-    fastmath=FAST,
-    **LEAN,
-)
+@njit(None, **FAST_LEAN)
 def gradients(
     first: int,
     last: int,
@@ -146,9 +145,7 @@ def gradients(
     strain[5] += s33
 
 
-@njit(
-    **LEAN,
-)
+@njit(None, **LEAN)
 def scatter(first: int, last: int, start: Any, indices: Any, pair: Any, out: Any) -> None:
     """Add the values of pairs to the rows ``first`` to ``last`` of a matrix (N, N)."""
     for i in range(first, last):
@@ -156,10 +153,7 @@ def scatter(first: int, last: int, start: Any, indices: Any, pair: Any, out: Any
             out[i, indices[p, 1]] += pair[p]
 
 
-@njit(
-    fastmath=FAST,
-    **LEAN,
-)
+@njit(None, **FAST_LEAN)
 def product(first: int, last: int, start: Any, indices: Any, pair: Any, vector: Any, out: Any) -> None:
     """Add to ``out`` (N,) the product of the symmetric matrix of the pairs of some centres with a vector (N,)."""
     for i in range(first, last):
@@ -173,10 +167,7 @@ def product(first: int, last: int, start: Any, indices: Any, pair: Any, vector: 
         out[i] += total
 
 
-@njit(
-    fastmath=FAST,
-    **LOOPS,
-)
+@njit(None, **FAST_LOOPS)
 def phases(first: int, last: int, millers: Any, powers: Any, weights: Any, cosine: Any, sine: Any) -> None:
     """√w cos G·r and √w sin G·r of some reciprocal vectors, from the waves along each axis.
 
@@ -215,10 +206,7 @@ def phases(first: int, last: int, millers: Any, powers: Any, weights: Any, cosin
             s_row[i] = w * (plane_c[i] * other + plane_s[i] * mc[i])
 
 
-@njit(
-    fastmath=FAST,
-    **LEAN,
-)
+@njit(None, **FAST_LEAN)
 def open_matrix(
     first: int,
     last: int,
@@ -261,10 +249,7 @@ def open_matrix(
             out[j, i] = value
 
 
-@njit(
-    fastmath=FAST,
-    **LEAN,
-)
+@njit(None, **FAST_LEAN)
 def open_gradients(
     first: int,
     last: int,

@@ -18,6 +18,7 @@ import numpy as np
 from kqeq.backend import Device
 from kqeq.baselines.store import stored
 from kqeq.charges import ACKS2, AtomicDipoles, LatentCharges, QEq
+from kqeq.charges.base import ChargeModel
 from kqeq.errors import InputError, KQEqError, KQEqWarning
 from kqeq.fitting.cross_validation import refits
 from kqeq.fitting.fit import FitResult, fit_potential, second_stage
@@ -232,7 +233,7 @@ def charge_candidates(settings: FitSettings) -> dict[str, FitSettings]:
 def dipole_candidates(settings: FitSettings) -> dict[str, FitSettings]:
     """What is compared where dipoles are all that is fitted, likewise: all of them are fitted in closed form."""
     plain = replace(settings, charge_aware=None, site_kernel=None)
-    models = {
+    models: dict[str, ChargeModel] = {
         "QEq": QEq(),
         "latent charges": LatentCharges(),
         "QEq, atomic dipoles": AtomicDipoles(QEq()),
