@@ -40,6 +40,10 @@ def test_reflections_are_orthogonal_and_begin_with_the_directions(p, k, seed):
     np.testing.assert_allclose(turn.back(vector), q @ vector, atol=1e-12)
     inside = turn.inside(slice(1, p + 3))
     np.testing.assert_allclose(inside.back(vector[1:]), q[1:, 1:] @ vector[1:], atol=1e-12)
+    matrix = np.random.default_rng(seed + 3).normal(size=(p + 3, 5))
+    turned = matrix.copy()
+    turn.turn_back(turned)
+    np.testing.assert_allclose(turned, q @ matrix, atol=1e-12)
     rows = np.random.default_rng(seed + 2).normal(size=(4, p + 3))
     np.testing.assert_allclose(to_numpy(turn.rows(on_device(rows))), rows @ q, atol=1e-12)
     np.testing.assert_allclose(turn.rows(rows.copy()), rows @ q, atol=1e-12)
@@ -113,6 +117,18 @@ def test_turning_keeps_the_digits_that_normal_equations_lose():
     assert np.abs(plain.u - exact).max() > 1e-5 * scale
     # auto without directions has to take the longer way
     assert minimise(problem, np.zeros(120)).iterations[-1].method == "qr"
+
+
+def test_many_parameters_in_closed_form_are_turned_where_they_must(monkeypatch):
+    from kqeq.fitting.least_squares import solver
+
+    monkeypatch.setattr(solver, "PLAIN_FIRST", 100)
+    for large, expected in ((30.0, NormalEquations), (1e8, TurnedEquations)):
+        problem, matrix, _ = common(large=large, linear=True)
+        turn = Turn.towards(matrix[:10], [slice(0, 120)])
+        found = accumulate(problem, np.zeros(120), turn=turn)
+        assert isinstance(found, expected)
+        assert len(problem.calls) == (1 if expected is NormalEquations else 2)
 
 
 def test_other_priors_and_methods_are_not_turned():

@@ -539,10 +539,22 @@ class TurnedEquations:
 
     @property
     def lower(self) -> FloatArray:
-        """Cholesky factor of H: the triangle of (Q L')ᵀ, of which H is the square."""
-        factor = self._turn.back(self._turned.lower)
+        """Cholesky factor of H: the triangle of (Q L')ᵀ, of which H is the square; in one copy of L'."""
+        from scipy.linalg.lapack import dgeqrf
+
+        factor = np.array(self._turned.lower, order="C")
+        self._turn.turn_back(factor)
+        size = len(factor)
         with blas.all_threads():
-            return _upright(factor.T).T
+            packed, _, _, info = dgeqrf(factor.T, lwork=_BLOCK * size, overwrite_a=1)
+        assert info == 0
+        lower = np.asarray(packed, dtype=np.float64).T
+        for start in range(0, size, TILE):
+            own = slice(start, start + TILE)
+            lower[own, own] = np.tril(lower[own, own])
+            lower[own, start + TILE :] = 0.0  # what is left of the reflections
+        lower *= np.where(np.diagonal(lower) < 0.0, -1.0, 1.0)
+        return lower
 
     def step(self, damping: float, last: FloatArray | None = None) -> FloatArray:
         """See :class:`Equations`; damping acts on turned parameters."""

@@ -32,6 +32,9 @@ from kqeq.typing import Array, FloatArray
 DIRECTIONS = 40
 """Directions of each block."""
 
+CHUNK = 512
+"""Columns of a matrix that are turned at a time."""
+
 FEWEST = 2 * DIRECTIONS
 """Parameters below which a block is left as it is."""
 
@@ -122,6 +125,13 @@ class Turn:
     def back(self, vector: Array) -> Array:
         """Q v, (P,) or (P, n): the opposite."""
         return self._each(vector, transposed=False)
+
+    def turn_back(self, matrix: FloatArray) -> None:
+        """Q X in the place of X, (P, n), with little memory beside it."""
+        for block in self.blocks:
+            for start in range(0, matrix.shape[1], CHUNK):
+                part = matrix[block.columns, start : start + CHUNK]
+                part -= block.vectors @ (block.factor @ (block.vectors.T @ part))
 
     def inside(self, columns: slice) -> Turn:
         """On these parameters alone, numbered from their first; no block may reach across their ends."""
