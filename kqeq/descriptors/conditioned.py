@@ -17,23 +17,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from kqeq.backend import asarray_like
-from kqeq.descriptors.base import (
-    Descriptor,
-    DescriptorState,
-    FeatureGradients,
-    PositionGradient,
-    SiteJacobian,
-)
+from kqeq.descriptors.around import Around, AroundState
+from kqeq.descriptors.base import Descriptor, DescriptorState
 from kqeq.errors import InputError
 from kqeq.frames.neighbours import Pairs
 from kqeq.frames.states import CONDITIONS, weights
 from kqeq.frames.structures import Structure
-from kqeq.typing import Array, FloatArray, IntArray
+from kqeq.typing import Array, FloatArray
 
 
 @dataclass(frozen=True, eq=False)
-class ConditionedState:
-    """Descriptor rows of a structure with the weight of each atom's kernel.
+class ConditionedState(AroundState):
+    """Descriptor rows of a structure with the weight of each atom's kernel; states do not depend on positions.
 
     Attributes
     ----------
@@ -42,13 +37,7 @@ class ConditionedState:
         ψ.
     """
 
-    inner: Any
     weights: Array
-
-    @property
-    def values(self) -> Array:
-        """Those of the environments."""
-        return self.inner.values
 
     @property
     def species(self) -> tuple[int, ...]:
@@ -56,18 +45,10 @@ class ConditionedState:
         species: tuple[int, ...] = self.inner.species
         return species
 
-    def adjoint(self, gradient: Array) -> PositionGradient:
-        """Pull ∂E/∂p back; states do not depend on positions."""
-        return self.inner.adjoint(gradient)  # type: ignore[no-any-return]
-
-    def site_jacobian(self, gradient: Array) -> SiteJacobian:
-        """Likewise, row by row."""
-        return self.inner.site_jacobian(gradient)  # type: ignore[no-any-return]
-
 
 @dataclass(frozen=True)
-class Conditioned:
-    """A descriptor of environments in a state.
+class Conditioned(Around):
+    """A descriptor of environments in a state; weights are in the coefficients of gradients.
 
     Attributes
     ----------
@@ -76,7 +57,6 @@ class Conditioned:
         One of :data:`kqeq.frames.states.CONDITIONS`.
     """
 
-    inner: Descriptor
     condition: str
 
     def __post_init__(self) -> None:
@@ -84,21 +64,6 @@ class Conditioned:
             raise InputError(
                 f"condition is {self.condition!r}; expected one of {', '.join(CONDITIONS)}, or None"
             )
-
-    @property
-    def cutoff(self) -> float:
-        """That of the environment."""
-        return self.inner.cutoff
-
-    @property
-    def whole_powers(self) -> bool:
-        """That of the environment."""
-        return self.inner.whole_powers
-
-    @property
-    def knows_charge(self) -> bool:
-        """Whether the environment depends on the total charge; weights, which may too, are apart from it."""
-        return self.inner.knows_charge
 
     def block_slices(self, species: tuple[int, ...]) -> dict[tuple[int, int], slice]:
         """Those of the environment."""
@@ -127,20 +92,6 @@ class Conditioned:
     def prepare_directions(self, species: tuple[int, ...], rows: FloatArray) -> Any:
         """Those of the environment."""
         return self.inner.prepare_directions(species, rows)
-
-    def feature_gradients(
-        self,
-        state: ConditionedState,
-        centres: IntArray,
-        directions: Any,
-        coefficients: Array,
-        *,
-        projections: Array | None = None,
-    ) -> FeatureGradients:
-        """Those of the environment; weights are in the coefficients."""
-        return self.inner.feature_gradients(
-            state.inner, centres, directions, coefficients, projections=projections
-        )
 
 
 def condition_of(descriptor: Descriptor) -> str | None:

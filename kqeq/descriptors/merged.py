@@ -15,13 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from kqeq.descriptors.base import (
-    Descriptor,
-    DescriptorState,
-    FeatureGradients,
-    PositionGradient,
-    SiteJacobian,
-)
+from kqeq.descriptors.around import Around, AroundState
+from kqeq.descriptors.base import DescriptorState
 from kqeq.frames.neighbours import Pairs
 from kqeq.frames.structures import Structure
 from kqeq.typing import Array, FloatArray, IntArray
@@ -41,7 +36,7 @@ def first_of_period(numbers: IntArray) -> IntArray:
 
 
 @dataclass(frozen=True, eq=False)
-class MergedState:
+class MergedState(AroundState):
     """Descriptor rows of a structure with the elements that it has, which its neighbours do not tell.
 
     Attributes
@@ -52,48 +47,17 @@ class MergedState:
         Elements present.
     """
 
-    inner: Any
     species: tuple[int, ...]
-
-    @property
-    def values(self) -> Array:
-        """Normalised rows, (N, F)."""
-        return self.inner.values
-
-    def adjoint(self, gradient: Array) -> PositionGradient:
-        """Pull ∂E/∂p, (N, F), back to positions and strain."""
-        return self.inner.adjoint(gradient)  # type: ignore[no-any-return]
-
-    def site_jacobian(self, gradient: Array) -> SiteJacobian:
-        """Likewise, row by row."""
-        return self.inner.site_jacobian(gradient)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
-class Merged:
+class Merged(Around):
     """A descriptor that sees the periods of neighbours in place of their elements.
 
     Attributes
     ----------
     inner : Descriptor
     """
-
-    inner: Descriptor
-
-    @property
-    def cutoff(self) -> float:
-        """That of the descriptor."""
-        return self.inner.cutoff
-
-    @property
-    def whole_powers(self) -> bool:
-        """That of the descriptor."""
-        return self.inner.whole_powers
-
-    @property
-    def knows_charge(self) -> bool:
-        """That of the descriptor."""
-        return self.inner.knows_charge
 
     def block_slices(self, species: tuple[int, ...]) -> dict[tuple[int, int], slice]:
         """Where the block of each pair of periods, by their first elements, lies."""
@@ -116,20 +80,6 @@ class Merged:
     def prepare_directions(self, species: tuple[int, ...], rows: FloatArray) -> Any:
         """Directions in the layout of the periods of ``species``."""
         return self.inner.prepare_directions(_merged(species), rows)
-
-    def feature_gradients(
-        self,
-        state: MergedState,
-        centres: IntArray,
-        directions: Any,
-        coefficients: Array,
-        *,
-        projections: Array | None = None,
-    ) -> FeatureGradients:
-        """Those of the descriptor."""
-        return self.inner.feature_gradients(
-            state.inner, centres, directions, coefficients, projections=projections
-        )
 
 
 def _merged(species: tuple[int, ...]) -> tuple[int, ...]:
