@@ -102,8 +102,8 @@ def choose_start(problem: FitProblem, solver: str, *, seed: int = 0) -> ChargeSt
         start[tail] = offsets
         return minimise(own, start, engine=joblib_engine, max_iterations=STEPS, solver=solver, turn=turn)
 
-    turn = own.turn()
     try:
+        turn = own.turn(solver)
         tried = {name: run(offsets) for name, offsets in _candidates(coarse, part, seed).items()}
         lowest = min(solution.loss for solution in tried.values())
         best = next(name for name, solution in tried.items() if solution.loss <= (1.0 + SAME) * lowest)

@@ -12,7 +12,7 @@ import numpy as np
 from kqeq.errors import InputError, KQEqWarning, NotPositiveDefiniteError, warn
 from kqeq.fitting.charge_start import ChargeStart
 from kqeq.fitting.checkpoint import fingerprint, read_checkpoint, write_checkpoint
-from kqeq.fitting.least_squares.equations import TURNED_LIMIT, Equations, Prior, equations_of
+from kqeq.fitting.least_squares.equations import Equations, Prior, equations_of
 from kqeq.fitting.least_squares.solver import (
     MAX_ITERATIONS,
     NEGLIGIBLE,
@@ -60,7 +60,7 @@ def minimise_problem(
         limited=problem.parameters.limited,
         patience=problem.parameters.patience,
         solver=solver,
-        turn=problem.turn() if solver == "auto" else None,
+        turn=problem.turn(solver),
         **options,
     )
 
@@ -200,22 +200,29 @@ def step_from(problem: FitProblem, u: FloatArray, solver: str = "auto") -> Float
     -------
     (P,) array
     """
-    turn = problem.turn() if solver == "auto" else None
-    equations = accumulate(problem, u, joblib_engine, None, solver, turn=turn)
+    equations = accumulate(problem, u, joblib_engine, None, solver, turn=problem.turn(solver))
+    found = _along(problem, u, equations, SHARES)
+    return u if found is None else found
+
+
+def _along(
+    problem: FitProblem, u: FloatArray, equations: Equations, shares: Sequence[float]
+) -> FloatArray | None:
+    """The first of these shares of the step at which the loss falls, the energy at its optimum behind it; or ``None``."""
     step = equations.step(0.0)
     if problem.linear:
         return np.asarray(u + step)
     columns = problem.linear_columns
     inverse = None if columns is None else equations.inverse(columns)
     limit = min(1.0, problem.parameters.step_factor(step))
-    for share in SHARES:
+    for share in shares:
         try:
             trial, loss = project_linear(problem, u + share * limit * step, inverse, joblib_engine)
         except NotPositiveDefiniteError:  # a charge problem without a minimum: too long a step
             continue
         if loss < equations.loss:
             return trial
-    return u
+    return None
 
 
 def steps_without(
@@ -223,8 +230,8 @@ def steps_without(
 ) -> Iterator[FloatArray]:
     """A step from ``u`` without the frames of each fold in turn; sums of all frames less those of the fold.
 
-    As :func:`step_from` for ``problem.without(fold)`` would give it, for two passes over the frames instead of one for
-    each fold.  Where rounding is in the way, :func:`step_from` does it.
+    As :func:`step_from` for ``problem.without(fold)`` would give it, for one pass over the frames instead of one for each
+    fold.  Where rounding is in the way, :func:`step_from` does it.
 
     Parameters
     ----------
@@ -257,22 +264,10 @@ def steps_without(
         rest = problem.without(fold)
         try:
             equations = equations_of(total.less(part), prior, u, turn)
-            found = _tried(rest, u, equations) if equations.condition < TURNED_LIMIT else None
+            found = _along(rest, u, equations, SHARES[:1]) if equations.is_accurate else None
         except NotPositiveDefiniteError:
             found = None
         yield step_from(rest, u) if found is None else found
-
-
-def _tried(problem: FitProblem, u: FloatArray, equations: Equations) -> FloatArray | None:
-    """The whole step, the energy at its optimum behind it; ``None`` if the loss does not fall."""
-    step = equations.step(0.0)
-    columns = problem.linear_columns
-    if problem.linear:
-        return u + step
-    inverse = None if columns is None else equations.inverse(columns)
-    limit = min(1.0, problem.parameters.step_factor(step))
-    trial, loss = project_linear(problem, u + limit * step, inverse, joblib_engine)
-    return trial if loss < equations.loss else None
 
 
 def warn_unconverged(solution: Solution) -> None:

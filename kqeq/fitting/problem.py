@@ -263,16 +263,17 @@ class FitProblem:
         other.chunks = [chunk for chunk in other.chunks if len(chunk.skip) < len(chunk.frames)]
         return other
 
-    def turn(self) -> Turn | None:
+    def turn(self, solver: str = "auto") -> Turn | None:
         """Change of the parameters of the energy and of the electronegativities that a few frames suggest; or None.
 
-        At charges that are none in particular, so that it is the same wherever a fit starts or goes on.
+        Solvers other than ``"auto"`` do without.  At charges that are none in particular, so that it is the same wherever
+        a fit starts or goes on.
         """
         parameters = self.parameters
         parts = [part for part in (parameters.short_range, parameters.electronegativity) if part is not None]
         blocks = [part.columns for part in parts]
         widest = max((own.stop - own.start for own in blocks), default=0)
-        if widest < FEWEST or parameters.dependence is not None:
+        if solver != "auto" or widest < FEWEST or parameters.dependence is not None:
             return None
         if self._turn:
             return self._turn[0]

@@ -442,6 +442,11 @@ class NormalEquations:
             end = xp.concat([_others(factor, own, last), last])
         return xp.concat([solve_lower(self.linear.lower, above - self._cross @ end, transposed=True), end])
 
+    @property
+    def is_accurate(self) -> bool:
+        """Whether rounding leaves the solution alone, so that QR would not be better."""
+        return self.condition < CONDITION_LIMIT
+
     def step(self, damping: float, last: FloatArray | None = None) -> FloatArray:
         """See :class:`Equations`."""
         lower = self._factor
@@ -555,6 +560,11 @@ class TurnedEquations:
             lower[own, start + TILE :] = 0.0  # what is left of the reflections
         lower *= np.where(np.diagonal(lower) < 0.0, -1.0, 1.0)
         return lower
+
+    @property
+    def is_accurate(self) -> bool:
+        """See :class:`NormalEquations`."""
+        return self.condition < TURNED_LIMIT
 
     def step(self, damping: float, last: FloatArray | None = None) -> FloatArray:
         """See :class:`Equations`; damping acts on turned parameters."""

@@ -35,8 +35,6 @@ import numpy as np
 from kqeq.backend import blas, is_numpy, namespace, to_float, to_numpy, zeros
 from kqeq.errors import NotPositiveDefiniteError
 from kqeq.fitting.least_squares.equations import (
-    CONDITION_LIMIT,
-    TURNED_LIMIT,
     Equations,
     Inverse,
     LinearBlock,
@@ -371,9 +369,7 @@ def accumulate(
                 if solver != "auto":
                     raise
             else:
-                if solver != "auto" or equations.condition < (
-                    CONDITION_LIMIT if own is None else TURNED_LIMIT
-                ):
+                if solver != "auto" or equations.is_accurate:
                     return equations
     return TriangularEquations(engine(problem, u, "triangle"), prior, u, leading(problem))
 
