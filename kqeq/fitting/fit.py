@@ -37,7 +37,7 @@ from kqeq.fitting.rows.blocks import is_linear
 from kqeq.fitting.rows.cache import CacheFolder
 from kqeq.fitting.rows.features import TrainingFrame
 from kqeq.fitting.rows.targets import choose_labels, energy_offsets, held_covariance
-from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings
+from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings, with_reach
 from kqeq.frames.label_checks import Survey
 from kqeq.frames.labels import Labels
 from kqeq.frames.states import known_states, state_of
@@ -145,6 +145,7 @@ def fit_potential(
     """
     started = time.perf_counter()
     check_settings(settings)
+    settings = with_reach(settings, (structure for structure, _ in pairs))
     if resume is not None:
         check_writable(resume)
     ready = _on_baseline(_chosen(pairs, settings))
@@ -384,6 +385,7 @@ def _learned(
             solve=again,
             report=say,
             held=settings.held,
+            reach=settings.may_reach,
             seed=settings.seed,
             mark=fingerprint(settings, ready.frames) if resume is not None else "",
             resume=None if resume is None else f"{fspath(resume)}.search",

@@ -14,6 +14,7 @@ from kqeq.errors import InputError
 from kqeq.fitting.least_squares.equations import SOLVERS
 from kqeq.fitting.rows.blocks import BLOCKS
 from kqeq.frames.labels import Labels
+from kqeq.frames.structures import Structure
 from kqeq.io.rules import (
     NAME,
     NOTHING,
@@ -39,6 +40,7 @@ from kqeq.kernels.settings import (
     NetworkKernel,
     SOAPKernel,
     automatic_dipoles,
+    farther,
 )
 from kqeq.potential.on_baseline import sees_baseline
 
@@ -71,6 +73,9 @@ RULES: Mapping[str, Rule] = {
     "seed": whole(minimum=0),
 }
 """Settings of a fit, and of the estimator, by name; noise has a check of its own (:func:`check_noise`)."""
+
+FARTHER_ATOMS = 40
+"""Molecules up to this size may have an energy that reaches 8 Å (:func:`with_reach`)."""
 
 DEFAULT_NOISE: Mapping[str, float] = {
     "energy": 1e-3,
@@ -113,6 +118,8 @@ class FitSettings:
         Most representatives of an element, and of all elements together, in kernels that are not the user's.
     site_kernel : tuple of kernels or None
         For site parameters that depend on the environment; ``None`` shares the features of the electronegativity.
+    may_reach : bool
+        Whether the search chooses between the first two kernels of the energy (:func:`with_reach`).
     solver : {"auto", "cholesky", "qr"}
         How the linear problem of each step is solved (:mod:`kqeq.fitting.least_squares.equations`).
     charge_aware : ChargeKernel or None
@@ -140,6 +147,7 @@ class FitSettings:
     representatives_total: int = AUTOMATIC_TOTAL
     site_kernel: Kernels | None = None
     charge_aware: ChargeKernel | None = None
+    may_reach: bool = False
     solver: str = "auto"
     leave_out_failed: bool = False
     seed: int = 0
@@ -178,6 +186,19 @@ def for_dipoles(settings: FitSettings) -> FitSettings:
         representatives_each=DIPOLES_EACH,
         representatives_total=DIPOLES_TOTAL,
     )
+
+
+def with_reach(settings: FitSettings, structures: Iterable[Structure]) -> FitSettings:
+    """Settings whose search may take a farther kernel of the energy: molecules of :data:`FARTHER_ATOMS` atoms at most.
+
+    Cells have hundreds of neighbours that far, and larger molecules did not gain by it (dipeptides).
+    """
+    searches = settings.optimize == "left-out" and "short_range" in settings.automatic
+    if not searches or settings.short_range is None:
+        return settings
+    if any(s.periodic or len(s) > FARTHER_ATOMS for s in structures):
+        return settings
+    return replace(settings, short_range=farther(settings.short_range), may_reach=True)
 
 
 def complete_noise(noise: Mapping[str, float] | None) -> dict[str, float]:

@@ -264,6 +264,24 @@ def automatic_short_range() -> Kernels:
     )
 
 
+def farther(kernels: Kernels) -> Kernels:
+    """Automatic kernels of the short-range energy after one that reaches further than the first of them.
+
+    A search takes it in place of the first where left-out frames are predicted much better (conjugated chains, whose
+    energies 5 Å do not determine: :doc:`/decisions`), and leaves it away elsewhere.
+    """
+    far = SOAPKernel(
+        r_cut=8.0,
+        n_max=9,
+        l_max=5,
+        sigma=0.6,
+        zeta=4,
+        delta=0.3,
+        n_representatives=kernels[0].n_representatives,
+    )
+    return (far, *kernels)
+
+
 def default_electronegativity() -> SOAPKernel:
     """What a single kernel of the electronegativity has for settings that are not given."""
     return SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2)
@@ -290,5 +308,6 @@ __all__ = [
     "automatic_short_range",
     "default_electronegativity",
     "default_short_range",
+    "farther",
     "kernel_tuple",
 ]

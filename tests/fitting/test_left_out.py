@@ -1,10 +1,12 @@
 """Hyperparameters by left-out frames: against fits without those frames, and what the default fit makes of them."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ase import Atoms
 from sklearn.base import clone
 
 import kqeq
@@ -281,3 +283,64 @@ def test_steps_without_folds_are_those_of_problems_without_them(linear, water_tr
         assert moved > 1e-3
         np.testing.assert_allclose(step, expected, atol=1e-6 * moved)
     problem.close()
+
+
+def _pairs_of_molecules(rng, *, far: bool):
+    """Two diatomic molecules whose energy depends on their bonds, and on their distance too if ``far``."""
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    frames = []
+    for _ in range(24):
+        x = np.cumsum(
+            [0.0, 0.75 + rng.normal(0, 0.05), 6.4 + rng.uniform(-0.7, 0.7), 0.75 + rng.normal(0, 0.05)]
+        )
+        atoms = Atoms("H4", np.column_stack([x, rng.normal(0, 0.05, (4, 2))]))
+        forces, energy = np.zeros((4, 3)), 0.0
+        springs = [(0, 1, 0.75, 20.0), (2, 3, 0.75, 20.0), *([(1, 2, 5.7, 3.0)] if far else [])]
+        for i, j, length, strength in springs:
+            between = atoms.positions[j] - atoms.positions[i]
+            d = np.linalg.norm(between)
+            energy += 0.5 * strength * (d - length) ** 2
+            pull = strength * (d - length) * between / d
+            forces[i] += pull
+            forces[j] -= pull
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+        frames.append(atoms)
+    return frames
+
+
+@pytest.mark.parametrize("far", [True, False])
+def test_a_farther_kernel_is_taken_where_left_out_frames_ask_for_it(far, tmp_path):
+    frames = _pairs_of_molecules(np.random.default_rng(0), far=far)
+    test = _pairs_of_molecules(np.random.default_rng(1), far=far)
+    model = KQEq(None, charges=None).fit(frames, resume=tmp_path / "state")
+    cutoffs = [m.descriptor.r_cut for m in model.posterior_.parameters.short_range.feature_maps]
+    assert (8.0 in cutoffs) == far
+    assert not (far and 5.0 in cutoffs)
+    assert ("farther kernel" in str(model.fit_report_)) == far
+    spread = np.std([atoms.get_forces() for atoms in test])
+    assert spread > 0.5
+    assert model.evaluate(test)["forces"].rmse < 0.1 * spread
+    again = KQEq(None, charges=None).fit(frames, resume=tmp_path / "state")
+    np.testing.assert_array_equal(again.posterior_.u, model.posterior_.u)
+
+
+def test_cells_and_large_molecules_keep_their_reach(water_systems):
+    from kqeq.fitting.settings import FARTHER_ATOMS, with_reach
+    from kqeq.frames.structures import read_structure
+
+    small = read_structure(water_systems["water2"][0])
+    large = read_structure(
+        Atoms("H" * (FARTHER_ATOMS + 1), np.arange(3.0 * FARTHER_ATOMS + 3.0).reshape(-1, 3))
+    )
+    cell = read_structure(Atoms("H2", [[0, 0, 0], [0.8, 0, 0]], cell=[9, 9, 9], pbc=True))
+    settings = KQEq()._settings(None)
+    searching = replace(settings, optimize="left-out")
+    assert [k.r_cut for k in with_reach(searching, [small]).short_range] == [8.0, 5.0, 4.0, 2.5]
+    for same in (
+        with_reach(searching, [small, large]),
+        with_reach(searching, [cell]),
+        with_reach(replace(settings, optimize=None), [small]),
+        with_reach(replace(KQEq(short_range=small_kernel())._settings(None), optimize="left-out"), [small]),
+    ):
+        assert not same.may_reach and 8.0 not in [k.r_cut for k in same.short_range]

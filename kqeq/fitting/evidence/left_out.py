@@ -101,6 +101,23 @@ UNEARNED = 1e-3
 """Log density per label that a kernel has to earn to stay."""
 
 
+REACH_LABELS = 2000
+"""Labels on which a kernel that reaches further is tried before a search with it."""
+
+REACH_SPREADS = (1.0, 4.0, 16.0)
+"""Its spread there, relative to that of the kernel whose place it takes."""
+
+REACH_GAIN = 0.1
+"""Log density per label that it has to gain."""
+
+REACH_ERROR = 0.9
+"""Times the error of left-out forces that it may leave.
+
+Chains gain 0.16 and more and lose a third of their error; nine other sets gain less than 0.03 in one of the two or the
+other (docs/decisions.md).
+"""
+
+
 Block = tuple[IntArray, FloatArray, FloatArray, FloatArray]
 """Labels left out together; eigenvalues of the precision of their errors, errors along its eigenvectors, and these."""
 
@@ -512,6 +529,7 @@ def learn_left_out(
     solve: Callable[[FitProblem, FloatArray | None], Solution],
     report: Callable[[str], None] = lambda _: None,
     held: Sequence[str] = (),
+    reach: bool = False,
     seed: int = 0,
     mark: str = "",
     resume: str | PathLike[str] | None = None,
@@ -530,6 +548,9 @@ def learn_left_out(
         As for :func:`kqeq.fitting.evidence.hyperparameters.learn_by_evidence`.
     held : sequence of str
         Label kinds whose noise stays as it is given.
+    reach : bool
+        Whether the first two kernels of the energy are alternatives, the first of them one that reaches further: it is
+        taken where left-out frames are predicted much better with it.
     seed : int
         Of the order in which frames are left out.
     resume : path-like, optional
@@ -575,19 +596,44 @@ def learn_left_out(
             problem.close()
         return _Point(candidate, noises, u, left_out, left_out.evaluate(np.zeros(left_out.size)))
 
-    def settle(own: Sequence[TrainingFrame], candidate: Parameters) -> tuple[Learned, Score]:
-        """A linear problem."""
-        point = at(own, candidate, first, None)
-        starts = _one_leads(point.left_out, candidate)
+    def search_from(point: _Point) -> tuple[Learned, Score]:
+        """A linear problem, from where it was accumulated."""
+        starts = _one_leads(point.left_out, point.parameters)
         theta, score = search(point.left_out, _bounds(point, held), starts)
-        dropped = unearned(point.left_out, candidate, theta)
-        found, noises = rescale(candidate, first, point.left_out, theta)
+        dropped = unearned(point.left_out, point.parameters, theta)
+        found, noises = rescale(point.parameters, point.noise, point.left_out, theta)
         u = point.left_out.parameters(theta)
         if dropped:
             found, kept = found.without(dropped)
             u = u[kept]
         tell(found, noises, score, dropped)
         return Learned(found, noises, u, score.density, tuple(table), True), score
+
+    def settle(own: Sequence[TrainingFrame], candidate: Parameters) -> tuple[Learned, Score]:
+        """A linear problem; with the first kernel of the energy in place of the second, if left-out frames ask for it."""
+        kernels = [name for name in candidate.kernels if name.startswith("short_range")]
+        if not reach or len(kernels) < 2:
+            return search_from(at(own, candidate, first, None))
+        near, far = (candidate.without([name])[0] for name in kernels[:2])
+        settled, score = search_from(at(own, near, first, None))
+        # first at the spreads and noises that were found, and on part of the labels
+        noises, alike = settled.noise, _with_spreads_of(settled.parameters, near, far)
+        every = -(-sum(frame.n_labels for frame in own) // REACH_LABELS)
+        trial = at(own[::every], alike, noises, None)
+        before = score if every == 1 else at(own[::every], settled.parameters, noises, None).score
+        if not _reaches(before, _best_spread(trial), trial.left_out):
+            return settled, score
+        whole = trial if every == 1 else at(own, alike, noises, None)
+        other, better = search_from(whole)
+        if not _reaches(score, better, whole.left_out):
+            del table[-1]
+            return settled, score
+        table.append(
+            "a farther kernel of the energy in place of the first predicts left-out frames better: "
+            f"{_words(better)} instead of {_words(score)}"
+        )
+        report(table[-1])
+        return replace(other, table=tuple(table)), better
 
     if linear:
         settled, score = settle(frames, parameters)
@@ -635,6 +681,37 @@ def learn_left_out(
         table.append(_do_charges_pay(frames, best, without, device, cache, seed))
         report(table[-1])
     return finish(best.parameters, best.noise, best.u, best.score.density)
+
+
+def _with_spreads_of(found: Parameters, near: Parameters, far: Parameters) -> Parameters:
+    """``far`` with the spreads that a search from ``near`` found; both have one kernel of their own, the first."""
+    known = {id(kernel.feature_map): kernel.delta for kernel in found.kernels.values()}
+    kernels = {}
+    for (name, kernel), other in zip(far.kernels.items(), near.kernels.values(), strict=True):
+        kernels[name] = replace(kernel, delta=known.get(id(other.feature_map), kernel.delta))
+    parts = {
+        name: replace(part, offset_spread=found.parts[name].offset_spread) for name, part in far.parts.items()
+    }
+    return far.with_parts(parts).with_kernels(kernels)
+
+
+def _best_spread(point: _Point) -> Score:
+    """The best score over :data:`REACH_SPREADS` of the first kernel."""
+    names = [name for name, _ in column_groups(point.parameters)]
+    place = len(point.left_out.names) + next(i for i, name in enumerate(names) if name.endswith(" delta"))
+    scores = []
+    for factor in REACH_SPREADS:
+        theta = np.zeros(point.left_out.size)
+        theta[place] = math.log(factor)
+        scores.append(point.left_out.evaluate(theta))
+    return max(scores, key=lambda score: score.density)
+
+
+def _reaches(before: Score, after: Score, left_out: LeftOut) -> bool:
+    """Whether a farther kernel earns its cost."""
+    kind = "forces" if "forces" in before.errors else next(iter(before.errors))
+    gained = after.density - before.density > REACH_GAIN * len(left_out.kind)
+    return gained and after.errors[kind] < REACH_ERROR * before.errors[kind]
 
 
 def _do_charges_pay(
