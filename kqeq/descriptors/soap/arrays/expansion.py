@@ -12,6 +12,7 @@ neighbours of one element each (padded).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,11 @@ class ArraySOAPState:
                 values = xp.take(self._block_gradients(block, slopes), places, axis=0)
                 result = put_rows(result, pairs, values)
         return result
+
+    @cached_property
+    def along(self) -> Array:
+        """p_i · ∂p_i/∂r_ij before normalisation, (P, 3): what normalisation takes out of derivatives."""
+        return self.pair_gradients(self.values, normalised=False)
 
     def _coefficient_slopes(self, rows: Array, part: slice) -> list[Array]:
         """∂f/∂(sums before W) for raw gradients (c, F), one (c, 2l + 1, S n) array for each l."""

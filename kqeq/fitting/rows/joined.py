@@ -1,0 +1,446 @@
+"""Rows of many molecules with the same atoms at once, for devices that one molecule does not fill.
+
+The rows of a frame (:mod:`kqeq.fitting.rows.blocks`) take thousands of small array operations, each of which costs a
+GPU as much as one with a hundred times the work.  Here frames with the same atoms and the same kinds of labels are one
+array problem of a few dozen operations: SOAP of all atoms in one list of pairs (:mod:`kqeq.descriptors.joined`), stacks
+of matrices for charges (:mod:`kqeq.charges.joined`), and derivatives of features that are kept atom by atom.  With
+∂q = −R ∂χ the derivatives of all labels of a molecule with respect to its electronegativities are one matrix W (n, N),
+
+    energy  q,     forces  −(G + S)(−R),     dipole  −rᵀR,     charges  −R,
+
+with the change G of the gradient with the charges and S = ∂χ/∂r, and rows are W Φ; those of forces gain −Σ_i q_i ∂Φ_i/∂r.
+
+What cannot be joined (:func:`joins`) goes frame by frame.
+
+Dimensions: B molecules of N atoms, n labels of each, P parameters, p of the energy, M representatives of one element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from kqeq.backend import CPU, Device, asarray_like, namespace, nbytes, zeros
+from kqeq.charges import joined as charges
+from kqeq.charges.joined import JoinedState, JoinedSystem
+from kqeq.descriptors.joined import evaluate_joined
+from kqeq.descriptors.joined import joins as descriptor_joins
+from kqeq.fitting.least_squares.solver import JacobianKind
+from kqeq.fitting.parameters import Parameters, SitePart
+from kqeq.fitting.rows.blocks import deviation, target_vector
+from kqeq.fitting.rows.cache import CacheFiles
+from kqeq.fitting.rows.features import MEMORY_BUDGET, FeatureStore, TrainingFrame, feature_maps
+from kqeq.kernels.feature_map import JoinedFeatures
+from kqeq.typing import Array, FloatArray
+
+KINDS = frozenset({"energy", "forces", "dipole", "charges"})
+"""Kinds of labels that are known here."""
+
+MOST_ATOMS = 4096
+"""Atoms of the molecules that are joined."""
+
+MOST_BYTES = 512 * 2**20
+"""Derivatives of their features, and rows, may take this much."""
+
+LARGEST = MOST_BYTES // 4
+"""Molecules that take more by themselves are not joined: they fill a device alone."""
+
+Key = tuple[object, ...]
+
+
+def key(frame: TrainingFrame, parameters: Parameters, device: Device) -> Key | None:
+    """Frames with equal keys may be joined; ``None`` for those that go one by one."""
+    structure, kinds = frame.structure, frame.labels.kinds
+    if (
+        device.is_host
+        or parameters.dependence is not None
+        or parameters.sites is not None
+        or parameters.learned is not None
+        or not set(kinds) <= KINDS
+        or not charges.joins(parameters.charges, structure)
+        or not all(descriptor_joins(m.descriptor) for own in feature_maps(parameters) for m in own)
+        or frame_bytes(frame, parameters) > LARGEST
+    ):
+        return None
+    return (len(structure), structure.numbers.tobytes(), tuple(kinds))
+
+
+def frame_bytes(frame: TrainingFrame, parameters: Parameters) -> int:
+    """What a frame takes among others: derivatives of its features, and rows."""
+    size = frame.n_labels * parameters.size
+    part = parameters.electronegativity
+    if frame.needs_gradients and part is not None:
+        atoms_of = frame.structure.composition.atoms_of
+        for m in part.feature_maps:
+            widths = {z: own.stop - own.start for z, own in m.columns.items()}
+            size += 3 * len(frame.structure) * sum(len(a) * widths.get(z, 0) for z, a in atoms_of.items())
+    return 8 * size
+
+
+def runs(keys: Sequence[Key | None], frames: Sequence[TrainingFrame], parameters: Parameters) -> list[range]:
+    """Neighbours with equal keys; those that are joined within the limits."""
+    found: list[range] = []
+    start, atoms, size = 0, 0, 0
+    for i, (own, frame) in enumerate(zip(keys, frames, strict=True)):
+        more, added = len(frame.structure), frame_bytes(frame, parameters)
+        fits = atoms + more <= MOST_ATOMS and size + added <= MOST_BYTES
+        if i > start and (own != keys[start] or not (own is None or fits)):
+            found.append(range(start, i))
+            start, atoms, size = i, 0, 0
+        atoms, size = atoms + more, size + added
+    if frames:
+        found.append(range(start, len(frames)))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Features of the atoms of one element in one kernel of the electronegativities, times the kernel's δ.
+
+    Attributes
+    ----------
+    columns : slice
+        Their parameters.
+    places : (n_z, N) array
+        1 where an atom of the element is that atom of the molecule.
+    values : (B, n_z, M) array
+    positions : (B, n_z, 3N, M) array, optional
+        Derivatives with respect to positions, where there are forces.
+    """
+
+    columns: slice
+    places: Array
+    values: Array
+    positions: Array | None
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedFrames:
+    """Frames with the same atoms and kinds of labels, and what does not change while parameters do, on a device.
+
+    Attributes
+    ----------
+    frames : sequence of TrainingFrame
+    spans : dict of str to slice
+        Labels of each kind among the n of a frame.
+    targets : (B, n) array
+    linear : (B, n, p) array, optional
+        Derivatives of the labels with respect to the parameters of the energy.
+    blocks : tuple of _Block
+    offsets : (N, Z) array, optional
+        Derivatives of the electronegativities with respect to those of the elements.
+    means : (N,) array, optional
+        Prior means of the electronegativities.
+    system : JoinedSystem, optional
+    device : Device
+    """
+
+    frames: Sequence[TrainingFrame]
+    spans: Mapping[str, slice]
+    targets: Array
+    linear: Array | None
+    blocks: tuple[_Block, ...]
+    offsets: Array | None
+    means: Array | None
+    system: JoinedSystem | None
+    device: Device
+    _scales: dict[tuple[tuple[str, float], ...], Array] = field(default_factory=dict, repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that keeping this takes, approximately."""
+        held = [self.targets, self.linear]
+        for block in self.blocks:
+            held += [block.values, block.positions]
+        if self.system is not None:
+            held += [self.system.hessian, self.system.response, self.system.slopes]
+        return sum(nbytes(array) or 0 for array in held if array is not None)
+
+    def scales(self, noise: Mapping[str, float]) -> Array:
+        """One over the standard deviation of every label, (B, n)."""
+        name = tuple(noise.items())
+        if name not in self._scales:
+            values = np.empty(tuple(self.targets.shape))
+            for row, frame in zip(values, self.frames, strict=True):
+                for kind, own in self.spans.items():
+                    row[own] = 1.0 / deviation(frame, kind, noise)
+            self._scales[name] = asarray_like(values, self.device.like)
+        return self._scales[name]
+
+    def select(self, members: Sequence[int]) -> JoinedFrames:
+        """Some of the frames."""
+        index = asarray_like(np.array(members, dtype=np.int64), self.device.like)
+        xp = namespace(index)
+
+        def of(array: Array | None) -> Array | None:
+            return None if array is None else xp.take(array, index, axis=0)
+
+        return replace(
+            self,
+            frames=[self.frames[i] for i in members],
+            targets=of(self.targets),
+            linear=of(self.linear),
+            blocks=tuple(
+                replace(block, values=of(block.values), positions=of(block.positions))
+                for block in self.blocks
+            ),
+            system=None if self.system is None else self.system.select(index),
+            _scales={},
+        )
+
+
+def join(frames: Sequence[TrainingFrame], parameters: Parameters, device: Device) -> JoinedFrames:
+    """Features of frames with equal keys."""
+    first = frames[0]
+    numbers = first.structure.numbers
+    of_chi, of_energy, _ = feature_maps(parameters)
+    structures = [frame.structure for frame in frames]
+    states = evaluate_joined([m.descriptor for m in (*of_chi, *of_energy)], structures, device)
+    targets = {
+        kind: np.stack([target_vector(frame, kind) for frame in frames]) for kind in first.labels.kinds
+    }
+    edges = np.cumsum([0, *(values.shape[1] for values in targets.values())]).tolist()
+    spans = {kind: slice(a, b) for kind, (a, b) in zip(targets, pairwise(edges), strict=True)}
+    wanted = np.concatenate(list(targets.values()), axis=1)
+    linear = offsets = means = system = None
+    blocks: list[_Block] = []
+    part = parameters.short_range
+    if part is not None:
+        gradients = "sums" if "forces" in spans else "none"
+        found = [m.joined(states[m.descriptor], numbers, gradients) for m in part.feature_maps]
+        linear = _linear(part, found, numbers, spans, (len(frames), edges[-1]), device)
+        if "energy" in spans:
+            wanted[:, spans["energy"]] -= part.mean(numbers).sum()
+    part = parameters.electronegativity
+    if part is not None and parameters.charges is not None:
+        unit = np.eye(len(numbers))
+        for kernel in part.kernels:
+            own = kernel.feature_map
+            for features in own.joined(states[own.descriptor], numbers, "atoms" if "forces" in spans else "none"):
+                start = kernel.columns.start
+                columns = slice(start + features.columns.start, start + features.columns.stop)
+                places = asarray_like(unit[features.atoms], device.like)
+                positions = None if features.positions is None else kernel.delta * features.positions
+                blocks.append(_Block(columns, places, kernel.delta * features.values, positions))
+        offsets = asarray_like(part.one_hot(numbers), device.like)
+        means = asarray_like(part.mean(numbers), device.like)
+        system = JoinedSystem.build(structures, parameters.charges.site_parameters(numbers), device)
+    placed = asarray_like(wanted, device.like)
+    return JoinedFrames(frames, spans, placed, linear, tuple(blocks), offsets, means, system, device)
+
+
+class JoiningStore(FeatureStore):
+    """Features of all training frames, cached within a budget; of frames that can be joined, together.
+
+    Parameters
+    ----------
+    frames, parameters, budget, files, device
+        As for :class:`FeatureStore`.
+    **options
+        Likewise.
+    """
+
+    def __init__(
+        self,
+        frames: Sequence[TrainingFrame],
+        parameters: Parameters,
+        budget: int = MEMORY_BUDGET,
+        files: CacheFiles | None = None,
+        device: Device = CPU,
+        **options: Any,
+    ) -> None:
+        super().__init__(frames, parameters, budget, files, device, **options)
+        self._joined: dict[int, JoinedFrames] = {}
+
+    @cached_property
+    def keys(self) -> list[Key | None]:
+        """:func:`key` of every frame."""
+        return [key(frame, self.parameters, self.device) for frame in self.frames]
+
+    @cached_property
+    def runs(self) -> list[range]:
+        """Frames that are worked on together, in order."""
+        return runs(self.keys, self.frames, self.parameters)
+
+    def joined(self, run: range) -> JoinedFrames | None:
+        """Features of one of :attr:`runs`; ``None`` if its frames go one by one."""
+        start = run.start
+        if self.keys[start] is None:
+            return None
+        if start in self._joined:
+            return self._joined[start]
+        found = join([self.frames[i] for i in run], self.parameters, self.device)
+        if self._used + found.nbytes <= self.budget:
+            self._joined[start] = found
+            self._used += found.nbytes
+        return found
+
+
+def _linear(
+    part: SitePart,
+    found: Sequence[Sequence[JoinedFeatures]],
+    numbers: Array,
+    spans: Mapping[str, slice],
+    shape: tuple[int, int],
+    device: Device,
+) -> Array:
+    """Derivatives of labels with respect to the parameters of the energy, (B, n, p)."""
+    linear = zeros((*shape, part.size), device.like)
+    xp = namespace(linear)
+    for kernel, elements in zip(part.kernels, found, strict=True):
+        start = kernel.columns.start - part.columns.start
+        for features in elements:
+            columns = slice(start + features.columns.start, start + features.columns.stop)
+            if "energy" in spans:
+                values = kernel.delta * xp.sum(features.values, axis=1)
+                linear[:, spans["energy"], columns] = values[:, None, :]
+            if features.positions is not None:
+                linear[:, spans["forces"], columns] = -kernel.delta * features.positions
+    if "energy" in spans:
+        counts = asarray_like(part.one_hot(numbers).sum(axis=0), device.like)
+        linear[:, spans["energy"], part.kernel_size :] = zeros(shape[0], linear)[:, None, None] + counts
+    return linear
+
+
+def joined_rows(
+    joined: JoinedFrames,
+    parameters: Parameters,
+    u: Array,
+    noise: Mapping[str, float],
+    *,
+    jacobian: JacobianKind,
+) -> tuple[Array, Array | None]:
+    """Weighted residuals and Jacobians of all frames, one after the other: see :func:`kqeq.fitting.rows.blocks.frame_rows`.
+
+    Parameters
+    ----------
+    joined : JoinedFrames
+    parameters : Parameters
+    u : (P,) array
+        On the device.
+    noise : mapping of str to float
+    jacobian : {"none", "linear", "full"}
+
+    Returns
+    -------
+    (B n,) array, (B n, P) array or (B n, p) array or None
+    """
+    xp = namespace(u)
+    scales = joined.scales(noise)
+    count, labels = (int(size) for size in scales.shape)
+    residual = joined.targets
+    part = parameters.short_range
+    if part is not None and joined.linear is not None:
+        residual = residual - _apply(joined.linear, u[part.columns])
+    line = None
+    if joined.system is not None:
+        line = _Charged(joined, parameters, u)
+        residual = residual - line.values()
+    residual = xp.reshape(scales * residual, (-1,))
+    linear_size = 0 if part is None else part.size
+    rows = None
+    if jacobian == "linear" or (jacobian == "full" and linear_size == parameters.size):
+        assert joined.linear is not None
+        rows = scales[:, :, None] * joined.linear
+    elif jacobian == "full":
+        rows = zeros((count, labels, parameters.size), scales)
+        if part is not None and joined.linear is not None:
+            rows[:, :, part.columns] = scales[:, :, None] * joined.linear
+        if line is not None:
+            line.write(rows, scales)
+    return residual, None if rows is None else xp.reshape(rows, (count * labels, -1))
+
+
+class _Charged:
+    """Frames at the current parameters: charges, and how labels follow them."""
+
+    def __init__(self, joined: JoinedFrames, parameters: Parameters, u: Array) -> None:
+        part = parameters.electronegativity
+        assert part is not None and joined.system is not None
+        assert joined.means is not None and joined.offsets is not None
+        self.joined, self.part, self.system = joined, part, joined.system
+        chi = joined.means + joined.offsets @ u[part.columns][part.kernel_size :]
+        chi = chi[None, :] + zeros((len(joined.frames), 1), chi)
+        for block in joined.blocks:
+            chi = chi + _apply(block.values, u[block.columns]) @ block.places
+        self.state: JoinedState = self.system.solve(chi)
+        self.slopes: Array | None = None
+        """S = ∂χ_i/∂r, (B, 3N, N)."""
+        if "forces" in joined.spans:
+            for block in joined.blocks:
+                assert block.positions is not None
+                # (B, 3N, n_z)
+                own = namespace(u).matrix_transpose(_apply(block.positions, u[block.columns]))
+                own = own @ block.places
+                self.slopes = own if self.slopes is None else self.slopes + own
+
+    def values(self) -> Array:
+        """What charges contribute to the labels, (B, n)."""
+        state = self.state
+        xp = namespace(state.charges)
+        parts = []
+        for kind in self.joined.spans:
+            if kind == "energy":
+                parts.append(state.energy[:, None])
+            elif kind == "forces":
+                gradient = state.gradient
+                if self.slopes is not None:
+                    gradient = gradient + (self.slopes @ state.charges[:, :, None])[:, :, 0]
+                parts.append(-gradient)
+            else:
+                parts.append(state.dipole if kind == "dipole" else state.charges)
+        return xp.concat(parts, axis=1)
+
+    def write(self, rows: Array, scales: Array) -> None:
+        """Write the derivatives with respect to the parameters of electronegativities into (B, n, P) rows."""
+        part, spans = self.part, self.joined.spans
+        weights = self._by_site() * scales[:, :, None]
+        for block in self.joined.blocks:
+            rows[:, :, block.columns] = (weights @ block.places.T) @ block.values
+            if block.positions is not None and "forces" in spans:
+                rows[:, spans["forces"], block.columns] += self._moved(block, scales)
+        assert self.joined.offsets is not None
+        stop = part.columns.stop
+        rows[:, :, stop - part.offsets_size : stop] = weights @ self.joined.offsets
+
+    def _by_site(self) -> Array:
+        """W, (B, n, N)."""
+        state, response = self.state, self.system.response
+        xp = namespace(response)
+        parts = []
+        for kind in self.joined.spans:
+            if kind == "energy":
+                parts.append(state.charges[:, None, :])
+            elif kind == "forces":
+                follow = state.gradient_response
+                parts.append((follow if self.slopes is None else follow + self.slopes) @ response)
+            elif kind == "dipole":
+                parts.append(-(xp.matrix_transpose(self.system.positions) @ response))
+            else:
+                parts.append(-response)
+        return xp.concat(parts, axis=1)
+
+    def _moved(self, block: _Block, scales: Array) -> Array:
+        """−Σ_i q_i ∂Φ_i/∂r of the atoms of a block, scaled, (B, 3N, M)."""
+        assert block.positions is not None
+        xp = namespace(scales)
+        count, own, size, features = (int(n) for n in block.positions.shape)
+        # one scale for all forces of a frame
+        scale = scales[:, self.joined.spans["forces"]][:, :1]
+        weights = -scale * (self.state.charges @ block.places.T)
+        flat = xp.reshape(block.positions, (count, own, size * features))
+        return xp.reshape(weights[:, None, :] @ flat, (count, size, features))
+
+
+def _apply(features: Array, weights: Array) -> Array:
+    """(..., M) features times (M,) weights, in one product."""
+    xp = namespace(features)
+    return xp.reshape(xp.reshape(features, (-1, int(weights.shape[0]))) @ weights, features.shape[:-1])
+
+
+__all__ = ["JoinedFrames", "JoiningStore", "join", "joined_rows", "key", "runs"]
