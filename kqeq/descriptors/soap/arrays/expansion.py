@@ -67,6 +67,8 @@ class ArraySOAPState:
     arrays : ArrayTables
     memory : int
         Bytes for temporary arrays.
+    kept : dict
+        What was computed of all pairs and is needed again.
     """
 
     values: Array
@@ -77,6 +79,7 @@ class ArraySOAPState:
     tables: Tables = field(repr=False)
     arrays: ArrayTables = field(repr=False)
     memory: int = field(repr=False)
+    kept: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return int(self.values.shape[0])

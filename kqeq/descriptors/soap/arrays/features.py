@@ -13,7 +13,7 @@ import numpy as np
 
 from kqeq.backend import arange, asarray_like, inverse_or_zero, namespace, put_rows, zeros
 from kqeq.descriptors.base import FeatureGradients
-from kqeq.descriptors.soap.arrays.blocks import Block, blocks, chunks, solid_harmonics
+from kqeq.descriptors.soap.arrays.blocks import chunks, members, solid_harmonics
 from kqeq.descriptors.soap.arrays.expansion import ArraySOAPState
 from kqeq.errors import InputError
 from kqeq.typing import Array, IntArray
@@ -175,46 +175,106 @@ class _Pieces:
         extra = 6 * inner + 12 * number
         for part in chunks(self.centres, state.pairs.offsets, n_species, state.tables, state.memory, extra):
             chosen = self.index[part]
-            coefficients = [xp.take(c, chosen, axis=0) for c in state.coefficients]
-            for block in blocks(self.centres[part], chosen, state.pairs, n_species):
-                owner, places, pairs = block.members()
+            for slot, owner, pairs in _members(state, self.centres[part], chosen):
                 owner = owner + part.start
-                products = xp.take(_products(state, block, coefficients), places, axis=0)
-                value = xp.reshape(
-                    xp.reshape(products, (-1, inner)) @ self.matrices[block.slot], (-1, 3, number)
-                )
+                products = _products(state, pairs)
+                value = xp.reshape(xp.reshape(products, (-1, inner)) @ self.matrices[slot], (-1, 3, number))
                 along = xp.take(state.along, pairs, axis=0)[:, :, None]
                 norm_part = along * xp.take(self.projections, owner, axis=0)[:, None, :]
                 value = (value - norm_part) * xp.take(self.scaled, owner, axis=0)[:, None, :]
                 yield owner, pairs, xp.reshape(value, (-1, 3 * number))
 
 
-def _products(state: ArraySOAPState, block: Block, coefficients: list[Array]) -> Array:
-    """H of every place of a block, shape (c J, 3, K)."""
-    xp = namespace(block.vectors)
-    n_radial = state.tables.n_radial
-    r2 = xp.sum(block.vectors**2, axis=0)[:, None, :]
-    angular = solid_harmonics(block.vectors, state.tables)
-    parts = []
-    for degree, harmonic in enumerate(angular):
-        a = state.arrays.exponents[degree]
-        radial = xp.exp(a * r2)
-        weights = state.arrays.weights[degree]
-        # (c, J, n, 1): W e, and what multiplies r_α
-        u = weights @ radial
-        v = (weights @ (2.0 * a * radial)) * block.switch[:, None, :] + u * block.slope[:, None, :]
-        u = xp.matrix_transpose(u * block.switch[:, None, :])[..., None]
-        v = xp.matrix_transpose(v)[..., None]
-        own = xp.matrix_transpose(harmonic) @ coefficients[degree]  # (c, J, S n)
-        components = []
-        for alpha in range(3):
-            term = v * (block.vectors[alpha, ...][..., None] * own)[:, :, None, :]
+def _members(state: ArraySOAPState, centres: IntArray, own: Array) -> Iterator[tuple[int, Array, Array]]:
+    """Pairs of centres by element of the neighbour: its index, the places of the centres (p,), and the pairs (p,).
+
+    ``centres`` and ``own`` are the same numbers on the host and on the device.
+    """
+    xp = namespace(own)
+    n_species, offsets = len(state.species), state.pairs.offsets
+    for slot in range(n_species):
+        number = int((offsets[centres * n_species + slot + 1] - offsets[centres * n_species + slot]).sum())
+        if number == 0:
+            continue
+        begin = xp.take(state.pairs.start, own * n_species + slot)
+        count = xp.take(state.pairs.start, own * n_species + (slot + 1)) - begin
+        yield slot, *members(begin, count, number)
+
+
+@dataclass(frozen=True, eq=False)
+class PairFunctions:
+    """Functions of pair vectors that derivatives of rows are made of; lists run over l.
+
+    Attributes
+    ----------
+    angular : list of (p, 4, 2l + 1) arrays
+        R_lm and its gradient.
+    along, radial : list of (p, n) arrays
+        What multiplies r_α R_lm and ∂_α R_lm.
+    """
+
+    angular: list[Array]
+    along: list[Array]
+    radial: list[Array]
+
+    @classmethod
+    def build(cls, vectors: Array, switch: Array, slope: Array, state: ArraySOAPState) -> PairFunctions:
+        """From vectors (3, p), f (p,) and f'/r (p,)."""
+        xp = namespace(vectors)
+        r2 = xp.sum(vectors**2, axis=0)
+        harmonics = solid_harmonics(vectors, state.tables)
+        angular, along, radial = [], [], []
+        for degree, harmonic in enumerate(harmonics):
+            a = state.arrays.exponents[degree]
+            gaussians, weights = xp.exp(a * r2), state.arrays.weights[degree]
+            plain = weights @ gaussians
+            steep = (weights @ (2.0 * a * gaussians)) * switch + plain * slope
+            along.append(xp.asarray(steep.T, copy=True))
+            radial.append(xp.asarray((plain * switch).T, copy=True))
+            lifted = zeros((3, 1, int(r2.shape[0])), r2)
             if degree > 0:
-                slope = state.arrays.gradients[degree][alpha, ...] @ angular[degree - 1]
-                term = term + u * (xp.matrix_transpose(slope) @ coefficients[degree])[:, :, None, :]
-            components.append(term)
-        stacked = xp.stack(components, axis=2)  # (c, J, 3, n, S n)
-        parts.append(xp.reshape(stacked, (-1, 3, n_radial * int(own.shape[2]))))
+                lifted = state.arrays.gradients[degree] @ harmonics[degree - 1]
+            rows = xp.concat([harmonic[None, ...], lifted], axis=0)
+            angular.append(xp.asarray(xp.permute_dims(rows, (2, 0, 1)), copy=True))
+        return cls(angular, along, radial)
+
+    def take(self, pairs: Array) -> PairFunctions:
+        """Those of some of the pairs."""
+        xp = namespace(pairs)
+        lists = (self.angular, self.along, self.radial)
+        return PairFunctions(*([xp.take(own, pairs, axis=0) for own in values] for values in lists))
+
+
+def _functions(state: ArraySOAPState, pairs: Array) -> PairFunctions:
+    """Functions of some pairs; those of all pairs are kept where they are small."""
+    xp = namespace(pairs)
+    given = state.pairs.vectors, state.pairs.switch[0, :], state.pairs.switch[1, :]
+    each = 8 * (4 * state.tables.degrees**2 + 2 * state.tables.degrees * state.tables.n_radial)
+    if each * len(state.pairs) > state.memory // _KEPT_SHARE:
+        vectors, switch, slope = (xp.take(own, pairs, axis=-1) for own in given)
+        return PairFunctions.build(vectors, switch, slope, state)
+    if "pairs" not in state.kept:
+        state.kept["pairs"] = PairFunctions.build(*given, state)
+    known: PairFunctions = state.kept["pairs"]
+    return known.take(pairs)
+
+
+_KEPT_SHARE = 8
+"""One such part of the memory for temporary arrays may hold functions of all pairs."""
+
+
+def _products(state: ArraySOAPState, pairs: Array) -> Array:
+    """H of pairs, (p, 3, K)."""
+    xp = namespace(pairs)
+    functions = _functions(state, pairs)
+    centres = xp.take(state.pairs.i, pairs)
+    vectors = xp.take(state.pairs.vectors, pairs, axis=1).T[:, :, None]
+    parts = []
+    for degree, angular in enumerate(functions.angular):
+        sums = angular @ xp.take(state.coefficients[degree], centres, axis=0)  # (p, 4, S n)
+        along = functions.along[degree][:, None, :, None] * (vectors * sums[:, :1, :])[:, :, None, :]
+        lifted = functions.radial[degree][:, None, :, None] * sums[:, 1:, None, :]
+        parts.append(xp.reshape(along + lifted, (int(pairs.shape[0]), 3, -1)))
     return xp.concat(parts, axis=2)
 
 
