@@ -70,14 +70,24 @@ def count_operations():
         undo.append((owner, name, original))
         setattr(owner, name, counted)
 
-    free = {"reshape", "permute_dims", "matrix_transpose", "__getitem__", "isdtype", "can_cast", "result_type"}
+    free = {
+        "reshape",
+        "permute_dims",
+        "matrix_transpose",
+        "__getitem__",
+        "isdtype",
+        "can_cast",
+        "result_type",
+    }
     array = type(STRICT.like)
     for owner in (array_api_strict, array_api_strict.linalg):
         for name in vars(owner).get("__all__", dir(owner)):
             value = getattr(owner, name, None)
             if isinstance(value, FunctionType) and not isinstance(value, ModuleType) and name not in free:
                 patch(owner, name)
-    operators = "add radd iadd sub rsub isub mul rmul imul truediv rtruediv itruediv pow neg matmul rmatmul imatmul"
+    operators = (
+        "add radd iadd sub rsub isub mul rmul imul truediv rtruediv itruediv pow neg matmul rmatmul imatmul"
+    )
     for name in [*(f"__{own}__" for own in operators.split()), "__setitem__"]:
         if name in vars(array):
             patch(array, name)

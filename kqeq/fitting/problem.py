@@ -44,7 +44,7 @@ from kqeq.fitting.rows.features import (
     jacobian_bytes,
     stored_bytes,
 )
-from kqeq.fitting.rows.joined import JoiningStore, joined_rows, key
+from kqeq.fitting.rows.joined import JoiningStore, joined_rows, joining_key
 from kqeq.io.progress import say, track
 from kqeq.typing import Array, FloatArray
 
@@ -351,14 +351,12 @@ def _acted_on(frames: Sequence[TrainingFrame]) -> list[TrainingFrame]:
     return found
 
 
-def _alike(
-    frames: Sequence[TrainingFrame], parameters: Parameters, device: Device
-) -> list[TrainingFrame]:
+def _alike(frames: Sequence[TrainingFrame], parameters: Parameters, device: Device) -> list[TrainingFrame]:
     """Frames that can be joined side by side, within those of the same elements."""
     places: dict[tuple[object, ...], int] = {}
     order = []
     for frame in frames:
-        name = frame.structure.species, key(frame, parameters, device)
+        name = frame.structure.species, joining_key(frame, parameters, device)
         order.append((frame.structure.species, places.setdefault(name, len(places))))
     return [frames[i] for i in sorted(range(len(frames)), key=order.__getitem__)]
 

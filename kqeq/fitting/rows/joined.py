@@ -36,7 +36,7 @@ from kqeq.fitting.rows.blocks import deviation, target_vector
 from kqeq.fitting.rows.cache import CacheFiles
 from kqeq.fitting.rows.features import MEMORY_BUDGET, FeatureStore, TrainingFrame, feature_maps
 from kqeq.kernels.feature_map import JoinedFeatures
-from kqeq.typing import Array, FloatArray
+from kqeq.typing import Array
 
 KINDS = frozenset({"energy", "forces", "dipole", "charges"})
 """Kinds of labels that are known here."""
@@ -53,7 +53,7 @@ LARGEST = MOST_BYTES // 4
 Key = tuple[object, ...]
 
 
-def key(frame: TrainingFrame, parameters: Parameters, device: Device) -> Key | None:
+def joining_key(frame: TrainingFrame, parameters: Parameters, device: Device) -> Key | None:
     """Frames with equal keys may be joined; ``None`` for those that go one by one."""
     structure, kinds = frame.structure, frame.labels.kinds
     if (
@@ -221,7 +221,9 @@ def join(frames: Sequence[TrainingFrame], parameters: Parameters, device: Device
         unit = np.eye(len(numbers))
         for kernel in part.kernels:
             own = kernel.feature_map
-            for features in own.joined(states[own.descriptor], numbers, "atoms" if "forces" in spans else "none"):
+            for features in own.joined(
+                states[own.descriptor], numbers, "atoms" if "forces" in spans else "none"
+            ):
                 start = kernel.columns.start
                 columns = slice(start + features.columns.start, start + features.columns.stop)
                 places = asarray_like(unit[features.atoms], device.like)
@@ -259,8 +261,8 @@ class JoiningStore(FeatureStore):
 
     @cached_property
     def keys(self) -> list[Key | None]:
-        """:func:`key` of every frame."""
-        return [key(frame, self.parameters, self.device) for frame in self.frames]
+        """:func:`joining_key` of every frame."""
+        return [joining_key(frame, self.parameters, self.device) for frame in self.frames]
 
     @cached_property
     def runs(self) -> list[range]:
@@ -315,7 +317,7 @@ def joined_rows(
     *,
     jacobian: JacobianKind,
 ) -> tuple[Array, Array | None]:
-    """Weighted residuals and Jacobians of all frames, one after the other: see :func:`kqeq.fitting.rows.blocks.frame_rows`.
+    """Weighted residuals and Jacobians of all frames, one after the other, as ``frame_rows`` gives them for each.
 
     Parameters
     ----------
@@ -443,4 +445,4 @@ def _apply(features: Array, weights: Array) -> Array:
     return xp.reshape(xp.reshape(features, (-1, int(weights.shape[0]))) @ weights, features.shape[:-1])
 
 
-__all__ = ["JoinedFrames", "JoiningStore", "join", "joined_rows", "key", "runs"]
+__all__ = ["JoinedFrames", "JoiningStore", "join", "joined_rows", "joining_key", "runs"]

@@ -175,8 +175,8 @@ class _Pieces:
         extra = 6 * inner + 12 * number
         for part in chunks(self.centres, state.pairs.offsets, n_species, state.tables, state.memory, extra):
             chosen = self.index[part]
-            for slot, owner, pairs in _members(state, self.centres[part], chosen):
-                owner = owner + part.start
+            for slot, within, pairs in _members(state, self.centres[part], chosen):
+                owner = within + part.start
                 products = _products(state, pairs)
                 value = xp.reshape(xp.reshape(products, (-1, inner)) @ self.matrices[slot], (-1, 3, number))
                 along = xp.take(state.along, pairs, axis=0)[:, :, None]
