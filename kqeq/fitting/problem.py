@@ -44,7 +44,7 @@ from kqeq.fitting.rows.features import (
     jacobian_bytes,
     stored_bytes,
 )
-from kqeq.fitting.rows.joined import JoiningStore, joined_rows, joining_key
+from kqeq.fitting.rows.joined import JoiningStore, joined_rows, joining_keys
 from kqeq.io.progress import say, track
 from kqeq.typing import Array, FloatArray
 
@@ -153,7 +153,7 @@ class Chunk:
             if joined is not None:
                 if len(members) < len(run):
                     joined = joined.select([i - run.start for i in members])
-                found = joined_rows(joined, self.parameters, copy, self.noise, jacobian=jacobian)
+                found = joined_rows(joined, self.parameters, u, self.noise, jacobian=jacobian, copy=copy)
                 yield len(members), *found
                 continue
             for i in members:
@@ -355,9 +355,9 @@ def _alike(frames: Sequence[TrainingFrame], parameters: Parameters, device: Devi
     """Frames that can be joined side by side, within those of the same elements."""
     places: dict[tuple[object, ...], int] = {}
     order = []
-    for frame in frames:
-        name = frame.structure.species, joining_key(frame, parameters, device)
-        order.append((frame.structure.species, places.setdefault(name, len(places))))
+    for frame, own in zip(frames, joining_keys(frames, parameters, device), strict=True):
+        species = frame.structure.species
+        order.append((species, places.setdefault((species, own), len(places))))
     return [frames[i] for i in sorted(range(len(frames)), key=order.__getitem__)]
 
 

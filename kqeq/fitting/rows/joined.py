@@ -6,7 +6,7 @@ array problem of a few dozen operations: SOAP of all atoms in one list of pairs 
 of matrices for charges (:mod:`kqeq.charges.joined`), and derivatives of features that are kept atom by atom.  With
 ∂q = −R ∂χ the derivatives of all labels of a molecule with respect to its electronegativities are one matrix W (n, N),
 
-    energy  q,     forces  −(G + S)(−R),     dipole  −rᵀR,     charges  −R,
+    energy  q,     forces  (G + S) R,     dipole  −rᵀR,     charges  −R,     polarizability  0,
 
 with the change G of the gradient with the charges and S = ∂χ/∂r, and rows are W Φ; those of forces gain −Σ_i q_i ∂Φ_i/∂r.
 
@@ -27,7 +27,8 @@ import numpy as np
 
 from kqeq.backend import CPU, Device, asarray_like, namespace, nbytes, zeros
 from kqeq.charges import joined as charges
-from kqeq.charges.joined import JoinedState, JoinedSystem
+from kqeq.charges.base import SiteChange
+from kqeq.charges.joined import JoinedMolecules, JoinedState, JoinedSystem
 from kqeq.descriptors.joined import evaluate_joined
 from kqeq.descriptors.joined import joins as descriptor_joins
 from kqeq.fitting.least_squares.solver import JacobianKind
@@ -35,10 +36,11 @@ from kqeq.fitting.parameters import Parameters, SitePart
 from kqeq.fitting.rows.blocks import deviation, target_vector
 from kqeq.fitting.rows.cache import CacheFiles
 from kqeq.fitting.rows.features import MEMORY_BUDGET, FeatureStore, TrainingFrame, feature_maps
+from kqeq.fitting.rows.voigt import upper_triangles
 from kqeq.kernels.feature_map import JoinedFeatures
-from kqeq.typing import Array
+from kqeq.typing import Array, FloatArray
 
-KINDS = frozenset({"energy", "forces", "dipole", "charges"})
+KINDS = frozenset({"energy", "forces", "dipole", "charges", "polarizability"})
 """Kinds of labels that are known here."""
 
 MOST_ATOMS = 4096
@@ -50,24 +52,28 @@ MOST_BYTES = 512 * 2**20
 LARGEST = MOST_BYTES // 4
 """Molecules that take more by themselves are not joined: they fill a device alone."""
 
-Key = tuple[object, ...]
+Key = tuple[bytes | str, ...]
 
 
-def joining_key(frame: TrainingFrame, parameters: Parameters, device: Device) -> Key | None:
+def joining_keys(frames: Sequence[TrainingFrame], parameters: Parameters, device: Device) -> list[Key | None]:
     """Frames with equal keys may be joined; ``None`` for those that go one by one."""
-    structure, kinds = frame.structure, frame.labels.kinds
     if (
         device.is_host
         or parameters.dependence is not None
         or parameters.sites is not None
-        or parameters.learned is not None
-        or not set(kinds) <= KINDS
-        or not charges.joins(parameters.charges, structure)
         or not all(descriptor_joins(m.descriptor) for own in feature_maps(parameters) for m in own)
-        or frame_bytes(frame, parameters) > LARGEST
     ):
-        return None
-    return (len(structure), structure.numbers.tobytes(), tuple(kinds))
+        return [None] * len(frames)
+
+    def of(frame: TrainingFrame) -> Key | None:
+        structure, kinds = frame.structure, frame.labels.kinds
+        if not KINDS.issuperset(kinds) or not charges.joins(parameters.charges, structure):
+            return None
+        if frame_bytes(frame, parameters) > LARGEST:
+            return None
+        return (structure.numbers.tobytes(), *kinds)
+
+    return [of(frame) for frame in frames]
 
 
 def frame_bytes(frame: TrainingFrame, parameters: Parameters) -> int:
@@ -136,7 +142,9 @@ class JoinedFrames:
         Derivatives of the electronegativities with respect to those of the elements.
     means : (N,) array, optional
         Prior means of the electronegativities.
+    molecules : JoinedMolecules, optional
     system : JoinedSystem, optional
+        Unless it changes with element parameters that are learned.
     device : Device
     """
 
@@ -147,6 +155,7 @@ class JoinedFrames:
     blocks: tuple[_Block, ...]
     offsets: Array | None
     means: Array | None
+    molecules: JoinedMolecules | None
     system: JoinedSystem | None
     device: Device
     _scales: dict[tuple[tuple[str, float], ...], Array] = field(default_factory=dict, repr=False)
@@ -158,7 +167,7 @@ class JoinedFrames:
         for block in self.blocks:
             held += [block.values, block.positions]
         if self.system is not None:
-            held += [self.system.hessian, self.system.response, self.system.slopes]
+            held += [self.system.slopes] + 4 * [self.system.hessian]
         return sum(nbytes(array) or 0 for array in held if array is not None)
 
     def scales(self, noise: Mapping[str, float]) -> Array:
@@ -189,6 +198,7 @@ class JoinedFrames:
                 replace(block, values=of(block.values), positions=of(block.positions))
                 for block in self.blocks
             ),
+            molecules=None if self.molecules is None else self.molecules.select(index),
             system=None if self.system is None else self.system.select(index),
             _scales={},
         )
@@ -207,7 +217,7 @@ def join(frames: Sequence[TrainingFrame], parameters: Parameters, device: Device
     edges = np.cumsum([0, *(values.shape[1] for values in targets.values())]).tolist()
     spans = {kind: slice(a, b) for kind, (a, b) in zip(targets, pairwise(edges), strict=True)}
     wanted = np.concatenate(list(targets.values()), axis=1)
-    linear = offsets = means = system = None
+    linear = offsets = means = molecules = system = None
     blocks: list[_Block] = []
     part = parameters.short_range
     if part is not None:
@@ -231,9 +241,13 @@ def join(frames: Sequence[TrainingFrame], parameters: Parameters, device: Device
                 blocks.append(_Block(columns, places, kernel.delta * features.values, positions))
         offsets = asarray_like(part.one_hot(numbers), device.like)
         means = asarray_like(part.mean(numbers), device.like)
-        system = JoinedSystem.build(structures, parameters.charges.site_parameters(numbers), device)
+        molecules = JoinedMolecules.build(structures, device)
+        if parameters.learned is None:
+            system = molecules.bind(parameters.site_parameters(numbers, np.zeros(parameters.size), None))
     placed = asarray_like(wanted, device.like)
-    return JoinedFrames(frames, spans, placed, linear, tuple(blocks), offsets, means, system, device)
+    return JoinedFrames(
+        frames, spans, placed, linear, tuple(blocks), offsets, means, molecules, system, device
+    )
 
 
 class JoiningStore(FeatureStore):
@@ -261,8 +275,8 @@ class JoiningStore(FeatureStore):
 
     @cached_property
     def keys(self) -> list[Key | None]:
-        """:func:`joining_key` of every frame."""
-        return [joining_key(frame, self.parameters, self.device) for frame in self.frames]
+        """See :func:`joining_keys`."""
+        return joining_keys(self.frames, self.parameters, self.device)
 
     @cached_property
     def runs(self) -> list[range]:
@@ -312,10 +326,11 @@ def _linear(
 def joined_rows(
     joined: JoinedFrames,
     parameters: Parameters,
-    u: Array,
+    u: FloatArray,
     noise: Mapping[str, float],
     *,
     jacobian: JacobianKind,
+    copy: Array,
 ) -> tuple[Array, Array | None]:
     """Weighted residuals and Jacobians of all frames, one after the other, as ``frame_rows`` gives them for each.
 
@@ -324,24 +339,25 @@ def joined_rows(
     joined : JoinedFrames
     parameters : Parameters
     u : (P,) array
-        On the device.
     noise : mapping of str to float
     jacobian : {"none", "linear", "full"}
+    copy : (P,) array
+        ``u`` on the device.
 
     Returns
     -------
     (B n,) array, (B n, P) array or (B n, p) array or None
     """
-    xp = namespace(u)
+    xp = namespace(copy)
     scales = joined.scales(noise)
     count, labels = (int(size) for size in scales.shape)
     residual = joined.targets
     part = parameters.short_range
     if part is not None and joined.linear is not None:
-        residual = residual - _apply(joined.linear, u[part.columns])
+        residual = residual - _apply(joined.linear, copy[part.columns])
     line = None
-    if joined.system is not None:
-        line = _Charged(joined, parameters, u)
+    if joined.molecules is not None:
+        line = _Charged(joined, parameters, u, copy)
         residual = residual - line.values()
     residual = xp.reshape(scales * residual, (-1,))
     linear_size = 0 if part is None else part.size
@@ -361,15 +377,18 @@ def joined_rows(
 class _Charged:
     """Frames at the current parameters: charges, and how labels follow them."""
 
-    def __init__(self, joined: JoinedFrames, parameters: Parameters, u: Array) -> None:
+    def __init__(self, joined: JoinedFrames, parameters: Parameters, u: FloatArray, copy: Array) -> None:
         part = parameters.electronegativity
-        assert part is not None and joined.system is not None
+        assert part is not None and joined.molecules is not None
         assert joined.means is not None and joined.offsets is not None
-        self.joined, self.part, self.system = joined, part, joined.system
-        chi = joined.means + joined.offsets @ u[part.columns][part.kernel_size :]
+        self.joined, self.part, self.parameters, self.u = joined, part, parameters, u
+        self.numbers = joined.frames[0].structure.numbers
+        chi = joined.means + joined.offsets @ copy[part.columns][part.kernel_size :]
         chi = chi[None, :] + zeros((len(joined.frames), 1), chi)
         for block in joined.blocks:
-            chi = chi + _apply(block.values, u[block.columns]) @ block.places
+            chi = chi + _apply(block.values, copy[block.columns]) @ block.places
+        sites = parameters.site_parameters(self.numbers, u, None)
+        self.system = joined.molecules.bind(sites) if joined.system is None else joined.system
         self.state: JoinedState = self.system.solve(chi)
         self.slopes: Array | None = None
         """S = ∂χ_i/∂r, (B, 3N, N)."""
@@ -377,7 +396,7 @@ class _Charged:
             for block in joined.blocks:
                 assert block.positions is not None
                 # (B, 3N, n_z)
-                own = namespace(u).matrix_transpose(_apply(block.positions, u[block.columns]))
+                own = namespace(copy).matrix_transpose(_apply(block.positions, copy[block.columns]))
                 own = own @ block.places
                 self.slopes = own if self.slopes is None else self.slopes + own
 
@@ -394,12 +413,14 @@ class _Charged:
                 if self.slopes is not None:
                     gradient = gradient + (self.slopes @ state.charges[:, :, None])[:, :, 0]
                 parts.append(-gradient)
+            elif kind == "polarizability":
+                parts.append(upper_triangles(self.system.polarizability()))
             else:
                 parts.append(state.dipole if kind == "dipole" else state.charges)
         return xp.concat(parts, axis=1)
 
     def write(self, rows: Array, scales: Array) -> None:
-        """Write the derivatives with respect to the parameters of electronegativities into (B, n, P) rows."""
+        """Write the derivatives with respect to the parameters of charges into (B, n, P) rows."""
         part, spans = self.part, self.joined.spans
         weights = self._by_site() * scales[:, :, None]
         for block in self.joined.blocks:
@@ -409,6 +430,16 @@ class _Charged:
         assert self.joined.offsets is not None
         stop = part.columns.stop
         rows[:, :, stop - part.offsets_size : stop] = weights @ self.joined.offsets
+        directions = self.parameters.site_directions(self.system.sites, self.numbers, self.u, None)
+        if directions is not None:
+            block = self._by_parameter(directions.change)
+            rows[:, :, self.parameters.site_columns] = block * scales[:, :, None]
+
+    @cached_property
+    def _follow(self) -> Array:
+        """Change of the gradient with the charges, (B, 3N, N)."""
+        follow = self.state.gradient_response
+        return follow if self.slopes is None else follow + self.slopes
 
     def _by_site(self) -> Array:
         """W, (B, n, N)."""
@@ -419,12 +450,32 @@ class _Charged:
             if kind == "energy":
                 parts.append(state.charges[:, None, :])
             elif kind == "forces":
-                follow = state.gradient_response
-                parts.append((follow if self.slopes is None else follow + self.slopes) @ response)
+                parts.append(self._follow @ response)
             elif kind == "dipole":
-                parts.append(-(xp.matrix_transpose(self.system.positions) @ response))
+                parts.append(-(xp.matrix_transpose(self.system.molecules.positions) @ response))
+            elif kind == "polarizability":
+                parts.append(zeros((int(response.shape[0]), 6, int(response.shape[1])), response))
             else:
                 parts.append(-response)
+        return xp.concat(parts, axis=1)
+
+    def _by_parameter(self, change: SiteChange) -> Array:
+        """Derivatives with respect to c element parameters, (B, n, c)."""
+        state, response = self.state, self.state.site_response(change)
+        xp = namespace(response)
+        parts = []
+        for kind in self.joined.spans:
+            if kind == "energy":
+                parts.append(state.site_slopes(change)[:, None, :])
+            elif kind == "forces":
+                moved, own = self._follow @ response, state.gradient_change(change)
+                parts.append(-moved if own is None else -(moved + own))
+            elif kind == "dipole":
+                parts.append(xp.matrix_transpose(self.system.molecules.positions) @ response)
+            elif kind == "polarizability":
+                parts.append(upper_triangles(self.system.polarizability_response(change)))
+            else:
+                parts.append(response)
         return xp.concat(parts, axis=1)
 
     def _moved(self, block: _Block, scales: Array) -> Array:
@@ -445,4 +496,4 @@ def _apply(features: Array, weights: Array) -> Array:
     return xp.reshape(xp.reshape(features, (-1, int(weights.shape[0]))) @ weights, features.shape[:-1])
 
 
-__all__ = ["JoinedFrames", "JoiningStore", "join", "joined_rows", "joining_key", "runs"]
+__all__ = ["JoinedFrames", "JoiningStore", "join", "joined_rows", "joining_keys", "runs"]
