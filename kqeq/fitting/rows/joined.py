@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -221,8 +221,8 @@ def join(frames: Sequence[TrainingFrame], parameters: Parameters, device: Device
     blocks: list[_Block] = []
     part = parameters.short_range
     if part is not None:
-        gradients = "sums" if "forces" in spans else "none"
-        found = [m.joined(states[m.descriptor], numbers, gradients) for m in part.feature_maps]
+        sums: Literal["sums", "none"] = "sums" if "forces" in spans else "none"
+        found = [m.joined(states[m.descriptor], numbers, sums) for m in part.feature_maps]
         linear = _linear(part, found, numbers, spans, (len(frames), edges[-1]), device)
         if "energy" in spans:
             wanted[:, spans["energy"]] -= part.mean(numbers).sum()
@@ -387,8 +387,10 @@ class _Charged:
         chi = chi[None, :] + zeros((len(joined.frames), 1), chi)
         for block in joined.blocks:
             chi = chi + _apply(block.values, copy[block.columns]) @ block.places
-        sites = parameters.site_parameters(self.numbers, u, None)
-        self.system = joined.molecules.bind(sites) if joined.system is None else joined.system
+        system = joined.system
+        if system is None:
+            system = joined.molecules.bind(parameters.site_parameters(self.numbers, u, None))
+        self.system = system
         self.state: JoinedState = self.system.solve(chi)
         self.slopes: Array | None = None
         """S = ∂χ_i/∂r, (B, 3N, N)."""

@@ -221,21 +221,21 @@ class PairFunctions:
     def build(cls, vectors: Array, switch: Array, slope: Array, state: ArraySOAPState) -> PairFunctions:
         """From vectors (3, p), f (p,) and f'/r (p,)."""
         xp = namespace(vectors)
-        r2 = xp.sum(vectors**2, axis=0)
+        r2 = xp.sum(vectors**2, axis=0)[:, None]
         harmonics = solid_harmonics(vectors, state.tables)
         angular, along, radial = [], [], []
         for degree, harmonic in enumerate(harmonics):
-            a = state.arrays.exponents[degree]
-            gaussians, weights = xp.exp(a * r2), state.arrays.weights[degree]
-            plain = weights @ gaussians
-            steep = (weights @ (2.0 * a * gaussians)) * switch + plain * slope
-            along.append(xp.asarray(steep.T, copy=True))
-            radial.append(xp.asarray((plain * switch).T, copy=True))
+            a, weights = state.arrays.exponents[degree].T, state.arrays.weights[degree].T
+            gaussians = xp.exp(a * r2)
+            plain = gaussians @ weights
+            along.append((gaussians * (2.0 * a)) @ weights * switch[:, None] + plain * slope[:, None])
+            radial.append(plain * switch[:, None])
             lifted = zeros((3, 1, int(r2.shape[0])), r2)
             if degree > 0:
                 lifted = state.arrays.gradients[degree] @ harmonics[degree - 1]
-            rows = xp.concat([harmonic[None, ...], lifted], axis=0)
-            angular.append(xp.asarray(xp.permute_dims(rows, (2, 0, 1)), copy=True))
+            rows = xp.permute_dims(xp.concat([harmonic[None, ...], lifted], axis=0), (2, 0, 1))
+            # in the order in which pairs are taken
+            angular.append(xp.reshape(xp.reshape(rows, (-1,)), rows.shape))
         return cls(angular, along, radial)
 
     def take(self, pairs: Array) -> PairFunctions:
