@@ -556,7 +556,8 @@ class TurnedEquations:
         if not is_numpy(there):
             xp = namespace(there)
             upper = xp.linalg.qr(xp.matrix_transpose(self._turn.back(there)), mode="reduced").R
-            signs = xp.where(xp.linalg.diagonal(upper) < 0.0, -1.0, 1.0)
+            diagonal = xp.linalg.diagonal(upper)
+            signs = xp.where(diagonal < 0.0, -xp.ones_like(diagonal), xp.ones_like(diagonal))
             return to_numpy(xp.matrix_transpose(upper * signs[:, None]))
         factor = np.array(there, order="C")
         self._turn.turn_back(factor)

@@ -161,11 +161,11 @@ class Turn:
         for block in self.blocks:
             vectors, factor = (asarray_like(a, vector) for a in (block.vectors, block.factor))
             factor = xp.permute_dims(factor, (1, 0)) if transposed else factor
-            own = vector[block.columns]
+            own = vector[block.columns, ...]
             image = factor @ (xp.permute_dims(vectors, (1, 0)) @ own)
-            parts += [vector[last : block.columns.start], own - vectors @ image]
+            parts += [vector[last : block.columns.start, ...], own - vectors @ image]
             last = block.columns.stop
-        return xp.concat([*parts, vector[last:]])
+        return xp.concat([*parts, vector[last:, ...]])
 
 
 __all__ = ["DIRECTIONS", "FEWEST", "Reflections", "Turn"]
