@@ -57,7 +57,7 @@ SEPARATE_SHARE = 0.75
 MIN_CHUNKS = 4
 """So many chunks there are at least, if frames suffice."""
 
-DEVICE_ROWS = 8 * CHUNK_ROWS
+DEVICE_ROWS = 64 * CHUNK_ROWS
 """Rows of a chunk elsewhere than on the host: frames are joined within a chunk."""
 
 TRAFFIC = 4_000_000_000

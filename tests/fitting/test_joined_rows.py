@@ -202,6 +202,17 @@ def test_frames_do_not_see_each_other(frames, parameters):
     assert np.abs(beside[1000][0] - beside[one.index][0]).max() > 0.1
 
 
+def test_single_atoms(parameters):
+    """Without a pair, and with a charge that has nowhere to go."""
+    rng = np.random.default_rng(2)
+    kinds = ("energy", "forces", "dipole")
+    some = [labelled(Atoms("O", rng.normal(size=(1, 3))), i, kinds, 0, rng) for i in range(3)]
+    u = random_u(parameters)
+    problems = [FitProblem(some, parameters, EVERY, linear=False, device=own) for own in (CPU, STRICT)]
+    assert runs_of(problems[1]) == [3]
+    assert_equal_rows(*(rows_of(problem, u, "full") for problem in reversed(problems)))
+
+
 def test_left_out_frames(frames, parameters):
     u = random_u(parameters)
     gone = {f.index for f in frames[::5]} | {f.index for f in frames if len(f.structure) == 2}

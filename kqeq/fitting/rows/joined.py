@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -89,18 +89,19 @@ def frame_bytes(frame: TrainingFrame, parameters: Parameters) -> int:
 
 
 def runs(keys: Sequence[Key | None], frames: Sequence[TrainingFrame], parameters: Parameters) -> list[range]:
-    """Neighbours with equal keys; those that are joined within the limits."""
+    """Neighbours with equal keys; those that are joined in parts of about the same size, within the limits."""
     found: list[range] = []
-    start, atoms, size = 0, 0, 0
-    for i, (own, frame) in enumerate(zip(keys, frames, strict=True)):
-        more, added = len(frame.structure), frame_bytes(frame, parameters)
-        fits = atoms + more <= MOST_ATOMS and size + added <= MOST_BYTES
-        if i > start and (own != keys[start] or not (own is None or fits)):
-            found.append(range(start, i))
-            start, atoms, size = i, 0, 0
-        atoms, size = atoms + more, size + added
-    if frames:
-        found.append(range(start, len(frames)))
+    start = 0
+    for own, group in groupby(keys):
+        stop = start + len(list(group))
+        parts = 1
+        if own is not None:
+            atoms, size = len(frames[start].structure), frame_bytes(frames[start], parameters)
+            most = max(1, min(MOST_ATOMS // atoms, MOST_BYTES // size))
+            parts = -(-(stop - start) // most)
+        edges = [start + (stop - start) * part // parts for part in range(parts + 1)]
+        found += [range(a, b) for a, b in pairwise(edges)]
+        start = stop
     return found
 
 
@@ -399,7 +400,7 @@ class _Charged:
                 assert block.positions is not None
                 # (B, 3N, n_z)
                 own = namespace(copy).matrix_transpose(_apply(block.positions, copy[block.columns]))
-                own = own @ block.places
+                own = _mixed(own, block.places)
                 self.slopes = own if self.slopes is None else self.slopes + own
 
     def values(self) -> Array:
@@ -426,12 +427,12 @@ class _Charged:
         part, spans = self.part, self.joined.spans
         weights = self._by_site() * scales[:, :, None]
         for block in self.joined.blocks:
-            rows[:, :, block.columns] = (weights @ block.places.T) @ block.values
+            rows[:, :, block.columns] = _mixed(weights, block.places.T) @ block.values
             if block.positions is not None and "forces" in spans:
                 rows[:, spans["forces"], block.columns] += self._moved(block, scales)
         assert self.joined.offsets is not None
         stop = part.columns.stop
-        rows[:, :, stop - part.offsets_size : stop] = weights @ self.joined.offsets
+        rows[:, :, stop - part.offsets_size : stop] = _mixed(weights, self.joined.offsets)
         directions = self.parameters.site_directions(self.system.sites, self.numbers, self.u, None)
         if directions is not None:
             block = self._by_parameter(directions.change)
@@ -496,6 +497,13 @@ def _apply(features: Array, weights: Array) -> Array:
     """(..., M) features times (M,) weights, in one product."""
     xp = namespace(features)
     return xp.reshape(xp.reshape(features, (-1, int(weights.shape[0]))) @ weights, features.shape[:-1])
+
+
+def _mixed(stack: Array, matrix: Array) -> Array:
+    """(B, n, m) arrays times one (m, k) matrix, in one product."""
+    xp = namespace(stack)
+    count, rows, inner = (int(size) for size in stack.shape)
+    return xp.reshape(xp.reshape(stack, (-1, inner)) @ matrix, (count, rows, -1))
 
 
 __all__ = ["JoinedFrames", "JoiningStore", "join", "joined_rows", "joining_keys", "runs"]
