@@ -6,6 +6,9 @@ NumPy call in the middle of a computation is an error here as it would be (an er
 """
 
 import os
+from contextlib import contextmanager
+from functools import wraps
+from types import FunctionType, ModuleType
 
 import array_api_strict
 import numpy as np
@@ -48,3 +51,48 @@ def assert_same(result, expected, *, relative=1e-12, trivial=False):
     scale = np.abs(expected).max(initial=0.0)
     assert trivial or scale > 0.0
     np.testing.assert_allclose(values, expected, rtol=0, atol=relative * max(scale, 1e-30))
+
+
+@contextmanager
+def count_operations():
+    """Counts array operations of the stand-in by name: each is (at least) one launch on a GPU."""
+    counts = {}
+    undo = []
+
+    def patch(owner, name):
+        original = getattr(owner, name)
+
+        @wraps(original)
+        def counted(*arguments, **options):
+            counts[name] = counts.get(name, 0) + 1
+            return original(*arguments, **options)
+
+        undo.append((owner, name, original))
+        setattr(owner, name, counted)
+
+    free = {
+        "reshape",
+        "permute_dims",
+        "matrix_transpose",
+        "__getitem__",
+        "isdtype",
+        "can_cast",
+        "result_type",
+    }
+    array = type(STRICT.like)
+    for owner in (array_api_strict, array_api_strict.linalg):
+        for name in vars(owner).get("__all__", dir(owner)):
+            value = getattr(owner, name, None)
+            if isinstance(value, FunctionType) and not isinstance(value, ModuleType) and name not in free:
+                patch(owner, name)
+    operators = (
+        "add radd iadd sub rsub isub mul rmul imul truediv rtruediv itruediv pow neg matmul rmatmul imatmul"
+    )
+    for name in [*(f"__{own}__" for own in operators.split()), "__setitem__"]:
+        if name in vars(array):
+            patch(array, name)
+    try:
+        yield counts
+    finally:
+        for owner, name, original in undo:
+            setattr(owner, name, original)

@@ -37,6 +37,7 @@ from kqeq.backend.cuda import (
     use_raw_kernels,
 )
 from kqeq.backend.linear import (
+    all_positive_definite,
     cho_solve,
     cholesky,
     inverse,
@@ -68,6 +69,7 @@ __all__ = [
     "HOST_MEMORY",
     "Device",
     "Transfers",
+    "all_positive_definite",
     "arange",
     "asarray_like",
     "cache_budget",

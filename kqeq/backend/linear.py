@@ -39,6 +39,22 @@ def cholesky(matrix: Array, *, overwrite: bool = False) -> Array | None:
     return lower if bool(xp.all(xp.isfinite(xp.linalg.diagonal(lower)))) else None
 
 
+def all_positive_definite(matrices: Array) -> bool:
+    """Whether every symmetric matrix of a stack (B, n, n) has a Cholesky factor that is finite."""
+    xp = namespace(matrices)
+    try:
+        if is_cupy(matrices):
+            import cupyx
+
+            with cupyx.errstate(linalg="raise"):
+                lower = xp.linalg.cholesky(matrices)
+        else:
+            lower = wrapped(np.linalg.cholesky(buffer(matrices)), matrices)
+    except np.linalg.LinAlgError:
+        return False
+    return bool(xp.all(xp.isfinite(xp.linalg.diagonal(lower))))
+
+
 def _cholesky_in_place(matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
     """Column block after column block, so that nearly all of it is one product a block.
 
@@ -100,12 +116,12 @@ def cho_solve(lower: Array, rhs: Array) -> Array:
 
 
 def inverse(matrix: Array) -> Array:
-    """Inverse of a small matrix.
+    """Inverse of a small matrix, or of a stack of them.
 
     Raises
     ------
     numpy.linalg.LinAlgError
-        If it is singular (CuPy's default would be NaN).
+        If one is singular (CuPy's default would be NaN).
     """
     if is_cupy(matrix):
         import cupyx
@@ -118,6 +134,7 @@ def inverse(matrix: Array) -> Array:
 
 
 __all__ = [
+    "all_positive_definite",
     "cho_solve",
     "cholesky",
     "inverse",

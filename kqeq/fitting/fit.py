@@ -546,6 +546,7 @@ def _parameters(ready: _Ready, known: Parameters | None = None, *, spreads: bool
                     progress=lambda items: track(items, f"{role} environments"),
                     role=role,
                     seed=settings.seed,
+                    device=settings.device,
                 )
                 for kernel in kernels or ()
             ]

@@ -38,13 +38,13 @@ from kqeq.fitting.rows.blocks import frame_rows
 from kqeq.fitting.rows.cache import CacheFiles, CacheFolder
 from kqeq.fitting.rows.features import (
     MEMORY_BUDGET,
-    FeatureStore,
     Separate,
     TrainingFrame,
     feature_maps,
     jacobian_bytes,
     stored_bytes,
 )
+from kqeq.fitting.rows.joined import JoiningStore, joined_rows, joining_keys
 from kqeq.io.progress import say, track
 from kqeq.typing import Array, FloatArray
 
@@ -56,6 +56,9 @@ SEPARATE_SHARE = 0.75
 
 MIN_CHUNKS = 4
 """So many chunks there are at least, if frames suffice."""
+
+DEVICE_ROWS = 64 * CHUNK_ROWS
+"""Rows of a chunk elsewhere than on the host: frames are joined within a chunk."""
 
 TRAFFIC = 4_000_000_000
 """Bytes that all chunks together may return at the first point; later ones return less."""
@@ -71,7 +74,7 @@ RETRIES = 3
 
 Result = TypeVar("Result")
 
-_STORES: dict[tuple[str, int], FeatureStore] = {}
+_STORES: dict[tuple[str, int], JoiningStore] = {}
 _NUMBERS = itertools.count()
 
 
@@ -127,23 +130,54 @@ class Chunk:
 
     def rows(self, u: FloatArray, *, jacobian: JacobianKind) -> Iterator[tuple[Array, Array | None]]:
         """Residuals and Jacobians frame by frame."""
+        for count, residual, rows in self._blocks(u, jacobian):
+            size = int(residual.shape[0]) // count
+            for k in range(count):
+                own = slice(k * size, (k + 1) * size)
+                yield residual[own], None if rows is None else rows[own, :]
+
+    def blocks(self, u: FloatArray, *, jacobian: JacobianKind) -> Iterator[tuple[Array, Array | None]]:
+        """The same rows, those of frames that are joined in one block."""
+        for _, residual, rows in self._blocks(u, jacobian):
+            yield residual, rows
+
+    def _blocks(self, u: FloatArray, jacobian: JacobianKind) -> Iterator[tuple[int, Array, Array | None]]:
+        """Number of frames, residuals and Jacobians."""
         store = _store(self)
         copy = asarray_like(u, self.device.like)
-        for i, frame in enumerate(self.frames):
-            if i in self.skip:
+        for run in store.runs:
+            members = [i for i in run if i not in self.skip]
+            if not members:
                 continue
-            yield frame_rows(
-                frame, store.get(i), self.parameters, u, self.noise, jacobian=jacobian, copy=copy
-            )
+            joined = store.joined(run)
+            if joined is not None:
+                if len(members) < len(run):
+                    joined = joined.select([i - run.start for i in members])
+                found = joined_rows(joined, self.parameters, u, self.noise, jacobian=jacobian, copy=copy)
+                yield len(members), *found
+                continue
+            for i in members:
+                yield (
+                    1,
+                    *frame_rows(
+                        self.frames[i],
+                        store.get(i),
+                        self.parameters,
+                        u,
+                        self.noise,
+                        jacobian=jacobian,
+                        copy=copy,
+                    ),
+                )
 
 
-def _store(chunk: Chunk) -> FeatureStore:
+def _store(chunk: Chunk) -> JoiningStore:
     """The features of a chunk in this process; those of earlier fits make room."""
     key = (chunk.token, chunk.number)
     if key not in _STORES:
         for old in [k for k in _STORES if k[0] != chunk.token and not k[0].startswith(f"{os.getpid()}-")]:
             del _STORES[old]  # a worker process serves one fit at a time
-        _STORES[key] = FeatureStore(
+        _STORES[key] = JoiningStore(
             chunk.frames,
             chunk.parameters,
             chunk.budget,
@@ -195,7 +229,10 @@ class FitProblem:
         ):  # charges of one structure at a time, which are found on the host
             frames, device = _acted_on(frames), CPU
         # frames of the same elements share representatives in their layout, and products with them
-        self.frames = frames = sorted(frames, key=lambda frame: frame.structure.species)
+        frames = sorted(frames, key=lambda frame: frame.structure.species)
+        if not device.is_host:
+            frames = _alike(frames, parameters, device)
+        self.frames = frames
         self.parameters = parameters
         self.noise = noise
         self.linear = linear
@@ -219,7 +256,8 @@ class FitProblem:
         self.token = f"{os.getpid()}-{next(_NUMBERS)}"
         files = None if cache is None else cache.files(feature_maps(parameters))
         self.chunks = []
-        for i, group in enumerate(_groups(frames, parameters.size)):
+        least = CHUNK_ROWS if device.is_host else DEVICE_ROWS
+        for i, group in enumerate(_groups(frames, parameters.size, least)):
             share = len(group) / len(frames)
             own = None if files is None else files.share(share)
             self.chunks.append(
@@ -249,6 +287,13 @@ class FitProblem:
         """Residuals and Jacobians frame by frame."""
         for chunk in track(self.chunks, description, total=len(self.chunks)):
             yield from chunk.rows(u, jacobian=jacobian)
+
+    def blocks(
+        self, u: FloatArray, *, jacobian: JacobianKind, description: str = "frames"
+    ) -> Iterator[tuple[Array, Array | None]]:
+        """The same rows, those of frames that are joined in one block."""
+        for chunk in track(self.chunks, description, total=len(self.chunks)):
+            yield from chunk.blocks(u, jacobian=jacobian)
 
     def without(self, left_out: Collection[int]) -> FitProblem:
         """The same problem without the frames of these indices; features are shared, and end with those of this one."""
@@ -306,11 +351,23 @@ def _acted_on(frames: Sequence[TrainingFrame]) -> list[TrainingFrame]:
     return found
 
 
-def _groups(frames: Sequence[TrainingFrame], size: int) -> list[Sequence[TrainingFrame]]:
-    """Consecutive frames with about :data:`CHUNK_ROWS` labels each, in no more groups than the limits above."""
+def _alike(frames: Sequence[TrainingFrame], parameters: Parameters, device: Device) -> list[TrainingFrame]:
+    """Frames that can be joined side by side, within those of the same elements."""
+    places: dict[tuple[object, ...], int] = {}
+    order = []
+    for frame, own in zip(frames, joining_keys(frames, parameters, device), strict=True):
+        species = frame.structure.species
+        order.append((species, places.setdefault((species, own), len(places))))
+    return [frames[i] for i in sorted(range(len(frames)), key=order.__getitem__)]
+
+
+def _groups(
+    frames: Sequence[TrainingFrame], size: int, least: int = CHUNK_ROWS
+) -> list[Sequence[TrainingFrame]]:
+    """Consecutive frames with about ``least`` labels each, in no more groups than the limits above."""
     counts = [frame.n_labels for frame in frames]
     most = max(MIN_CHUNKS, min(MAX_CHUNKS, TRAFFIC // (4 * size**2)))
-    target = max(CHUNK_ROWS, sum(counts) // most + 1)
+    target = max(least, sum(counts) // most + 1)
     groups: list[Sequence[TrainingFrame]] = []
     start = waiting = 0
     for i, count in enumerate(counts):
@@ -389,7 +446,7 @@ def joblib_engine(
     name = "iteration" if what in ("border", "full", "triangle") else "step"
     if not problem.device.is_host or is_serial():
         with blas.one_thread():
-            rows = problem.rows(u, jacobian=jacobian_of(what), description=name)
+            rows = problem.blocks(u, jacobian=jacobian_of(what), description=name)
             return sum_rows(problem, rows, what, turn)
     sums = map_chunks(
         chunk_sums, problem.chunks, u, what, turn, description=name, distribute=problem.device.is_host

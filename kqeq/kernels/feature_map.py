@@ -22,7 +22,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -49,6 +49,7 @@ from kqeq.backend.linalg import factorise_with_jitter, solve_lower
 from kqeq.descriptors import evaluate_states
 from kqeq.descriptors.base import Descriptor, DescriptorState, FeatureGradients
 from kqeq.descriptors.by_centre import gradients_by_centre
+from kqeq.descriptors.joined import gradients_by_centre as by_centre_joined
 from kqeq.frames.neighbours import Pairs
 from kqeq.frames.structures import Structure, composition_of
 from kqeq.kernels.settings import (
@@ -366,6 +367,27 @@ class FeatureJacobian:
 
 
 @dataclass(frozen=True, eq=False)
+class JoinedFeatures:
+    """Φ of the atoms of one element in B molecules with the same N atoms.
+
+    Attributes
+    ----------
+    columns : slice
+        Of the element in the p features.
+    atoms : (n,) int array
+        Which of the N atoms, on the host.
+    values : (B, n, M) array
+    positions : (B, n, 3N, M) or (B, 3N, M) array, or None
+        Derivatives with respect to positions of every atom's features, or of their sum over the atoms.
+    """
+
+    columns: slice
+    atoms: IntArray
+    values: Array
+    positions: Array | None
+
+
+@dataclass(frozen=True, eq=False)
 class FeatureMap:
     """Sparse kernel features Φ of environments, and their derivatives.
 
@@ -621,6 +643,44 @@ class FeatureMap:
             start = ends[2]
         return results
 
+    def joined(
+        self, state: DescriptorState, numbers: IntArray, gradients: Literal["none", "sums", "atoms"]
+    ) -> list[JoinedFeatures]:
+        """Φ element by element for molecules that :func:`kqeq.descriptors.joined.evaluate_joined` put side by side.
+
+        Parameters
+        ----------
+        state : DescriptorState
+            Of all of them.
+        numbers : (N,) array
+            Atomic numbers of one.
+        gradients : {"none", "sums", "atoms"}
+            Derivatives with respect to positions: none, of the sums over atoms, or of every atom for itself.
+        """
+        size, like = len(numbers), state.values
+        xp = namespace(like)
+        count = int(like.shape[0]) // size
+        found = []
+        for similarity in self.similarities(state, np.tile(numbers, count)):
+            z, centres, dots = similarity.element, similarity.centres, similarity.dots
+            lower = self._lower(z, like)
+            values = solve_lower(lower, _power(dots, self.zeta).T).T
+            shape: tuple[int, ...] = (count, -1, int(dots.shape[1]))
+            positions = None
+            if gradients != "none":
+                slopes, directions = _slope(dots, self.zeta), self._directions(state.species, z, like)
+                given = state, centres, directions, slopes
+                if gradients == "sums":
+                    raw = self.descriptor.feature_gradients(*given, projections=dots).positions
+                else:
+                    raw = by_centre_joined(self.descriptor, state, size, *given[1:], projections=dots)
+                    raw = xp.reshape(raw, (-1, shape[2]))
+                inner = (3 * size,) if gradients == "sums" else (len(centres) // count, 3 * size)
+                positions = xp.reshape(solve_lower(lower, raw.T).T, (count, *inner, shape[2]))
+            atoms = composition_of(numbers).atoms_of[z]
+            found.append(JoinedFeatures(self.columns[z], atoms, xp.reshape(values, shape), positions))
+        return found
+
     def coefficients(self, weights: Array) -> dict[int, Array]:
         """Kernel coefficients c = L⁻ᵀ w by element, where w is, so that f_i = Σ_m k(p_i, p_m) c_m."""
         return {
@@ -830,6 +890,7 @@ __all__ = [
     "SELECTIONS",
     "FeatureJacobian",
     "FeatureMap",
+    "JoinedFeatures",
     "Kernels",
     "Representatives",
     "SOAPKernel",

@@ -18,11 +18,12 @@ import numpy as np
 from ase.data import chemical_symbols
 from scipy import sparse
 
-from kqeq.backend import blas
+from kqeq.backend import CPU, Device, blas
 from kqeq.backend.linalg import factorise_with_jitter, solve_lower
 from kqeq.descriptors.base import Descriptor
 from kqeq.errors import RepresentativesWarning, warn
 from kqeq.frames.structures import Structure
+from kqeq.kernels.farthest import DUPLICATE, can_choose, choose_on_device, distinct, farthest_of
 from kqeq.kernels.feature_map import (
     DEFAULT_REPRESENTATIVES,
     FeatureMap,
@@ -63,9 +64,6 @@ SMALLEST_SAMPLE = 2000
 SAMPLE_FACTOR = 10
 """CUR and leverage scores: size of the random sample of candidates per element, likewise."""
 
-DUPLICATE = 1e-12
-"""Environments whose normalised dot product is within this of 1 are the same."""
-
 
 def build_feature_map(
     kernel: Kernel,
@@ -75,6 +73,7 @@ def build_feature_map(
     progress: Callable[[Iterable[Structure]], Iterable[Structure]] = lambda items: items,
     role: str = "kernel",
     seed: int = 0,
+    device: Device = CPU,
 ) -> FeatureMap:
     """Choose representatives among the environments of ``structures`` and build the feature map.
 
@@ -90,6 +89,8 @@ def build_feature_map(
         Names the kernel in warnings.
     seed : int
         Of what is drawn: with ``selection="leverage"``, displacements, samples of many environments.
+    device : Device
+        Where farthest points among environments of open molecules are chosen; all else is done on the host.
 
     Warns
     -----
@@ -97,7 +98,7 @@ def build_feature_map(
         If there are fewer distinct environments of an element than were asked for.
     """
     with blas.one_thread():
-        return _build(kernel, structures, species, progress, role, seed)
+        return _build(kernel, structures, species, progress, role, seed, device)
 
 
 def _build(
@@ -107,6 +108,7 @@ def _build(
     progress: Callable[[Iterable[Structure]], Iterable[Structure]],
     role: str,
     seed: int,
+    device: Device,
 ) -> FeatureMap:
     descriptor: Descriptor
     if isinstance(kernel, NetworkKernel):
@@ -123,21 +125,25 @@ def _build(
         sample = max(SMALLEST_SAMPLE, (2 if kernel.selection == "gradients" else SAMPLE_FACTOR) * wanted)
         size, reduce = 2 * sample, partial(_keep_drawn, n=sample)
     gradients = kernel.selection == "gradients"
-    pool = _candidates(
-        descriptor, progress(structures), species, size, reduce, displaced=gradients, seed=seed
-    )
+    if not device.is_host:
+        structures = list(structures)  # they are looked at twice
     chosen: dict[int, sparse.csr_array] = {}
-    short: list[str] = []
-    for z, rows in pool.items():
-        if gradients:
-            half = rows.shape[1] // 2
-            rows, others = rows[:, :half], rows[:, half:]  # noqa: PLW2901
-            index = select_for_gradients(rows, others - rows, wanted, float(kernel.zeta))
-        else:
-            index = choose_rows(rows, wanted, kernel.selection, seed)
-        chosen[z] = sparse.csr_array(rows[index])
-        if kernel.n_representatives is not None and len(index) < wanted:
-            short.append(f"{chemical_symbols[z]} {len(index)}")
+    if kernel.selection == "fps" and can_choose(descriptor, structures, device):
+        chosen = choose_on_device(descriptor, progress(structures), species, wanted, size, device)
+    else:
+        pool = _candidates(
+            descriptor, progress(structures), species, size, reduce, displaced=gradients, seed=seed
+        )
+        for z, rows in pool.items():
+            if gradients:
+                half = rows.shape[1] // 2
+                rows, others = rows[:, :half], rows[:, half:]  # noqa: PLW2901
+                index = select_for_gradients(rows, others - rows, wanted, float(kernel.zeta))
+            else:
+                index = choose_rows(rows, wanted, kernel.selection, seed)
+            chosen[z] = sparse.csr_array(rows[index])
+    short = [f"{chemical_symbols[z]} {rows.shape[0]}" for z, rows in chosen.items() if rows.shape[0] < wanted]
+    short = [] if kernel.n_representatives is None else short
     if short:
         warn(
             f"{kernel.n_representatives} representatives per element were asked for the {role} kernel, but the "
@@ -270,7 +276,7 @@ def _farthest(rows: sparse.csr_array, n: int, start: list[int]) -> IntArray:
     """
     candidates = rows.shape[0]
     if 8 * candidates**2 <= GRAM_BUDGET:
-        return _farthest_of(gram(rows), n, start)
+        return farthest_of(gram(rows), n, start)
     from sklearn import config_context
     from skmatter.sample_selection import FPS
 
@@ -278,21 +284,6 @@ def _farthest(rows: sparse.csr_array, n: int, start: list[int]) -> IntArray:
     with config_context(assume_finite=True):  # otherwise every step looks for NaN in all rows
         selector.fit(_dense(rows, DENSE_BUDGET))
     return np.asarray(selector.selected_idx_, dtype=np.int64)
-
-
-def _farthest_of(dots: FloatArray, n: int, start: list[int]) -> IntArray:
-    """Farthest-point sampling by the dot products of all candidates, (n_candidates, n_candidates).
-
-    Gonzalez 1985, *Theor. Comput. Sci.* 38, 293.
-    """
-    squares = np.diagonal(dots)
-    distances = np.full(len(dots), np.inf)
-    chosen = np.empty(n, dtype=np.int64)
-    for number in range(n):
-        index = start[number] if number < len(start) else int(np.argmax(distances))
-        chosen[number] = index
-        np.minimum(distances, squares[index] + squares - 2.0 * dots[index], out=distances)
-    return chosen
 
 
 def select_for_gradients(rows: sparse.csr_array, changes: sparse.csr_array, n: int, zeta: float) -> IntArray:
@@ -383,8 +374,7 @@ def _dense(rows: sparse.csr_array, budget: int) -> FloatArray:
 
 def _distinct(rows: sparse.csr_array, order: IntArray) -> IntArray:
     """Drop rows that equal an earlier one."""
-    dots = np.tril(gram(rows[order]), -1)
-    return np.asarray(order[~(dots > 1.0 - DUPLICATE).any(axis=1)])
+    return np.asarray(order[distinct(gram(rows[order]))])
 
 
 __all__ = ["build_feature_map", "choose_rows", "select_for_gradients"]

@@ -1,6 +1,7 @@
 """Fits on a device: the CPU's parameters, sums that stay there, few transfers."""
 
 import warnings
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from kqeq.backend import CPU, limit_memory, record_transfers, to_numpy
 from kqeq.errors import KQEqWarning
 from kqeq.fitting.least_squares.equations import NormalEquations, Prior, Sums, push, scaled_condition
 from kqeq.fitting.least_squares.solver import sum_frames
+from kqeq.fitting.least_squares.turning import FEWEST
 
 NOISE = {"energy": 0.05, "forces": 0.5, "dipole": 0.05}
 
@@ -49,6 +51,22 @@ def test_the_same_parameters(name, kernel, water_training):
     expected = fit(frames, "cpu", kernel, CHARGES[name]())
     assert_same_fit(fit(frames, STRICT, kernel, CHARGES[name]()), expected)
     assert np.abs(expected.posterior_.u).max() > 0.1
+
+
+def test_a_turned_fit(kernel, water_training):
+    """With as many parameters as are turned, and representatives that are chosen on the device."""
+    short = [kernel(r, zeta=4, n_representatives=15) for r in (3.0, 4.0, 5.0)]
+    models = []
+    for device in ("cpu", STRICT):
+        model = kqeq.KQEq(kernel(3.5), short, kqeq.QEq(hardness="learn"), noise=NOISE, max_iterations=4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", KQEqWarning)
+            models.append(model.fit(water_training, device=device))
+    part = models[0].posterior_.parameters.short_range
+    assert part.size > FEWEST
+    assert_same_fit(models[1], models[0], 1e-6)
+    lower = [model.posterior_.lower for model in models]
+    np.testing.assert_allclose(lower[1], lower[0], rtol=0, atol=1e-6 * np.abs(lower[0]).max())
 
 
 def periodic(frames):
@@ -108,7 +126,8 @@ def test_resuming_elsewhere(kernel, water_training, tmp_path):
 
 def test_jacobians_stay_on_the_device(kernel, water_training):
     """What comes back from a pass over the frames are its sums."""
-    with record_transfers() as moved:
+    # the choice of representatives, once, has transfers of its own
+    with patch("kqeq.kernels.representatives.can_choose", lambda *_: False), record_transfers() as moved:
         model = fit(water_training[:4], STRICT, kernel)
     parameters = model.posterior_.parameters.size
     large = [size for size in moved.to_host if size > 8 * parameters]

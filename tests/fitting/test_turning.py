@@ -158,6 +158,37 @@ def test_sums_turn_on_any_device():
     np.testing.assert_allclose(to_numpy(sums.rhs), q.T @ matrix.T @ target, atol=1e-10)
 
 
+@pytest.mark.parametrize("split", [None, slice(0, 100)])
+def test_turned_equations_on_a_device(split):
+    """All that is asked of them, with a block of linear parameters and without."""
+    matrix = np.random.default_rng(3).normal(size=(260, 200))
+    target = np.random.default_rng(4).normal(size=260)
+    turn = Turn.towards(matrix[:30], [slice(0, 100), slice(100, 200)])
+    assert len(turn.blocks) == 2
+
+    class Rows:
+        size, linear, linear_columns = 200, False, split
+
+        def __init__(self, put):
+            self.put = put
+
+        def rows(self, u, *, jacobian):
+            for part in np.array_split(np.arange(260), 3):
+                yield self.put(target[part] - matrix[part] @ u), self.put(matrix[part])
+
+    u = np.linspace(-1.0, 1.0, 200)
+    host, device = (accumulate(Rows(put), u, turn=turn) for put in (np.asarray, on_device))
+    assert isinstance(device, TurnedEquations)
+    np.testing.assert_allclose(device.lower, host.lower, atol=1e-10)
+    assert not np.triu(device.lower, 1).any()
+    for damping in (0.0, 0.4):
+        np.testing.assert_allclose(device.step(damping), host.step(damping), atol=1e-11)
+    np.testing.assert_allclose(device.solve(u), host.solve(u), atol=1e-11)
+    assert device.promised(u) == pytest.approx(host.promised(u), rel=1e-10)
+    own = slice(0, 100)
+    np.testing.assert_allclose(device.inverse(own)(u[own]), host.inverse(own)(u[own]), atol=1e-11)
+
+
 def test_fits_are_turned_and_agree_with_qr(water_training, kernel):
     short = [kernel(r, zeta=4, n_representatives=15) for r in (3.0, 4.0, 5.0)]
     options = {"charges": None, "noise": {"energy": 1e-6, "forces": 1e-3}, "targets": ["energy", "forces"]}

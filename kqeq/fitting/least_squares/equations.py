@@ -409,14 +409,19 @@ class NormalEquations:
     @property
     def lower(self) -> FloatArray:
         """Cholesky factor of H, on the host."""
+        return to_numpy(self.lower_there)
+
+    @property
+    def lower_there(self) -> Array:
+        """The same where it was computed."""
         if self._cross is None:
-            return to_numpy(self._factor)
+            return self._factor
         assert self.linear is not None
         split = self._split
-        whole = np.zeros((len(self.rhs),) * 2)
-        whole[:split, :split] = to_numpy(self.linear.lower)
-        whole[split:, :split] = to_numpy(self._cross).T
-        whole[split:, split:] = to_numpy(self._factor)
+        whole = zeros((len(self.rhs),) * 2, self._factor)
+        whole[:split, :split] = self.linear.lower
+        whole[split:, :split] = self._cross.T
+        whole[split:, split:] = self._factor
         return whole
 
     def _condition(self, scale: Array) -> float:
@@ -547,7 +552,14 @@ class TurnedEquations:
         """Cholesky factor of H: the triangle of (Q L')ᵀ, of which H is the square; in one copy of L'."""
         from scipy.linalg.lapack import dgeqrf
 
-        factor = np.array(self._turned.lower, order="C")
+        there = self._turned.lower_there
+        if not is_numpy(there):
+            xp = namespace(there)
+            upper = xp.linalg.qr(xp.matrix_transpose(self._turn.back(there)), mode="reduced").R
+            diagonal = xp.linalg.diagonal(upper)
+            signs = xp.where(diagonal < 0.0, -xp.ones_like(diagonal), xp.ones_like(diagonal))
+            return to_numpy(xp.matrix_transpose(upper * signs[:, None]))
+        factor = np.array(there, order="C")
         self._turn.turn_back(factor)
         size = len(factor)
         with blas.all_threads():

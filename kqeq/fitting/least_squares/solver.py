@@ -260,11 +260,12 @@ class _Sum:
         """Multiply what was collected."""
         if self.waiting == 0:
             return
-        stacked = (
-            namespace(self.pending[0]).concat(self.pending)
-            if self.buffer is None
-            else self.buffer[: self.waiting]
-        )
+        if self.buffer is not None:
+            stacked = self.buffer[: self.waiting]
+        elif len(self.pending) == 1:
+            stacked = self.pending[0]
+        else:
+            stacked = namespace(self.pending[0]).concat(self.pending)
         if self.what == "triangle":
             if self.total.triangle is None:
                 self.total.triangle = zeros((self.size + 1, self.size + 1), stacked)

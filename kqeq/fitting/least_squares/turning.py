@@ -22,11 +22,11 @@ Dimensions: P parameters, p of one block, k directions, n rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from kqeq.backend import asarray_like, is_numpy, namespace
+from kqeq.backend import asarray_like, is_numpy, namespace, place
 from kqeq.typing import Array, FloatArray
 
 DIRECTIONS = 40
@@ -84,6 +84,17 @@ class Turn:
     """
 
     blocks: tuple[Reflections, ...]
+    _copies: dict[tuple[str, str], list[Reflections]] = field(default_factory=dict, repr=False)
+
+    def _placed(self, like: Array) -> list[Reflections]:
+        """The blocks on the device of an array, where they are needed again and again."""
+        name = place(like)
+        if name not in self._copies:
+            self._copies[name] = [
+                replace(b, vectors=asarray_like(b.vectors, like), factor=asarray_like(b.factor, like))
+                for b in self.blocks
+            ]
+        return self._copies[name]
 
     @classmethod
     def towards(cls, rows: FloatArray, blocks: Sequence[slice]) -> Turn | None:
@@ -110,8 +121,8 @@ class Turn:
             return rows
         xp = namespace(rows)
         parts, last = [], 0
-        for block in self.blocks:
-            vectors, factor = (asarray_like(a, rows) for a in (block.vectors, block.factor))
+        for block in self._placed(rows):
+            vectors, factor = block.vectors, block.factor
             parts.append(rows[:, last : block.columns.start])
             part = rows[:, block.columns]
             parts.append(part - ((part @ vectors) @ factor) @ xp.permute_dims(vectors, (1, 0)))
@@ -150,11 +161,11 @@ class Turn:
         for block in self.blocks:
             vectors, factor = (asarray_like(a, vector) for a in (block.vectors, block.factor))
             factor = xp.permute_dims(factor, (1, 0)) if transposed else factor
-            own = vector[block.columns]
+            own = vector[block.columns, ...]
             image = factor @ (xp.permute_dims(vectors, (1, 0)) @ own)
-            parts += [vector[last : block.columns.start], own - vectors @ image]
+            parts += [vector[last : block.columns.start, ...], own - vectors @ image]
             last = block.columns.stop
-        return xp.concat([*parts, vector[last:]])
+        return xp.concat([*parts, vector[last:, ...]])
 
 
 __all__ = ["DIRECTIONS", "FEWEST", "Reflections", "Turn"]

@@ -28,4 +28,11 @@ def upper_triangle(tensor: Array) -> Array:
     return namespace(tensor).stack(rows, axis=0)
 
 
-__all__ = ["VOIGT", "to_stress", "upper_triangle"]
+def upper_triangles(tensors: Array) -> Array:
+    """The same for many tensors, (B, 3, 3, ...) to (B, 6, ...)."""
+    elements = zip(*_UPPER, _UPPER_WEIGHTS, strict=True)
+    rows = [tensors[:, int(a), int(b), ...] * float(weight) for a, b, weight in elements]
+    return namespace(tensors).stack(rows, axis=1)
+
+
+__all__ = ["VOIGT", "to_stress", "upper_triangle", "upper_triangles"]

@@ -252,11 +252,25 @@ class Block:
     def members(self) -> tuple[Array, Array, Array]:
         """Places that hold pairs: their centre within the chunk, flat place and pair, (p,) int arrays each."""
         xp = namespace(self.begin)
-        item = arange(0, self.number, self.begin)
-        end = xp.cumulative_sum(self.count)
-        centre = xp.searchsorted(end, item, side="right")
-        within = item - xp.take(end - self.count, centre)
-        return centre, centre * int(self.switch.shape[1]) + within, xp.take(self.begin, centre) + within
+        centre, pairs = members(self.begin, self.count, self.number)
+        within = pairs - xp.take(self.begin, centre)
+        return centre, centre * int(self.switch.shape[1]) + within, pairs
+
+
+def members(begin: Array, count: Array, number: int) -> tuple[Array, Array]:
+    """Centre (its place among those given) and number of each of the ``number`` pairs of centres, (p,) int arrays each.
+
+    Parameters
+    ----------
+    begin, count : (c,) int arrays
+        First pair of each centre, and how many it has.
+    number : int
+    """
+    xp = namespace(begin)
+    item = arange(0, number, begin)
+    end = xp.cumulative_sum(count)
+    centre = xp.searchsorted(end, item, side="right")
+    return centre, xp.take(begin - end + count, centre) + item
 
 
 def chunks(
@@ -343,6 +357,7 @@ __all__ = [
     "array_tables",
     "blocks",
     "chunks",
+    "members",
     "packing",
     "solid_harmonics",
 ]

@@ -12,6 +12,7 @@ neighbours of one element each (padded).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,8 @@ class ArraySOAPState:
     arrays : ArrayTables
     memory : int
         Bytes for temporary arrays.
+    kept : dict
+        What was computed of all pairs and is needed again.
     """
 
     values: Array
@@ -76,6 +79,7 @@ class ArraySOAPState:
     tables: Tables = field(repr=False)
     arrays: ArrayTables = field(repr=False)
     memory: int = field(repr=False)
+    kept: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return int(self.values.shape[0])
@@ -117,6 +121,11 @@ class ArraySOAPState:
                 values = xp.take(self._block_gradients(block, slopes), places, axis=0)
                 result = put_rows(result, pairs, values)
         return result
+
+    @cached_property
+    def along(self) -> Array:
+        """p_i · ∂p_i/∂r_ij before normalisation, (P, 3): what normalisation takes out of derivatives."""
+        return self.pair_gradients(self.values, normalised=False)
 
     def _coefficient_slopes(self, rows: Array, part: slice) -> list[Array]:
         """∂f/∂(sums before W) for raw gradients (c, F), one (c, 2l + 1, S n) array for each l."""
