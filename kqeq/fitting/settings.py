@@ -10,6 +10,7 @@ from kqeq.backend import CPU, Device
 from kqeq.baselines import CHARGE_FROM, Baseline
 from kqeq.charges import AtomicDipoles, LatentCharges
 from kqeq.charges.base import ChargeModel
+from kqeq.charges.site_values import CHARGE
 from kqeq.errors import InputError
 from kqeq.fitting.least_squares.equations import SOLVERS
 from kqeq.fitting.rows.blocks import BLOCKS
@@ -40,6 +41,8 @@ from kqeq.kernels.settings import (
     NetworkKernel,
     SOAPKernel,
     automatic_dipoles,
+    automatic_electronegativity,
+    automatic_latent,
     farther,
 )
 from kqeq.potential.on_baseline import sees_baseline
@@ -186,6 +189,19 @@ def for_dipoles(settings: FitSettings) -> FitSettings:
         representatives_each=DIPOLES_EACH,
         representatives_total=DIPOLES_TOTAL,
     )
+
+
+def automatic_charge_kernels(charges: ChargeModel) -> Kernels:
+    """Kernels, where nobody chose any, of what a charge model takes from the environment."""
+    return automatic_latent() if charges.quantity == CHARGE else automatic_electronegativity()
+
+
+def with_charges(settings: FitSettings, charges: ChargeModel) -> FitSettings:
+    """The same with another charge model, and kernels that suit it if nobody chose any."""
+    now = settings.charges
+    if "electronegativity" in settings.automatic and (now is None or now.quantity != charges.quantity):
+        settings = replace(settings, electronegativity=automatic_charge_kernels(charges))
+    return replace(settings, charges=charges)
 
 
 def with_reach(settings: FitSettings, structures: Iterable[Structure]) -> FitSettings:

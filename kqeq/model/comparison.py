@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from kqeq.fitting.cross_validation import refits
 from kqeq.fitting.fit import FitResult, fit_potential, second_stage
 from kqeq.fitting.metrics import Evaluation, compare
 from kqeq.fitting.rows.cache import CacheFolder
-from kqeq.fitting.settings import FitSettings, dipoles_alone
+from kqeq.fitting.settings import FitSettings, dipoles_alone, with_charges
 from kqeq.frames.grouping import shuffled_folds, structure_groups
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure
@@ -205,7 +205,13 @@ def _cells(errors: Evaluation, kinds: Sequence[str]) -> str:
     )
 
 
-_LISTED = (QEq(), QEq(hardness="kernel"), ACKS2(), AtomicDipoles(ACKS2()), LatentCharges())
+_LISTED: Mapping[str, ChargeModel] = {
+    "QEq": QEq(),
+    "QEq, hardness by kernel": QEq(hardness="kernel"),
+    "ACKS2": ACKS2(),
+    "latent charges, atomic dipoles": AtomicDipoles(LatentCharges()),
+    "ACKS2, atomic dipoles": AtomicDipoles(ACKS2()),
+}
 
 
 def charge_candidates(settings: FitSettings) -> dict[str, FitSettings]:
@@ -217,14 +223,12 @@ def charge_candidates(settings: FitSettings) -> dict[str, FitSettings]:
     found: dict[str, FitSettings] = {}
     if settings.short_range is not None:
         found["short-range"] = replace(plain, charges=None, electronegativity=None, site_kernel=None)
-    found["QEq"] = replace(plain, charges=QEq(), site_kernel=None)
     given = settings.charges
-    if given is not None and all(given.to_dict() != known.to_dict() for known in _LISTED):
-        found["as given"] = settings
-    found["QEq, hardness by kernel"] = replace(plain, charges=QEq(hardness="kernel"))
-    found["ACKS2"] = replace(plain, charges=ACKS2(), site_kernel=None)
-    found["latent charges"] = replace(plain, charges=LatentCharges(), site_kernel=None)
-    found["ACKS2, atomic dipoles"] = replace(plain, charges=AtomicDipoles(ACKS2()), site_kernel=None)
+    for name, charges in _LISTED.items():
+        own = with_charges(plain, charges)
+        found[name] = own if charges.environment else replace(own, site_kernel=None)
+        if name == "QEq" and given is not None and _is_none_of(given, _LISTED.values()):
+            found["as given"] = settings
     if settings.short_range is not None:
         found["QEq, charge-aware"] = replace(found["QEq"], charge_aware=ChargeKernel())
     return found
@@ -243,9 +247,13 @@ def dipole_candidates(settings: FitSettings) -> dict[str, FitSettings]:
     }
     found = {name: replace(plain, charges=model) for name, model in models.items()}
     given = settings.charges
-    if given is not None and all(given.to_dict() != known.to_dict() for known in models.values()):
+    if given is not None and _is_none_of(given, models.values()):
         found["as given"] = settings
     return found
+
+
+def _is_none_of(given: ChargeModel, known: Iterable[ChargeModel]) -> bool:
+    return all(given.to_dict() != other.to_dict() for other in known)
 
 
 def groups_of(pairs: Pairs, group: Sequence[int] | IntArray | None = None) -> list[int]:

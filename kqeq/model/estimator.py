@@ -35,6 +35,7 @@ from kqeq.fitting.rows.targets import element_energies
 from kqeq.fitting.settings import (
     RULES,
     FitSettings,
+    automatic_charge_kernels,
     check_noise,
     check_settings,
     complete_noise,
@@ -51,7 +52,6 @@ from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.settings import (
     AUTO,
     Kernel,
-    automatic_electronegativity,
     automatic_short_range,
     default_electronegativity,
     default_short_range,
@@ -548,7 +548,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         given = self._given()
         chi, energy, charges = given["electronegativity"], given["short_range"], given["charges"]
         if isinstance(chi, str):
-            chi = None if charges is None else automatic_electronegativity()
+            chi = None if charges is None else automatic_charge_kernels(charges)
         if isinstance(energy, str):
             energy = automatic_short_range()
         check_noise(self.noise)
