@@ -106,8 +106,8 @@ def dipeptides(quick: bool) -> Iterator[Row]:
         f"dipeptides_{len(train)}_latent",
         train,
         **shared,
-        # 60 training frames that 120 others did not see: dipoles wrong by 0.40 e·Å with the second kernel alone, 0.34 with
-        # the first, 0.19 with both
+        # 60 training frames that 120 others did not see, without dipoles on atoms: 0.40 e·Å with the second kernel,
+        # 0.34 with the first, 0.19 with both
         electronegativity=[sharp(own), middle(own)],
         charges=kqeq.AtomicDipoles(kqeq.LatentCharges()),
         max_iterations=12,

@@ -129,16 +129,17 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
     electronegativity : SOAPKernel, NetworkKernel, sequence of these, "auto" or None
         Kernel of the electronegativities, or several that are summed, each with its own descriptor, representatives
         and prior spread; ``None`` (with ``charges=None``) for a short-range potential alone.  ``"auto"`` takes a middle
-        and a sharp kernel and has ``fit`` choose.
+        and a long kernel, for latent charges a sharp and a middle one, and has ``fit`` choose.
     short_range : SOAPKernel, NetworkKernel, sequence of these, "auto" or None
         Kernel of the short-range energy, or several that are summed; ``None`` for charges alone.  ``"auto"`` takes a
-        long, a middle and a sharp kernel and has ``fit`` choose.
+        long, a middle and a sharp kernel and has ``fit`` choose; molecules of 40 atoms at most may get a longer one.
     charges : charge model, "auto" or None
         By default ``kqeq.QEq()``; where dipoles are all that is fitted and kernels are ``"auto"``,
         ``kqeq.AtomicDipoles(kqeq.LatentCharges())`` (on a baseline with dipoles of its own, ``kqeq.LatentCharges()``):
-        ``chosen_`` says so.  ``"auto"`` compares short-range energy alone, QEq, hardness by kernel, ACKS2, atomic
-        dipoles and a charge-aware short-range energy on left-out frames, and takes the best (:func:`kqeq.compare`;
-        ``comparison_`` holds the table, ``chosen_`` the settings); about ten times the time of a fit.
+        ``chosen_`` says so.  ``"auto"`` compares short-range energy alone, QEq, hardness by kernel, ACKS2, latent
+        charges, atomic dipoles and a charge-aware short-range energy on left-out frames, and takes the best
+        (:func:`kqeq.compare`; ``comparison_`` holds the table, ``chosen_`` the settings); about ten times the time of
+        a fit.
         Element parameters that a model marks with ``"learn"`` are fitted together with the rest, from all labels and
         from polarizabilities, with priors around the defaults; the values are in ``potential_.charges`` and in the
         report.  Hardness, polarizability and softness that it marks with ``"kernel"``

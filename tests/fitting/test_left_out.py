@@ -344,3 +344,21 @@ def test_cells_and_large_molecules_keep_their_reach(water_systems):
         with_reach(replace(KQEq(short_range=small_kernel())._settings(None), optimize="left-out"), [small]),
     ):
         assert not same.may_reach and 8.0 not in [k.r_cut for k in same.short_range]
+
+
+def test_a_label_that_the_energy_alone_loses_is_tried_again(monkeypatch):
+    """Charge states of one geometry look like noise to an energy without charges."""
+    neutral, charged = (
+        kqeq.datasets.split("zno", total_charges=(0,)),
+        kqeq.datasets.split("zno_vertical", total_charges=(-1,)),
+    )
+    train, test = neutral[0] + charged[0], neutral[1] + charged[1]
+    soap = kqeq.SOAPKernel(r_cut=4.0, n_max=4, l_max=3, sigma=0.4, zeta=2, n_representatives=60)
+    found = {}
+    for lost in (module.LOST, math.inf):
+        monkeypatch.setattr(module, "LOST", lost)
+        model = KQEq(soap, [soap], optimize="left-out").fit(train)
+        found[lost] = model.evaluate(test)["energy"].rmse, model.posterior_.noise["energy"]
+    (error, noise), (ignored, limit) = found.values()
+    assert noise < 0.2 * limit
+    assert error < ignored

@@ -19,7 +19,7 @@ from kqeq.fitting.cross_validation import refits
 from kqeq.fitting.fit import fit_potential
 from kqeq.fitting.metrics import Errors, Evaluation
 from kqeq.frames.label_checks import survey
-from kqeq.model.comparison import Candidate, choose
+from kqeq.model.comparison import Candidate, charge_candidates, choose
 from systems import water_cell
 
 FEW = {
@@ -387,3 +387,18 @@ def test_a_periodic_set_is_compared(monkeypatch):
     assert (found.frames, found.of) == (4, 5)
     fitted = [name for name, own in found.candidates.items() if own.errors is not None]
     assert len(fitted) >= 6 and all("forces" in found.candidates[name].errors for name in fitted)
+
+
+def test_latent_charges_have_kernels_of_their_own():
+    def reaches(settings):
+        return [kernel.r_cut for kernel in settings.electronegativity]
+
+    for model, own in ((KQEq(), [4.0, 6.0]), (KQEq(charges=kqeq.LatentCharges()), [2.5, 4.0])):
+        settings = model._settings(None)
+        assert reaches(settings) == own
+        candidates = charge_candidates(settings)
+        assert reaches(candidates["latent charges, atomic dipoles"]) == [2.5, 4.0]
+        assert reaches(candidates["QEq"]) == reaches(candidates["ACKS2"]) == [4.0, 6.0]
+        assert ("as given" in candidates) == (own == [2.5, 4.0])
+    given = KQEq(small_kernel(3.0), charges=kqeq.LatentCharges())._settings(None)
+    assert all(reaches(s) == [3.0] for s in charge_candidates(given).values() if s.electronegativity)
