@@ -91,7 +91,7 @@ def dipeptides(quick: bool) -> Iterator[Row]:
         return
     train, test = read(paths[0], ":"), read(paths[1], ":")
     train = first(train, 60 if quick else 495)
-    size, own = (200, 80) if quick else (800, 150)
+    size, own = (200, 80) if quick else (400, 100)
     for frame in test:  # stored with the position first; the order is that of kqeq's labels from here on
         n = len(frame)
         frame.arrays["born_charges"] = (
@@ -110,7 +110,7 @@ def dipeptides(quick: bool) -> Iterator[Row]:
         # 0.34 with the first, 0.19 with both
         electronegativity=[sharp(own), middle(own)],
         charges=kqeq.AtomicDipoles(kqeq.LatentCharges()),
-        max_iterations=12,
+        max_iterations=10,
     )
     limit = next(item["value"] for item in alone if item["name"].endswith("forces"))
     targets = {"forces": f"< {limit:.6g}", "dipole": "<= 0.12", "born_charges": "<= 0.085"}
@@ -163,7 +163,7 @@ def water_box(quick: bool) -> Iterator[Row]:
         **shared,
         electronegativity=sharp(size),
         charges=kqeq.LatentCharges(),
-        max_iterations=12,
+        max_iterations=10,
     )
     known = {item["name"].split(": ")[1]: item["value"] for item in alone}
     goal = {} if quick else {kind: f"< {known[kind]:.6g}" for kind in ("forces", "stress")}

@@ -192,7 +192,7 @@ def test_columns_without_some_kernels(water_model, water_training):
 def small(monkeypatch):
     monkeypatch.setattr("kqeq.model.estimator.automatic_short_range", lambda: tuple(kernels(5)), raising=True)
     monkeypatch.setattr(
-        "kqeq.model.estimator.automatic_electronegativity",
+        "kqeq.fitting.settings.automatic_electronegativity",
         lambda: (small_kernel(3.0, n_representatives=5), small_kernel(2.5, n_representatives=4)),
     )
 
@@ -353,7 +353,7 @@ def test_a_label_that_the_energy_alone_loses_is_tried_again(monkeypatch):
         kqeq.datasets.split("zno_vertical", total_charges=(-1,)),
     )
     train, test = neutral[0] + charged[0], neutral[1] + charged[1]
-    soap = kqeq.SOAPKernel(r_cut=4.0, n_max=4, l_max=3, sigma=0.4, zeta=2, n_representatives=60)
+    soap = kqeq.SOAPKernel(r_cut=4.0, n_max=4, l_max=3, sigma=0.4, zeta=2, n_representatives=48)
     found = {}
     for lost in (module.LOST, math.inf):
         monkeypatch.setattr(module, "LOST", lost)
