@@ -667,18 +667,20 @@ def learn_left_out(
             without = only, settled.parameters, now
         so_far = Reached("alone", spreads_of(given, parameters), now, table, value, alone)
         write_search(resume, mark, so_far)
+    if "energy" in alone and "energy" not in held:
+        # a noise above the error itself would leave energies out of the fit with charges
+        atoms = float(np.mean([len(frame.structure) for frame in frames if frame.labels.energy is not None]))
+        now = {**now, "energy": min(now["energy"], max(first["energy"], math.sqrt(atoms) * alone["energy"]))}
     start = at(frames, parameters, now, None, None if known is None else known.u)
-    lost: Sequence[str] = () if known is None else known.lost
-    if known is None or known.u is None:
-        candidates = [k for k in alone if k not in held and now[k] > LOST * first[k]]
-        hoped = {**now, **{kind: first[kind] for kind in candidates}}
-        again = at(frames, parameters, hoped, None) if candidates else start
-        if candidates and max(_at_noises(again, candidates)) > start.score.density:
-            start, now, lost = again, hoped, candidates
-    so_far = Reached("start", spreads_of(given, parameters), now, table, value, alone, start.u, lost)
+    lost = [k for k in alone if k not in held and now[k] > LOST * first[k]]
+    if lost and (known is None or known.u is None):
+        hoped = {**now, **{kind: first[kind] for kind in lost}}
+        again = at(frames, parameters, hoped, None)
+        if again.score.density > start.score.density:
+            start, now = again, hoped
+    so_far = Reached("start", spreads_of(given, parameters), now, table, value, alone, start.u)
     write_search(resume, mark, so_far)
-    settled_kinds = [kind for kind in _SHORT_RANGE if kind not in lost]
-    theta, _ = search(start.left_out, _bounds(start, held, settled_kinds, _reach(start.score, alone)))
+    theta, _ = search(start.left_out, _bounds(start, held, _SHORT_RANGE, _reach(start.score, alone)))
     dropped = unearned(start.left_out, parameters, theta, ("electronegativity",))
     best = start
     for part_of in (1.0, 0.5):
@@ -708,15 +710,6 @@ def _with_spreads_of(found: Parameters, near: Parameters, far: Parameters) -> Pa
         name: replace(part, offset_spread=found.parts[name].offset_spread) for name, part in far.parts.items()
     }
     return far.with_parts(parts).with_kernels(kernels)
-
-
-def _at_noises(point: _Point, kinds: Sequence[str]) -> Iterator[float]:
-    """Left-out log densities as the noises of some kinds grow by factors of four."""
-    theta = np.zeros(point.left_out.size)
-    own = [i for i, name in enumerate(point.left_out.names) if name in kinds]
-    while theta[own].max() <= math.log(NOISE_RANGE[1]):
-        yield point.left_out.evaluate(theta).density
-        theta[own] += STEPS[0]
 
 
 def _best_spread(point: _Point) -> Score:

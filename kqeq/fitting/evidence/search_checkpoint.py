@@ -40,8 +40,6 @@ class Reached:
         Root-mean-square errors of left-out labels without charges.
     u : (P,) array or None
         Parameters of the fit, from ``"start"`` on.
-    lost : sequence of str
-        Label kinds whose noise is searched again with charges.
     """
 
     stage: str
@@ -51,7 +49,6 @@ class Reached:
     value: float
     errors: Mapping[str, float]
     u: FloatArray | None = None
-    lost: Sequence[str] = ()
 
 
 def spreads_of(first: Parameters, found: Parameters) -> list[float | None]:
@@ -94,7 +91,6 @@ def write_search(path: str | PathLike[str] | None, mark: str, reached: Reached) 
         "table": list(reached.table),
         "value": reached.value,
         "errors": dict(reached.errors),
-        "lost": list(reached.lost),
     }
     write_archive(path, FORMAT, VERSION, header, {} if reached.u is None else {"u": reached.u})
 
@@ -128,7 +124,6 @@ def read_search(path: str | PathLike[str] | None, mark: str, first: Parameters) 
             float(header["value"]),
             {str(kind): float(value) for kind, value in header["errors"].items()},
             arrays.get("u"),
-            [str(kind) for kind in header.get("lost", ())],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"{path} lacks a part of the checkpoint ({error!r}); {remedy}") from None
