@@ -23,10 +23,7 @@ def cholesky(matrix: Array, *, overwrite: bool = False) -> Array | None:
         return _cholesky_in_place(matrix)
     try:
         if is_cupy(matrix):
-            import cupyx
-
-            with cupyx.errstate(linalg="raise"):
-                lower = namespace(matrix).linalg.cholesky(matrix)
+            lower = _audible_cholesky(matrix)
         else:
             from scipy.linalg import lapack
 
@@ -35,23 +32,31 @@ def cholesky(matrix: Array, *, overwrite: bool = False) -> Array | None:
             return wrapped(own, matrix) if info == 0 and np.isfinite(own.diagonal()).all() else None
     except np.linalg.LinAlgError:
         return None
-    xp = namespace(lower)
-    return lower if bool(xp.all(xp.isfinite(xp.linalg.diagonal(lower)))) else None
+    return lower if _is_finite(lower) else None
 
 
 def all_positive_definite(matrices: Array) -> bool:
     """Whether every symmetric matrix of a stack (B, n, n) has a Cholesky factor that is finite."""
-    xp = namespace(matrices)
     try:
         if is_cupy(matrices):
-            import cupyx
-
-            with cupyx.errstate(linalg="raise"):
-                lower = xp.linalg.cholesky(matrices)
+            lower = _audible_cholesky(matrices)
         else:
             lower = wrapped(np.linalg.cholesky(buffer(matrices)), matrices)
     except np.linalg.LinAlgError:
         return False
+    return _is_finite(lower)
+
+
+def _audible_cholesky(matrices: Array) -> Array:
+    """CuPy's factor of a matrix or of a stack; raises ``LinAlgError`` where it would return garbage."""
+    import cupyx
+
+    with cupyx.errstate(linalg="raise"):
+        return namespace(matrices).linalg.cholesky(matrices)
+
+
+def _is_finite(lower: Array) -> bool:
+    xp = namespace(lower)
     return bool(xp.all(xp.isfinite(xp.linalg.diagonal(lower))))
 
 

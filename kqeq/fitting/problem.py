@@ -352,13 +352,11 @@ def _acted_on(frames: Sequence[TrainingFrame]) -> list[TrainingFrame]:
 
 
 def _alike(frames: Sequence[TrainingFrame], parameters: Parameters, device: Device) -> list[TrainingFrame]:
-    """Frames that can be joined side by side, within those of the same elements."""
-    places: dict[tuple[object, ...], int] = {}
-    order = []
+    """Frames, sorted by their elements, with those that can be joined side by side."""
+    first: dict[tuple[object, ...], list[TrainingFrame]] = {}
     for frame, own in zip(frames, joining_keys(frames, parameters, device), strict=True):
-        species = frame.structure.species
-        order.append((species, places.setdefault((species, own), len(places))))
-    return [frames[i] for i in sorted(range(len(frames)), key=order.__getitem__)]
+        first.setdefault((frame.structure.species, own), []).append(frame)
+    return [frame for alike in first.values() for frame in alike]
 
 
 def _groups(

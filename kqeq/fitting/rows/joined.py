@@ -21,11 +21,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby, pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from kqeq.backend import CPU, Device, asarray_like, namespace, nbytes, zeros
+from kqeq.backend import Device, asarray_like, namespace, nbytes, zeros
 from kqeq.charges import joined as charges
 from kqeq.charges.base import SiteChange
 from kqeq.charges.joined import JoinedMolecules, JoinedState, JoinedSystem
@@ -34,8 +34,7 @@ from kqeq.descriptors.joined import joins as descriptor_joins
 from kqeq.fitting.least_squares.solver import JacobianKind
 from kqeq.fitting.parameters import Parameters, SitePart
 from kqeq.fitting.rows.blocks import deviation, target_vector
-from kqeq.fitting.rows.cache import CacheFiles
-from kqeq.fitting.rows.features import MEMORY_BUDGET, FeatureStore, TrainingFrame, feature_maps
+from kqeq.fitting.rows.features import FeatureStore, TrainingFrame, feature_maps
 from kqeq.fitting.rows.voigt import upper_triangles
 from kqeq.kernels.feature_map import JoinedFeatures
 from kqeq.typing import Array, FloatArray
@@ -252,27 +251,12 @@ def join(frames: Sequence[TrainingFrame], parameters: Parameters, device: Device
 
 
 class JoiningStore(FeatureStore):
-    """Features of all training frames, cached within a budget; of frames that can be joined, together.
+    """Features of all training frames, cached within a budget; of frames that can be joined, together."""
 
-    Parameters
-    ----------
-    frames, parameters, budget, files, device
-        As for :class:`FeatureStore`.
-    **options
-        Likewise.
-    """
-
-    def __init__(
-        self,
-        frames: Sequence[TrainingFrame],
-        parameters: Parameters,
-        budget: int = MEMORY_BUDGET,
-        files: CacheFiles | None = None,
-        device: Device = CPU,
-        **options: Any,
-    ) -> None:
-        super().__init__(frames, parameters, budget, files, device, **options)
-        self._joined: dict[int, JoinedFrames] = {}
+    @cached_property
+    def _joined(self) -> dict[int, JoinedFrames]:
+        """Those that there was room for, by their first frame."""
+        return {}
 
     @cached_property
     def keys(self) -> list[Key | None]:
