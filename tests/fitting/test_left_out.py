@@ -325,6 +325,19 @@ def test_a_farther_kernel_is_taken_where_left_out_frames_ask_for_it(far, tmp_pat
     np.testing.assert_array_equal(again.posterior_.u, model.posterior_.u)
 
 
+def test_frames_in_fields_alone_keep_their_reach(water_training, monkeypatch):
+    """No frame tells what an energy without charges needs."""
+    small(monkeypatch)
+    neutral = [atoms for atoms in water_training if not atoms.info.get("total_charge")]
+    frames = [atoms.copy() for atoms in neutral]
+    for atoms, source in zip(frames, neutral, strict=True):
+        atoms.info["external_field"] = [0.05, 0.0, 0.0]
+        atoms.calc = source.calc
+    model = KQEq().fit(frames)
+    cutoffs = [m.descriptor.r_cut for m in model.posterior_.parameters.short_range.feature_maps]
+    assert cutoffs == [3.5, 2.5]
+
+
 def test_cells_and_large_molecules_keep_their_reach(water_systems):
     from kqeq.fitting.settings import FARTHER_ATOMS, with_reach
     from kqeq.frames.structures import read_structure

@@ -104,8 +104,8 @@ UNEARNED = 1e-3
 LOST = 5.0
 """Where the noise of a label grows by more than this without charges, a fit with them is tried at the given noise too.
 
-Energies that depend on where charge sits look like noise to an energy without charges, and would stay ignored (Au2 on
-magnesia: 19 meV/atom, 0.6 with them).
+Energies that depend on where charge sits look like noise to an energy without charges, and would stay ignored (water:
+2.2 meV/atom, 1.4 with it; docs/decisions.md, where it does not help as well).
 """
 
 REACH_LABELS = 2000
@@ -120,8 +120,8 @@ REACH_GAIN = 0.1
 REACH_ERROR = 0.9
 """Times the error of left-out forces that it may leave.
 
-Chains gain 0.16 and more and lose a third of their error; nine other sets gain less than 0.03 in one of the two or the
-other (docs/decisions.md).
+Chains gain 0.3 to 0.4 and lose 27 and 40 % of their error; six other sets gain less than 0.1, and lose less than 3 % or
+gain nothing (docs/decisions.md).
 """
 
 
@@ -618,10 +618,9 @@ def learn_left_out(
 
     def settle(own: Sequence[TrainingFrame], candidate: Parameters) -> tuple[Learned, Score]:
         """A linear problem; with the first kernel of the energy in place of the second, if left-out frames ask for it."""
-        kernels = [name for name in candidate.kernels if name.startswith("short_range")]
-        if not reach or len(kernels) < 2:
+        if not reach:
             return search_from(at(own, candidate, first, None))
-        near, far = (candidate.without([name])[0] for name in kernels[:2])
+        near, far = (_without_energy_kernel(candidate, number) for number in (0, 1))
         settled, score = search_from(at(own, near, first, None))
         # first at the spreads and noises that were found, and on part of the labels
         noises, alike = settled.noise, _with_spreads_of(settled.parameters, near, far)
@@ -665,15 +664,19 @@ def learn_left_out(
             parameters, now = _adopt(parameters, settled.parameters), dict(settled.noise)
             alone, value = score.errors, score.density
             without = only, settled.parameters, now
+        elif reach:  # nothing says that the farther kernel is better
+            parameters = _without_energy_kernel(parameters, 0)
         so_far = Reached("alone", spreads_of(given, parameters), now, table, value, alone)
         write_search(resume, mark, so_far)
+    elif reach and parameters.short_range is not None:
+        parameters = _without_energy_kernel(parameters, 0)
     if "energy" in alone and "energy" not in held:
         # a noise above the error itself would leave energies out of the fit with charges
         atoms = float(np.mean([len(frame.structure) for frame in frames if frame.labels.energy is not None]))
         now = {**now, "energy": min(now["energy"], max(first["energy"], math.sqrt(atoms) * alone["energy"]))}
     start = at(frames, parameters, now, None, None if known is None else known.u)
     lost = [k for k in alone if k not in held and now[k] > LOST * first[k]]
-    if lost and (known is None or known.u is None):
+    if lost and (known is None or known.u is None):  # else what was chosen is known
         hoped = {**now, **{kind: first[kind] for kind in lost}}
         again = at(frames, parameters, hoped, None)
         if again.score.density > start.score.density:
@@ -698,6 +701,12 @@ def learn_left_out(
         table.append(_do_charges_pay(frames, best, without, device, cache, seed))
         report(table[-1])
     return finish(best.parameters, best.noise, best.u, best.score.density)
+
+
+def _without_energy_kernel(parameters: Parameters, number: int) -> Parameters:
+    """The same without one of the kernels of the energy."""
+    names = [name for name in parameters.kernels if name.startswith("short_range")]
+    return parameters.without([names[number]])[0]
 
 
 def _with_spreads_of(found: Parameters, near: Parameters, far: Parameters) -> Parameters:
