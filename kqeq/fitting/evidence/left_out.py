@@ -618,7 +618,7 @@ def learn_left_out(
 
     def settle(own: Sequence[TrainingFrame], candidate: Parameters) -> tuple[Learned, Score]:
         """A linear problem; with the first kernel of the energy in place of the second, if left-out frames ask for it."""
-        if not reach:
+        if not reach or candidate.short_range is None:
             return search_from(at(own, candidate, first, None))
         near, far = (_without_energy_kernel(candidate, number) for number in (0, 1))
         settled, score = search_from(at(own, near, first, None))
