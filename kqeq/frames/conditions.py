@@ -367,6 +367,12 @@ def _names_charges(key: str) -> bool:
     return named or any(name in words for name in _PARTITIONS)
 
 
+def is_partition(key: str) -> bool:
+    """Whether a name is that of a partition of charges, and of nothing else that belongs to it (volumes, ratios)."""
+    words = _words(key)
+    return bool(words) and words[-1] in _PARTITIONS
+
+
 def _charges(place: str, values: Mapping[str, Any], atoms: Atoms) -> Iterator[tuple[str, FloatArray]]:
     for key, value in values.items():
         if not _names_charges(key):
@@ -553,6 +559,7 @@ __all__ = [
     "conditions",
     "is_among",
     "is_boolean",
+    "is_partition",
     "read_name",
     "require_number",
     "stored_charges",

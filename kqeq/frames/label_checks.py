@@ -27,9 +27,11 @@ from kqeq.frames.conditions import (
     NOTED_CHARGE,
     NOTED_FIELD,
     as_numbers,
+    is_partition,
     stored_charges,
 )
 from kqeq.frames.external_charges import NOTED_OUTSIDE
+from kqeq.frames.label_work import contradictions
 from kqeq.frames.labels import LabelKeys, Labels, choose_energy, read_frames
 from kqeq.frames.structures import Structure, as_frames, describe
 from kqeq.typing import FloatArray
@@ -87,6 +89,24 @@ _OTHER = {
     ),
 }
 """Words that make it the name of something else."""
+
+_PARTIAL = {
+    *("kinetic", "dispersion", "homo", "lumo", "gap", "zero", "zpve", "nuclear", "repulsion", "exchange"),
+    *(
+        "correlation",
+        "solvation",
+        "interaction",
+        "short",
+        "electrostatic",
+        "electronic",
+        "reference",
+        "offset",
+    ),
+}
+"""Words that make an energy another one than that of the whole structure."""
+
+_REFERENCE = {"ref", "reference", "dft", "qm", "label", "target", "true"}
+"""Words that say that a number was not predicted."""
 
 _OWN = {
     "energy_short_range",
@@ -154,16 +174,19 @@ def survey(
     frames = as_frames(frames)
     read = list(read_frames(frames, keys, weights=weights))
     live = _live(frames, read, keys)
+    ignored = unread_names(frames, keys)
     pairs, doubts = _zero_energies(read)
+    doubts += _missing_kinds(frames, read, keys) + _second_labels(frames, read, keys)
     doubts += live + _embedded(frames)
     doubts += _zero_vectors(pairs)
     doubts += _net_forces(pairs, force_noise)
-    doubts += _contradicting_charges(frames, pairs)
+    doubts += _contradicting_charges(frames, pairs) + _impossible_multiplicities(frames, pairs)
+    doubts += contradictions(pairs)
     doubts += _lengths([structure for structure, _ in pairs])
     for text in doubts:
         warn(text, LabelWarning)
     notes = [*doubts, *_free_energies(frames, pairs, keys), *_weights(pairs, keys)]
-    return Survey(list(pairs), unread_names(frames, keys), tuple(notes))
+    return Survey(list(pairs), ignored, tuple(notes))
 
 
 # ------------------------------------------------------------------------ names
@@ -195,7 +218,7 @@ def unread_names(frames: Sequence[Atoms], keys: LabelKeys) -> dict[str, str]:
             if right or (place == "results" and key in labels):
                 continue
             kind = _charges_kind(key, value, keys) or _kind(key)
-            if kind is None or not _possible(value, kind, len(atoms)):
+            if kind is None or not _possible(value, kind, len(atoms)) or _of_atoms(place, key, kind):
                 continue
             found[key] += 1
             meant[key] = kind
@@ -219,6 +242,11 @@ def _unparsed(word: str) -> bool:
     return "=" in word or re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+)([eEdD][+-]?\d+)?,?", word) is not None
 
 
+def _of_atoms(place: str, key: str, kind: str) -> bool:
+    """Whether an entry holds energies of atoms, of which a structure of one atom has one."""
+    return kind == "energy" and (place == "arrays" or (place == "results" and key == "energies"))
+
+
 def _per_atom(key: str, keys: LabelKeys) -> bool:
     return key in (keys.forces, keys.charges)
 
@@ -237,14 +265,17 @@ def _entries(atoms: Atoms) -> Iterator[tuple[str, str, Any]]:
         yield from (("results", str(key), value) for key, value in results.items())
 
 
+def _in_words(key: str) -> list[str]:
+    """The words of a name in lower case."""
+    return re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", key).lower())
+
+
 @lru_cache(maxsize=4096)
 def _kind(key: str) -> str | None:
     """What a name looks like, by its words or by being nearly one of the known names."""
-    words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", key).lower())
+    words = _in_words(key)
     if set(words) & _OTHER - ({"molecular", "mol"} if "weight" in words else set()):
         return None
-    if key == "energies" or "energies" in words:
-        return None  # per atom: no label of this package
     for kind, pattern in _PATTERNS.items():
         if any(re.fullmatch(pattern, word) for word in words):
             return kind
@@ -265,7 +296,7 @@ def _charges_kind(key: str, value: Any, keys: LabelKeys) -> str | None:
     """``"charges"`` for an array that looks like partition charges, where none were asked for."""
     if keys.charges is not None or np.ndim(value) == 0:
         return None
-    return "charges" if re.search(r"(^|_)charges?$", key, re.IGNORECASE) else None
+    return "charges" if re.search(r"(^|_)charges?$", key, re.IGNORECASE) or is_partition(key) else None
 
 
 def _possible(value: Any, kind: str, n: int) -> bool:
@@ -298,7 +329,107 @@ def _reason(key: str, kind: str, count: int, total: int, keys: LabelKeys) -> str
     return f"a name{where} that is not read; {wanted} would be"
 
 
+def _missing_kinds(
+    frames: Sequence[Atoms], pairs: Sequence[tuple[Structure, Labels]], keys: LabelKeys
+) -> list[str]:
+    """Kinds of labels that no frame has, where something that is not read looks like them."""
+    wanted = [
+        kind
+        for kind in ("energy", "forces", "stress", "dipole")
+        if all(getattr(labels, kind) is None for _, labels in pairs)
+    ]
+    found: dict[str, Counter[str]] = {kind: Counter() for kind in wanted}
+    for atoms in frames:
+        for place, key, value in _entries(atoms):
+            kind = _kind(key)
+            if kind not in found or place in ("key_value_pairs", "data") or key == keys.free_energy:
+                continue
+            whole = kind != "stress" or (atoms.pbc.all() and np.size(value) in (6, 9))
+            partial = kind == "energy" and set(_in_words(key)) & _PARTIAL
+            if not whole or partial or key in _OWN or _of_atoms(place, key, kind):
+                continue
+            if _possible(value, kind, len(atoms)):
+                found[kind][key] += 1
+    names = {kind: counts.most_common(1)[0][0] for kind, counts in found.items() if counts}
+    prefixed = {key.removesuffix(kind) for kind, key in names.items() if key.endswith(kind)}
+    if (
+        len(prefixed) == 1
+        and len(names) > 1
+        and not keys.prefix
+        and all(map(str.endswith, names.values(), names))
+    ):
+        return [
+            f"no frame has {', '.join(names)}, but there are {', '.join(names.values())}, which are not read: set "
+            f'label_prefix="{prefixed.pop()}"'
+        ]
+    return [
+        f"no frame has {kind} (under the name {str(getattr(keys, kind))!r}), but {found[kind][key]} of {len(frames)} "
+        f"have {key!r}, which is not read: {_remedy(kind, key, keys)}"
+        for kind, key in names.items()
+    ]
+
+
+def _remedy(kind: str, key: str, keys: LabelKeys) -> str:
+    """How a label comes under the name that is read."""
+    name = str(getattr(keys, kind))
+    words = set(_in_words(key))
+    if kind == "stress" and {"virial", "virials"} & words:
+        return f'atoms.info["{name}"] = -virial / atoms.get_volume(), if it is the usual virial (eV)'
+    if kind == "forces" and {"grad", "grads", "gradient", "gradients"} & words:
+        return f'atoms.arrays["{name}"] = -gradient, in eV/Å'
+    place = "arrays" if kind == "forces" else "info"
+    return f'atoms.{place}["{name}"] = atoms.{place}.pop("{key}"), if that is what it is'
+
+
+def _second_labels(
+    frames: Sequence[Atoms], pairs: Sequence[tuple[Structure, Labels]], keys: LabelKeys
+) -> list[str]:
+    """Labels that are read while others, called reference, are there too and say something else."""
+    said: dict[str, list[int]] = {}
+    for i, (atoms, (_, labels)) in enumerate(zip(frames, pairs, strict=True)):
+        for kind, store in (("energy", atoms.info), ("forces", atoms.arrays), ("dipole", atoms.info)):
+            name, label = str(getattr(keys, kind)), getattr(labels, kind)
+            for key, value in store.items() if label is not None else ():
+                if not str(key).endswith(kind) or str(key) == name or _kind(str(key)) != kind:
+                    continue
+                words = set(_in_words(str(key).removesuffix(kind)))
+                other = as_numbers(value) if words and words <= _REFERENCE else None
+                if other is None or other.size != np.size(label):
+                    continue
+                if not np.allclose(other.ravel(), np.ravel(label), rtol=1e-6, atol=1e-4, equal_nan=True):
+                    said.setdefault(str(key), []).append(i)
+    return [
+        f"{_list(where)} ({len(where)} in all) have {key!r} besides the label that is read, with other values: if "
+        f'{key!r} is the reference, and the other a prediction or of another method, use label_prefix="'
+        f'{key.removesuffix(str(_kind(key)))}", else remove it'
+        for key, where in said.items()
+    ]
+
+
 # ----------------------------------------------------------------------- values
+
+
+def _impossible_multiplicities(
+    frames: Sequence[Atoms], pairs: Sequence[tuple[Structure, Labels]]
+) -> list[str]:
+    """Frames taken for neutral whose multiplicity only an ion can have: nothing said their charge."""
+    found = []
+    for i, (atoms, (structure, _)) in enumerate(zip(frames, pairs, strict=True)):
+        if atoms.info.get("multiplicity") is None or structure.multiplicity is None:
+            continue
+        electrons = int(structure.numbers.sum()) - structure.total_charge
+        unpaired = structure.multiplicity - 1.0
+        # whole numbers of both, of which one is odd and the other even
+        if abs((electrons - unpaired) % 2.0 - 1.0) < 1e-6:
+            found.append(i)
+    if not found:
+        return []
+    s = pairs[found[0]][0]
+    return [
+        f"the multiplicity of {_list(found)} ({len(found)} in all) does not go with the number of electrons: "
+        f"{s.multiplicity:g} with a total charge of {s.total_charge:g} e in the first. Is the total charge another one? "
+        'Give it as atoms.info["total_charge"]'
+    ]
 
 
 def _live(frames: Sequence[Atoms], pairs: Sequence[tuple[Structure, Labels]], keys: LabelKeys) -> list[str]:
