@@ -25,6 +25,9 @@ FRAMES = "extended XYZ or any other file that ASE reads; FILE@:10 takes the firs
 _PACKED = (".gz", ".bz2", ".xz")
 """Endings of compressed files, behind that of the format."""
 
+_TABLES = (".npz", ".npy", ".h5", ".hdf5", ".csv", ".pkl", ".mat", ".lmdb")
+"""Endings of files of arrays."""
+
 _ROW_ARRAYS = {"numbers", "positions", "masses", "tags", "momenta", "initial_charges", "initial_magmoms"}
 """Arrays that rows of ASE's databases have a place for."""
 
@@ -88,12 +91,13 @@ def _check_table(name: str) -> None:
             binary, encoding="utf-8", errors="replace"
         )  # with the line ends of all systems, as ASE
         number = 0
+        wide: dict[str, list[int]] = {}
         while True:
             line = file.readline(64).strip()
             try:
                 count = int(line)
             except ValueError:
-                return  # the end, or something that ASE refuses
+                break  # the end, or something that ASE refuses
             if count < 0:
                 raise InputError(
                     f"frame {number} of {name} announces {count} atoms; the file is truncated or damaged"
@@ -117,18 +121,21 @@ def _check_table(name: str) -> None:
                         "comment; the file is truncated or damaged"
                     )
                 if len(line.split()) > wanted and not warned:
-                    said = (
+                    stands = (
                         "Properties in its comment names"
                         if named
                         else "a comment without Properties stands for"
                     )
-                    warn(
-                        f"frame {number} of {name} has {len(line.split())} columns and {said} {wanted}: the others are "
-                        "not read, whatever labels they hold",
-                        LabelWarning,
-                    )
+                    wide.setdefault(f"{len(line.split())} columns and {stands} {wanted}", []).append(number)
                     warned = True
             number += 1
+    for what, frames in wide.items():
+        more = f" (and {len(frames) - 1} more)" if len(frames) > 1 else ""
+        warn(
+            f"frame {frames[0]}{more} of {name} has {what}: the others are not read, whatever labels they hold; for "
+            "forces write Properties=species:S:1:pos:R:3:forces:R:3 into the comment, and energy=... (eV)",
+            LabelWarning,
+        )
 
 
 def _quotes_match(comment: str) -> bool:
@@ -148,6 +155,11 @@ def _read(name: str, choice: str, path: str) -> list[Atoms]:
         raise
     except Exception as error:  # ASE's many readers fail in as many ways
         reason = " ".join(str(error).split()) or type(error).__name__
+        if Path(name).suffix.lower() in _TABLES:
+            reason = (
+                f"arrays and tables ({Path(name).suffix}) do not say what their columns mean, nor their units. Make "
+                "frames of them in Python and write those as extended XYZ (docs/from_dft.md, arrays)"
+            )
         raise InputError(f"cannot read structures from {path}: {reason}") from None
     if isinstance(index, int):
         if not -len(everything) <= index < len(everything):

@@ -25,6 +25,7 @@ from kqeq.fitting.charge_aware import ChargeDependence
 from kqeq.fitting.charge_start import ChargeStart, choose_start, needs_start
 from kqeq.fitting.checkpoint import fingerprint
 from kqeq.fitting.contradictions import warn_contradictions
+from kqeq.fitting.copies import without_copies
 from kqeq.fitting.dipole_origin import MAX_IONS, far_from_ions, other_origin
 from kqeq.fitting.evidence.hyperparameters import Learned, learn_by_evidence
 from kqeq.fitting.evidence.left_out import learn_left_out
@@ -277,9 +278,12 @@ class _Ready:
 def _chosen(pairs: Sequence[tuple[Structure, Labels]], settings: FitSettings) -> _Ready:
     """Labels chosen, and frames and settings that do not go together refused."""
     frames, used, ignored = choose_labels(pairs, settings)
-    ready = _Ready(frames, used, ignored, [structure.total_charge for structure, _ in pairs], settings)
+    frames, told = without_copies(frames)
+    if told is not None:
+        used = {kind: sum(kind in frame.labels.kinds for frame in frames) for kind in used}
+    ready = _Ready(frames, used, ignored, [frame.structure.total_charge for frame in frames], settings)
     _check_conditions(frames, settings)
-    notes = []
+    notes = [] if told is None else [told]
     if not ready.has_energy:
         if settings.charges is None:
             raise InputError("a model without charges needs energies or forces, and no frame has any")
@@ -321,6 +325,7 @@ def _on_baseline(ready: _Ready) -> _Ready:
     baseline = used_baseline(settings.baseline, has_energy=ready.has_energy)
     if baseline is None:
         return replace(ready, settings=replace(settings, baseline=None))
+    charges = {frame.index: charge for frame, charge in zip(ready.frames, ready.charges, strict=True)}
     frames, shifted, told = subtract_baseline(
         ready.frames,
         baseline,
@@ -333,13 +338,12 @@ def _on_baseline(ready: _Ready) -> _Ready:
         settings=replace(settings, baseline=shifted),
         notes=(*ready.notes, *told),
     )
-    kept = {frame.index for frame in frames}
-    if len(kept) == len(ready.charges):
+    if len(frames) == len(charges):
         return ready
     return replace(
         ready,
         used=dict(Counter(kind for frame in frames for kind in frame.labels.kinds)),
-        charges=[charge for i, charge in enumerate(ready.charges) if i in kept],
+        charges=[charges[frame.index] for frame in frames],
     )
 
 

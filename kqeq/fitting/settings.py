@@ -157,6 +157,14 @@ class FitSettings:
     device: Device = CPU
 
 
+def wanted_labels(settings: FitSettings) -> tuple[str, ...]:
+    """Kinds of labels that these settings would be fitted to if frames had them, but for those of special fits."""
+    if settings.targets is not None:
+        return tuple(settings.targets)
+    energies = () if settings.short_range is None else ("energy", "forces", "stress")
+    return energies + (() if settings.charges is None else ("dipole",))
+
+
 def dipoles_alone(settings: FitSettings, labels: Iterable[Labels]) -> bool:
     """Whether dipoles, and Born charges, are all that these settings will be fitted to."""
     kinds = {kind for own in labels for kind in own.kinds}
@@ -330,4 +338,5 @@ __all__ = [
     "complete_noise",
     "dipoles_alone",
     "for_dipoles",
+    "wanted_labels",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -142,6 +142,7 @@ def survey(
     *,
     weights: Sequence[float] | None = None,
     force_noise: float = 0.03,
+    wanted: Collection[str] = (),
 ) -> Survey:
     """Read labelled frames, and look at all of them together.
 
@@ -154,6 +155,8 @@ def survey(
         One per frame, multiplied with those in the frames.
     force_noise : float
         Standard deviation that a fit tolerates, eV/Å.
+    wanted : collection of str
+        Kinds of labels that would be fitted; where no frame has one of them, names that look like it are warned of.
 
     Returns
     -------
@@ -176,7 +179,7 @@ def survey(
     live = _live(frames, read, keys)
     ignored = unread_names(frames, keys)
     pairs, doubts = _zero_energies(read)
-    doubts += _missing_kinds(frames, read, keys) + _second_labels(frames, read, keys)
+    doubts += _missing_kinds(frames, read, keys, wanted) + _second_labels(frames, read, keys)
     doubts += live + _embedded(frames)
     doubts += _zero_vectors(pairs)
     doubts += _net_forces(pairs, force_noise)
@@ -222,12 +225,7 @@ def unread_names(frames: Sequence[Atoms], keys: LabelKeys) -> dict[str, str]:
                 continue
             found[key] += 1
             meant[key] = kind
-    words = [
-        str(key)
-        for atoms in frames
-        for key, value in atoms.info.items()
-        if value is True and _unparsed(str(key))
-    ]
+    words = _bare_numbers(frames)
     total = len(frames)
     said = (
         {words[0]: "numbers and equations among the bare words of a comment line are not read"}
@@ -235,6 +233,15 @@ def unread_names(frames: Sequence[Atoms], keys: LabelKeys) -> dict[str, str]:
         else {}
     )
     return said | {key: _reason(key, meant[key], found[key], total, keys) for key in found}
+
+
+def _bare_numbers(frames: Sequence[Atoms]) -> list[str]:
+    return [
+        str(key)
+        for atoms in frames
+        for key, value in atoms.info.items()
+        if value is True and _unparsed(str(key))
+    ]
 
 
 def _unparsed(word: str) -> bool:
@@ -330,42 +337,59 @@ def _reason(key: str, kind: str, count: int, total: int, keys: LabelKeys) -> str
 
 
 def _missing_kinds(
-    frames: Sequence[Atoms], pairs: Sequence[tuple[Structure, Labels]], keys: LabelKeys
+    frames: Sequence[Atoms],
+    pairs: Sequence[tuple[Structure, Labels]],
+    keys: LabelKeys,
+    kinds: Collection[str],
 ) -> list[str]:
     """Kinds of labels that no frame has, where something that is not read looks like them."""
     wanted = [
         kind
         for kind in ("energy", "forces", "stress", "dipole")
-        if all(getattr(labels, kind) is None for _, labels in pairs)
+        if kind in kinds and all(getattr(labels, kind) is None for _, labels in pairs)
     ]
     found: dict[str, Counter[str]] = {kind: Counter() for kind in wanted}
-    for atoms in frames:
+    names = {getattr(keys, kind) for kind in kinds}
+    for atoms in frames if wanted else ():
         for place, key, value in _entries(atoms):
             kind = _kind(key)
             if kind not in found or place in ("key_value_pairs", "data") or key == keys.free_energy:
                 continue
+            if place == "results" and key in names:
+                continue  # of a live calculator
             whole = kind != "stress" or (atoms.pbc.all() and np.size(value) in (6, 9))
             partial = kind == "energy" and set(_in_words(key)) & _PARTIAL
             if not whole or partial or key in _OWN or _of_atoms(place, key, kind):
                 continue
             if _possible(value, kind, len(atoms)):
                 found[kind][key] += 1
-    names = {kind: counts.most_common(1)[0][0] for kind, counts in found.items() if counts}
-    prefixed = {key.removesuffix(kind) for kind, key in names.items() if key.endswith(kind)}
+    if (
+        wanted
+        and not any(found.values())
+        and not any(labels.kinds for _, labels in pairs)
+        and _bare_numbers(frames)
+    ):
+        comment = " ".join(str(key) for key, value in frames[0].info.items() if value is True)
+        return [
+            f"no frame has labels, but comments hold numbers ({comment!r} in the first): an energy is read if the "
+            "comment of an extended XYZ file says energy=... (eV), and forces if it names their columns"
+        ]
+    best = {kind: counts.most_common(1)[0][0] for kind, counts in found.items() if counts}
+    prefixed = {key.removesuffix(kind) for kind, key in best.items() if key.endswith(kind)}
     if (
         len(prefixed) == 1
-        and len(names) > 1
+        and len(best) > 1
         and not keys.prefix
-        and all(map(str.endswith, names.values(), names))
+        and all(map(str.endswith, best.values(), best))
     ):
         return [
-            f"no frame has {', '.join(names)}, but there are {', '.join(names.values())}, which are not read: set "
+            f"no frame has {', '.join(best)}, but there are {', '.join(best.values())}, which are not read: set "
             f'label_prefix="{prefixed.pop()}"'
         ]
     return [
         f"no frame has {kind} (under the name {str(getattr(keys, kind))!r}), but {found[kind][key]} of {len(frames)} "
         f"have {key!r}, which is not read: {_remedy(kind, key, keys)}"
-        for kind, key in names.items()
+        for kind, key in best.items()
     ]
 
 

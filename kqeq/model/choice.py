@@ -11,7 +11,7 @@ import numpy as np
 from kqeq.baselines import CHARGE_FROM
 from kqeq.errors import InputError
 from kqeq.fitting.metrics import Evaluation
-from kqeq.fitting.settings import FitSettings, complete_noise, dipoles_alone, for_dipoles
+from kqeq.fitting.settings import FitSettings, complete_noise, dipoles_alone, for_dipoles, wanted_labels
 from kqeq.frames.grouping import groups
 from kqeq.frames.label_checks import survey
 from kqeq.frames.structures import as_frames
@@ -84,7 +84,8 @@ def compare(
         model = KQEq()
     instance(KQEq, "a model with the settings that all candidates share").require(model, "compare(model=...)")
     base = model if not isinstance(model.charges, str) else clone(model).set_params(charges="default")
-    found = survey(frames, base._keys(base.charges_key))
+    wanted = wanted_labels(base._settings(base.targets))
+    found = survey(frames, base._keys(base.charges_key), wanted=wanted)
 
     def settings(own: KQEq) -> FitSettings:
         found = search_of(own._settings(own.targets), own.optimize)

@@ -41,6 +41,7 @@ from kqeq.fitting.settings import (
     complete_noise,
     dipoles_alone,
     for_dipoles,
+    wanted_labels,
 )
 from kqeq.fitting.update import update_potential
 from kqeq.frames.label_checks import survey
@@ -390,7 +391,10 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         if automatic:
             _check_automatic(budget, resume)
         noise = settings.noise["forces"]
-        found = survey(frames, self._keys(charges_key), weights=sample_weight, force_noise=noise)
+        wanted = wanted_labels(settings)
+        found = survey(
+            frames, self._keys(charges_key), weights=sample_weight, force_noise=noise, wanted=wanted
+        )
         alone = dipoles_alone(settings, (labels for _, labels in found.pairs))
         if alone:
             settings = for_dipoles(settings)

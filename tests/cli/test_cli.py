@@ -394,6 +394,7 @@ def commands(model, frames, output):
             "announces 3 atoms, but only 1 lines follow",
         ),
         ("what.ever", "abc", "cannot read structures from"),
+        ("rmd17.npz", "abc", "arrays and tables (.npz) do not say what their columns mean"),
     ],
 )
 def test_bad_frame_files(files, tmp_path, capsys, no_work, command, name, content, message):

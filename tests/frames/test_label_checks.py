@@ -369,8 +369,88 @@ def test_lengths_in_another_unit_are_warned_of(water_systems):
 @pytest.mark.parametrize("name", ["ag3", "water", "zno", "water_box", "nma", "polarizability"])
 def test_packaged_sets_have_no_such_faults(name):
     found = quiet(kqeq.datasets.load(name)[:30])
-    assert set(found.ignored) <= {"charges"}
+    assert set(found.ignored) <= {"charges", "hirshfeld"}
     assert found.notes == ()
+
+
+# ------------------------------------------------------------------------ labels that are missing
+
+
+def one(info=None, arrays=None, **cell):
+    atoms = Atoms("OH2", [(0, 0, 0), (0.76, 0.59, 0), (-0.76, 0.59, 0)], info=dict(info or {}), **cell)
+    for key, value in (arrays or {}).items():
+        atoms.set_array(key, value)
+    return atoms
+
+
+ALL = ("energy", "forces", "stress", "dipole")
+CRYSTAL = {"cell": [5, 5, 5], "pbc": True}
+
+
+@pytest.mark.parametrize(
+    ("atoms", "words"),
+    [
+        (one({"energy": -1.0}, {"force": FORCES}), r'atoms.arrays\["forces"\] = atoms.arrays.pop\("force"\)'),
+        (one({"energy": -1.0}, {"gradient": FORCES}), r'atoms.arrays\["forces"\] = -gradient'),
+        (one({"energies_xTB": -1.0}, {"forces": FORCES}), "no frame has energy .* 'energies_xTB'"),
+        (one({"energy": -1.0, "mu": np.ones(3)}), "no frame has dipole .* 'mu'"),
+        (one({"energy": -1.0, "virial": np.ones(9)}, **CRYSTAL), r"-virial / atoms.get_volume\(\)"),
+        (one({"DFT_energy": -1.0}, {"DFT_forces": FORCES}), 'energy, forces.* set label_prefix="DFT_"'),
+        (one({"energy:": True, "-5.07": True}), "comments hold numbers"),
+    ],
+)
+def test_a_label_under_another_name_is_warned_of_where_it_is_missing(atoms, words):
+    """A fit to what is left would succeed, and be poor."""
+    loud([atoms, atoms.copy()], words, wanted=ALL)
+    quiet([atoms, atoms.copy()])  # who evaluates may have no use for them
+
+
+@pytest.mark.parametrize(
+    "atoms",
+    [
+        one({"energy": -1.0, "REF_energy": -1.0}, {"forces": FORCES}),
+        one({"energy": -1.0, "virial": np.ones(9)}),  # of a molecule
+        one({"dipole": np.ones(3), "kinetic_energy": 1.0}),
+        one({"dipole": np.ones(3)}, {"energies": np.ones(3)}),
+        one({"energy": -1.0}, {"MACE_forces": FORCES, "forces": 2 * FORCES}),
+        one({"energy": -1.0, "multiplicity": 1}),
+        one({"energy": -1.0, "multiplicity": 2, "total_charge": 1}),
+    ],
+)
+def test_what_is_there_or_is_something_else_is_let_alone(atoms):
+    quiet([atoms], wanted=ALL)
+
+
+def test_energies_of_single_atoms_are_no_energy_of_the_structure():
+    atoms = Atoms("H", info={"dipole": np.zeros(3)}, calculator=None)
+    atoms.calc = SinglePointCalculator(atoms, energies=np.array([-1.0]))
+    quiet([atoms], wanted=ALL)
+
+
+def test_a_fit_to_energies_alone_says_where_forces_might_be():
+    frames = [one({"energy": -1.0}, {"force": FORCES}), one({"energy": -1.1}, {"force": FORCES})]
+    frames[1].positions[0] += 0.1
+    plain = SOAPKernel(3.0, n_representatives=2)
+    with pytest.warns(LabelWarning, match="no frame has forces .* 'force'"):
+        KQEq(None, plain, charges=None).fit(frames, optimize=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LabelWarning)
+        KQEq(None, plain, charges=None, targets=["energy"]).fit(frames, optimize=None)
+
+
+def test_second_labels_that_differ_are_warned_of():
+    """A file that a model has predicted has its own labels as REF_energy."""
+    loud([one({"energy": -1.0, "REF_energy": -1.1})], 'label_prefix="REF_"')
+    loud([one({"energy": -1.0}, {"forces": FORCES, "dft_forces": 2 * FORCES})], 'label_prefix="dft_"')
+
+
+def test_a_multiplicity_that_only_an_ion_can_have():
+    loud([one({"energy": -1.0, "multiplicity": 2})], r"total charge of 0 e .* atoms.info\[.total_charge.\]")
+
+
+def test_hirshfeld_is_a_name_of_charges():
+    frames = [one({"energy": -1.0}, {"hirshfeld": np.zeros(3), "hirshfeld_ratios": np.ones(3)})]
+    assert list(unread_names(frames, KEYS)) == ["hirshfeld"]
 
 
 # ------------------------------------------------------------------------ dipole origin
