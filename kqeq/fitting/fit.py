@@ -31,6 +31,7 @@ from kqeq.fitting.evidence.hyperparameters import Learned, learn_by_evidence
 from kqeq.fitting.evidence.left_out import learn_left_out
 from kqeq.fitting.least_squares.solver import Solution
 from kqeq.fitting.minimisation import minimise_from, minimise_problem, solve, warn_unconverged
+from kqeq.fitting.outliers import warn_outliers
 from kqeq.fitting.parameters import Parameters, SitePart
 from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.report import FitReport
@@ -151,6 +152,9 @@ def fit_potential(
         check_writable(resume)
     ready = _on_baseline(_chosen(pairs, settings))
     frames, settings, notes = ready.frames, ready.settings, list(ready.notes)
+    below = "" if settings.baseline is None else settings.baseline.name
+    far = warn_outliers(frames, zbl="zbl" in below)
+    notes += [] if far is None else [far]
     atoms = sum(len(frame.structure) for frame in ready.frames)
     say(f"{len(ready.frames)} frames, {atoms} atoms: choosing representative environments")
     if like is None or search:
