@@ -87,7 +87,10 @@ def test_frames_without_any_usable_label(estimator, water_training):
     ):
         KQEq(estimator.electronegativity, None).fit([WATER, *water_training, WATER])
     named = water({"REF_energy": 1.0, "REF_dipole": [0, 0, 1]})
-    with pytest.raises(InputError, match=r'1 of 1 frames have no usable label.*label_prefix="REF_"'):
+    with (
+        pytest.warns(LabelWarning, match='there are REF_energy, REF_dipole.* label_prefix="REF_"'),
+        pytest.raises(InputError, match=r'1 of 1 frames have no usable label.*label_prefix="REF_"'),
+    ):
         KQEq().fit(named)
     with pytest.raises(InputError, match="targets asks for dipole, but no frame carries it"):
         estimator.fit([water({"energy": 1.0})])

@@ -423,7 +423,7 @@ def _second_labels(
                 if not np.allclose(other.ravel(), np.ravel(label), rtol=1e-6, atol=1e-4, equal_nan=True):
                     said.setdefault(str(key), []).append(i)
     return [
-        f"{_list(where)} ({len(where)} in all) have {key!r} besides the label that is read, with other values: if "
+        f"{len(where)} of {len(frames)} frames have {key!r} besides the label that is read, with other values: if "
         f'{key!r} is the reference, and the other a prediction or of another method, use label_prefix="'
         f'{key.removesuffix(str(_kind(key)))}", else remove it'
         for key, where in said.items()

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -188,7 +189,8 @@ def test_the_polarizability_is_nine_numbers_in_the_text(tmp_path, model_file, io
     assert "_JSON" not in (tmp_path / "o.xyz").read_text()
 
 
-def test_labels_of_another_method_are_not_taken_for_results(tmp_path, model_file, ions):
+@pytest.mark.filterwarnings("default::kqeq.errors.LabelWarning")
+def test_labels_of_another_method_are_not_taken_for_results(tmp_path, model_file, ions, capsys):
     """A free energy that was in the input must not pass for that of the prediction."""
     ions[0].calc = SinglePointCalculator(ions[0], energy=-5.0, free_energy=-5.1)
     write(tmp_path / "in.xyz", ions[:1])
@@ -197,6 +199,7 @@ def test_labels_of_another_method_are_not_taken_for_results(tmp_path, model_file
     assert back.info["REF_free_energy"] == -5.1
     assert "free_energy" not in back.calc.results
     assert run("evaluate", model_file, tmp_path / "o.xyz") == 0
+    assert "'REF_energy' besides the label that is read" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------- terminal
@@ -317,6 +320,12 @@ def test_columns_that_nobody_names_are_warned_of(tmp_path):
     ):
         with pytest.warns(LabelWarning, match=f"has 7 columns and {text}: the others are not read"):
             read_frames([table(tmp_path, comment=comment)])
+    several = table(tmp_path, comment="water")
+    Path(several).write_text(3 * Path(several).read_text())
+    with pytest.warns(LabelWarning) as said:
+        read_frames([several])
+    assert len(said) == 1
+    assert r"frame 0 (and 2 more)" in str(said[0].message)
     read_frames([table(tmp_path, comment="water", columns=4)])
 
 
