@@ -20,12 +20,16 @@ from kqeq.errors import InputError, LabelWarning, warn
 if TYPE_CHECKING:
     from ase import Atoms
 
+_MOST = {"vasp-out": 20_000_000}
+"""Bytes of outputs that say what is looked for at their beginning, and grow without end."""
+
 _NUMBER = r"[-+]?\d+\.?\d*(?:[EeDd][-+]?\d+)?"
 
 _FIELD = {
     "orca-output": r"(?im)^.*>.*\befield\b\s+(?!0?\.?0*\s*,\s*0)[-+.\d]",
     "aims-output": r"(?im)^\s*(?:homogeneous_field\b|.*homogeneous external field)",
     "espresso-out": r"(?im)^.*(?:adding external electric field|in the finite electric field)",
+    "vasp-out": r"(?im)^\s*EFIELD\s*=\s*(?![-+]?0*\.?0*\s*$)",
     "vasp-xml": r'(?im)<i name="EFIELD">\s*(?![-+]?0*\.?0*\s*<)',
 }
 """Traces of an applied field, by ASE's name of the format."""
@@ -37,9 +41,10 @@ def read(path: str | Path, index: int | slice | str = ":", format: str | None = 
     Parameters
     ----------
     path : str or Path
-        Any file that ASE reads.  For ORCA, FHI-aims, Quantum ESPRESSO (``pw.x``) and VASP (``vasprun.xml``) the total
-        charge of the calculation is put into ``atoms.info["total_charge"]``.  A trajectory of CP2K (``NAME-pos-1.xyz``)
-        gets the energies of its comments and, if ``NAME-frc-1.xyz`` lies beside it, the forces.
+        Any file that ASE reads.  For ORCA, FHI-aims, Gaussian, NWChem, GAMESS (US), Quantum ESPRESSO (``pw.x``) and VASP
+        (``vasprun.xml``, ``OUTCAR``) the total charge of the calculation is put into ``atoms.info["total_charge"]``.  A
+        trajectory of CP2K (``NAME-pos-1.xyz``) gets the energies of its comments and, if ``NAME-frc-1.xyz`` lies beside
+        it, the forces.
     index : int, slice or str
         Which frames, as in ``ase.io.read``; a list comes back in every case.
     format : str, optional
@@ -73,6 +78,8 @@ def read(path: str | Path, index: int | slice | str = ":", format: str | None = 
 
 def with_stated(frames: list[Atoms], path: str | Path, format: str | None = None) -> list[Atoms]:
     """Frames that ASE read from ``path``, completed in place by what it drops; see :func:`read`."""
+    from ase.io.formats import open_with_compression
+
     path = Path(path)
     if _CP2K.fullmatch(path.name) and frames and frames[0].calc is None:
         _add_cp2k(frames, path)
@@ -80,18 +87,35 @@ def with_stated(frames: list[Atoms], path: str | Path, format: str | None = None
     kind = format or _format(path)
     if kind not in _CHARGE:
         return frames
-    text = path.read_text(encoding="utf-8", errors="replace")
-    charge = _CHARGE[kind](text)
+    with open_with_compression(str(path), "rb") as file:
+        text = file.read(_MOST.get(kind, -1)).decode("utf-8", errors="replace")
+    charge = stated_charge(kind, text)
     for atoms in frames:
         if charge is not None:
             atoms.info.setdefault("total_charge", charge)
-    if re.search(_FIELD[kind], text) and not any("external_field" in a.info for a in frames):
+    if (
+        kind in _FIELD
+        and re.search(_FIELD[kind], text)
+        and not any("external_field" in a.info for a in frames)
+    ):
         warn(
             f"{path} mentions an applied electric field, which ASE does not read: give it as info['external_field'] "
             "(V/Å), along the force on a positive charge",
             LabelWarning,
         )
     return frames
+
+
+def stated_charge(kind: str, text: str) -> float | None:
+    """The total charge that an output states, e.
+
+    Parameters
+    ----------
+    kind : str
+        ASE's name of its format.
+    text : str
+    """
+    return _CHARGE[kind](text) if kind in _CHARGE else None
 
 
 def _format(path: Path) -> str | None:
@@ -152,6 +176,21 @@ def _vasp(text: str) -> float | None:
     return _tidy(sum(int(row[0]) * float(row[3]) for row in rows) - float(electrons[-1]))
 
 
+def _outcar(text: str) -> float | None:
+    """The same from OUTCAR."""
+    electrons = re.search(rf"^\s*NELECT\s*=\s*({_NUMBER})", text, flags=re.MULTILINE)
+    counts = re.search(r"ions per type\s*=((?:\s+\d+)+)", text)
+    table = re.search(r"Ionic Valenz\s*\n\s*ZVAL\s*=([^\n]+)", text)
+    if electrons is None or counts is None or table is None:
+        return None
+    # two digits behind the point, which may leave no blank between numbers
+    numbers, valences = counts[1].split(), re.findall(r"\d+\.\d\d", table[1])
+    if len(numbers) != len(valences):
+        return None
+    valence = sum(int(n) * float(v) for n, v in zip(numbers, valences, strict=True))
+    return _tidy(valence - float(electrons[1]))
+
+
 def _tidy(charge: float) -> float:
     """Printed valences have two digits."""
     return round(charge) + 0.0 if abs(charge - round(charge)) < 5e-3 else round(charge, 4)
@@ -164,6 +203,10 @@ _CHARGE: dict[str, Callable[[str], float | None]] = {
         rf"(?im)^\s*charge(?:\s*=)?\s+({_NUMBER})\s*(?:$|#|:\s*charge requested explicitly)"
     ),
     "espresso-out": _espresso,
+    "gamess-us-out": _last(rf"CHARGE OF MOLECULE\s*=\s*({_NUMBER})"),
+    "gaussian-out": _last(rf"Charge\s*=\s*({_NUMBER})\s+Multiplicity"),
+    "nwchem-out": _last(rf"(?m)^\s*Charge\s*:\s*({_NUMBER})\s*$"),
+    "vasp-out": _outcar,
     "vasp-xml": _vasp,
 }
 
@@ -200,4 +243,4 @@ def _add_cp2k(frames: list[Atoms], path: Path) -> None:
         atoms.calc = SinglePointCalculator(atoms, **results)
 
 
-__all__ = ["read", "with_stated"]
+__all__ = ["read", "stated_charge", "with_stated"]

@@ -3,6 +3,7 @@
 The files were written by hand in the layout of each program; they are small, and no program's output was copied.
 """
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import kqeq
 from kqeq.cli.files import read_frames as read_command_line
 from kqeq.errors import InputError, LabelWarning
 from kqeq.frames.labels import read_frames
+from kqeq.frames.outputs import stated_charge
 
 HERE = Path(__file__).resolve().parent
 while not (HERE / "files" / "dft").is_dir():
@@ -22,6 +24,8 @@ DFT = HERE / "files" / "dft"
 CASES = {
     # file: total charge, energy (eV), first force component that is not zero (eV/Å), dipole along its largest component
     "vasprun.xml": (1, -6.90, 0.25, None),
+    "OUTCAR": (1, -6.90, 0.25, None),
+    "gaussian.log": (1, -75.9 * Hartree, -0.01 * Hartree / Bohr, None),
     "orca.out": (1, -76.5 * Hartree, -0.01 * Hartree / Bohr, 0.35 * Bohr),
     "aims.out": (-1, -2061.0, -0.5, -0.3),
     "pw.out": (0, -62.5 * Rydberg, 0.01 * Rydberg / Bohr, None),
@@ -70,6 +74,9 @@ def test_one_frame_and_the_last():
         ),
         ("pw.out", "=        16.00", "=        15.00", 1),
         ("vasprun.xml", '"NELECT">7.0<', '"NELECT">9.0<', -1),
+        ("OUTCAR", "NELECT =       7.0000", "NELECT =       9.5000", -1.5),
+        ("OUTCAR", "ZVAL   =   6.00  1.00", "ZVAL   =  16.00 11.00", 31),
+        ("gaussian.log", "Charge =  1 Mult", "Charge = -1 Mult", -1),
     ],
 )
 def test_other_charges(tmp_path, name, old, new, charge):
@@ -80,12 +87,39 @@ def test_other_charges(tmp_path, name, old, new, charge):
     assert kqeq.read(path)[0].info["total_charge"] == charge
 
 
+def test_compressed_outputs_say_the_same(tmp_path):
+    """The text of a packed file was searched as it is, and an ion was neutral."""
+    for name in ("OUTCAR", "orca.out"):
+        path = tmp_path / f"{name}.gz"
+        path.write_bytes(gzip.compress((DFT / name).read_bytes()))
+        assert (
+            kqeq.read(path, format={"OUTCAR": "vasp-out", "orca.out": "orca-output"}[name])[0].info[
+                "total_charge"
+            ]
+            == 1
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "charge"),
+    [
+        ("nwchem-out", "          No. of electrons :    11\n          Charge           :    -1\n", -1),
+        ("gamess-us-out", " CHARGE OF MOLECULE                           =    2\n", 2),
+    ],
+)
+def test_lines_of_other_programs(kind, text, charge):
+    assert stated_charge(kind, text) == charge
+    assert stated_charge(kind, "") is None
+
+
 def test_nothing_is_invented(tmp_path):
     """Where the output does not say it, no charge is put in."""
     for name, piece in (
         ("orca.out", "Total Charge "),
         ("aims.out", "  Charge ="),
         ("pw.out", "number of electrons"),
+        ("OUTCAR", "NELECT"),
+        ("gaussian.log", "Charge ="),
     ):
         text = (DFT / name).read_text()
         path = tmp_path / name
@@ -99,6 +133,7 @@ def test_nothing_is_invented(tmp_path):
         ("orca.out", "|  3> %scf EField 0.01, 0.0, 0.0 end"),
         ("aims.out", "  homogeneous_field 0.0 0.0 0.1"),
         ("pw.out", "     Adding external electric field"),
+        ("OUTCAR", "   EFIELD = 0.2"),
     ],
 )
 def test_a_field_is_not_passed_over(tmp_path, name, line):
