@@ -41,10 +41,10 @@ MOST_AGREE = 0.6
 NEAR = 0.2
 """Logarithm by which a factor may differ from that of a cause."""
 
-STIFF = 150.0
+STIFF = 200.0
 """Forces that change by more than this with positions, eV/Å², are in another unit.
 
-Typical changes are 5 to 40, in a gas of N2 up to 290; in kcal/mol they are 23 times larger.
+Typical changes are 5 to 60 (nitrogen 120 if all its modes are moved); in kcal/mol they are 23 times larger.
 """
 
 _ENERGIES = {
