@@ -273,6 +273,7 @@ def infrared(
         As :func:`vibrations`.
     """
     require_charges(potential_of(model), "infrared intensities")
+    check_intensities(model, atoms, total_charge=total_charge, external_field=external_field)
     found, geometry = _vibrate(model, atoms, total_charge, external_field, relax, fmax, step)
     born = born_charges_at(geometry)
     slopes = np.einsum("kab,nkb->na", born.tensors, found["modes"])
@@ -282,6 +283,28 @@ def infrared(
         dipole_derivatives=slopes,
         born_charges=born.tensors,
     )
+
+
+def check_intensities(
+    model: Any, atoms: Any, *, total_charge: Any = None, external_field: Any = None
+) -> None:
+    """Refuse geometries whose infrared intensities are not defined, before anything is relaxed.
+
+    Parameters
+    ----------
+    model, atoms, total_charge, external_field
+        As of :func:`vibrations`.
+
+    Raises
+    ------
+    UnsupportedError
+        Where the charge model has no response to a field in some direction: along periodic directions, for most.
+    """
+    structure = read(model, atoms, total_charge, external_field)
+    for direction in np.eye(3):
+        potential_of(model).check(
+            structure.under(structure.total_charge, structure.external_field + direction)
+        )
 
 
 def _vibrate(
@@ -363,4 +386,13 @@ def _rigid_motions(atoms: Atoms, masses: FloatArray, *, rotations: bool) -> Floa
     return np.stack([column.ravel() for column in columns], axis=1)
 
 
-__all__ = ["INTENSITY", "STEP", "Infrared", "Vibrations", "hessian", "infrared", "vibrations"]
+__all__ = [
+    "INTENSITY",
+    "STEP",
+    "Infrared",
+    "Vibrations",
+    "check_intensities",
+    "hessian",
+    "infrared",
+    "vibrations",
+]

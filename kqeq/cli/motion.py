@@ -354,7 +354,8 @@ def _md(arguments: argparse.Namespace) -> int:
 
 def _vibrations(arguments: argparse.Namespace) -> int:
     from kqeq.analysis.thermochemistry import thermochemistry
-    from kqeq.analysis.vibrations import Infrared, infrared, vibrations
+    from kqeq.analysis.vibrations import Infrared, check_intensities, infrared, vibrations
+    from kqeq.errors import UnsupportedError
     from kqeq.model.estimator import load_model
 
     check_outputs(arguments.json, arguments.plot)
@@ -364,13 +365,18 @@ def _vibrations(arguments: argparse.Namespace) -> int:
         check_output(arguments.trajectory)
     model = load_model(arguments.model)
     atoms = _read(arguments, model, "studied")
-    question = infrared if model.potential_.has_charges else vibrations
+    why = "" if model.potential_.has_charges else "the model has no charges"
+    if not why and atoms.pbc.any():
+        try:
+            check_intensities(model, atoms)
+        except UnsupportedError as error:
+            why = str(error)
+            print(f"kqeq: frequencies without infrared intensities: {why}", file=sys.stderr)
+    if why and arguments.plot is not None:
+        raise InputError(f"there is no infrared spectrum to draw: {why}; leave --plot out")
+    question = vibrations if why else infrared
     found = question(model, atoms, relax=not arguments.no_relax, fmax=arguments.fmax)
     has_intensities = isinstance(found, Infrared)
-    if arguments.plot is not None and not has_intensities:
-        raise InputError(
-            "the model has no charges, so there is no infrared spectrum to draw; leave --plot out"
-        )
     if arguments.mode is not None and not 0 <= arguments.mode < len(found.frequencies):
         raise InputError(
             f"--mode is {arguments.mode}; expected a number from 0 to {len(found.frequencies) - 1}"

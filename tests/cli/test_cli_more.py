@@ -70,6 +70,24 @@ def test_evaluate_with_calibration(folder, capsys):
     assert "mean z²" in capsys.readouterr().out
 
 
+# --------------------------------------------------------------- vibrations
+
+
+def test_vibrations_of_a_slab_have_frequencies_and_no_intensities(folder, tmp_path, capsys):
+    """A field along the slab is refused; the frequencies need none."""
+    atoms = read(folder / "test.xyz")
+    slab = Atoms(atoms.numbers, atoms.positions, cell=[12, 12, 0], pbc=(True, True, False))
+    write(tmp_path / "slab.xyz", slab)
+    assert run("vibrations", folder / "m.kqeq", tmp_path / "slab.xyz", "--no-relax") == 0
+    said = capsys.readouterr()
+    assert "frequencies without infrared intensities: the external field" in said.err
+    assert "cm⁻¹" in said.out
+    assert "km/mol" not in said.out
+    plot = ("--plot", tmp_path / "p.png")
+    assert run("vibrations", folder / "m.kqeq", tmp_path / "slab.xyz", "--no-relax", *plot) == 2
+    assert "no infrared spectrum to draw" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------ predict
 
 
