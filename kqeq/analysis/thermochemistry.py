@@ -6,6 +6,7 @@ periodic or partly fixed has vibrations alone.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -136,6 +137,9 @@ def thermochemistry(
     atoms = found.atoms
     atoms.set_masses(found.masses)
     shape = geometry_of(atoms)
+    # newer versions count the modes, of which imaginary ones were left away here
+    every: dict[str, Any] = {"vib_selection": "all"}
+    counts = "vib_selection" in inspect.signature(IdealGasThermo).parameters
     thermo = IdealGasThermo(
         real,
         geometry=shape,
@@ -143,6 +147,7 @@ def thermochemistry(
         atoms=atoms,
         symmetrynumber=int(symmetry_number),
         spin=spin,
+        **(every if counts else {}),
     )
     pascal = 1e5 * pressure
     enthalpy = float(thermo.get_enthalpy(temperature, verbose=False))

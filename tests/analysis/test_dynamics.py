@@ -1,6 +1,7 @@
 """Dynamics, vibrations, thermochemistry: against ASE's own and textbook limits; restart."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -221,6 +222,18 @@ def test_vibrations_without_charges(short_range_model, ion_model, ion):
     assert np.linalg.norm(moved, axis=1).max() == pytest.approx(0.2)
     with pytest.raises(UnsupportedError, match="no infrared intensities"):
         analysis.infrared(short_range_model, Atoms(ion.numbers, ion.positions))
+
+
+def test_thermochemistry_of_a_saddle_leaves_imaginary_modes_away(ion_model, ion):
+    """A transition state has one of them; ASE counts modes."""
+    found = analysis.infrared(ion_model, ion)
+    thermo = analysis.thermochemistry(found)
+    saddle = replace(found, frequencies=np.r_[-300.0, found.frequencies[1:]])
+    other = analysis.thermochemistry(saddle)
+    assert (thermo.imaginary, other.imaginary) == (0, 1)
+    lost = 0.5 * found.frequencies[0] * units.invcm
+    assert other.zero_point_energy == pytest.approx(thermo.zero_point_energy - lost)
+    assert other.free_energy > thermo.free_energy - lost - 0.1
 
 
 def test_thermochemistry_of_an_ideal_gas(ion_model, ion):
