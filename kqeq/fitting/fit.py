@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
 
@@ -35,7 +35,7 @@ from kqeq.fitting.outliers import warn_outliers
 from kqeq.fitting.parameters import Parameters, SitePart
 from kqeq.fitting.problem import FitProblem
 from kqeq.fitting.report import FitReport
-from kqeq.fitting.rows.blocks import is_linear
+from kqeq.fitting.rows.blocks import deviation, is_linear
 from kqeq.fitting.rows.cache import CacheFolder
 from kqeq.fitting.rows.features import TrainingFrame
 from kqeq.fitting.rows.targets import choose_labels, energy_offsets, held_covariance
@@ -50,7 +50,7 @@ from kqeq.kernels.charge_kernel import ChargeKernel
 from kqeq.kernels.feature_map import FeatureMap
 from kqeq.kernels.representatives import build_feature_map
 from kqeq.kernels.settings import Kernel, Kernels
-from kqeq.potential.determination import Determination
+from kqeq.potential.determination import TOLERANCE, Determination
 from kqeq.potential.potential import Potential, SiteModel
 from kqeq.typing import FloatArray
 
@@ -198,7 +198,12 @@ def fit_potential(
     known = known_states(
         [frame.structure for frame in frames], kernel_states(settings, has_energy=ready.has_energy)
     )
-    result = replace(result, potential=replace(result.potential, known_states=known), offered=offered)
+    open_ = settled(result.potential, frames, noise)
+    result = replace(
+        result,
+        potential=replace(result.potential, known_states=known, determination=open_),
+        offered=offered,
+    )
     result = _check_origin(replace(result, frames=frames), settings)
     if settings.charge_aware is None or parameters.short_range is None:
         return result
@@ -761,6 +766,40 @@ def _determination(parameters: Parameters, lower: FloatArray) -> Determination:
     return Determination(found.species, found.covariance + held, found.prior + held)
 
 
+def settled(
+    potential: Potential, frames: Sequence[TrainingFrame], noise: Mapping[str, float]
+) -> Determination | None:
+    """What is open once the energies of the compositions of some frames are known, at their charges.
+
+    Element means are over all environments of a set.  Where kernels may tell the environments of one composition from
+    those of another, they stay open although labels say the energy of every composition that has some.
+
+    Parameters
+    ----------
+    potential : Potential
+    frames : sequence of TrainingFrame
+    noise : mapping of str to float
+        Of labels by kind; energies count as known no better than half of what counts as determined.
+    """
+    known = potential.determination
+    same: dict[tuple[bytes, float], list[TrainingFrame]] = {}
+    for frame in frames:
+        if frame.labels.energy is not None and frame.labels.weight > 0.0:
+            s = frame.structure
+            same.setdefault((np.sort(s.numbers).tobytes(), round(s.total_charge, 6)), []).append(frame)
+    if known is None or not same:
+        return known
+    bare = replace(potential, baseline=None, short_range=None, charge_kernel=None, charge_powers=())
+    first = [members[0].structure for members in same.values()]
+    for structure, members, prediction in zip(
+        first, same.values(), bare.predict_many(first, ()), strict=True
+    ):
+        row = known.row(structure.numbers, prediction.charges, energy=True)
+        std = deviation(members[0], "energy", noise) / math.sqrt(len(members))
+        known = known.conditioned(row[None, :], max(0.5 * TOLERANCE, std))
+    return known
+
+
 __all__ = [
     "FitResult",
     "build_potential",
@@ -768,5 +807,6 @@ __all__ = [
     "fit_potential",
     "representative_counts",
     "second_stage",
+    "settled",
     "warn_unconverged",
 ]

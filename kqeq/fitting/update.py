@@ -22,12 +22,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from kqeq.errors import InputError
 from kqeq.fitting.baseline_labels import subtract_baseline
 from kqeq.fitting.contradictions import warn_contradictions
-from kqeq.fitting.fit import FitResult, finish
+from kqeq.fitting.fit import FitResult, finish, settled
 from kqeq.fitting.least_squares.equations import Prior
 from kqeq.fitting.minimisation import minimise_problem, warn_unconverged
 from kqeq.fitting.parameters import Parameters
@@ -40,7 +38,6 @@ from kqeq.fitting.settings import FitSettings
 from kqeq.frames.labels import LABEL_KINDS, Labels
 from kqeq.frames.states import known_states
 from kqeq.frames.structures import Structure
-from kqeq.potential.determination import TOLERANCE, Determination
 from kqeq.potential.potential import Potential
 
 
@@ -121,26 +118,9 @@ def update_potential(
     states = [frame.structure for frame in added.frames]
     known = known_states(states, potential.known_states, potential.known_states)
     result = replace(result, potential=replace(result.potential, known_states=known))
-    if not charge_aware:
-        return result
-    settled = replace(result.potential, determination=_settled(potential, added.frames))
-    return replace(result, potential=settled)
-
-
-def _settled(potential: Potential, frames: Sequence[TrainingFrame]) -> Determination | None:
-    """What is open once the energies of some frames are known as well as counts as determined."""
-    known = potential.determination
-    structures = [frame.structure for frame in frames if frame.labels.energy is not None]
-    if known is None or not structures:
-        return known
-    bare = replace(potential, baseline=None, short_range=None, charge_kernel=None, charge_powers=())
-    rows = np.array(
-        [
-            known.row(structure.numbers, prediction.charges, energy=True)
-            for structure, prediction in zip(structures, bare.predict_many(structures, ()), strict=True)
-        ]
-    )
-    return known.conditioned(rows, 0.5 * TOLERANCE)
+    # of the compositions that were known before no frames are left
+    open_ = settled(potential, added.frames, noise)
+    return replace(result, potential=replace(result.potential, determination=open_))
 
 
 @dataclass(frozen=True)

@@ -526,7 +526,12 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             potential.training_charges,
             potential.has_energy,
         )
-        smaller = replace(smaller, baseline=potential.baseline, known_states=potential.known_states)
+        smaller = replace(
+            smaller,
+            baseline=potential.baseline,
+            known_states=potential.known_states,
+            determination=potential.determination,
+        )
         known = replace(posterior, parameters=found.parameters, u=found.u, lower=found.lower)
         self._set_fitted(smaller, report, self.charges_key_, known)
         return self

@@ -311,3 +311,22 @@ def test_more_compositions_settle_other_models_too(options):
     model.update(frames(H2, seed=3))
     assert not asked(model.predict, H2)[1]
     assert not asked(model.predict, WATER)[1]
+
+
+def test_compositions_that_were_fitted_are_determined_however_flexible_kernels_are(tmp_path):
+    """Kernels that tell the environments of one composition from those of another leave element means open."""
+    fitted = (WATER, H2, O2)
+    training = [a for atoms in fitted for a in frames(atoms, count=4)]
+    flexible = {"short_range": kqeq.SOAPKernel(3.0, n_representatives=8, delta=20.0, zeta=4)}
+    model = fit(training, **SHORT | flexible)
+    model.save(tmp_path / "m.kqeq")
+    means, known = model.posterior_.determination, model.potential_.determination
+    assert known is not None
+    for atoms in fitted:
+        row = known.row(atoms.numbers, None, energy=True)
+        assert means.std(row) > 0.5
+        assert known.std(row) < 0.3
+        assert (
+            not asked(model.predict, atoms)[1] and not asked(kqeq.load(tmp_path / "m.kqeq").predict, atoms)[1]
+        )
+    assert asked(fit(training[:4], **SHORT | flexible).predict, O2)[1]
