@@ -98,6 +98,24 @@ def test_frames_without_any_usable_label(estimator, water_training):
         _fitted(estimator, water_training).evaluate(WATER)
 
 
+def test_frames_without_any_weight_are_refused(water_training):
+    """The search divided by nothing."""
+    frames = [atoms.copy() for atoms in water_training[:4]]
+    for copy, atoms in zip(frames, water_training, strict=False):
+        copy.calc, copy.info["weight"] = atoms.calc, 0.0
+    with pytest.raises(InputError, match="all 4 frames have weight 0"):
+        KQEq().fit(frames)
+
+
+def test_single_atoms_alone_are_fitted_without_search():
+    """Their forces are zero, and an error of zero has no logarithm."""
+    energies = {"H": -13.0, "C": -150.0, "O": -430.0}
+    frames = [Atoms(symbol, info={"energy": energy}) for symbol, energy in energies.items()]
+    model = KQEq().fit(frames)
+    for atoms in frames:
+        assert model.predict(atoms).energy == pytest.approx(atoms.info["energy"], abs=1e-2)
+
+
 def _fitted(estimator, frames):
     return estimator.fit(frames)
 

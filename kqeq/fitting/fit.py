@@ -381,8 +381,8 @@ def _learned(
 ) -> Learned | None:
     """Spreads and noises that the data choose; ``None`` where they are taken as given."""
     settings = ready.settings
-    if settings.optimize is None:
-        return None
+    if settings.optimize is None or all(len(frame.structure) == 1 for frame in ready.frames):
+        return None  # single atoms have no environments that kernels could tell apart
     linear = is_linear(parameters, ready.used)
 
     def again(problem: FitProblem, u: FloatArray | None) -> Solution:

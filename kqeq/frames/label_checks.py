@@ -7,6 +7,7 @@ have no energy, and ASE fills the place.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -38,6 +39,9 @@ from kqeq.typing import FloatArray
 
 NET_FORCE = 0.5
 """Net forces per atom beyond this part of the noise of forces are reported."""
+
+ANOTHER = 10.0
+"""Energies this far (eV/atom) from others of the same composition and charge are of another method or unit."""
 
 FAR, NEAR = 1.5, 0.6
 """Shortest distances of a set over sums of covalent radii: outside of these the unit of length is in doubt."""
@@ -181,7 +185,7 @@ def survey(
     pairs, doubts = _zero_energies(read)
     doubts += _missing_kinds(frames, read, keys, wanted) + _second_labels(frames, read, keys)
     doubts += live + _embedded(frames)
-    doubts += _zero_vectors(pairs)
+    doubts += _zero_vectors(pairs) + _far_energies(pairs)
     doubts += _net_forces(pairs, force_noise)
     doubts += _contradicting_charges(frames, pairs) + _impossible_multiplicities(frames, pairs)
     doubts += contradictions(pairs)
@@ -520,6 +524,27 @@ def _zero_energies(
             "such labels"
         ]
     return pairs, []
+
+
+def _far_energies(pairs: Sequence[tuple[Structure, Labels]]) -> list[str]:
+    """Frames whose energy is far from that of most others with the same composition and charge."""
+    groups: dict[tuple[bytes, float], list[tuple[int, float]]] = {}
+    for i, (s, labels) in enumerate(pairs):
+        if labels.energy is not None and labels.energy != 0.0:
+            key = (np.sort(s.numbers).tobytes(), round(s.total_charge, 6))
+            groups.setdefault(key, []).append((i, labels.energy / len(s)))
+    found: dict[int, float] = {}
+    for members in groups.values():
+        middle = float(np.median([energy for _, energy in members])) if len(members) > 2 else math.nan
+        found |= {i: energy - middle for i, energy in members if abs(energy - middle) > ANOTHER}
+    if not found:
+        return []
+    first = next(iter(found))
+    return [
+        f"the energies of {_list(list(found))} ({len(found)} in all) are far from those of most frames with the same "
+        f"composition and charge, by {found[first]:+.3g} eV/atom in the first: energies in another unit, of another "
+        "method or of calculations that failed do not go together in one set; remove or convert them"
+    ]
 
 
 def _zero_vectors(pairs: Sequence[tuple[Structure, Labels]]) -> list[str]:

@@ -362,8 +362,18 @@ def test_lengths_in_another_unit_are_warned_of(water_systems):
     argon = Atoms("Ar2", [[0, 0, 0], [0, 0, 3.8]], info={"energy": -1.0})
     quiet([argon, argon])
     # one frame that is pulled apart among bound ones
-    apart = Atoms(frames[0].numbers, 3 * frames[0].positions, info={"energy": -1.0})
+    energy = frames[0].get_potential_energy()
+    apart = Atoms(frames[0].numbers, 3 * frames[0].positions, info={"energy": energy})
     quiet([*frames, apart])
+
+
+def test_energies_of_another_unit_among_others_are_named():
+    frames = [one({"energy": -470.0 - 0.1 * i}) for i in range(6)]
+    quiet(frames)
+    mixed = [*frames, one({"energy": -17.3})]
+    loud(mixed, r"energies of frame 6 \(1 in all\) are far .* by \+151 eV/atom")
+    quiet([*frames, one({"energy": -17.3, "total_charge": 1})])  # another charge state
+    quiet([frames[0], mixed[-1]])  # nothing says which is right
 
 
 @pytest.mark.parametrize("name", ["ag3", "water", "zno", "water_box", "nma", "polarizability"])

@@ -109,7 +109,12 @@ def _check_targets(used: Mapping[str, int], ignored: Mapping[str, str], settings
 def _check_labelled(
     frames: Sequence[TrainingFrame], ignored: Mapping[str, str], settings: FitSettings
 ) -> None:
-    """Refuse frames without a label to fit."""
+    """Refuse frames without a label to fit, and sets without weight."""
+    if frames and not any(frame.labels.weight > 0.0 for frame in frames):
+        raise InputError(
+            f'all {len(frames)} frames have weight 0, so nothing is fitted; remove atoms.info["weight"] (or '
+            "sample_weight) from those that should count, or give them a positive number"
+        )
     unlabelled = [frame.index for frame in frames if not frame.labels.kinds]
     if not unlabelled:
         return
