@@ -109,7 +109,7 @@ def _check_targets(used: Mapping[str, int], ignored: Mapping[str, str], settings
 def _check_labelled(
     frames: Sequence[TrainingFrame], ignored: Mapping[str, str], settings: FitSettings
 ) -> None:
-    """Refuse frames without a label to fit, and sets without weight."""
+    """Refuse frames without a label to fit, and a search where no frame has a weight."""
     if frames and not any(frame.labels.weight > 0.0 for frame in frames):
         raise InputError(
             f'all {len(frames)} frames have weight 0, so nothing is fitted; remove atoms.info["weight"] (or '
