@@ -110,10 +110,10 @@ def _check_labelled(
     frames: Sequence[TrainingFrame], ignored: Mapping[str, str], settings: FitSettings
 ) -> None:
     """Refuse frames without a label to fit, and a search where no frame has a weight."""
-    if frames and not any(frame.labels.weight > 0.0 for frame in frames):
+    if settings.optimize is not None and not any(frame.labels.weight > 0.0 for frame in frames):
         raise InputError(
-            f'all {len(frames)} frames have weight 0, so nothing is fitted; remove atoms.info["weight"] (or '
-            "sample_weight) from those that should count, or give them a positive number"
+            f'all {len(frames)} frames have weight 0, so nothing tells noises and spreads; remove atoms.info["weight"] '
+            "(or sample_weight) from those that should count, or give them a positive number"
         )
     unlabelled = [frame.index for frame in frames if not frame.labels.kinds]
     if not unlabelled:
