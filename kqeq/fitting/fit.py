@@ -7,6 +7,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
 
@@ -38,6 +39,7 @@ from kqeq.fitting.report import FitReport
 from kqeq.fitting.rows.blocks import deviation, is_linear
 from kqeq.fitting.rows.cache import CacheFolder
 from kqeq.fitting.rows.features import TrainingFrame
+from kqeq.fitting.rows.pool import sharing_features
 from kqeq.fitting.rows.targets import choose_labels, energy_offsets, held_covariance
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings, with_reach
 from kqeq.frames.label_checks import Survey
@@ -166,14 +168,15 @@ def fit_potential(
     begin = _charge_start(ready, parameters, noise, cache)
     notes += [] if begin is None else [begin.note]
     offered = parameters
-    learned = (
-        None if like is not None and not search else _learned(ready, parameters, noise, begin, resume, cache)
-    )
     start = None
-    if learned is not None:
-        parameters, noise, start = learned.parameters, learned.noise, learned.u
-        notes += learned.table
-    solution = _solved(ready, parameters, noise, start, begin, resume, cache)
+    searched = settings.optimize is not None and (like is None or search)
+    with sharing_features() if searched else nullcontext():
+        if searched:
+            learned = _learned(ready, parameters, noise, begin, resume, cache)
+            if learned is not None:
+                parameters, noise, start = learned.parameters, learned.noise, learned.u
+                notes += learned.table
+        solution = _solved(ready, parameters, noise, start, begin, resume, cache)
     warn_unconverged(solution)
     if solution.n_residuals < parameters.size:
         notes.append(
@@ -379,9 +382,9 @@ def _learned(
     resume: str | PathLike[str] | None,
     cache: CacheFolder | None,
 ) -> Learned | None:
-    """Spreads and noises that the data choose; ``None`` where they are taken as given."""
+    """Spreads and noises that the data choose; ``None`` where there is nothing to choose by."""
     settings = ready.settings
-    if settings.optimize is None or all(len(frame.structure) == 1 for frame in ready.frames):
+    if all(len(frame.structure) == 1 for frame in ready.frames):
         return None  # single atoms have no environments that kernels could tell apart
     linear = is_linear(parameters, ready.used)
 

@@ -77,34 +77,21 @@ def features_many(
     return [xp.concat(list(parts), axis=1) for parts in zip(*blocks, strict=True)]
 
 
-def summed_many(
-    feature_maps: Sequence[FeatureMap],
-    states: Sequence[States],
-    numbers: Sequence[IntArray],
-    gradients: Sequence[bool],
-    strains: Sequence[bool],
-) -> list[SummedFeatures | None]:
-    """Σ_i Φ_i of all kernels side by side, with derivatives; see :meth:`FeatureMap.summed_many`."""
-    blocks = [
-        m.summed_many([own[m.descriptor] for own in states], numbers, gradients, strains)
-        for m in feature_maps
-    ]
-    if len(blocks) == 1:
-        return list(blocks[0])
-    xp = namespace(blocks[0][0].values)
+def beside(parts: Sequence[SummedFeatures]) -> SummedFeatures:
+    """Σ_i Φ_i of several kernels of one structure side by side."""
+    if len(parts) == 1:
+        return parts[0]
+    xp = namespace(parts[0].values)
 
-    def beside(parts: Sequence[Array | None]) -> Array | None:
-        present = [part for part in parts if part is not None]
+    def joined(own: Sequence[Array | None]) -> Array | None:
+        present = [part for part in own if part is not None]
         return xp.concat(present, axis=-1) if present else None
 
-    return [
-        SummedFeatures(
-            xp.concat([part.values for part in parts]),
-            beside([part.positions for part in parts]),
-            beside([part.strain for part in parts]),
-        )
-        for parts in zip(*blocks, strict=True)
-    ]
+    return SummedFeatures(
+        xp.concat([part.values for part in parts]),
+        joined([part.positions for part in parts]),
+        joined([part.strain for part in parts]),
+    )
 
 
 def feature_gradients(
@@ -148,6 +135,7 @@ __all__ = [
     "States",
     "Terms",
     "along",
+    "beside",
     "contract",
     "descriptor_gradients",
     "expand",
@@ -155,5 +143,4 @@ __all__ = [
     "features_many",
     "find_similarities",
     "site_jacobian",
-    "summed_many",
 ]

@@ -24,6 +24,7 @@ from kqeq.descriptors.by_centre import separates_centres
 from kqeq.fitting.charge_aware import HeldCharges
 from kqeq.fitting.parameters import Parameters, SitePart
 from kqeq.fitting.rows.cache import CacheFiles
+from kqeq.fitting.rows.pool import FeaturePool, shared_pool
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure
 from kqeq.kernels import sums
@@ -281,7 +282,10 @@ def _compute(
         yield from ((_at_held_charges(frame, parameters, device), _NOTHING) for frame in frames)
         return
     maps = feature_maps(parameters)
-    descriptors = [m.descriptor for own in maps for m in own]
+    pool = shared_pool() if device.is_host else None
+    known = _shared(pool, maps[1], frames)
+    missing = [m for m in maps[1] if m not in known]
+    descriptors = [m.descriptor for own in (maps[0], missing, maps[2]) for m in own]
     states = [
         evaluate_states(descriptors, frame.structure, derivatives=frame.needs_gradients, device=device)
         for frame in frames
@@ -291,17 +295,37 @@ def _compute(
         sums.features_many(own, states, numbers) if own else [None] * len(frames)
         for own in (maps[0], maps[2])
     )
-    nothing: list[SummedFeatures | None] = [None] * len(frames)
-    short_range = nothing
-    if maps[1]:
-        gradients = [frame.needs_gradients for frame in frames]
-        strains = [frame.labels.stress is not None for frame in frames]
-        short_range = sums.summed_many(maps[1], states, numbers, gradients, strains)
+    gradients = [frame.needs_gradients for frame in frames]
+    strains = [frame.labels.stress is not None for frame in frames]
+    for m in missing:
+        known[m] = m.summed_many([own[m.descriptor] for own in states], numbers, gradients, strains)
+        if pool is not None:
+            for frame, found in zip(frames, known[m], strict=True):
+                pool.add(m, frame.structure, found)
     for i, frame in enumerate(frames):
-        own = short_range[i]
-        own = SummedFeatures(None, None, None) if own is None else own
+        own = sums.beside([known[m][i] for m in maps[1]]) if maps[1] else SummedFeatures(None, None, None)
         raw = KernelFeatures(electronegativity[i], own.values, own.positions, own.strain, sites[i])
         yield _assemble(frame, parameters, device, raw, states[i], single, separate), raw
+
+
+def _shared(
+    pool: FeaturePool | None, maps: Maps, frames: Sequence[TrainingFrame]
+) -> dict[FeatureMap, list[SummedFeatures]]:
+    """What other problems of the same fit have computed, for kernels that are known for all of the frames."""
+    known: dict[FeatureMap, list[SummedFeatures]] = {}
+    if pool is None:
+        return known
+    for m in maps:
+        found = [
+            pool.get(
+                m, frame.structure, gradient=frame.needs_gradients, strain=frame.labels.stress is not None
+            )
+            for frame in frames
+        ]
+        present = [own for own in found if own is not None]
+        if len(present) == len(frames):
+            known[m] = present
+    return known
 
 
 _NOTHING = KernelFeatures(None, None, None, None, None)
