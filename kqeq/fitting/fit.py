@@ -44,7 +44,7 @@ from kqeq.fitting.rows.targets import choose_labels, energy_offsets, held_covari
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings, with_reach
 from kqeq.frames.label_checks import Survey
 from kqeq.frames.labels import Labels
-from kqeq.frames.states import known_states, state_of
+from kqeq.frames.states import known_states, several_charges, state_of
 from kqeq.frames.structures import Structure
 from kqeq.io.atomic_write import check_writable
 from kqeq.io.progress import say, track
@@ -183,6 +183,7 @@ def fit_potential(
             f"fewer labels ({solution.n_residuals}) than parameters ({parameters.size}): the prior settles the rest"
         )
     notes += environment_notes(parameters, solution.u)
+    notes += _charge_notes(ready)
     report = FitReport(
         n_frames=len(frames),
         n_atoms=sum(len(frame.structure) for frame in frames),
@@ -211,6 +212,22 @@ def fit_potential(
     if settings.charge_aware is None or parameters.short_range is None:
         return result
     return second_stage(result, settings, settings.charge_aware, started)
+
+
+def _charge_notes(ready: _Ready) -> list[str]:
+    """That one composition has several charges, where nobody has said what to do about it."""
+    settings = ready.settings
+    ours = {"charges", "short_range"} <= set(settings.automatic) and ready.has_energy
+    if not ours or settings.charges is None or kernel_states(settings):
+        return []
+    charges = sorted(several_charges(frame.structure for frame in ready.frames))
+    if not charges:
+        return []
+    words = ", ".join(f"{charge:+g}" if charge else "0" for charge in charges)
+    return [
+        f"one composition has several total charges ({words}): one parabola of the charge may be too little for them. "
+        'charges="auto" (kqeq.compare) also tries a short-range energy with kernels by charge, which often is much better'
+    ]
 
 
 def _solved(

@@ -101,6 +101,15 @@ def check_known(
             )
 
 
+def several_charges(structures: Iterable[Structure]) -> set[float]:
+    """All total charges, e, where one composition has several; else none."""
+    charges: dict[bytes, set[float]] = {}
+    for structure in structures:
+        own = charges.setdefault(np.sort(structure.numbers).tobytes(), set())
+        own.add(round(structure.total_charge, 6))
+    return set().union(*charges.values()) if any(len(own) > 1 for own in charges.values()) else set()
+
+
 def spin_of(structure: Structure, where: object = "the structure") -> float:
     """Number of unpaired electrons of a structure.
 
@@ -231,6 +240,7 @@ __all__ = [
     "check_known",
     "fragment_states",
     "known_states",
+    "several_charges",
     "spin_of",
     "state_of",
     "weights",

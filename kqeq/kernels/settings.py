@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from sklearn.base import BaseEstimator
@@ -295,6 +295,24 @@ def farther(kernels: Kernels) -> Kernels:
     return (far, *kernels)
 
 
+def automatic_by_charge(values: Collection[float]) -> Kernels:
+    """What a total charge changes in the short-range energy, where one composition has several: middle and selective.
+
+    The square of the charge tells apart what more than two charges do.
+
+    Parameters
+    ----------
+    values : collection of float
+        The total charges, e.
+    """
+    states = ("charge", "charge^2") if len(values) > 2 else ("charge",)
+    return tuple(
+        SOAPKernel(r_cut=r_cut, sigma=0.4, zeta=zeta, delta=1.0, condition=state)
+        for r_cut, zeta in ((4.0, 2), (5.0, 6))
+        for state in states
+    )
+
+
 def default_electronegativity() -> SOAPKernel:
     """What a single kernel of the electronegativity has for settings that are not given."""
     return SOAPKernel(r_cut=4.0, n_max=6, l_max=4, sigma=0.3, zeta=2)
@@ -316,6 +334,7 @@ __all__ = [
     "Kernels",
     "NetworkKernel",
     "SOAPKernel",
+    "automatic_by_charge",
     "automatic_dipoles",
     "automatic_electronegativity",
     "automatic_latent",

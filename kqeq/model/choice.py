@@ -111,7 +111,7 @@ def compare(
         if dipoles_alone(given, (labels for _, labels in found.pairs)):
             chosen |= dipole_candidates(for_dipoles(given))
         else:
-            chosen |= charge_candidates(given)
+            chosen |= charge_candidates(given, (structure for structure, _ in found.pairs))
     chosen |= {str(name): settings(clone(base).set_params(**changes)) for name, changes in known.items()}
     comparison, _ = judge_affordably(found.pairs, chosen, folds=folds, groups=groups, seed=seed)
     return replace(comparison, settings={**comparison.settings, **known})

@@ -27,9 +27,11 @@ from kqeq.fitting.rows.cache import CacheFolder
 from kqeq.fitting.settings import FitSettings, dipoles_alone, with_charges
 from kqeq.frames.grouping import shuffled_folds, structure_groups
 from kqeq.frames.labels import Labels
+from kqeq.frames.states import several_charges
 from kqeq.frames.structures import Structure
 from kqeq.io.progress import say
 from kqeq.kernels.charge_kernel import ChargeKernel
+from kqeq.kernels.settings import automatic_by_charge
 from kqeq.potential.potential import Potential, Prediction
 from kqeq.typing import IntArray
 
@@ -214,10 +216,11 @@ _LISTED: Mapping[str, ChargeModel] = {
 }
 
 
-def charge_candidates(settings: FitSettings) -> dict[str, FitSettings]:
+def charge_candidates(settings: FitSettings, structures: Iterable[Structure] = ()) -> dict[str, FitSettings]:
     """What is compared where nobody says otherwise, from simple to elaborate.
 
-    ``settings`` are those of a model with charges; a charge model that is not in the list is a candidate as well.
+    ``settings`` are those of a model with charges; a charge model that is not in the list is a candidate as well.  Where
+    one composition has several total charges, a short-range energy with kernels by charge is.
     """
     plain = replace(settings, charge_aware=None)
     found: dict[str, FitSettings] = {}
@@ -231,6 +234,13 @@ def charge_candidates(settings: FitSettings) -> dict[str, FitSettings]:
             found["as given"] = settings
     if settings.short_range is not None:
         found["QEq, charge-aware"] = replace(found["QEq"], charge_aware=ChargeKernel())
+        charged = several_charges(structures)
+        holds = settings.baseline is not None and settings.baseline.capabilities.holds_charge
+        if charged and not holds and not any(kernel.condition for kernel in settings.short_range):
+            own = found["QEq, hardness by kernel"]
+            found["kernels by charge"] = replace(
+                own, short_range=(*settings.short_range, *automatic_by_charge(charged))
+            )
     return found
 
 
@@ -443,6 +453,8 @@ def settings_to_take(settings: FitSettings) -> dict[str, Any]:
     found: dict[str, Any] = {"charges": settings.charges, "charge_aware": settings.charge_aware}
     if settings.charges is None:
         found |= {"electronegativity": None, "site_kernel": None}
+    if settings.short_range is not None and any(kernel.condition for kernel in settings.short_range):
+        found |= {"short_range": list(settings.short_range), "optimize": settings.optimize}
     return found
 
 

@@ -138,7 +138,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         By default ``kqeq.QEq()``; where dipoles are all that is fitted and kernels are ``"auto"``,
         ``kqeq.AtomicDipoles(kqeq.LatentCharges())`` (on a baseline with dipoles of its own, ``kqeq.LatentCharges()``):
         ``chosen_`` says so.  ``"auto"`` compares short-range energy alone, QEq, hardness by kernel, ACKS2, latent
-        charges, atomic dipoles and a charge-aware short-range energy on left-out frames, and takes the best
+        charges, atomic dipoles, a charge-aware short-range energy and, where one composition has several total charges,
+        kernels by charge on left-out frames, and takes the best
         (:func:`kqeq.compare`; ``comparison_`` holds the table, ``chosen_`` the settings); about ten times the time of
         a fit.
         Element parameters that a model marks with ``"learn"`` are fitted together with the rest, from all labels and
@@ -426,7 +427,8 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
         dipoles: bool,
     ) -> FitResult:
         """The best of several charge models, as :func:`kqeq.compare` finds it."""
-        candidates = dipole_candidates(settings) if dipoles else charge_candidates(settings)
+        structures = [structure for structure, _ in pairs]
+        candidates = dipole_candidates(settings) if dipoles else charge_candidates(settings, structures)
         comparison, results = judge_affordably(pairs, candidates, seed=settings.seed, cache=cache)
         self.comparison_ = comparison
         self.chosen_ = dict(comparison.settings[comparison.best])

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from ase.build import molecule
 from ase.calculators.lj import LennardJones
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, cross_val_score, learning_curve
@@ -19,6 +20,7 @@ from kqeq.fitting.cross_validation import refits
 from kqeq.fitting.fit import fit_potential
 from kqeq.fitting.metrics import Errors, Evaluation
 from kqeq.frames.label_checks import survey
+from kqeq.frames.labels import read_frames
 from kqeq.model.comparison import Candidate, charge_candidates, choose
 from systems import water_cell
 
@@ -175,7 +177,7 @@ def test_automatic_charges(frames, tmp_path, monkeypatch):
     """The model is the best of the comparison; files, clones and updates know which it was."""
     monkeypatch.setattr(
         "kqeq.model.estimator.charge_candidates",
-        lambda settings: {
+        lambda settings, structures: {
             "short-range": replace(settings, charges=None, electronegativity=None),
             "QEq": settings,
         },
@@ -222,7 +224,7 @@ def test_automatic_charges_from_the_command_line(how, frames, tmp_path, capsys, 
 
     monkeypatch.setattr(
         "kqeq.model.estimator.charge_candidates",
-        lambda settings: {"short-range": replace(settings, charges=None, electronegativity=None)},
+        lambda settings, structures: {"short-range": replace(settings, charges=None, electronegativity=None)},
     )
     write(tmp_path / "train.xyz", frames[::2])
     kernel = "r_cut = 3.0\nn_max = 3\nl_max = 2\nn_representatives = 3\n"
@@ -355,8 +357,8 @@ def test_the_best_of_some_frames_is_fitted_to_all(frames, monkeypatch):
     from kqeq.model import comparison as module
     from kqeq.model import estimator
 
-    def two(settings):
-        found = module.charge_candidates(settings)
+    def two(settings, structures):
+        found = module.charge_candidates(settings, structures)
         return {name: found[name] for name in ("short-range", "QEq")}
 
     monkeypatch.setattr(estimator, "charge_candidates", two)
@@ -402,3 +404,79 @@ def test_latent_charges_have_kernels_of_their_own():
         assert ("as given" in candidates) == (own == [2.5, 4.0])
     given = KQEq(small_kernel(3.0), charges=kqeq.LatentCharges())._settings(None)
     assert all(reaches(s) == [3.0] for s in charge_candidates(given).values() if s.electronegativity)
+
+
+def springs(charge, rng):
+    """Water that the charge opens and loosens, with labels."""
+    atoms = molecule("H2O")
+    atoms.positions += rng.normal(scale=0.07, size=(3, 3))
+    forces, energy = np.zeros((3, 3)), -10.0 + 4.0 * charge
+    for i, j, length, stiffness in (
+        (0, 1, 0.97, 20.0 - 14.0 * charge),
+        (0, 2, 0.97, 20.0 - 14.0 * charge),
+        (1, 2, 1.52 + 0.5 * charge, 6.0),
+    ):
+        arm = atoms.positions[i] - atoms.positions[j]
+        stretch = np.linalg.norm(arm) - length
+        energy += 0.5 * stiffness * stretch**2
+        force = stiffness * stretch * arm / np.linalg.norm(arm)
+        forces[i] -= force
+        forces[j] += force
+    atoms.info.update(total_charge=charge, energy=energy)
+    atoms.arrays["forces"] = forces
+    return atoms
+
+
+def test_kernels_by_charge_where_one_composition_has_several(monkeypatch):
+    from kqeq.kernels import settings as kernel_settings
+    from kqeq.model import comparison as module
+
+    rng = np.random.default_rng(4)
+    frames = [springs(charge, rng) for charge in (0, 1) for _ in range(10)]
+    settings = small()._settings(None)
+
+    def names(some, own=settings):
+        return set(charge_candidates(own, [structure for structure, _ in read_frames(some)]))
+
+    assert "kernels by charge" in names(frames)
+    ion = molecule("OH")
+    ion.info["total_charge"] = -1
+    assert "kernels by charge" not in names(frames[:10]) | names([*frames[:10], ion])
+    two, three = (kernel_settings.automatic_by_charge(charges) for charges in ({0, 1}, {-1, 0, 1}))
+    assert [k.condition for k in two] == ["charge", "charge"]
+    assert [k.condition for k in three] == ["charge", "charge^2", "charge", "charge^2"]
+
+    monkeypatch.setattr(
+        module,
+        "automatic_by_charge",
+        lambda charges: (small_kernel(3.0, n_representatives=6, condition="charge"),),
+    )
+    listed = module.charge_candidates
+    kept = ("short-range", "kernels by charge")
+    monkeypatch.setattr(
+        "kqeq.model.estimator.charge_candidates",
+        lambda *given: {name: own for name, own in listed(*given).items() if name in kept},
+    )
+    model = small(charges="auto", optimize=None).fit(frames)
+    found = model.comparison_
+    assert found.best == "kernels by charge"
+    errors = {name: own.errors["forces"].rmse for name, own in found.candidates.items()}
+    assert errors["kernels by charge"] < 0.3 * errors["short-range"]
+    assert [k.condition for k in found.settings[found.best]["short_range"]] == [None, "charge"]
+    again = KQEq(**{**small(optimize=None).get_params(deep=False), **found.settings[found.best]}).fit(frames)
+    np.testing.assert_allclose(again.predict(frames[-1]).forces, model.predict(frames[-1]).forces, atol=1e-6)
+    far = frames[0].copy()
+    far.info["total_charge"] = 3
+    with pytest.raises(InputError, match="nothing determines this charge"):
+        model.predict(far)
+
+
+def test_the_default_fit_says_what_several_charges_may_need():
+    rng = np.random.default_rng(5)
+    frames = [springs(charge, rng) for charge in (0, 1) for _ in range(3)]
+    told = "charges (0, +1)", 'charges="auto"'
+    model = KQEq(noise=NOISE).fit(frames, optimize=None)
+    assert any(all(words in note for words in told) for note in model.fit_report_.notes)
+    for frames_, own in ((frames[:3], KQEq(noise=NOISE)), (frames, KQEq(noise=NOISE, charges=kqeq.QEq()))):
+        notes = own.fit(frames_, optimize=None).fit_report_.notes
+        assert not any("several total charges" in note for note in notes)
