@@ -142,14 +142,15 @@ def test_settings_that_make_no_sense(changes, message, frames):
 
 
 def rows(**forces):
-    """Candidates with these errors: forces, energy."""
+    """Candidates with these errors: forces, energy, and dipole where there is a third."""
+    kinds = ("forces", "eV/Å"), ("energy", "eV/atom"), ("dipole", "e·Å")
     return {
         name: Candidate(
             name,
             Evaluation(
                 {
-                    "energy": Errors(values[1], values[1], "eV/atom", 1, 0.0),
-                    "forces": Errors(values[0], values[0], "eV/Å", 1, 0.0),
+                    kind: Errors(value, value, unit, 1, 0.0)
+                    for (kind, unit), value in zip(kinds, values, strict=False)
                 },
                 {},
             ),
@@ -164,7 +165,22 @@ def rows(**forces):
         ({"a": (0.10, 1.0), "b": (0.08, 1.0)}, "b", r"smallest error \(80 meV/Å; next a 100 meV/Å\)"),
         ({"a": (0.083, 1.0), "b": (0.08, 1.0)}, "a", "the simplest of those within 5%"),
         ({"a": (0.083, 9.0), "b": (0.08, 1.0)}, "b", "smallest error"),
-        ({"a": (0.080, 9.0), "b": (0.083, 1.0)}, "b", "whose energies are worse by more than a factor"),
+        (
+            {"a": (0.080, 9.0), "b": (0.083, 1.0)},
+            "b",
+            "whose energies or dipoles are worse by more than a factor",
+        ),
+        (
+            {"a": (0.08, 1.0, 0.2), "b": (0.083, 1.0, 0.1)},
+            "b",
+            r"of the best \(a 80 meV/Å\), whose energies or dip",
+        ),
+        (
+            {"a": (0.082, 1.0, 0.2), "b": (0.081, 1.0, 0.1), "c": (0.08, 1.0, 0.1)},
+            "b",
+            "the simplest .*, a aside, whose energies or dipoles are worse",
+        ),
+        ({"a": (0.083, 1.0), "b": (0.08, 1.0, 0.1)}, "a", "predicts no dipoles"),
     ],
 )
 def test_choice(errors, best, words):
