@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,14 +21,12 @@ class Sum:
     Parameters
     ----------
     parts : sequence of Baseline
-        At most one of them may hold charge, feel the field or give dipoles or charges; or all that do are parts
-        (:class:`Scaled`) whose factors sum to at most 1, a mixture: two theories that err independently err less together
-        (dipoles of QM9: 0.071 D on GFN2-xTB, 0.064 on 0.8 of it and 0.2 of SO3LR, molecules left out).
+        At most one of them may hold charge or feel the field.
 
     Raises
     ------
     InputError
-        For fewer than two parts, or several that are electric and no such mixture.
+        For fewer than two parts, or two that hold charge, feel the field or give dipoles or charges.
     """
 
     parts: Sequence[Baseline]
@@ -37,24 +34,12 @@ class Sum:
     def __post_init__(self) -> None:
         if len(self.parts) < 2:
             raise InputError("a sum of baselines needs at least two")
-        electric = self._electric
+        electric = [part.name for part in self.parts if part.capabilities != Capabilities()]
         if len(electric) > 1:
-            names = " and ".join(part.name for part in electric)
-            if sum(part.factor if isinstance(part, Scaled) else math.inf for part in electric) > 1.0 + 1e-9:
-                raise InputError(
-                    f"the baselines {names} both hold charge or give dipoles or charges: the field would act on them "
-                    'twice; use one of them, or parts that sum to 1, such as "0.8*gfn2+0.2*so3lr"'
-                )
-            if len({part.capabilities for part in electric}) > 1:
-                raise InputError(
-                    f"{names}: one knows of charges, dipoles or fields what another does not, so that a mixture would "
-                    "know a part of them; use one of them"
-                )
-
-    @property
-    def _electric(self) -> list[Baseline]:
-        """The parts that charge or field mean anything to."""
-        return [part for part in self.parts if part.capabilities != Capabilities()]
+            raise InputError(
+                f"the baselines {' and '.join(electric)} both hold charge or give dipoles or charges: the field would "
+                "act on them twice; use one of them"
+            )
 
     @property
     def name(self) -> str:
@@ -63,8 +48,10 @@ class Sum:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Those of the only part that has any, or of all parts of a mixture."""
-        return next((part.capabilities for part in self._electric), Capabilities())
+        """Those of the only part that has any."""
+        return next(
+            (own for part in self.parts if (own := part.capabilities) != Capabilities()), Capabilities()
+        )
 
     def charge_held(self, structure: Structure) -> float:
         """The sum."""
@@ -81,9 +68,6 @@ class Sum:
 
         def total(name: str) -> FloatArray | None:
             known = [value for result in results if (value := getattr(result, name)) is not None]
-            pairs = zip(self.parts, results, strict=True)
-            if any(getattr(own, name) is None and part.capabilities != Capabilities() for part, own in pairs):
-                return None  # half a mixture's dipole is nobody's
             return sum(known[1:], start=known[0]) if known else None
 
         names = BaselineResult._fields

@@ -10,7 +10,7 @@ import kqeq
 from baseline_checks import Electrons
 from checks import assert_close, assert_forces, central_difference, strain_gradient
 from kqeq import ACKS2, AtomicDipoles, ChargeKernel, KQEq
-from kqeq.baselines import AtReferenceCharge, Scaled, Sum
+from kqeq.baselines import AtReferenceCharge, Sum
 from kqeq.errors import ConvergenceError, InputError, LabelWarning, UnsupportedError
 from kqeq.fitting.baseline_labels import subtract_baseline
 from kqeq.fitting.minimisation import minimise_problem
@@ -45,10 +45,6 @@ def build(kernel, frames, **options):
     return KQEq(chi, short, **settings).fit(frames)
 
 
-def mixture():
-    return Sum([Scaled(Electrons(), 0.8), Scaled(Electrons(hardness=7.0), 0.2)])
-
-
 @pytest.fixture(scope="module")
 def models(kernel, frames):
     """Every kind of model on top, once."""
@@ -62,7 +58,6 @@ def models(kernel, frames):
         "charge from model": build(kernel, frames, charge_from="model"),
         "charge from model, aware": build(kernel, frames, charge_from="model", charge_aware=ChargeKernel(2)),
         "sum": build(kernel, frames, baseline=[Electrons(), "zbl:0.3:1.2"]),
-        "mixture": build(kernel, frames, baseline=mixture()),
     }
 
 
@@ -75,7 +70,6 @@ KINDS = (
     "charge from model",
     "charge from model, aware",
     "sum",
-    "mixture",
 )
 
 
@@ -234,28 +228,8 @@ def test_reference_charge_and_total_charge(frames):
 def test_two_baselines_with_electrons_are_refused():
     with pytest.raises(InputError, match="the field would act on them twice"):
         Sum([Electrons(), Electrons(hardness=8.0)])
-    with pytest.raises(InputError, match="parts that sum to 1"):
-        Sum([Scaled(Electrons(), 0.7), Scaled(Electrons(hardness=8.0), 0.5)])
-    with pytest.raises(InputError, match="would know a part of them"):
-        Sum([Scaled(Electrons(), 0.5), Scaled(Electrons(hardness=8.0, shares=False), 0.5)])
     with pytest.raises(InputError, match="at least two"):
         Sum([Electrons()])
-
-
-def test_a_mixture_of_two_baselines():
-    """Energy, dipole, charges and polarizability are means, beside what has nothing to do with charge."""
-    first, second = Electrons(), Electrons(hardness=7.0)
-    mixture = Sum([Scaled(first, 0.8), kqeq.baselines.ZBL(), Scaled(second, 0.2)])
-    structure = replace(read_structure(ion()), external_field=np.array([0.05, -0.1, 0.2]))
-    found = mixture.evaluate(structure, ("polarizability",))
-    at_zero = [AtReferenceCharge(own).evaluate(structure, ("polarizability",)) for own in (first, second)]
-    zbl = kqeq.baselines.ZBL().evaluate(structure)
-    assert mixture.charge_held(structure) == 0.0
-    for name in ("energy", "dipole", "charges", "polarizability"):
-        one, two = (getattr(own, name) for own in at_zero)
-        mean = 0.8 * one + 0.2 * two + (zbl.energy if name == "energy" else 0.0)
-        assert np.abs(one - two).max() > 1e-3
-        np.testing.assert_allclose(getattr(found, name), mean, rtol=0.0, atol=1e-10)
 
 
 def test_frames_that_do_not_converge_are_named_and_left_out_on_request(kernel, frames):
@@ -330,8 +304,7 @@ def test_a_field_acts_on_a_baseline_even_without_charges(kernel, frames, models)
 def test_a_model_file_brings_the_whole_back(models, kind, tmp_path):
     model, atoms = models[kind], ion()
     model.save(tmp_path / "m.kqeq", posterior=True)
-    others = {"sum": [Electrons(), "zbl:0.3:1.2"], "mixture": mixture()}
-    baseline = others.get(kind, Electrons())
+    baseline = [Electrons(), "zbl:0.3:1.2"] if kind == "sum" else Electrons()
     with pytest.raises(InputError, match="does not hold"):
         kqeq.load(tmp_path / "m.kqeq")
     loaded = kqeq.load(tmp_path / "m.kqeq", baseline=baseline)
