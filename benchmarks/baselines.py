@@ -82,8 +82,8 @@ def qm9(quick: bool) -> Iterator[Row]:
 def water(quick: bool) -> Iterator[Row]:
     """Kernels and charges were chosen by two quarters of the training frames; the test frames were looked at three times.
 
-    Left out there: one kernel each 55 meV/Å and 0.0109 e·Å, with the second kernel of the energy 47 and 0.0102, with three
-    of the electronegativities as well 47 and 0.0095 (energies 2.9, 2.2, 1.8 meV/atom).
+    Left out there: one kernel each 55 meV/Å and 0.0109 e·Å, with the second kernel of the energy 47 and 0.0102, with
+    three of the electronegativities as well 47 and 0.0095 (energies 2.9, 2.2, 1.8 meV/atom).
     """
     train, test = LINES["water"].frames()
     n = 30 if quick else 300

@@ -44,7 +44,7 @@ from kqeq.fitting.rows.targets import choose_labels, energy_offsets, held_covari
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings, with_reach
 from kqeq.frames.label_checks import Survey
 from kqeq.frames.labels import Labels
-from kqeq.frames.states import known_states, several_charges, state_of
+from kqeq.frames.states import charged_sizes, known_states, several_charges, state_of
 from kqeq.frames.structures import Structure
 from kqeq.io.atomic_write import check_writable
 from kqeq.io.progress import say, track
@@ -199,15 +199,15 @@ def fit_potential(
         notes=tuple(notes),
     )
     result = finish(parameters, solution, noise, settings, report, ready.charges, ready.has_energy, started)
-    known = known_states(
-        [frame.structure for frame in frames], kernel_states(settings, has_energy=ready.has_energy)
+    structures = [frame.structure for frame in frames]
+    known = known_states(structures, kernel_states(settings, has_energy=ready.has_energy))
+    potential = replace(
+        result.potential,
+        known_states=known,
+        charged_sizes=charged_sizes(structures) if "charge" in known else (),
+        determination=settled(result.potential, frames, noise),
     )
-    open_ = settled(result.potential, frames, noise)
-    result = replace(
-        result,
-        potential=replace(result.potential, known_states=known, determination=open_),
-        offered=offered,
-    )
+    result = replace(result, potential=potential, offered=offered)
     result = _check_origin(replace(result, frames=frames), settings)
     if settings.charge_aware is None or parameters.short_range is None:
         return result

@@ -36,7 +36,7 @@ from kqeq.fitting.rows.features import TrainingFrame
 from kqeq.fitting.rows.targets import choose_labels, compositions, conditioned
 from kqeq.fitting.settings import FitSettings
 from kqeq.frames.labels import LABEL_KINDS, Labels
-from kqeq.frames.states import known_states
+from kqeq.frames.states import charged_sizes, known_states
 from kqeq.frames.structures import Structure
 from kqeq.potential.potential import Potential
 
@@ -117,10 +117,12 @@ def update_potential(
     )
     states = [frame.structure for frame in added.frames]
     known = known_states(states, potential.known_states, potential.known_states)
-    result = replace(result, potential=replace(result.potential, known_states=known))
+    fitted = potential.charged_sizes  # none in files that do not know them
+    sizes = charged_sizes(states, fitted) if fitted else ()
     # of the compositions that were known before no frames are left
     open_ = settled(potential, added.frames, noise)
-    return replace(result, potential=replace(result.potential, determination=open_))
+    renewed = replace(result.potential, known_states=known, charged_sizes=sizes, determination=open_)
+    return replace(result, potential=renewed)
 
 
 @dataclass(frozen=True)

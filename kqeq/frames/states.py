@@ -17,12 +17,12 @@ Dimensions: N atoms, k fragments.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from ase.data import chemical_symbols
 
-from kqeq.errors import InputError
+from kqeq.errors import ExtrapolationWarning, InputError, warn
 from kqeq.frames.neighbours import Pairs, find_pairs
 from kqeq.frames.structures import Structure
 from kqeq.typing import FloatArray
@@ -99,6 +99,40 @@ def check_known(
                 f"{', '.join(f'{v:g}' for v in seen)} only, so nothing determines this {state}. Add frames of it to the "
                 "training set and fit again"
             )
+
+
+def charged_sizes(structures: Iterable[Structure], before: Iterable[int] = ()) -> tuple[int, ...]:
+    """Numbers of atoms of the fragments that carry charge, those known before included."""
+    found = set(before)
+    for structure in structures:
+        found |= set(_charged_atoms(structure))
+    return tuple(sorted(found))
+
+
+def check_size(structure: Structure, sizes: Sequence[int], where: object) -> None:
+    """Warn of charged fragments that are larger or smaller than any that was fitted, or neutral ones alone.
+
+    What a kernel by charge says is a sum over the atoms of the fragment, each of which learned a share of what the charge
+    does to all of them: in a cell twice as large it does so twice.
+    """
+    other = [n for n in _charged_atoms(structure) if n < min(sizes) or n > max(sizes)] if sizes else []
+    if other:
+        fitted = f"{min(sizes)}" if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
+        warn(
+            f"{where}: a charged fragment has {other[0]} atoms; those of the training frames have {fitted}. Kernels by "
+            "charge sum what the charge does over all atoms, and do not carry over to other sizes: add such frames "
+            'to the training set, or fit without kernels by charge (charges=kqeq.QEq(hardness="kernel"))',
+            ExtrapolationWarning,
+        )
+
+
+def _charged_atoms(structure: Structure) -> list[int]:
+    """Number of atoms of each fragment that carries charge."""
+    charges = fragment_states(structure, "charge")
+    if structure.fragments is None:
+        return [len(structure)] if abs(charges[0]) > _SMALL else []
+    counts = np.bincount(structure.fragments, minlength=len(charges))
+    return [int(n) for n, charge in zip(counts, charges, strict=True) if abs(charge) > _SMALL]
 
 
 def several_charges(structures: Iterable[Structure]) -> set[float]:
@@ -237,7 +271,9 @@ def _hangs_together(structure: Structure, cutoff: float, pairs: Pairs | None) ->
 __all__ = [
     "CONDITIONS",
     "KnownStates",
+    "charged_sizes",
     "check_known",
+    "check_size",
     "fragment_states",
     "known_states",
     "several_charges",

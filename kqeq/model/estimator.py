@@ -533,6 +533,7 @@ class KQEq(BaseEstimator):  # type: ignore[misc]
             baseline=potential.baseline,
             known_states=potential.known_states,
             determination=potential.determination,
+            charged_sizes=potential.charged_sizes,
         )
         known = replace(posterior, parameters=found.parameters, u=found.u, lower=found.lower)
         self._set_fitted(smaller, report, self.charges_key_, known)

@@ -182,6 +182,7 @@ def _content(record: Record, *, posterior: bool) -> tuple[dict[str, Any], dict[s
             state: {chemical_symbols[z]: list(values) for z, values in own.items()}
             for state, own in potential.known_states.items()
         },
+        "charged_sizes": list(potential.charged_sizes),
         "report": asdict(record.report),
         "posterior": stored_posterior,
     }
@@ -312,6 +313,7 @@ def _build(
             state: {atomic_numbers[symbol]: tuple(map(float, values)) for symbol, values in own.items()}
             for state, own in header.get("known_states", {}).items()
         },
+        charged_sizes=tuple(header.get("charged_sizes", ())),
     )
     _check_charges(potential)
     report = dict(header["report"])

@@ -28,7 +28,7 @@ from kqeq.descriptors.base import Descriptor
 from kqeq.descriptors.conditioned import condition_of, reweighted
 from kqeq.errors import InputError, UndeterminedWarning, UnsupportedError, warn
 from kqeq.frames.neighbours import Pairs
-from kqeq.frames.states import KnownStates, check_known, state_of
+from kqeq.frames.states import KnownStates, check_known, check_size, state_of
 from kqeq.frames.structures import Structure
 from kqeq.kernels import sums
 from kqeq.kernels.charge_kernel import ChargeCoupling, ChargeKernel
@@ -130,6 +130,8 @@ class Potential:
     known_states : dict of str to dict of int to tuple of float
         By state (``"spin"``, ``"charge"``) that kernels depend on and by element: in which states of their fragment the
         training frames had atoms of it.
+    charged_sizes : tuple of int
+        Where kernels depend on the charge: numbers of atoms of the fragments of training frames that carry one.
     """
 
     species: tuple[int, ...]
@@ -145,6 +147,7 @@ class Potential:
     charge_powers: tuple[SiteModel, ...] = ()
     determination: Determination | None = None
     known_states: KnownStates = field(default_factory=dict)
+    charged_sizes: tuple[int, ...] = ()
     _plain_sites: dict[bytes, SiteParameters] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -224,6 +227,8 @@ class Potential:
             )
         for state, known in self.known_states.items():
             check_known(structure, state, known, where)
+        if self.charged_sizes:
+            check_size(structure, self.charged_sizes, where)
         if self.baseline is not None:
             self.baseline.check(structure)
         if self.charges is not None:

@@ -1,5 +1,7 @@
 """Kernels that depend on the spin or the charge of a fragment: derivatives, size consistency, refusals, files."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -8,7 +10,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from numpy.testing import assert_allclose
 
 import kqeq
-from kqeq.errors import InputError, LabelWarning, UnsupportedError
+from kqeq.errors import ExtrapolationWarning, InputError, LabelWarning, UnsupportedError
 from kqeq.frames.structures import read_structure
 
 GEOMETRY = np.array([[0, 0, 1.2], [0, 0, 0], [0.95, 0, -0.6], [-0.95, 0, -0.6]])
@@ -250,3 +252,23 @@ def test_tight_binding_receives_the_spin():
         oxygen.info["spin"] = spin
         energies[spin] = TightBinding("gfn2").evaluate(read_structure(oxygen)).energy
     assert abs(energies[2] - energies[0]) > 0.01
+
+
+def test_charged_fragments_of_another_size_are_warned_of(charges, tmp_path):
+    def larger(charge):
+        atoms = without_labels(frame(3, charge=charge))
+        more = atoms.copy()
+        more.positions += [0.0, 2.2, 0.0]
+        atoms = atoms + more
+        atoms.info["total_charge"] = charge
+        return atoms
+
+    charges.save(tmp_path / "m.kqeq")
+    for model in (charges, kqeq.load(tmp_path / "m.kqeq")):
+        model.predict(larger(0))
+        model.predict(without_labels(frame(3, charge=1)))
+        with pytest.warns(ExtrapolationWarning, match="has 8 atoms; those of the training frames have 4"):
+            model.predict(larger(1))
+    longer = kqeq.load(tmp_path / "m.kqeq")
+    longer.potential_ = replace(longer.potential_, charged_sizes=(4, 9))
+    longer.predict(larger(1))
