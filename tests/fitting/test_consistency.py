@@ -53,6 +53,7 @@ def test_agreeing_and_different_frames_are_no_contradiction(frames, water_system
         short_range().fit([*frames, within, moved])
         ion = labelled(frames[2], frames[2].info["energy"] + 5.0, total_charge=1.0)
         ion.arrays.pop("hirshfeld", None)  # those of the neutral molecule would contradict
+        ion.info.pop("multiplicity", None)
         KQEq(small_kernel(3.5), small_kernel(4.0), noise=NOISE).fit([*frames, ion])
 
 
