@@ -287,6 +287,7 @@ _HEADER = table(
             mapping(sequence(number(low=-1e6, high=1e6), shortest=1, distinct=True), _SYMBOLS),
             ("spin", "charge"),
         ),
+        "descriptors": table(version=number(low=1, high=1e6, whole=True)),
         "charged_sizes": sequence(number(low=1, high=1e9, whole=True), distinct=True),
     },
 )

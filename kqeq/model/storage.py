@@ -62,6 +62,9 @@ from kqeq.uncertainty.posterior import Factors, Posterior
 FORMAT = "kqeq-model"
 VERSION = 2
 
+DESCRIPTORS = 1
+"""Raised when the same settings of a descriptor come to mean other numbers: old coefficients are worth nothing then."""
+
 
 @dataclass(frozen=True, eq=False)
 class Record:
@@ -183,6 +186,7 @@ def _content(record: Record, *, posterior: bool) -> tuple[dict[str, Any], dict[s
             for state, own in potential.known_states.items()
         },
         "charged_sizes": list(potential.charged_sizes),
+        "descriptors": {"version": DESCRIPTORS},
         "report": asdict(record.report),
         "posterior": stored_posterior,
     }
@@ -233,8 +237,15 @@ def load_record(path: str | PathLike[str], *, baseline: Any = None, networks: Se
     try:
         header = _upgrade(header)
         check_model(header, arrays)
+        means = header.get("descriptors", {}).get("version", DESCRIPTORS)
     except Exception as error:  # of a header of an older version anything may be missing
         raise damaged(path, error) from None
+    if means != DESCRIPTORS:
+        raise ModelFileError(
+            f"{path} holds coefficients for version {means} of the descriptors; this version of kqeq computes version "
+            f"{DESCRIPTORS}, and would predict something else. Use the version that wrote it "
+            f"({header.get('kqeq', 'unknown')}), or fit again"
+        )
     spec, resolved = _baseline(header, baseline)
     found = {names: find_network(*names, networks) for names in network_names(header)}
     try:

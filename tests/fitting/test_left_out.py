@@ -375,3 +375,18 @@ def test_a_label_that_the_energy_alone_loses_is_tried_again(monkeypatch):
     (error, noise), (ignored, limit) = found.values()
     assert noise < 0.2 * limit
     assert error < ignored
+
+
+def test_errors_of_weighted_frames_are_errors_of_labels(water_training):
+    """A weight with a noise that is as much larger is the same fit, with the same errors of left-out frames."""
+    found = []
+    for weight in (1.0, 4.0):
+        frames = [atoms.copy() for atoms in water_training]
+        for copy, atoms in zip(frames, water_training, strict=True):
+            copy.calc, copy.info["weight"] = atoms.calc, weight
+        noise = {kind: math.sqrt(weight) * value for kind, value in NOISE.items()}
+        model = KQEq(None, kernels(), None, noise=noise, targets=["energy", "forces"]).fit(frames)
+        left_out = collect(problem_of(model, frames), np.zeros(model.posterior_.parameters.size))
+        found.append(left_out.evaluate(np.zeros(left_out.size)).errors)
+    assert min(found[0].values()) > 0.0
+    assert found[1] == pytest.approx(found[0], rel=1e-6)

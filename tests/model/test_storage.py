@@ -699,3 +699,15 @@ def test_posteriors_of_earlier_files_have_another_order(water_training, tmp_path
     assert np.abs(a.forces).max() > 0.1
     old.save(tmp_path / "again.kqeq", posterior=True)
     assert kqeq.load(tmp_path / "again.kqeq").posterior_.parameters.electronegativity.columns.start == 0
+
+
+def test_other_descriptors_are_refused(water_model, tmp_path):
+    """Coefficients mean nothing without their descriptors; files that do not say which have the first."""
+    path = tmp_path / "m.kqeq"
+    water_model.save(path)
+    assert json.loads(members(path)["header.json"])["descriptors"] == {"version": 1}
+    edit_header(path, lambda header: header["descriptors"].update(version=7))
+    with pytest.raises(ModelFileError, match="for version 7 of the descriptors"):
+        kqeq.load(path)
+    edit_header(path, lambda header: header.pop("descriptors"))
+    assert kqeq.load(path).species_ == water_model.species_

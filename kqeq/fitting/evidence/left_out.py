@@ -328,7 +328,7 @@ def collect(problem: FitProblem, u: FloatArray) -> LeftOut:
             kinds, units, start = [], [], 0
             for kind in frame.labels.kinds:
                 stop = start + target_vector(frame, kind).size
-                scale = deviation(frame, kind, problem.noise) / math.sqrt(frame.labels.weight)
+                scale = deviation(frame, kind, problem.noise)  # the frame's weight included
                 kinds.append(np.full(stop - start, names.index(kind)))
                 units.append(np.full(stop - start, scale / (len(frame.structure) if kind == "energy" else 1)))
                 if not dual:
@@ -862,7 +862,7 @@ def _reach(score: Score, alone: Mapping[str, float]) -> float:
         return math.inf
     kind = "forces" if "forces" in alone else next(iter(alone))
     share = score.errors[kind] / max(alone[kind], 1e-300)
-    return max(0.0, -math.log(share))
+    return max(0.0, -math.log(max(share, 1e-300)))
 
 
 def _short_range(
