@@ -285,9 +285,11 @@ def test_files_keep_everything(which, request, tmp_path, water_systems):
     loaded = kqeq.load(tmp_path / "m.kqeq")
     atoms = water_systems["water2"][5]
     first, second = (m.predict(atoms, uncertainty=True) for m in (model, loaded))
-    assert first.energy == second.energy and first.energy_std == second.energy_std
+    assert first.energy == second.energy
+    # products of a factor that lies elsewhere in memory may differ in the last digit
+    assert second.energy_std == pytest.approx(first.energy_std, rel=1e-12)
     np.testing.assert_array_equal(first.forces, second.forces)
-    np.testing.assert_array_equal(first.forces_std, second.forces_std)
+    np.testing.assert_allclose(second.forces_std, first.forces_std, rtol=1e-12)
     assert [k.get_params() for k in loaded.short_range] == [k.get_params() for k in model.short_range]
     loaded.save(tmp_path / "again.kqeq", posterior=True)
     assert (tmp_path / "again.kqeq").read_bytes() == (tmp_path / "m.kqeq").read_bytes()
