@@ -226,7 +226,7 @@ def _charge_notes(ready: _Ready) -> list[str]:
     words = ", ".join(f"{charge:+g}" if charge else "0" for charge in charges)
     return [
         f"one composition has several total charges ({words}): one parabola of the charge may be too little for them. "
-        'charges="auto" (kqeq.compare) also tries a short-range energy with kernels by charge, which often is much better'
+        'charges="auto" (kqeq.compare) also tries a short-range energy with kernels by charge, which can be much better'
     ]
 
 
