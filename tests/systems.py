@@ -22,6 +22,18 @@ def water(info=None, arrays=None, atoms=WATER, **results):
     return atoms
 
 
+def stored(atoms, calculator):
+    """The same atoms with energy, forces and stress of a calculator, as ASE reads them from a file."""
+    atoms.calc = calculator
+    labels = {
+        "energy": atoms.get_potential_energy(),
+        "forces": atoms.get_forces(),
+        "stress": atoms.get_stress(),
+    }
+    atoms.calc = SinglePointCalculator(atoms, **labels)
+    return atoms
+
+
 def triclinic():
     rng = np.random.default_rng(3)
     cell = np.array([[5.1, 0.0, 0.0], [1.7, 4.6, 0.0], [-1.1, 0.8, 6.3]])

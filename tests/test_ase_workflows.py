@@ -11,7 +11,6 @@ import pytest
 from ase import units
 from ase.build import bulk
 from ase.calculators.emt import EMT
-from ase.calculators.singlepoint import SinglePointCalculator
 from ase.calculators.socketio import SocketIOCalculator
 from ase.constraints import FixAtoms, FixBondLengths, FixCom
 from ase.filters import FrechetCellFilter
@@ -26,6 +25,7 @@ import kqeq
 from checks import bare
 from kqeq import KQEqCalculator, analysis
 from kqeq.descriptors.soap.descriptor import SOAPDescriptor
+from systems import stored
 
 FIELD = np.array([0.05, 0.03, 0.08])
 
@@ -75,14 +75,7 @@ def alloy_model():
         atoms = alloy()
         atoms.rattle(0.08, rng=rng)
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.normal(scale=0.02, size=(3, 3))), scale_atoms=True)
-        atoms.calc = EMT()
-        results = {
-            "energy": atoms.get_potential_energy(),
-            "forces": atoms.get_forces(),
-            "stress": atoms.get_stress(),
-        }
-        atoms.calc = SinglePointCalculator(atoms, **results)
-        train.append(atoms)
+        train.append(stored(atoms, EMT()))
     kernel = {"r_cut": 4.0, "n_max": 4, "l_max": 3, "n_representatives": 15}
     return kqeq.KQEq(kqeq.SOAPKernel(**kernel), kqeq.SOAPKernel(**kernel)).fit(train)
 

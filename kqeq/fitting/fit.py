@@ -42,6 +42,7 @@ from kqeq.fitting.rows.features import TrainingFrame
 from kqeq.fitting.rows.pool import sharing_features
 from kqeq.fitting.rows.targets import choose_labels, energy_offsets, held_covariance
 from kqeq.fitting.settings import DEFAULT_NOISE, FitSettings, check_settings, with_reach
+from kqeq.frames.grouping import composition_and_charge
 from kqeq.frames.label_checks import Survey
 from kqeq.frames.labels import Labels
 from kqeq.frames.states import charged_sizes, known_states, several_charges, state_of
@@ -802,11 +803,10 @@ def settled(
         Of labels by kind; energies count as known no better than half of what counts as determined.
     """
     known = potential.determination
-    same: dict[tuple[bytes, float], list[TrainingFrame]] = {}
+    same: dict[tuple[tuple[int, ...], float], list[TrainingFrame]] = {}
     for frame in frames:
         if frame.labels.energy is not None and frame.labels.weight > 0.0:
-            s = frame.structure
-            same.setdefault((np.sort(s.numbers).tobytes(), round(s.total_charge, 6)), []).append(frame)
+            same.setdefault(composition_and_charge(frame.structure), []).append(frame)
     if known is None or not same:
         return known
     bare = replace(potential, baseline=None, short_range=None, charge_kernel=None, charge_powers=())

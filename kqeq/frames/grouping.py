@@ -52,7 +52,7 @@ def _key(atoms: Atoms, by: str, index: int) -> Any:
     if by == "geometry":
         return geometry(atoms.numbers, atoms.positions, atoms.cell.array)
     if by == "composition":
-        return tuple(np.sort(atoms.numbers).tolist())
+        return composition(atoms.numbers)
     if by not in atoms.info:
         raise InputError(
             f'frame {index} has no {by!r} in atoms.info; groups(by=...) takes "geometry", "composition" or the '
@@ -71,6 +71,16 @@ def geometry(numbers: Any, positions: Any, cell: Any) -> tuple[bytes, bytes]:
     where = np.concatenate([np.reshape(positions, (-1, 3)), np.reshape(cell, (-1, 3))])
     # −0.0 and 0.0 are the same place
     return np.asarray(numbers, dtype=np.int64).tobytes(), (np.round(where, DIGITS) + 0.0).tobytes()
+
+
+def composition(numbers: IntArray) -> tuple[int, ...]:
+    """A key that frames of one composition share."""
+    return tuple(np.sort(numbers).tolist())
+
+
+def composition_and_charge(structure: Structure) -> tuple[tuple[int, ...], float]:
+    """The same for one composition at one total charge, e."""
+    return composition(structure.numbers), round(structure.total_charge, 6)
 
 
 def structure_groups(structures: Iterable[Structure]) -> list[int]:
@@ -119,4 +129,11 @@ def shuffled_folds(
     return np.array([fold[int(own)] for own in group], dtype=np.int64)
 
 
-__all__ = ["geometry", "groups", "shuffled_folds", "structure_groups"]
+__all__ = [
+    "composition",
+    "composition_and_charge",
+    "geometry",
+    "groups",
+    "shuffled_folds",
+    "structure_groups",
+]

@@ -32,8 +32,10 @@ from kqeq.frames.conditions import (
     stored_charges,
 )
 from kqeq.frames.external_charges import NOTED_OUTSIDE
+from kqeq.frames.grouping import composition_and_charge
 from kqeq.frames.label_work import contradictions
 from kqeq.frames.labels import LabelKeys, Labels, choose_energy, read_frames
+from kqeq.frames.states import pairs_up
 from kqeq.frames.structures import Structure, as_frames, describe
 from kqeq.typing import FloatArray
 
@@ -96,16 +98,8 @@ _OTHER = {
 
 _PARTIAL = {
     *("kinetic", "dispersion", "homo", "lumo", "gap", "zero", "zpve", "nuclear", "repulsion", "exchange"),
-    *(
-        "correlation",
-        "solvation",
-        "interaction",
-        "short",
-        "electrostatic",
-        "electronic",
-        "reference",
-        "offset",
-    ),
+    *("correlation", "solvation", "interaction", "short", "electrostatic", "electronic", "reference"),
+    "offset",
 }
 """Words that make an energy another one than that of the whole structure."""
 
@@ -445,10 +439,7 @@ def _impossible_multiplicities(
     for i, (atoms, (structure, _)) in enumerate(zip(frames, pairs, strict=True)):
         if atoms.info.get("multiplicity") is None or structure.multiplicity is None:
             continue
-        electrons = int(structure.numbers.sum()) - structure.total_charge
-        unpaired = structure.multiplicity - 1.0
-        # whole numbers of both, of which one is odd and the other even
-        if abs((electrons - unpaired) % 2.0 - 1.0) < 1e-6:
+        if not pairs_up(structure, structure.multiplicity - 1.0):
             found.append(i)
     if not found:
         return []
@@ -528,11 +519,10 @@ def _zero_energies(
 
 def _far_energies(pairs: Sequence[tuple[Structure, Labels]]) -> list[str]:
     """Frames whose energy is far from that of most others with the same composition and charge."""
-    groups: dict[tuple[bytes, float], list[tuple[int, float]]] = {}
+    groups: dict[tuple[tuple[int, ...], float], list[tuple[int, float]]] = {}
     for i, (s, labels) in enumerate(pairs):
         if labels.energy is not None and labels.energy != 0.0:
-            key = (np.sort(s.numbers).tobytes(), round(s.total_charge, 6))
-            groups.setdefault(key, []).append((i, labels.energy / len(s)))
+            groups.setdefault(composition_and_charge(s), []).append((i, labels.energy / len(s)))
     found: dict[int, float] = {}
     for members in groups.values():
         middle = float(np.median([energy for _, energy in members])) if len(members) > 2 else math.nan

@@ -18,7 +18,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from ase import units
 
+from kqeq.constants import DEBYE
 from kqeq.frames.labels import Labels
 from kqeq.frames.structures import Structure
 from kqeq.typing import FloatArray
@@ -49,21 +51,21 @@ Typical changes are 5 to 60 (nitrogen 120 if all its modes are moved); in kcal/m
 
 _ENERGIES = {
     "eV": 1.0,
-    "hartree": 27.211386,
-    "rydberg": 13.605693,
-    "kcal/mol": 0.04336410,
-    "kJ/mol": 0.01036427,
+    "hartree": units.Hartree,
+    "rydberg": units.Rydberg,
+    "kcal/mol": units.kcal / units.mol,
+    "kJ/mol": units.kJ / units.mol,
 }
 """Units of energy, eV."""
 
-_LENGTHS = {"Å": 1.0, "bohr": 0.52917721}
+_LENGTHS = {"Å": 1.0, "bohr": units.Bohr}
 
 _STRESSES = {
     "eV/Å³": 1.0,
-    "GPa": 160.21766,
-    "kbar": 1602.1766,
-    "hartree/bohr³": 0.14818471 / 27.211386,
-    "rydberg/bohr³": 0.14818471 / 13.605693,
+    "GPa": 1.0 / units.GPa,
+    "kbar": 10.0 / units.GPa,
+    "hartree/bohr³": units.Bohr**3 / units.Hartree,
+    "rydberg/bohr³": units.Bohr**3 / units.Rydberg,
 }
 """How many of each unit are one eV/Å³; hartree/bohr³ is 183.6 eV/Å³."""
 
@@ -303,7 +305,7 @@ def _near(factor: float, candidates: Sequence[tuple[str, float]], opposite: str)
 
 
 def _of_forces(factor: float, atoms: FloatArray) -> str:
-    units = [
+    of_both = [
         (f"energies were in {a} and forces in {b}/{length}", _ENERGIES[b] / (_ENERGIES[a] * _LENGTHS[length]))
         for a, b, length in sorted(
             ((a, b, length) for a in _ENERGIES for b in _ENERGIES for length in _LENGTHS),
@@ -317,7 +319,7 @@ def _of_forces(factor: float, atoms: FloatArray) -> str:
         ("energies were per atom", 1.0 / float(np.median(atoms))),
         ("energies were in hartree and forces in hartree/bohr", 1.0 / _LENGTHS["bohr"]),
         ("positions were in bohr", _LENGTHS["bohr"]),
-        *units,
+        *of_both,
     ]
     if abs(math.log(abs(factor))) < math.log(ALIKE):
         return ", as if forces were gradients, of the other sign"
@@ -334,12 +336,11 @@ def _of_stress(factor: float, volumes: FloatArray) -> str:
 
 
 def _of_field(factor: float) -> str:
-    debye, atomic, field = 0.20819434, 0.52917721, 51.422067
     known = [
-        ("dipoles were in debye", debye),
-        ("dipoles were in atomic units", atomic),
-        ("fields were in atomic units (51.42 V/Å)", field),
-        ("dipoles and fields were in atomic units", 27.211386),
+        ("dipoles were in debye", DEBYE),
+        ("dipoles were in atomic units", units.Bohr),
+        ("fields were in atomic units (51.42 V/Å)", units.Hartree / units.Bohr),
+        ("dipoles and fields were in atomic units", units.Hartree),
     ]
     if abs(math.log(abs(factor))) < math.log(ALIKE):
         return ", as if fields had the other sign"

@@ -23,6 +23,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from kqeq.errors import ExtrapolationWarning, InputError, warn
+from kqeq.frames.grouping import composition_and_charge
 from kqeq.frames.neighbours import Pairs, find_pairs
 from kqeq.frames.structures import Structure
 from kqeq.typing import FloatArray
@@ -110,14 +111,15 @@ def charged_sizes(structures: Iterable[Structure], before: Iterable[int] = ()) -
 
 
 def check_size(structure: Structure, sizes: Sequence[int], where: object) -> None:
-    """Warn of charged fragments that are larger or smaller than any that was fitted, or neutral ones alone.
+    """Warn of charged fragments that are larger or smaller than all of those that were fitted.
 
     What a kernel by charge says is a sum over the atoms of the fragment, each of which learned a share of what the charge
     does to all of them: in a cell twice as large it does so twice.
     """
-    other = [n for n in _charged_atoms(structure) if n < min(sizes) or n > max(sizes)] if sizes else []
+    least, most = min(sizes), max(sizes)
+    other = [n for n in _charged_atoms(structure) if not least <= n <= most]
     if other:
-        fitted = f"{min(sizes)}" if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
+        fitted = f"{least}" if least == most else f"{least} to {most}"
         warn(
             f"{where}: a charged fragment has {other[0]} atoms; those of the training frames have {fitted}. Kernels by "
             "charge sum what the charge does over all atoms, and do not carry over to other sizes: add such frames "
@@ -137,11 +139,16 @@ def _charged_atoms(structure: Structure) -> list[int]:
 
 def several_charges(structures: Iterable[Structure]) -> set[float]:
     """All total charges, e, where one composition has several; else none."""
-    charges: dict[bytes, set[float]] = {}
-    for structure in structures:
-        own = charges.setdefault(np.sort(structure.numbers).tobytes(), set())
-        own.add(round(structure.total_charge, 6))
+    charges: dict[tuple[int, ...], set[float]] = {}
+    for numbers, charge in map(composition_and_charge, structures):
+        charges.setdefault(numbers, set()).add(charge)
     return set().union(*charges.values()) if any(len(own) > 1 for own in charges.values()) else set()
+
+
+def pairs_up(structure: Structure, unpaired: float) -> bool:
+    """Whether all but so many electrons can be paired; charges that are not whole say nothing."""
+    others = int(structure.numbers.sum()) - structure.total_charge - unpaired
+    return abs(others % 2.0 - 1.0) >= 1e-6
 
 
 def spin_of(structure: Structure, where: object = "the structure") -> float:
@@ -171,8 +178,8 @@ def _check_spin(value: float, structure: Structure, where: object) -> None:
             "is that plus one)"
         )
     charge = structure.total_charge
-    electrons = int(structure.numbers.sum()) - round(charge)
-    if abs(charge - round(charge)) < 1e-6 and (electrons - int(value)) % 2:
+    if not pairs_up(structure, value):
+        electrons = int(structure.numbers.sum()) - round(charge)
         raise InputError(
             f"the spin of {where} is {value:g} unpaired electrons, but it has {electrons} electrons (total charge "
             f"{charge:g} e); an {'even' if electrons % 2 == 0 else 'odd'} number of electrons has an "
@@ -276,6 +283,7 @@ __all__ = [
     "check_size",
     "fragment_states",
     "known_states",
+    "pairs_up",
     "several_charges",
     "spin_of",
     "state_of",

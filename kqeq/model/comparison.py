@@ -25,7 +25,7 @@ from kqeq.fitting.fit import FitResult, fit_potential, second_stage
 from kqeq.fitting.metrics import Evaluation, compare
 from kqeq.fitting.rows.cache import CacheFolder
 from kqeq.fitting.settings import FitSettings, dipoles_alone, with_charges
-from kqeq.frames.grouping import shuffled_folds, structure_groups
+from kqeq.frames.grouping import composition_and_charge, shuffled_folds, structure_groups
 from kqeq.frames.labels import Labels
 from kqeq.frames.states import several_charges
 from kqeq.frames.structures import Structure
@@ -283,7 +283,9 @@ def groups_of(pairs: Pairs, group: Sequence[int] | IntArray | None = None) -> li
     """
     if group is None:
         numbers: dict[Any, int] = {}
-        kinds = [numbers.setdefault(_kind(structure), len(numbers)) for structure, _ in pairs]
+        kinds = [
+            numbers.setdefault(composition_and_charge(structure), len(numbers)) for structure, _ in pairs
+        ]
         return kinds if len(numbers) >= MANY else structure_groups(structure for structure, _ in pairs)
     if len(group) != len(pairs):
         raise InputError(f"groups holds {len(group)} numbers for {len(pairs)} frames; expected one for each")
@@ -303,7 +305,7 @@ def sample(pairs: Pairs, group: Sequence[int], targets: Sequence[str] | None = N
         if not fitted & {"forces", "stress"}:
             cost *= WITHOUT_GRADIENTS
         costs[own] = costs.get(own, 0.0) + cost * len(structure)
-        kinds.setdefault(own, _kind(structure))
+        kinds.setdefault(own, composition_and_charge(structure))
     every = sum(costs.values()) / MOST_ATOMS
     count = max(2 * FOLDS, int(len(costs) / every))
     if every <= 1.0 or count >= len(costs):
@@ -327,10 +329,6 @@ def coarse(settings: FitSettings) -> FitSettings:
     return replace(settings, **changes)
 
 
-def _kind(structure: Structure) -> tuple[tuple[int, ...], float]:
-    return tuple(np.sort(structure.numbers).tolist()), round(structure.total_charge, 6)
-
-
 def folds_of(
     pairs: Pairs, folds: int | None, group: Sequence[int] | IntArray | None = None, seed: int = 0
 ) -> IntArray:
@@ -348,7 +346,7 @@ def folds_of(
             f"comparing models takes frames to leave out, and all {len(pairs)} belong to one group; give more frames, "
             "or other groups"
         )
-    kinds = [_kind(structure) for structure, _ in pairs]
+    kinds = [composition_and_charge(structure) for structure, _ in pairs]
     return shuffled_folds(group, kinds, min(FOLDS, count) if folds is None else folds, seed)
 
 
@@ -529,8 +527,8 @@ def choose(rows: Mapping[str, Candidate]) -> tuple[str, str, str]:
     for other in ("energy", "dipole"):
         also = {name: errors[name][other].rmse for name in near if other in errors[name]}
         if other != kind and also:  # a model without dipoles is not held against one that has them
-            limit = MUCH_WORSE * min(also.values())
-            near = [name for name in near if also.get(name, 0.0) <= limit]
+            most = MUCH_WORSE * min(also.values())
+            near = [name for name in near if also.get(name, 0.0) <= most]
     best = near[0]
 
     def words(name: str) -> str:

@@ -14,6 +14,7 @@ from kqeq.errors import LabelWarning
 from kqeq.frames.label_checks import survey
 from kqeq.frames.label_work import compare, contradictions
 from kqeq.frames.labels import LabelKeys, read_frames
+from systems import stored
 
 KCAL = units.kcal / units.mol
 
@@ -52,14 +53,7 @@ def strained():
         strain = rng.normal(0, 0.02, (3, 3))
         atoms.set_cell(atoms.cell @ (np.eye(3) + 0.5 * (strain + strain.T)), scale_atoms=True)
         atoms.positions += rng.normal(0, 0.02, (4, 3))
-        atoms.calc = EMT()
-        labels = {
-            "energy": atoms.get_potential_energy(),
-            "forces": atoms.get_forces(),
-            "stress": atoms.get_stress(),
-        }
-        atoms.calc = SinglePointCalculator(atoms, **labels)
-        frames.append(atoms)
+        frames.append(stored(atoms, EMT()))
     return frames
 
 
